@@ -1,0 +1,1 @@
+"""A trainer for language models that knows no architecture: families are plugins."""

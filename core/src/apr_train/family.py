@@ -1,0 +1,53 @@
+"""What a family says about itself as plain data, and the layouts its checkpoints come in. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import field, frozen
+
+from apr_train.header import Names, RopeRows
+
+API_VERSION = "1.0"
+"""The hook contract that this core speaks; a plugin of another major version is refused."""
+
+Kind = Literal["decoder", "encoder"]
+Objective = Literal["causal-lm", "masked-lm"]
+
+
+@frozen(kw_only=True)
+class FamilyInfo:
+    """A family's data card; every plugin module exposes one as `FAMILY`."""
+
+    name: str
+    """What `--arch` takes; equal to the entry point's name."""
+    api_version: str
+    """The hook contract that the plugin was written for, `major.minor`. Mandatory: no default."""
+    kind: Kind
+    """decoder: causal attention, rotary positions; encoder: bidirectional."""
+    objectives: tuple[Objective, ...]
+    """What it can be trained on; the first is the default."""
+    hf_classes: tuple[str, ...]
+    """Hugging Face classes whose files are this family's; the first is written at an export."""
+    model_type: str
+    """`model_type` of a Hugging Face config.json."""
+    gguf_architectures: tuple[str, ...] = ()
+    """`general.architecture` of GGUF files that are this family's."""
+    presets: tuple[str, ...] = field(default=())
+    """Names that `build_config(preset=…)` answers."""
+    default_preset: str
+    """The preset of a run without `--init` and `--preset`."""
+    base_prefix: str = "model."
+    """Prefix that Hugging Face's headed class puts before the base model's tensor names."""
+
+
+@frozen(kw_only=True)
+class Layout:
+    """Which spelling of a family's checkpoint a name map is for."""
+
+    names: Names = "hf"
+    """`hf` (also what `.apr` uses) or `gguf`."""
+    rope_rows: RopeRows = "split-half"
+    """Order of the rows of q and k in the file; the model always has split halves."""
+    bare: bool = False
+    """Hugging Face base-model file: names without `FamilyInfo.base_prefix`, and no head."""

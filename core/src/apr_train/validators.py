@@ -1,0 +1,38 @@
+"""attrs validators that give one clear message each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from apr_train.errors import ConfigError
+
+
+def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but a number above zero (booleans are not numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError("not a positive number", where=_where(instance, attribute), expected="> 0", found=repr(value))
+
+
+def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but an integer above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        problem = "not a positive integer"
+        raise ConfigError(problem, where=_where(instance, attribute), expected="an integer > 0", found=repr(value))
+
+
+def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but true or false: a string "false" is true in Python."""
+    if not isinstance(value, bool):
+        raise ConfigError("not a boolean", where=_where(instance, attribute), expected="true or false", found=repr(value))
+
+
+def fraction(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything outside [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError("not a fraction", where=_where(instance, attribute), expected="in [0, 1)", found=repr(value))
+
+
+def _where(instance: object, attribute: attrs.Attribute[Any]) -> str:
+    return f"{type(instance).__name__}.{attribute.name}"

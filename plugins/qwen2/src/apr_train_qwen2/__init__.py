@@ -1,0 +1,104 @@
+"""The Qwen2 family: Qwen2, Qwen2.5 and Qwen2.5-Coder, dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from apr_train.config import DecoderConfig, ModelConfig
+from apr_train.decoder_names import decoder_rules
+from apr_train.errors import NameMapError
+from apr_train.family import FamilyInfo, Layout
+from apr_train.finding import Finding
+from apr_train.header import Header
+from apr_train.hookspecs import hookimpl
+from apr_train.names import NameMap
+from apr_train.presets import choose_preset
+
+
+def _published(
+    hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int = 152_064, *, tied: bool
+) -> DecoderConfig:
+    """One row of the table of published Qwen2.5-Coder-*-Instruct configs; what they share is here."""
+    return DecoderConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=32_768,
+        rope_theta=1_000_000.0,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+        attention_bias=True,
+    )
+
+
+PRESETS: Mapping[str, DecoderConfig] = {
+    "0.5b": _published(896, 24, 14, 2, 4864, 151_936, tied=True),
+    "1.5b": _published(1536, 28, 12, 2, 8960, 151_936, tied=True),
+    "3b": _published(2048, 36, 16, 2, 11_008, 151_936, tied=True),
+    "7b": _published(3584, 28, 28, 4, 18_944, tied=False),
+    "14b": _published(5120, 48, 40, 8, 13_824, tied=False),
+    "32b": _published(5120, 64, 40, 8, 27_648, tied=False),
+    "tiny": _published(112, 2, 14, 2, 608, 1024, tied=True),
+}
+"""`tiny` keeps the 0.5b's heads (GQA 7:1) and its MLP's proportion to the width."""
+
+FAMILY = FamilyInfo(
+    name="qwen2",
+    api_version="1.0",
+    kind="decoder",
+    objectives=("causal-lm",),
+    hf_classes=("Qwen2ForCausalLM", "Qwen2Model"),
+    model_type="qwen2",
+    gguf_architectures=("qwen2",),
+    presets=tuple(PRESETS),
+    default_preset="0.5b",
+)
+
+
+@hookimpl
+def build_config(preset: str | None, header: Header | None) -> ModelConfig:
+    """Look the preset up, or read the file's own numbers; the biases on q, k and v are the architecture's."""
+    if header is not None:
+        return DecoderConfig.from_header(header, attention_bias=True, attention_output_bias=False, mlp_bias=False)
+    return choose_preset(PRESETS, preset, family=FAMILY.name)
+
+
+@hookimpl
+def map_tensor_names(config: DecoderConfig, layout: Layout) -> NameMap:
+    """Give the standard decoder's names; no converter permutes the rows of a Qwen2."""
+    if layout.rope_rows == "adjacent":
+        raise NameMapError(
+            "a Qwen2 file never has its rows of q and k in adjacent pairs",
+            where="rope_rows",
+            expected="split-half",
+            found=layout.rope_rows,
+            hint="llama.cpp permutes Llama's rows only; leave --rope-layout out.",
+        )
+    return NameMap.for_config(config, decoder_rules(config, layout))
+
+
+@hookimpl
+def validate_family(header: Header, objective: str) -> list[Finding]:
+    """Refuse sliding-window attention: some layers would see less of the past than ours do."""
+    if header.config.get("use_sliding_window") is not True:
+        return []
+    window = header.config.get("sliding_window")
+    return [
+        Finding(
+            id="PREFLIGHT-SLIDING-WINDOW",
+            where=f"{header.path} [use_sliding_window]",
+            problem="sliding-window attention is not implemented",
+            expected="use_sliding_window false (every published Qwen2.5 has it so)",
+            found=f"true, with sliding_window {window}",
+            hint="Set it to false only if sequences never pass the window.",
+        )
+    ]
+
+
+@hookimpl
+def attention_impl(config: ModelConfig) -> list[str]:
+    """The fastest first."""
+    return ["xformers", "sdpa", "eager"]

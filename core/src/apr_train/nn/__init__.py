@@ -1,0 +1,1 @@
+"""The mathematics: norms, rotary positions, attention, MLPs, the decoder and the encoder, the loss."""

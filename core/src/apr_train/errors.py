@@ -92,7 +92,28 @@ class NameMapError(AprTrainError):
 
 
 class PluginError(AprTrainError):
-    """A family plugin that is absent, broken, or answers a hook with something else than it should."""
+    """A family plugin that is absent, broken, or answers a hook with something else than it should.
+
+    `distribution`, `version` and `hook` say whose fault it is, as far as that is known; what the plugin itself
+    raised is the `__cause__`.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        distribution: str | None = None,
+        version: str | None = None,
+        hook: str | None = None,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.distribution = distribution
+        self.version = version
+        self.hook = hook
+        super().__init__(problem, where=where, expected=expected, found=found, hint=hint)
 
 
 class PreflightError(AprTrainError):
@@ -112,6 +133,10 @@ class AttentionError(AprTrainError):
 
 class TokenizerError(AprTrainError):
     """A tokenizer that is missing, unsupported, or does not fit."""
+
+
+class DataError(AprTrainError):
+    """A corpus that cannot be read, is empty, or is too small for what is asked of it."""
 
 
 class RunError(AprTrainError):

@@ -1,0 +1,35 @@
+"""What the data path asks of a tokenizer and of whoever watches it: nothing more, so that tests can bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, the bytes of text done, and the bytes in all."""
+
+Notice = Callable[[str], None]
+"""Called with one sentence about something that the user did not ask for but should know."""
+
+
+class TokenizerLike(Protocol):
+    """A tokenizer as the data path sees it."""
+
+    @property
+    def size(self) -> int:
+        """Largest id + 1, added tokens included."""
+        ...
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as there are such."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides how text is encoded; part of the token cache's key."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without any special token added around it."""
+        ...

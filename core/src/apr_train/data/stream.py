@@ -1,0 +1,167 @@
+"""Batches from tokens: shuffled and endless for training, fixed and finite for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from apr_train.data.batch import Batch
+from apr_train.data.protocols import TokenizerLike
+from apr_train.data.rows import make_rows
+from apr_train.data.tokens import TokenFile
+from apr_train.errors import ConfigError, DataError, RunError
+from apr_train.family import Objective
+
+_VALIDATION_SEED = 0
+_SEED_LIMIT = 1 << 63
+
+
+class BatchStream:
+    """An endless stream of training batches, every row once an epoch, in an order that the seed and the epoch decide.
+
+    The position counts rows, not batches: batch size and accumulation may change at a resume. A batch at an epoch's end
+    takes its last rows from the next epoch.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenFile,
+        *,
+        objective: Objective,
+        sequence_length: int,
+        batch_size: int,
+        seed: int,
+        tokenizer: TokenizerLike,
+        document_mask: bool = False,
+        mask_probability: float = 0.15,
+        on_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_epoch` is called with the number of whole epochs done, each time that one is.
+
+        Raises:
+            ConfigError: for an impossible length, batch size or seed.
+            DataError: when the corpus is too small for one row.
+        """
+        if batch_size < 1 or not 0 <= seed < _SEED_LIMIT:
+            expected = f"batch_size ≥ 1 and 0 ≤ seed < {_SEED_LIMIT}"
+            raise ConfigError("impossible", where="batch_size, seed", expected=expected, found=(batch_size, seed))
+        self._rows = make_rows(
+            tokens,
+            objective=objective,
+            length=sequence_length,
+            document_mask=document_mask,
+            tokenizer=tokenizer,
+            mask_probability=mask_probability,
+            seed=seed,
+            partial=False,
+        )
+        _require_a_row(len(self._rows), tokens, sequence_length)
+        self._batch_size, self._seed, self._on_epoch = batch_size, seed, on_epoch
+        self._epoch = self._index = 0
+        self._order = self._shuffled(0)
+        self._identity = {
+            "corpus": tokens.key,
+            "objective": objective,
+            "sequence_length": sequence_length,
+            "seed": seed,
+            "document_mask": document_mask,
+            "mask_probability": mask_probability,
+            "rows": len(self._rows),
+        }
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self._epoch
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that one epoch has."""
+        return len(self._rows)
+
+    def next_batch(self) -> Batch:
+        """The next `batch_size` rows."""
+        return self._rows.batch([self._next_place() for _ in range(self._batch_size)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it is a position in, as JSON-able data."""
+        return {"epoch": self._epoch, "index": self._index, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position that `state_dict` gave.
+
+        Raises:
+            RunError: when it is no position, or one in another stream; the message names what differs.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                problem = f"the run was saved with another {name}, so its data cannot go on where it was"
+                raise RunError(problem, where=f"data.{name}", expected=state.get(name), found=value)
+        epoch, index = state.get("epoch"), state.get("index")
+        if type(epoch) is not int or type(index) is not int or epoch < 0 or not 0 <= index < len(self._rows):
+            expected = f"epoch ≥ 0 and 0 ≤ index < {len(self._rows)}"
+            raise RunError("not a position in this stream", where="data", expected=expected, found=(epoch, index))
+        self._epoch, self._index = epoch, index
+        self._order = self._shuffled(epoch)
+
+    def _next_place(self) -> tuple[int, int]:
+        place = self._epoch, int(self._order[self._index])
+        self._index += 1
+        if self._index == len(self._rows):
+            self._epoch, self._index = self._epoch + 1, 0
+            self._order = self._shuffled(self._epoch)
+            if self._on_epoch is not None:
+                self._on_epoch(self._epoch)
+        return place
+
+    def _shuffled(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
+
+
+def validation_batches(
+    tokens: TokenFile,
+    *,
+    objective: Objective,
+    sequence_length: int,
+    batch_size: int,
+    tokenizer: TokenizerLike,
+    document_mask: bool = False,
+    mask_probability: float = 0.15,
+    max_rows: int | None = None,
+) -> Iterator[Batch]:
+    """The same batches each time it is called: the first `max_rows` rows in order, the last one padded if it is short.
+
+    Masks do not depend on the run's seed. The last batch may have fewer rows.
+
+    Raises:
+        DataError: when there is nothing to predict.
+    """
+    rows = make_rows(
+        tokens,
+        objective=objective,
+        length=sequence_length,
+        document_mask=document_mask,
+        tokenizer=tokenizer,
+        mask_probability=mask_probability,
+        seed=_VALIDATION_SEED,
+        partial=True,
+    )
+    if batch_size < 1 or (max_rows is not None and max_rows < 1):
+        raise ConfigError("not positive", where="batch_size, max_rows", expected="≥ 1", found=(batch_size, max_rows))
+    _require_a_row(len(rows), tokens, 1)
+    count = len(rows) if max_rows is None else min(len(rows), max_rows)
+    begins = range(0, count, batch_size)
+    return (rows.batch([(0, index) for index in range(begin, min(begin + batch_size, count))]) for begin in begins)
+
+
+def _require_a_row(rows: int, tokens: TokenFile, length: int) -> None:
+    if rows == 0:
+        raise DataError(
+            "the corpus is too small for one row",
+            where=tokens.path or "--data",
+            expected=f"more than {length} tokens",
+            found=len(tokens),
+            hint="Give more text, or shorter rows with --sequence-length.",
+        )

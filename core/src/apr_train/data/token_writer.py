@@ -1,0 +1,93 @@
+"""Writing a token file: beside its final name, then renamed, so that a reader sees all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from isal import isal_zlib
+
+from apr_train.data.token_layout import HEADER_SIZE, TokenHeader
+from apr_train.errors import DataError, TokenizerError
+
+
+class TokenWriter:
+    """Appends documents to a new token file; `finish` puts it under its name, leaving the block without it removes it."""
+
+    def __init__(self, path: Path, *, key: str, size: int) -> None:
+        """`size` is the vocabulary's: it decides between 2 and 4 bytes per id, and bounds the ids.
+
+        Raises:
+            DataError: when the folder cannot be written.
+        """
+        self._path = path
+        self._key = bytes.fromhex(key)
+        self._size = size
+        self._dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
+        self._starts: list[int] = []
+        self._count = self._max = self._bytes = self._checksum = 0
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._beside.open("xb")
+        except OSError as error:
+            hint = "Set APR_TRAIN_CACHE to a folder that can be written."
+            raise DataError("the token cache cannot be written", where=path.parent, found=error, hint=hint) from error
+        self._file.write(bytes(HEADER_SIZE))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._file.close()
+        self._beside.unlink(missing_ok=True)
+
+    def append(self, pieces: Sequence[Sequence[int]], *, end: int, text_bytes: int) -> None:
+        """Add one document, given in consecutive pieces, and the end-of-text token after it.
+
+        Raises:
+            TokenizerError: for an id outside the vocabulary.
+        """
+        self._starts.append(self._count)
+        self._bytes += text_bytes
+        for piece in (*pieces, [end]):
+            if len(piece):
+                self._append_ids(np.asarray(piece, dtype=np.int64))
+
+    def _append_ids(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+        smallest, largest = int(ids.min()), int(ids.max())
+        if smallest < 0 or largest >= self._size:
+            problem = "the tokenizer gives an id outside its own vocabulary"
+            found = smallest if smallest < 0 else largest
+            raise TokenizerError(problem, expected=f"0 to {self._size - 1}", found=found)
+        self._max = max(self._max, largest)
+        self._count += len(ids)
+        self._write(ids.astype(self._dtype).tobytes())
+
+    def _write(self, data: bytes) -> None:
+        self._checksum = isal_zlib.crc32(data, self._checksum)
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """Write the document starts and the header, flush to the disk, and rename."""
+        header = TokenHeader(
+            id_bytes=self._dtype.itemsize,
+            token_count=self._count,
+            document_count=len(self._starts),
+            max_token_id=self._max,
+            text_bytes=self._bytes,
+            key=self._key,
+        )
+        self._write(bytes(header.starts_offset - self._file.tell()))
+        self._write(np.array(self._starts, dtype="<u8").tobytes())
+        self._file.seek(0)
+        self._file.write(header.pack(self._checksum))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._beside.replace(self._path)

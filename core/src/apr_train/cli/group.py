@@ -1,0 +1,116 @@
+"""The group of commands: lazily imported, `train` when no command is named, one clear message for every error."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import traceback
+from importlib import util
+from typing import IO, Any, cast
+
+import click
+
+from apr_train.errors import AprTrainError
+from apr_train.suggest import did_you_mean
+
+TRAIN = "train"
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+COMMANDS = {
+    TRAIN: ("train", "Train a model; what `apr-train --arch …` runs."),
+    "plugins": ("plugins", "List the installed families, and broken plugins with the reason."),
+    "inspect": ("inspect_", "Show what a checkpoint says about itself."),
+    "validate": ("validate", "Check a checkpoint file, byte for byte."),
+    "check": ("check", "Run the preflight: every fault of a run, before it starts."),
+    "contract": ("contract", "Show the rules that a run must not break."),
+    "import": ("import_", "Convert safetensors or GGUF to .apr."),
+    "export": ("export", "Convert .apr to safetensors or GGUF."),
+    "eval": ("eval_", "Measure a checkpoint's loss."),
+    "generate": ("generate", "Continue a text."),
+    "stamp": ("stamp", "Write metadata into a checkpoint."),
+    "publish": ("publish", "Make a folder that Hugging Face tools load."),
+    "report": ("report", "Summarise a run."),
+    "diff": ("diff", "Compare two checkpoints or runs."),
+}
+"""Command → module under `apr_train.cli` (its attribute `command`), and the line for the list of commands."""
+
+
+class Failure(click.ClickException):
+    """An error that the user can mend, as click shows it: one message, the error's own exit code."""
+
+    def __init__(self, error: Exception, *, debug: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.debug = debug
+        self.exit_code = getattr(error, "exit_code", 1)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the message to stderr, under the traceback when `--debug` asks for it."""
+        if self.debug:
+            click.echo("".join(traceback.format_exception(self.error)), file=file, err=file is None, nl=False)
+        click.echo(f"Error: {self.message}", file=file, err=file is None)
+
+
+class CommandGroup(click.Group):
+    """Resolves a command by importing its module only; options without a command are `train`'s."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands whose module exists, in the order of the table."""
+        return [name for name, (module, _) in COMMANDS.items() if util.find_spec(f"{__package__}.{module}")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and take its `command`."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"{__package__}.{COMMANDS[cmd_name][0]}")
+        return cast(click.Command, module.command)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown command names the closest one or lists them all."""
+        names = self.list_commands(ctx)
+        if args[0] not in names:
+            ctx.fail(f"No such command '{args[0]}': {did_you_mean(args[0], names)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take `--debug` from anywhere, and put `train` before options that are not the group's own."""
+        ctx.obj = {"debug": "--debug" in args}
+        args = [arg for arg in args if arg != "--debug"]
+        own = {name for param in self.get_params(ctx) for name in param.opts}
+        if args and args[0].startswith("-") and args[0] not in own:
+            args = [TRAIN, *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors become one message and an exit code, an interrupt is no traceback.
+
+        Raises:
+            Failure: for every AprTrainError and every fault of the file system.
+        """
+        debug = bool((ctx.obj or {}).get("debug"))
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except AprTrainError as error:
+            raise Failure(error, debug=debug) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click leaves quietly when the reader of a pipe has gone
+            raise Failure(error, debug=debug) from error
+
+
+def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Answer `--version`; the metadata is read only then."""
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"apr-train {version('apr-train')}")
+        ctx.exit()

@@ -1,0 +1,75 @@
+"""What commands print: JSON, tables and findings; coloured on a terminal, plain text in a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import click
+
+from apr_train.finding import Finding
+
+
+def emit_json(data: Any) -> None:
+    """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return {item.name: getattr(value, item.name) for item in attrs.fields(type(value))}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} is not JSON-able")
+
+
+def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """Print a table: with rich on a terminal, else aligned columns that nothing wraps or cuts."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(columns, cells, title)
+        return
+    if title:
+        click.echo(title)
+    for line in _aligned([list(columns), *cells]):
+        click.echo(line)
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a `[` in a value is no markup
+    Console().print(table)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def emit_pairs(pairs: Mapping[str, object], *, title: str | None = None) -> None:
+    """Print `key  value` lines, the keys padded to one width."""
+    if title:
+        click.echo(click.style(title, bold=True))
+    width = max((len(key) for key in pairs), default=0)
+    for key, value in pairs.items():
+        click.echo(f"{key.ljust(width)}  {value}")
+
+
+def emit_findings(findings: Iterable[Finding], *, err: bool = True) -> None:
+    """Print each finding on a line of its own, errors first."""
+    for finding in sorted(findings, key=lambda finding: finding.severity != "error"):
+        colour = "red" if finding.severity == "error" else "yellow"
+        click.echo(f"{click.style(finding.severity, fg=colour, bold=True)} {finding}", err=err)

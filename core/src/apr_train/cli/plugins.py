@@ -1,0 +1,75 @@
+"""`apr-train plugins`: what is installed, and what is broken and why. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from apr_train.cli.output import emit_json, emit_table
+from apr_train.errors import AprTrainError, PluginError
+from apr_train.facade import Family
+from apr_train.registry import BrokenPlugin, Registry, broken_plugin
+
+COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objectives", "attention")
+
+
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, tracebacks included.")
+@click.option("--tracebacks", is_flag=True, help="Show what a broken plugin itself raised.")
+def command(as_json: bool, tracebacks: bool) -> None:
+    """List the installed families, and broken plugins with the reason."""
+    working, broken = survey(Registry.discover())
+    if as_json:
+        emit_json({"families": working, "broken": broken})
+        return
+    if working:
+        emit_table(COLUMNS, [_row(item) for item in working])
+    else:
+        click.echo("No family works here; install one: pip install apr-train-NAME.")
+    for fault in broken:
+        click.echo(f"\nbroken: {fault.reason}")
+        if tracebacks and fault.traceback:
+            click.echo(fault.traceback.rstrip())
+
+
+def survey(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]]:
+    """Describe every family by asking its hooks; one that answers wrongly is broken, like one that does not import."""
+    working: list[dict[str, Any]] = []
+    broken = registry.broken()
+    for family in registry.families():
+        try:
+            working.append(describe(family))
+        except PluginError as error:
+            broken.append(broken_plugin(family.source, error))
+        except AprTrainError as error:
+            preset = family.info.default_preset
+            broken.append(broken_plugin(family.source, family.source.error(f"preset {preset} does not work: {error}")))
+    return working, broken
+
+
+def describe(family: Family) -> dict[str, Any]:
+    """A family's line of the list, as JSON-able data.
+
+    Raises:
+        AprTrainError: the family's hooks fail for its own default preset.
+    """
+    backends = family.attention_impl(family.build_config(preset=family.info.default_preset))
+    return {
+        "name": family.name,
+        "distribution": family.distribution,
+        "version": family.version,
+        "api_version": family.info.api_version,
+        "kind": family.info.kind,
+        "presets": list(family.info.presets),
+        "default_preset": family.info.default_preset,
+        "objectives": list(family.info.objectives),
+        "hf_classes": list(family.info.hf_classes),
+        "gguf_architectures": list(family.info.gguf_architectures),
+        "attention": [item if isinstance(item, str) else item.name for item in backends],
+    }
+
+
+def _row(item: dict[str, Any]) -> list[str]:
+    keys = ("name", "distribution", "version", "api_version", "kind")
+    return [*(item[key] for key in keys), *(", ".join(item[key]) for key in ("presets", "objectives", "attention"))]

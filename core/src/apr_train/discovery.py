@@ -1,0 +1,110 @@
+"""Which plugins are installed, by entry-point metadata alone: nothing of theirs is imported here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from importlib import metadata
+
+from attrs import field, frozen
+
+from apr_train.errors import PluginError
+
+FAMILIES = "apr_train.families"
+WRAPPERS = "apr_train.wrappers"
+ENVIRONMENT = "APR_TRAIN_PLUGINS"
+"""Comma-separated distribution names; set, only these are loaded (set to nothing: none)."""
+
+
+@frozen(kw_only=True)
+class Source:
+    """One entry point: where a family or a wrapper would be imported from."""
+
+    group: str
+    name: str
+    """What `--arch` takes."""
+    distribution: str
+    version: str
+    entry_point: metadata.EntryPoint = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        """`distribution version`, for messages."""
+        return f"{self.distribution} {self.version}"
+
+    def error(self, problem: str, *, hook: str | None = None, **details: str | None) -> PluginError:
+        """A PluginError that says whose fault it is."""
+        place = f"{self.where} [{self.name}]" if hook is None else f"{self.where} [{self.name}], hook {hook}"
+        return PluginError(
+            problem,
+            where=place,
+            distribution=self.distribution,
+            version=self.version,
+            hook=hook,
+            expected=details.get("expected"),
+            found=details.get("found"),
+            hint=details.get("hint"),
+        )
+
+
+@frozen(kw_only=True)
+class Found:
+    """What is installed: usable names, and names that more than one entry point offers."""
+
+    sources: tuple[Source, ...]
+    clashes: tuple[tuple[Source, ...], ...]
+    absent: tuple[str, ...] = ()
+    """Distributions that were asked for and offer nothing."""
+
+
+def canonical(distribution: str) -> str:
+    """A distribution's name as package tools compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
+
+
+def allowed_from_environment() -> list[str] | None:
+    """The distributions that `APR_TRAIN_PLUGINS` names; None when it is not set."""
+    value = os.environ.get(ENVIRONMENT)
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
+def discover(only: Collection[str] | None = None) -> Found:
+    """Read the installed entry points of families and wrappers, restricted to the distributions in `only`."""
+    sources = [source for group in (FAMILIES, WRAPPERS) for source in _read(group)]
+    absent: list[str] = []
+    if only is not None:
+        wanted = {canonical(name): name for name in only}
+        sources = [source for source in sources if canonical(source.distribution) in wanted]
+        offered = {canonical(source.distribution) for source in sources}
+        absent = sorted(name for key, name in wanted.items() if key not in offered)
+    return _split(sources, absent)
+
+
+def _read(group: str) -> list[Source]:
+    points = metadata.entry_points(group=group)
+    return [_source(group, point) for point in sorted(points, key=lambda point: point.name)]
+
+
+def _source(group: str, point: metadata.EntryPoint) -> Source:
+    owner = point.dist
+    return Source(
+        group=group,
+        name=point.name,
+        distribution="an unknown distribution" if owner is None else owner.name,
+        version="" if owner is None else owner.version,
+        entry_point=point,
+    )
+
+
+def _split(sources: Iterable[Source], absent: Iterable[str]) -> Found:
+    """Set aside every name that several entry points of one group offer."""
+    by_name: dict[tuple[str, str], list[Source]] = defaultdict(list)
+    for source in sources:
+        by_name[source.group, source.name].append(source)
+    return Found(
+        sources=tuple(group[0] for group in by_name.values() if len(group) == 1),
+        clashes=tuple(tuple(group) for group in by_name.values() if len(group) > 1),
+        absent=tuple(absent),
+    )

@@ -1,0 +1,43 @@
+# make test works on a machine with nothing but Python >= 3.11, make and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DISTRIBUTIONS := core plugins/llama370m plugins/qwen2 plugins/codebert
+REQUIREMENTS := constraints.txt requirements-dev.txt requirements-real.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
+# The tests' matrices are tiny: one thread each and several processes is the fastest way through them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP) ## Train a tiny model from scratch, look at it, and list the families
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh
+
+test: $(STAMP) ## Run every test but the slow ones (PYTEST_ARGS="-k name" to choose)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## Run the slow tests: minutes, or gigabytes
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribution
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_import_direction.py
+	rm -rf dist
+	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
+
+bench: $(STAMP) ## Run the benchmarks; they print ratios, not wall times of one machine
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+$(STAMP): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python >= 3.11 is needed; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt -r requirements-real.txt
+	@touch $@

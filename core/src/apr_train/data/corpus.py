@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import frozen
 
+from apr_train.data.cache import CACHE_VARIABLE, cache_folder, cache_key
 from apr_train.data.documents import Document
+from apr_train.data.encoding import encode_documents
+from apr_train.data.files import describe
+from apr_train.data.masking import special_id
 from apr_train.data.protocols import Notice, Progress, TokenizerLike
-from apr_train.data.settings import DataSettings
+from apr_train.data.settings import CorpusSettings
+from apr_train.data.split import Side
+from apr_train.data.survey import Survey, survey_corpus
+from apr_train.data.token_layout import VERSION, DamagedTokenFile
+from apr_train.data.token_writer import TokenWriter
 from apr_train.data.tokens import TokenFile
+from apr_train.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -17,29 +30,117 @@ class Corpus:
     """Both sides of a tokenised corpus."""
 
     train: TokenFile
+    """What is learnt from."""
     validation: TokenFile
+    """What is held out."""
     hash: str
     """Hex digest of the texts in their order; independent of where they lie and of the tokenizer."""
     description: str
     """Where the text comes from, for the model card."""
-    max_token_id: int
-    """The largest id on either side; must be below the model's vocabulary."""
-    bytes_per_token: float
-    """Of the validation side; nats per token / ln 2 / this = bits per byte."""
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest id on either side; must be below the model's vocabulary."""
+        return max(self.train.max_token_id, self.validation.max_token_id)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of the validation side; nats per token / ln 2 / this = bits per byte."""
+        return self.validation.bytes_per_token
 
 
 def load_corpus(
-    settings: DataSettings,
+    settings: CorpusSettings,
     tokenizer: TokenizerLike,
     *,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     notice: Notice | None = None,
 ) -> Corpus:
-    """Open the tokens of a corpus, making them first if they are not in the cache."""
-    raise NotImplementedError
+    """Open the tokens of a corpus, making them first if they are not in the cache.
+
+    Args:
+        settings: which text, and how it is split.
+        tokenizer: its fingerprint is part of the cache's key.
+        cache_dir: instead of `cache_folder()`.
+        progress: told of the bytes of text encoded.
+        notice: told of what was left out or mended; a log warning otherwise.
+
+    Raises:
+        DataError: when the text cannot be read, or the cache cannot be written.
+        TokenizerError: when the tokenizer has no end-of-text token.
+    """
+    notice = notice or _log.warning
+    survey = survey_corpus(settings, notice=notice)
+    folder = (cache_dir or cache_folder()) / "tokens"
+    separator = special_id(tokenizer, "eos", "documents are separated by it")
+    keys = _side_keys(settings, survey, tokenizer, separator)
+    paths = {side: folder / f"{key}.tokens" for side, key in keys.items()}
+    sides = {side: _cached(paths[side], keys[side], tokenizer.size, notice) for side in keys}
+    if any(tokens is None for tokens in sides.values()):
+        _encode(survey, tokenizer, separator, keys, paths, progress)
+        sides = {side: _cached(paths[side], keys[side], tokenizer.size, notice) for side in keys}
+    train, validation = sides["train"], sides["validation"]
+    if train is None or validation is None:
+        raise DataError("the token cache cannot be read back", where=folder, hint="Is the disk full, or failing?")
+    return Corpus(train=train, validation=validation, hash=survey.hash, description=describe(settings.data))
 
 
-def held_out_documents(settings: DataSettings, *, limit: int | None = None) -> list[Document]:
-    """The documents of the validation side, in the order of their tokens."""
-    raise NotImplementedError
+def held_out_documents(settings: CorpusSettings, *, limit: int | None = None, notice: Notice | None = None) -> list[Document]:
+    """The documents of the validation side (or the first `limit`), in the order of their tokens."""
+    survey = survey_corpus(settings, notice=notice or _log.warning)
+    return survey.validation()[:limit]
+
+
+def _side_keys(settings: CorpusSettings, survey: Survey, tokenizer: TokenizerLike, separator: int) -> dict[Side, str]:
+    shared = {
+        "version": VERSION,
+        "corpus": survey.hash,
+        "fraction": settings.validation_fraction,
+        "tokenizer": tokenizer.fingerprint,
+        "size": tokenizer.size,
+        "separator": separator,
+    }
+    sides: tuple[Side, ...] = ("train", "validation")
+    return {side: cache_key(side=side, **shared) for side in sides}
+
+
+def _cached(path: Path, key: str, size: int, notice: Notice) -> TokenFile | None:
+    try:
+        return TokenFile.open(path, key=key, size=size)
+    except FileNotFoundError:
+        return None
+    except (DamagedTokenFile, OSError) as error:
+        notice(f"{path}: the cached tokens are damaged ({error}); they are made again")
+        return None
+
+
+def _encode(
+    survey: Survey,
+    tokenizer: TokenizerLike,
+    separator: int,
+    keys: dict[Side, str],
+    paths: dict[Side, Path],
+    progress: Progress | None,
+) -> None:
+    """Make both token files; each appears under its name only when it is whole."""
+    done = 0
+
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress("tokenise", done, survey.text_bytes)
+
+    sides: dict[Side, Iterable[Document]] = {
+        "validation": survey.validation(),
+        "train": survey.train(),
+    }
+    try:
+        for side, documents in sides.items():
+            with TokenWriter(paths[side], key=keys[side], size=tokenizer.size) as writer:
+                encode_documents(documents, tokenizer, writer, separator=separator, done=report)
+                writer.finish()
+    except OSError as error:
+        hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
+        raise DataError("the token cache cannot be written", where=paths["train"].parent, found=error, hint=hint) from error

@@ -1,8 +1,19 @@
-"""Documents from files, folders, globs, JSONL, or the standard library's own source."""
+"""Documents: the texts in files, one a file, or one a line in JSONL."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
 from attrs import field, frozen
+
+from apr_train.errors import DataError
+
+JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+TEXT_FIELDS = ("text", "content")
+_BOM = b"\xef\xbb\xbf"
 
 
 @frozen
@@ -12,4 +23,74 @@ class Document:
     source: str
     """Where it is: a path, or `path:line` for JSONL."""
     text: str = field(repr=False)
-    """All of it, newlines as in the file."""
+    """All of it, newlines as in the file, without a byte-order mark."""
+
+
+def read_documents(files: Iterable[Path]) -> Iterator[Document]:
+    """All documents that have more than white space in them, one file in memory at a time.
+
+    Raises:
+        DataError: naming file and line, for what is not UTF-8, not JSON, or has no text field.
+    """
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                documents = _read_jsonl(path, file) if path.suffix.lower() in JSONL_SUFFIXES else _read_text(path, file)
+                yield from (document for document in documents if document.text.strip())
+        except OSError as error:
+            raise DataError("cannot be read", where=path, found=error.strerror) from error
+
+
+def _read_text(path: Path, file: BinaryIO) -> Iterator[Document]:
+    yield Document(str(path), _decode(file.read(), path, first_line=1))
+
+
+def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[Document]:
+    for number, line in enumerate(file, start=1):
+        text = _decode(line, path, first_line=number)
+        if text.strip():
+            where = f"{path}:{number}"
+            yield Document(where, _text_of(_parse(text, where), where))
+
+
+def _decode(raw: bytes, path: Path, *, first_line: int) -> str:
+    try:
+        return raw.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        line = first_line + before.count(b"\n")
+        column = error.start - before.rfind(b"\n")
+        raise DataError(
+            "not UTF-8",
+            where=f"{path}:{line}",
+            found=f"byte 0x{error.object[error.start]:02x} at byte {column} of the line",
+            hint="Convert the file, or leave it out with a glob such as 'folder/**/*.py'.",
+        ) from error
+
+
+def _parse(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError("not JSON", where=where, expected="one JSON object a line", found=error) from error
+
+
+def _text_of(value: Any, where: str) -> str:
+    expected = " or ".join(f'"{name}"' for name in TEXT_FIELDS) + " with a string"
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object", where=where, expected=f"an object with {expected}", found=type(value).__name__)
+    for name in TEXT_FIELDS:
+        if isinstance(value.get(name), str):
+            return _without_surrogates(value[name], where)
+    found = ", ".join(sorted(value)[:8]) or "no fields"
+    raise DataError("no text in this line", where=where, expected=expected, found=found)
+
+
+def _without_surrogates(text: str, where: str) -> str:
+    """JSON can escape half of a UTF-16 pair, which no encoding of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"\\u{ord(text[error.start]):04x}"
+        raise DataError("half of a surrogate pair", where=where, expected="Unicode text", found=found) from error
+    return text

@@ -85,18 +85,15 @@ class MaskedRows:
         self._bos, self._eos, self._pad = ends
         self._room = length - 2
         if by_document:
-            self._begins, self._stops = (
-                tokens.starts.astype(np.int64),
-                np.append(tokens.starts[1:], len(tokens)).astype(np.int64) - 1,
-            )
-            partial = True
+            stops = np.append(tokens.starts[1:], len(tokens)).astype(np.int64)
+            self._begins, self._stops = tokens.starts.astype(np.int64), stops - 1  # a separator would be a second eos
         else:
             self._begins, self._stops = np.array([0]), np.array([len(tokens)])
         sizes = self._stops - self._begins
-        self._last_row = np.cumsum(-(-sizes // self._room) if partial else sizes // self._room)
+        self._last_row = np.cumsum(-(-sizes // self._room) if partial or by_document else sizes // self._room)
 
     def __len__(self) -> int:
-        return int(self._last_row[-1])
+        return int(self._last_row[-1]) if len(self._last_row) else 0
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
         """Masked tokens and targets, with `keep` when a row is padded."""

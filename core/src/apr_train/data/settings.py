@@ -1,4 +1,4 @@
-"""What the user can say about the corpus."""
+"""What decides the text of a corpus and its two sides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import attrs
 from attrs import field, frozen
 
 from apr_train.errors import ConfigError
-from apr_train.validators import boolean
 
 
 def _inside_unit_interval(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -17,21 +16,18 @@ def _inside_unit_interval(instance: object, attribute: attrs.Attribute[Any], val
         raise ConfigError("not a fraction", where=where, expected="above 0 and below 1", found=repr(value))
 
 
-def _sources(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
-        raise ConfigError("not a list of paths", where="DataSettings.data", expected="paths or globs", found=repr(value))
-    return tuple(value)
+def _paths(value: Any) -> tuple[str, ...]:
+    items = () if isinstance(value, str) else tuple(value)
+    if isinstance(value, str) or not all(isinstance(item, str) and item for item in items):
+        raise ConfigError("not a list of paths", where="CorpusSettings.data", expected="paths or globs", found=repr(value))
+    return items
 
 
 @frozen(kw_only=True)
-class DataSettings:
-    """Where the text comes from and how it becomes rows."""
+class CorpusSettings:
+    """Where the text comes from, and how much of it is held out."""
 
-    data: tuple[str, ...] = field(default=(), converter=_sources)
+    data: tuple[str, ...] = field(default=(), converter=_paths)
     """Files, folders, globs, and JSONL files; empty: the source of Python's standard library."""
     validation_fraction: float = field(default=0.05, validator=_inside_unit_interval)
     """Share of the documents (by a fixed hash of their content) that is held out; of a single document, its tail."""
-    document_mask: bool = field(default=False, validator=boolean)
-    """Whether attention stays inside documents in rows that hold several."""
-    mask_probability: float = field(default=0.15, validator=_inside_unit_interval)
-    """Masked-LM: share of the ordinary tokens that become targets."""

@@ -163,5 +163,5 @@ def _require_a_row(rows: int, tokens: TokenFile, length: int) -> None:
             where=tokens.path or "--data",
             expected=f"more than {length} tokens",
             found=len(tokens),
-            hint="Give more text, or shorter rows with --sequence-length.",
+            hint="Give more text, or shorter rows with --seq-len.",
         )

@@ -13,7 +13,7 @@ import numpy as np
 from isal import isal_zlib
 
 from apr_train.data.token_layout import HEADER_SIZE, TokenHeader
-from apr_train.errors import DataError, TokenizerError
+from apr_train.errors import TokenizerError
 
 
 class TokenWriter:
@@ -23,21 +23,17 @@ class TokenWriter:
         """`size` is the vocabulary's: it decides between 2 and 4 bytes per id, and bounds the ids.
 
         Raises:
-            DataError: when the folder cannot be written.
+            OSError: here and in all methods, when the disk does not take it.
         """
         self._path = path
         self._key = bytes.fromhex(key)
         self._size = size
         self._dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
-        self._starts: list[int] = []
+        self._starts = [0]
         self._count = self._max = self._bytes = self._checksum = 0
         self._beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._beside.open("xb")
-        except OSError as error:
-            hint = "Set APR_TRAIN_CACHE to a folder that can be written."
-            raise DataError("the token cache cannot be written", where=path.parent, found=error, hint=hint) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._beside.open("xb")
         self._file.write(bytes(HEADER_SIZE))
 
     def __enter__(self) -> Self:
@@ -47,17 +43,20 @@ class TokenWriter:
         self._file.close()
         self._beside.unlink(missing_ok=True)
 
-    def append(self, pieces: Sequence[Sequence[int]], *, end: int, text_bytes: int) -> None:
-        """Add one document, given in consecutive pieces, and the end-of-text token after it.
+    def append(self, ids: Sequence[int], *, text_bytes: int) -> None:
+        """Add tokens to the current document.
 
         Raises:
             TokenizerError: for an id outside the vocabulary.
         """
-        self._starts.append(self._count)
         self._bytes += text_bytes
-        for piece in (*pieces, [end]):
-            if len(piece):
-                self._append_ids(np.asarray(piece, dtype=np.int64))
+        if len(ids):
+            self._append_ids(np.asarray(ids, dtype=np.int64))
+
+    def end_document(self, separator: int) -> None:
+        """Close the current document with the end-of-text token."""
+        self._append_ids(np.array([separator], dtype=np.int64))
+        self._starts.append(self._count)
 
     def _append_ids(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
         smallest, largest = int(ids.min()), int(ids.max())
@@ -74,17 +73,17 @@ class TokenWriter:
         self._file.write(data)
 
     def finish(self) -> None:
-        """Write the document starts and the header, flush to the disk, and rename."""
+        """After the last `end_document`: write the document starts and the header, flush to the disk, and rename."""
         header = TokenHeader(
             id_bytes=self._dtype.itemsize,
             token_count=self._count,
-            document_count=len(self._starts),
+            document_count=len(self._starts) - 1,
             max_token_id=self._max,
             text_bytes=self._bytes,
             key=self._key,
         )
         self._write(bytes(header.starts_offset - self._file.tell()))
-        self._write(np.array(self._starts, dtype="<u8").tobytes())
+        self._write(np.array(self._starts[:-1], dtype="<u8").tobytes())
         self._file.seek(0)
         self._file.write(header.pack(self._checksum))
         self._file.flush()

@@ -1,0 +1,98 @@
+"""Which documents are held out: decided by a hash of each one's content, so that no text is on both sides.
+
+A document's key is a 64-bit BLAKE2b of its words, white space apart: copies that differ only in line endings or in
+indentation share it. Held out are the keys below a threshold, which the survey of all keys adjusts so that neither side
+is empty: when no key is low enough the lowest is held out, and when all are the highest is not. A corpus of one distinct
+text keeps its tail for validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Literal
+
+from attrs import evolve, frozen
+
+from apr_train.data.documents import Document
+from apr_train.errors import DataError
+
+Side = Literal["train", "validation"]
+_KEYS = 1 << 64
+
+
+@frozen(kw_only=True)
+class Split:
+    """The rule that sends a document to its side."""
+
+    threshold: int
+    """Keys below it are held out."""
+    tail_fraction: float | None = None
+    """Set when all documents are the same text: this share of it, at its end, is held out."""
+
+
+class KeySurvey:
+    """What has to be known of all keys to split them: constant memory, whatever the corpus."""
+
+    def __init__(self) -> None:
+        self._lowest, self._highest = _KEYS, -1
+
+    def add(self, key: int) -> None:
+        """Take note of one document's key."""
+        self._lowest, self._highest = min(self._lowest, key), max(self._highest, key)
+
+    def split(self, fraction: float) -> Split:
+        """The rule that holds out about `fraction` of the documents, and at least one.
+
+        Raises:
+            DataError: when there was no document.
+        """
+        if self._highest < 0:
+            raise DataError("the corpus is empty", where="--data", expected="at least one document with text in it")
+        threshold = int(fraction * _KEYS)
+        if self._lowest == self._highest:
+            return Split(threshold=threshold, tail_fraction=fraction)
+        return Split(threshold=min(max(threshold, self._lowest + 1), self._highest))
+
+
+def split_key(text: str) -> int:
+    """The 64-bit number that decides a text's side, the same on every machine and in every version."""
+    words = " ".join(text.split()).encode("utf-8")
+    return int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
+
+
+def train_documents(documents: Iterable[Document], split: Split) -> Iterator[Document]:
+    """The documents to learn from, in their order."""
+    for document in documents:
+        if split.tail_fraction is not None:
+            yield evolve(document, text=_cut(document, split.tail_fraction)[0])
+        elif split_key(document.text) >= split.threshold:
+            yield document
+
+
+def held_out(documents: Iterable[Document], split: Split) -> list[Document]:
+    """The documents to validate on, each text once, in the order of their keys.
+
+    That order is as good as random, and fixed: the first N of them are a fair sample whatever the names of the files.
+    """
+    kept: dict[int, Document] = {}
+    for document in documents:
+        key = split_key(document.text)
+        if split.tail_fraction is not None:
+            kept.setdefault(key, evolve(document, text=_cut(document, split.tail_fraction)[1]))
+        elif key < split.threshold:
+            kept.setdefault(key, document)
+    return [kept[key] for key in sorted(kept)]
+
+
+def _cut(document: Document, tail_fraction: float) -> tuple[str, str]:
+    """Head and tail of a text, cut after a newline when one is near."""
+    text = document.text
+    target = round(len(text.rstrip()) * (1 - tail_fraction))
+    newline = text.rfind("\n", 0, target) + 1
+    cut = newline if newline > target // 2 else target
+    head, tail = text[:cut], text[cut:]
+    if not head.strip() or not tail.strip():
+        hint = "Give more text: one document must be long enough to learn from its head and to validate on its tail."
+        raise DataError("the only document is too short to be split", where=document.source, found=repr(text[:80]), hint=hint)
+    return head, tail

@@ -170,11 +170,6 @@ def test_published_header_has_no_findings():
     assert family.validate_family(header(), "causal-lm") == []
 
 
-def test_sliding_window_that_is_switched_on_is_refused():
-    (finding,) = family.validate_family(header(CONFIG_JSON | {"use_sliding_window": True}), "causal-lm")
-    assert (finding.severity, "sliding_window 32768" in finding.found) == ("error", True)
-
-
 def test_yarn_is_refused_by_name():
     with pytest.raises(ConfigError, match="yarn"):
         family.build_config(None, header(CONFIG_JSON | {"rope_scaling": {"type": "yarn", "factor": 4.0}}))

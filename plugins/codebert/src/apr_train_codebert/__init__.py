@@ -123,7 +123,7 @@ def validate_family(header: Header, objective: str) -> list[Finding]:
         return []
     return [
         Finding(
-            id="PREFLIGHT-POSITIONS",
+            id="FALSIFY-APR-PRETRAIN-INIT-005",
             where=f"{header.path} [max_position_embeddings]",
             problem="no position is left for a token: position ids start at pad_token_id + 1",
             expected=f"more than {pad + 1} rows",

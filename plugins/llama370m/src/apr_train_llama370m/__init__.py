@@ -12,6 +12,7 @@ from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.hookspecs import hookimpl
 from apr_train.names import NameMap
+from apr_train.neutral import NOT_IMPLEMENTED
 from apr_train.presets import choose_preset
 
 PRESETS: Mapping[str, DecoderConfig] = {
@@ -98,7 +99,7 @@ def _lost_scaling(header: Header) -> bool:
 
 def _rope_table(header: Header) -> Finding:
     return Finding(
-        id="PREFLIGHT-ROPE-SCALING",
+        id=NOT_IMPLEMENTED,
         where=f"{header.path} [rope_freqs.weight]",
         problem="RoPE scaling that is stored as a table of factors is not implemented",
         expected="no scaling, or Llama 3's four numbers under rope_scaling",
@@ -109,7 +110,7 @@ def _rope_table(header: Header) -> Finding:
 
 def _silent_scaling(header: Header) -> Finding:
     return Finding(
-        id="PREFLIGHT-ROPE-SCALING",
+        id=NOT_IMPLEMENTED,
         where=f"{header.path} [rope_scaling]",
         problem="this looks like a Llama 3.1 or later, and the file does not say how its RoPE is scaled",
         expected="rope_scaling",

@@ -1,0 +1,39 @@
+"""The conformance kit: what an author of a family calls in the plugin's own tests. See docs/tutorial.md.
+
+    from apr_train.testing import check_family, installed_family
+
+    def test_family_keeps_the_contract():
+        check_family(installed_family("mine"))
+
+Every check raises `ConformanceError` with all that it found; the comparisons want an independent implementation of the
+same model (transformers, usually), since a name map that is wrong in both directions passes every round trip.
+"""
+
+from apr_train.testing.agreement import Agreement, compare_models, compute_in_float64, our_logits, reference_config
+from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, relative_error, relative_errors
+from apr_train.testing.conformance import check_family, installed_family
+from apr_train.testing.failure import ConformanceError
+from apr_train.testing.headers import header_from
+from apr_train.testing.models import meta_model, model_from_tensors, parameter_shapes, random_tensors, randomize
+
+__all__ = [
+    "FLOAT32",
+    "FLOAT64",
+    "Agreement",
+    "ConformanceError",
+    "check_agreement",
+    "check_family",
+    "compare_models",
+    "compute_in_float64",
+    "header_from",
+    "installed_family",
+    "meta_model",
+    "model_from_tensors",
+    "our_logits",
+    "parameter_shapes",
+    "random_tensors",
+    "randomize",
+    "reference_config",
+    "relative_error",
+    "relative_errors",
+]

@@ -1,0 +1,59 @@
+"""Compare two implementations of the same model: relative errors per tensor, and the table of those that are too large.
+
+Works on torch tensors and on numpy arrays; everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from apr_train.testing.failure import fail_on
+
+FLOAT32 = 1e-5
+"""Largest relative error between two float32 implementations that differ in the order of their sums only."""
+FLOAT64 = 1e-9
+"""The same in float64, norms and rotary tables in float64 on both sides."""
+
+
+def relative_error(ours: Any, reference: Any) -> float:
+    """`‖ours − reference‖ / ‖reference‖` (Frobenius); the norm of the difference itself where the reference is zero.
+
+    Not-a-number in either makes the error infinite: no comparison may pass because of it.
+    """
+    a, b = _float64(ours), _float64(reference)
+    if a.shape != b.shape:
+        return float("inf")
+    difference, size = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    error = difference / size if size else difference
+    return error if np.isfinite(error) else float("inf")
+
+
+def relative_errors(ours: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+    """Relative error of every tensor that either side has; infinite for one that is missing on the other."""
+    return {
+        name: relative_error(ours[name], reference[name]) if name in ours and name in reference else float("inf")
+        for name in sorted({*ours, *reference})
+    }
+
+
+def check_agreement(ours: Mapping[str, Any], reference: Mapping[str, Any], *, tolerance: float, where: str) -> float:
+    """Return the largest relative error, which is at most `tolerance`.
+
+    Raises:
+        ConformanceError: listing every tensor that differs more, and by how much.
+    """
+    errors = relative_errors(ours, reference)
+    fail_on(
+        (f"{name} differs by {error:.3g}, more than {tolerance:g}" for name, error in errors.items() if error > tolerance),
+        where=where,
+    )
+    return max(errors.values(), default=0.0)
+
+
+def _float64(tensor: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().double().cpu().numpy()
+    return np.asarray(tensor, dtype=np.float64)

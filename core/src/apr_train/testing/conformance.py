@@ -1,0 +1,161 @@
+"""The contract of a family as checks: its card, presets, configs, hooks and name maps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from attrs import evolve
+
+from apr_train.config import ModelConfig
+from apr_train.errors import ConfigError, NameMapError
+from apr_train.facade import Family
+from apr_train.family import Layout
+from apr_train.header import Header, RopeRows, Tie
+from apr_train.names import to_checkpoint, to_parameters
+from apr_train.registry import Registry, claims
+from apr_train.testing.failure import fail_on
+from apr_train.testing.headers import header_from
+from apr_train.testing.models import meta_model, parameter_shapes, random_tensors
+
+_ROWS: tuple[RopeRows, ...] = ("split-half", "adjacent")
+ALL_LAYOUTS = (
+    *(Layout(rope_rows=rows, bare=bare) for rows in _ROWS for bare in (False, True)),
+    *(Layout(names="gguf", rope_rows=rows) for rows in _ROWS),
+)
+"""Every spelling that a checkpoint may come in."""
+EXACT_BELOW = 1 << 22
+"""Parameters up to which there-and-back is tried with real numbers: presets above are checked by name and shape."""
+
+
+def installed_family(name: str) -> Family:
+    """The family as `--arch NAME` finds it, its entry point included, without any other plugin's wrappers in between.
+
+    Raises:
+        PluginError: it is not installed, or broken.
+    """
+    return Registry.discover().family(name)
+
+
+def check_family(family: Family) -> None:
+    """Run every check below over all presets and all layouts that the family's files have.
+
+    Raises:
+        ConformanceError: with everything that the first failing check found.
+    """
+    check_import(family)
+    check_card(family)
+    for preset in family.info.presets:
+        config = family.build_config(preset=preset)
+        check_config(family, config)
+        check_hooks(family, config)
+        for layout in supported_layouts(family, config):
+            check_name_map(family, config, layout)
+            check_there_and_back(family, config, layout)
+
+
+def check_import(family: Family) -> None:
+    """Importing the plugin must be a matter of milliseconds: neither torch nor transformers may come along."""
+    module = family.source.entry_point.value
+    code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        fail_on([f"the import fails: {done.stderr.strip().splitlines()[-1]}"], where=module)
+    fail_on((f"the import loads {heavy}" for heavy in done.stdout.split()), where=module)
+
+
+def check_card(family: Family) -> None:
+    """The card's parts must fit together: presets, objectives for the kind, classes."""
+    info, faults = family.info, []
+    if info.default_preset not in info.presets:
+        faults.append(f"default_preset {info.default_preset} is not one of {', '.join(info.presets)}")
+    wrong = "masked-lm" if info.kind == "decoder" else "causal-lm"
+    if not info.objectives or wrong in info.objectives:
+        faults.append(f"objectives {info.objectives} do not fit kind {info.kind}")
+    if not info.hf_classes:
+        faults.append("hf_classes is empty: no export could be written")
+    fail_on(faults, where=f"{family.name} FAMILY")
+
+
+def check_config(family: Family, config: ModelConfig) -> None:
+    """A config must survive its dict, and come back unchanged from the header of a file that holds it."""
+    faults = []
+    if type(config).from_dict(config.to_dict()) != config:
+        faults.append("from_dict(to_dict()) is another config")
+    header = header_from(family, config)
+    if family.build_config(header=header) != config:
+        faults.append("the config read from its own header is another one")
+    if not claims(family.info, header):
+        faults.append("the family does not claim its own file")
+    faults += [f"{name} is guessed when the file lacks it" for name in _guessed(family, config, header)]
+    fail_on(faults, where=f"{family.name} build_config")
+
+
+def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
+    """Required fields without which a config is made all the same."""
+    for name in config.REQUIRED:
+        values = {key: value for key, value in header.config.items() if key != name}
+        tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie
+        try:
+            family.build_config(header=evolve(header, config=values, tie=tie))
+        except ConfigError as error:
+            if name in str(error):
+                continue
+        yield name
+
+
+def check_hooks(family: Family, config: ModelConfig) -> None:
+    """Hooks must answer with the right types (the facade checks that), find a sound file sound, survive an empty one."""
+    family.attention_impl(config)
+    sound = header_from(family, config)
+    faults = [
+        f"a sound file is refused: {finding}"
+        for objective in family.info.objectives
+        for finding in family.validate_family(sound, objective)
+        if finding.severity == "error"
+    ]
+    family.validate_family(Header(path="<empty>", format="safetensors"), family.info.objectives[0])
+    fail_on(faults, where=f"{family.name} validate_family")
+
+
+def supported_layouts(family: Family, config: ModelConfig) -> list[Layout]:
+    """The layouts that the family's files have: it refuses the others with a `NameMapError`."""
+    layouts = []
+    for layout in ALL_LAYOUTS:
+        try:
+            family.map_tensor_names(config, layout)
+        except NameMapError:
+            continue
+        layouts.append(layout)
+    if Layout() not in layouts:
+        fail_on(["Hugging Face's names are refused, which .apr files have"], where=f"{family.name} map_tensor_names")
+    return layouts
+
+
+def check_name_map(family: Family, config: ModelConfig, layout: Layout) -> None:
+    """The name map must fill every parameter of the (meta) model, with its shape, and nothing else."""
+    family.map_tensor_names(config, layout).check_against(parameter_shapes(meta_model(family, config)))
+
+
+def check_there_and_back(family: Family, config: ModelConfig, layout: Layout) -> None:
+    """Checkpoint → parameters → checkpoint must give every bit back, and leave no tensor out.
+
+    Models above `EXACT_BELOW` parameters are compared by name only.
+    """
+    name_map = family.map_tensor_names(config, layout)
+    names = {entry.checkpoint for entry in name_map.fills.values()}
+    count = sum(int(np.prod(entry.shape or ())) for entry in name_map.fills.values())
+    if count > EXACT_BELOW:
+        return
+    before = random_tensors(name_map)
+    after = to_checkpoint(name_map, to_parameters(name_map, before))
+    faults = [f"{name} does not come back" for name in sorted(names ^ set(after))]
+    faults += [f"{name} comes back changed" for name in sorted(names & set(after)) if not _same(before[name], after[name])]
+    fail_on(faults, where=f"{family.name} {layout}")
+
+
+def _same(a: object, b: object) -> bool:
+    first, second = np.asarray(a), np.asarray(b)
+    return first.shape == second.shape and first.dtype == second.dtype and first.tobytes() == second.tobytes()

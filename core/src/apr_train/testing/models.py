@@ -1,0 +1,85 @@
+"""Models for tests: on the meta device for names and shapes, or tiny and filled with given tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apr_train.attention import load_backend
+from apr_train.config import ModelConfig
+from apr_train.facade import Family
+from apr_train.family import Layout
+from apr_train.header import TensorInfo
+from apr_train.load_plan import plan_load
+from apr_train.names import NameMap, to_parameters
+from apr_train.nn.build import build_model
+from apr_train.testing.failure import fail_on
+
+
+def meta_model(family: Family, config: ModelConfig, *, attention: str = "eager") -> nn.Module:
+    """The family's model on the meta device: names and shapes, no memory, whatever the size."""
+    return build_model(family.build_model, config, load_backend(attention))
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every parameter and of every buffer that a state dict has."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def random_tensors(name_map: NameMap, *, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """A float32 tensor of independent random numbers for every checkpoint name that fills a parameter."""
+    source = np.random.default_rng(seed)
+    return {entry.checkpoint: source.standard_normal(entry.shape or (), dtype=np.float32) for entry in name_map.fills.values()}
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Give every parameter random values that show in the output; return the model.
+
+    As they are initialised, biases are zero and norms are one: a model that dropped them would agree all the same.
+    """
+    source = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=source)
+        if parameter.dim() > 1:
+            value = noise * parameter.shape[1] ** -0.5
+        else:
+            value = 0.3 * noise if name.endswith("bias") else 1.0 + 0.3 * noise
+        parameter.copy_(value.to(parameter.dtype))
+    return model
+
+
+def model_from_tensors(
+    family: Family,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    layout: Layout | None = None,
+    attention: str = "eager",
+    seed: int = 0,
+) -> nn.Module:
+    """The family's model with these checkpoint tensors (copied) as its parameters, in evaluation mode.
+
+    What the name map lets a file leave out (a bare file's head) is freshly initialised from `seed`.
+
+    Raises:
+        ConformanceError: when a tensor is missing, left over or of the wrong shape: the findings of a real load.
+    """
+    name_map = family.map_tensor_names(config, layout or Layout())
+    infos = {name: TensorInfo(name, "F32", tuple(tensor.shape), 0) for name, tensor in tensors.items()}
+    plan = plan_load(name_map, infos, where="tensors")
+    fail_on((str(finding) for finding in plan.findings), where=family.name)
+    parameters = {name: tensor.detach().clone() for name, tensor in to_parameters(name_map, tensors).items()}
+    model: Any = meta_model(family, config, attention=attention)
+    fresh = [entry.parameter for entry in plan.fresh]
+    parameters |= {str(entry.parameter): torch.empty(entry.shape or ()) for entry in plan.fresh}
+    model.load_state_dict(parameters, strict=True, assign=True)
+    if fresh:
+        model.initialize(torch.Generator().manual_seed(seed), fresh)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return cast(nn.Module, model.eval())

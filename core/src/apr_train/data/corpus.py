@@ -12,9 +12,9 @@ from apr_train.data.cache import CACHE_VARIABLE, cache_folder, cache_key
 from apr_train.data.documents import Document
 from apr_train.data.encoding import encode_documents
 from apr_train.data.files import describe
-from apr_train.data.masking import special_id
 from apr_train.data.protocols import Notice, Progress, TokenizerLike
 from apr_train.data.settings import CorpusSettings
+from apr_train.data.specials import separator_id
 from apr_train.data.split import Side
 from apr_train.data.survey import Survey, survey_corpus
 from apr_train.data.token_layout import VERSION, DamagedTokenFile
@@ -73,7 +73,7 @@ def load_corpus(
     notice = notice or _log.warning
     survey = survey_corpus(settings, notice=notice)
     folder = (cache_dir or cache_folder()) / "tokens"
-    separator = special_id(tokenizer, "eos", "documents are separated by it")
+    separator = separator_id(tokenizer)
     keys = _side_keys(settings, survey, tokenizer, separator)
     paths = {side: folder / f"{key}.tokens" for side, key in keys.items()}
     sides = {side: _cached(paths[side], keys[side], tokenizer.size, notice) for side in keys}

@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from apr_train.data.batch import IGNORED
 from apr_train.data.protocols import TokenizerLike
-from apr_train.errors import TokenizerError
+from apr_train.data.specials import special_id
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -66,15 +66,3 @@ class Masking:
         counter = np.array([0, 0, row, epoch], dtype=np.uint64)
         key = np.array([self.seed, 0], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(counter=counter, key=key))
-
-
-def special_id(tokenizer: TokenizerLike, name: str, why: str) -> int:
-    """The id of a special token that the data path cannot do without.
-
-    Raises:
-        TokenizerError: when the tokenizer has none.
-    """
-    if name not in tokenizer.special_ids:
-        found = ", ".join(sorted(tokenizer.special_ids)) or "no special token"
-        raise TokenizerError(f"the tokenizer has no {name} token: {why}", expected=name, found=found)
-    return tokenizer.special_ids[name]

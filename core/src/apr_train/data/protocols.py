@@ -22,7 +22,7 @@ class TokenizerLike(Protocol):
 
     @property
     def special_ids(self) -> Mapping[str, int]:
-        """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as there are such."""
+        """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as there are such; `end_of_text` when documents end otherwise than eos."""
         ...
 
     @property

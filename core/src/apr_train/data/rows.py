@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from apr_train.data.batch import IGNORED, Batch
-from apr_train.data.masking import Masking, special_id
+from apr_train.data.masking import Masking
 from apr_train.data.protocols import TokenizerLike
+from apr_train.data.specials import special_id
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError
 from apr_train.family import Objective

@@ -1,0 +1,139 @@
+"""A byte-level BPE tokenizer of exactly the wanted size, trained on the corpus once: for runs from scratch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from apr_train.data.cache import CACHE_VARIABLE, cache_folder, cache_key
+from apr_train.data.protocols import Notice
+from apr_train.data.settings import CorpusSettings
+from apr_train.data.survey import Survey, survey_corpus
+from apr_train.errors import ConfigError, DataError
+from apr_train.tokenizer_spec import TokenizerSpec
+
+END_OF_TEXT = "<|endoftext|>"
+DECODER_SPECIALS = {"eos": END_OF_TEXT}
+ENCODER_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+"""In RoBERTa's order, so that pad is 1, as its position ids want it."""
+LARGEST_SAMPLE = 1 << 28
+"""Characters that are learnt from; merges hardly change beyond it, while memory grows."""
+_ALPHABET = 256
+_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+def train_bpe(
+    settings: CorpusSettings,
+    vocabulary_size: int,
+    *,
+    encoder: bool = False,
+    cache_dir: Path | None = None,
+    notice: Notice | None = None,
+) -> TokenizerSpec:
+    """The tokenizer of a corpus's training side, from the cache when it was made before.
+
+    A corpus too small for that many merges is filled up with reserved tokens, and `notice` says so.
+
+    Raises:
+        ConfigError: when the size has no room for all bytes and the special tokens.
+        DataError: when the corpus cannot be read, or the cache cannot be written.
+    """
+    notice = notice or _log.warning
+    specials = ENCODER_SPECIALS if encoder else DECODER_SPECIALS
+    contents = tuple(dict.fromkeys((*specials.values(), END_OF_TEXT)))
+    least = _ALPHABET + len(contents)
+    if vocabulary_size < least:
+        expected = f"at least {least}: every byte and {len(contents)} special tokens"
+        raise ConfigError("too small for a byte-level BPE", where="vocab_size", expected=expected, found=vocabulary_size)
+    survey = survey_corpus(settings, notice=notice)
+    path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, survey, vocabulary_size, contents)}.json"
+    cached = _read(path, vocabulary_size, contents, notice)
+    if cached is None:
+        tokenizer = _train(survey, vocabulary_size, contents, notice)
+        cached = json.loads(tokenizer.to_str())
+        _write(path, tokenizer.to_str(pretty=True))
+    return TokenizerSpec(
+        json=cached,
+        special_ids={name: contents.index(content) for name, content in specials.items()},
+        size=vocabulary_size,
+        origin=f"byte-level BPE trained on the corpus ({path})",
+    )
+
+
+def _key(settings: CorpusSettings, survey: Survey, size: int, specials: tuple[str, ...]) -> str:
+    fraction = settings.validation_fraction
+    return cache_key(version=_VERSION, corpus=survey.hash, fraction=fraction, size=size, specials=specials)
+
+
+def _train(survey: Survey, size: int, specials: tuple[str, ...], notice: Notice) -> Tokenizer:
+    """Train on the training side only, so that validation text stays unseen."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=list(specials),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sample(survey, notice), trainer)
+    _fill(tokenizer, size, notice)
+    return tokenizer
+
+
+def _sample(survey: Survey, notice: Notice) -> Iterator[str]:
+    seen = 0
+    for document in survey.train():
+        yield document.text
+        seen += len(document.text)
+        if seen >= LARGEST_SAMPLE:
+            notice(f"the tokenizer is trained on the first {seen:,} characters of the corpus, not on all of it")
+            return
+
+
+def _fill(tokenizer: Tokenizer, size: int, notice: Notice) -> None:
+    learnt = tokenizer.get_vocab_size()
+    if learnt == size:
+        return
+    reserved = [AddedToken(f"<|reserved_{number}|>", normalized=False) for number in range(size - learnt)]
+    tokenizer.add_tokens(reserved)
+    notice(f"the corpus is too small for a vocabulary of {size:,}: {learnt:,} tokens learnt, {size - learnt:,} reserved")
+
+
+def _read(path: Path, size: int, specials: tuple[str, ...], notice: Notice) -> dict[str, Any] | None:
+    """A cached tokenizer, or None when there is none that can be used."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tokenizer = Tokenizer.from_str(text)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # tokenizers raises Exception itself for what it cannot parse
+        notice(f"{path}: the cached tokenizer is damaged ({error}); it is trained again")
+        return None
+    if tokenizer.get_vocab_size() != size or [tokenizer.token_to_id(token) for token in specials] != list(range(len(specials))):
+        notice(f"{path}: the cached tokenizer is another one; it is trained again")
+        return None
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
+        raise DataError("the tokenizer cache cannot be written", where=path.parent, found=error, hint=hint) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -70,6 +70,10 @@ class FormatError(AprTrainError):
         super().__init__(problem, where=where, expected=expected, found=found, hint=hint)
 
 
+class OutputError(AprTrainError):
+    """Something that could not be written: a full disk, no permission, an interrupted or incomplete write."""
+
+
 class ConfigError(AprTrainError):
     """A model config that cannot be: a bad value, an unknown key, or fields that a file does not have."""
 

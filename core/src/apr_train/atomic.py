@@ -1,0 +1,177 @@
+"""Replace a file or a whole folder so that a reader, a crash or a full disk never sees half of it.
+
+The new content is written beside the target under a hidden name, fsynced, and renamed. A writer holds a lock on what it
+writes; what nobody holds a lock on is litter of a killed process, and the next write to the same target clears it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from apr_train.errors import OutputError
+
+_PART = ".part"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield an unbuffered file to read and write; leaving the context without an error puts it in the target's place.
+
+    Raises:
+        OutputError: when it cannot be written. The old file is then as it was.
+    """
+    final = _resolve(target)
+    with _as_output_errors(final):
+        clear_litter(final)
+        part = _part_name(final)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _keep_mode(final, descriptor)
+                yield file
+                os.fsync(descriptor)
+                part.rename(final)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        _sync(final.parent)
+
+
+@contextmanager
+def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder to fill; leaving the context without an error puts it in the target's place, as a whole.
+
+    An existing folder is exchanged in one step where the file system can, and is then removed. Where it cannot, a crash
+    between two renames leaves the old folder beside the target, and `clear_litter` puts it back.
+
+    Raises:
+        OutputError: when it cannot be written, or the target is a file. The old folder is then as it was.
+    """
+    final = _resolve(target)
+    if final.exists() and not final.is_dir():
+        raise OutputError("not a folder", where=final, hint="Give a folder that does not exist yet, or an earlier one.")
+    with _as_output_errors(final):
+        clear_litter(final)
+        part = _part_name(final)
+        part.mkdir()
+        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield part
+            _sync_tree(part)
+            _put_in_place(part, final)
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(lock)
+
+
+def clear_litter(target: str | os.PathLike[str]) -> list[Path]:
+    """Remove what killed writers of this target left beside it; what a live writer holds is left alone."""
+    final = _resolve(target)
+    cleared = []
+    for part in sorted(final.parent.glob(f".{_escape(final.name)}.*{_PART}")):
+        if _is_held(part):
+            continue
+        if part.name.endswith(f".old{_PART}") and not final.exists():
+            part.rename(final)  # killed between the two renames of a replacement without exchange
+        elif part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+        cleared.append(part)
+    return cleared
+
+
+@contextmanager
+def _as_output_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(final.parent)):
+            raise  # another file's trouble: a source that the caller reads while writing
+        hints = {errno.ENOSPC: "Free some space.", errno.EFBIG: "The limit on file sizes is too low."}
+        hint = hints.get(error.errno or 0, "Check the path and its permissions.")
+        raise OutputError(f"cannot be written ({error.strerror or error})", where=final, hint=hint) from error
+
+
+def _resolve(target: str | os.PathLike[str]) -> Path:
+    """The real path, so that a link stays a link and the rename stays on one file system."""
+    return Path(os.path.realpath(target))
+
+
+def _part_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{secrets.token_hex(6)}{_PART}")
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _is_held(part: Path) -> bool:
+    try:
+        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return True  # gone already, or not ours to open: not ours to remove either
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _keep_mode(final: Path, descriptor: int) -> None:
+    with suppress(FileNotFoundError):
+        os.fchmod(descriptor, final.stat().st_mode & 0o7777)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def _put_in_place(part: Path, final: Path) -> None:
+    if not final.exists():
+        part.rename(final)
+    elif not _exchange(part, final):
+        old = final.with_name(f".{final.name}.old{_PART}")
+        final.rename(old)
+        part.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step (Linux renameat2); False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))

@@ -1,0 +1,69 @@
+"""A regular file opened for reading at any offset, with every failure a `FormatError`."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from apr_train.errors import FormatError
+
+
+class InputFile:
+    """An open file: exact reads by `pread` (no page of it becomes resident), and a map for zero-copy views."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.fd = -1
+        try:
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
+            status = os.fstat(self.fd)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise FormatError(f"the file cannot be opened ({error})", path=path, hint="Check the path.") from error
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise FormatError("not a regular file", path=path)
+        self.size = status.st_size
+        self._map: mmap.mmap | None = None
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a writable byte buffer from `offset`.
+
+        Raises:
+            FormatError: the file ends before that, or cannot be read.
+        """
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self.fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise self._failure(f"the file cannot be read ({error})", offset + done) from error
+            if count == 0:
+                raise self._failure("the file became shorter while it was read", offset + done)
+            done += count
+
+    def _failure(self, problem: str, offset: int) -> FormatError:
+        return FormatError(problem, path=self.path, field=f"byte {offset}")
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly `count` bytes; the caller has checked that the file holds them."""
+        buffer = bytearray(count)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def view(self, offset: int, count: int) -> memoryview:
+        """A read-only view of the memory map, which is made on first use."""
+        if self._map is None:
+            try:
+                self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise FormatError(f"the file cannot be mapped ({error})", path=self.path) from error
+        return memoryview(self._map)[offset : offset + count]
+
+    def close(self) -> None:
+        """Close the file; a map that views still refer to is let go when the last of them is."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._map = None

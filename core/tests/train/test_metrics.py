@@ -4,7 +4,6 @@ import json
 
 import attrs
 import pytest
-
 from apr_train.errors import RunError
 from apr_train.train.metrics import Metrics, MetricsFile, cut_back, perplexity, read_metrics
 

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from apr_train.train.schedule import learning_rate
+from apr_train.train.settings import OptimizerSettings
 from transformers.optimization import (
     get_constant_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_linear_schedule_with_warmup,
     get_wsd_schedule,
 )
-
-from apr_train.train.schedule import learning_rate
-from apr_train.train.settings import OptimizerSettings
 
 STEPS, WARMUP, PEAK = 50, 7, 3e-4
 

@@ -4,13 +4,12 @@ import tomllib
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from apr_train.errors import ConfigError, RunError
 from apr_train.train.option import MAY_CHANGE
 from apr_train.train.settings import GROUPS, Settings
 from apr_train.train.settings_file import check_resume, from_tables, read_toml, to_toml, with_values
+from hypothesis import given
+from hypothesis import strategies as st
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

@@ -11,7 +11,9 @@ from apr_train.train.option import option
 class ModelSettings:
     """[model]: what is trained, and from where."""
 
-    arch: str | None = option(None, "Family to train; may be left out when exactly one installed family claims --init.", kind=str)
+    arch: str | None = option(
+        None, "Family to train; may be left out when exactly one installed family claims --init.", kind=str
+    )
     init: str | None = option(
         None, "Checkpoint to start from: .apr, safetensors, GGUF, or a Hugging Face folder. Without it: from scratch.", kind=str
     )
@@ -39,7 +41,8 @@ class DataSettings:
     data: tuple[str, ...] = option(
         (), "Files, folders, globs or JSONL; without it the Python standard library's own source.", kind=str, many=True
     )
-    seq_len: int | None = option(None, "Tokens in a row.", kind=int, minimum=2)
+    validation_fraction: float = option(0.05, "Share of the documents that is held out.", kind=float, above=0, maximum=0.9)
+    sequence_length: int | None = option(None, "Tokens in a row.", kind=int, minimum=3)
     batch_size: int | None = option(None, "Rows in one forward and backward pass.", kind=int, minimum=1)
     accumulate: int = option(1, "Passes whose gradients make one step.", kind=int, minimum=1)
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
@@ -71,7 +74,9 @@ class RunSettings:
 
     run: str | None = option(None, "Name of the run's folder; made from the model's name otherwise.", kind=str, may_change=True)
     out: str = option("runs", "Folder that holds the runs.", kind=str, may_change=True)
-    steps: int = option(200, "Optimizer steps in all; 0 only loads, validates and writes.", kind=int, minimum=0, may_change=True)
+    steps: int = option(
+        200, "Optimizer steps in all; 0 only loads, validates and writes.", kind=int, minimum=0, may_change=True
+    )
     val_every: int = option(50, "Steps between validations; 0 for first and last only.", kind=int, minimum=0, may_change=True)
     save_every: int = option(100, "Steps between checkpoints; 0 for the last only.", kind=int, minimum=0, may_change=True)
     keep: int = option(2, "Checkpoints that are kept; 0 keeps all.", kind=int, minimum=0, may_change=True)

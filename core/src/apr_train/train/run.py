@@ -1,0 +1,85 @@
+"""A run that is ready to go: everything that the loop uses, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, evolve, field
+from torch import nn
+
+from apr_train.data.batch import Batch
+from apr_train.data.stream import BatchStream
+from apr_train.family import Objective
+from apr_train.train.display import Display
+from apr_train.train.metrics import Metrics, perplexity
+from apr_train.train.precision import Precision
+from apr_train.train.settings import Settings
+from apr_train.train.state import ModelWriter, restore_rng, rng_state, save_checkpoint
+from apr_train.train.validate import Validation, validate
+
+HeldOut = Callable[[], Iterable[Batch]]
+"""Gives the validation batches, the same ones each time."""
+
+
+@define(kw_only=True)
+class Run:
+    """A run and its position; `train` moves it on."""
+
+    settings: Settings
+    """Resolved: nothing that the loop reads is None."""
+    folder: Path
+    model: nn.Module = field(repr=False)
+    optimizer: torch.optim.Optimizer = field(repr=False)
+    stream: BatchStream = field(repr=False)
+    held_out: HeldOut | None = field(repr=False)
+    """None: there is no validation."""
+    objective: Objective
+    precision: Precision
+    device: torch.device
+    write_model: ModelWriter = field(repr=False)
+    display: Display = field(repr=False)
+    warm: bool = False
+    """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
+    vocab_size: int
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens read since step 0."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands: all that a resume needs besides weights and optimizer."""
+        return {"step": self.step, "tokens": self.tokens, "data": self.stream.state_dict(), "rng": rng_state(self.device)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go where `state` stands."""
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.stream.load_state_dict(state["data"])
+        restore_rng(state["rng"], self.device)
+
+    def save(self, state: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint of the present state, or of one of a moment ago with the same weights."""
+        return save_checkpoint(
+            self.folder,
+            self.state() if state is None else state,
+            model=self.model,
+            optimizer=self.optimizer,
+            write_model=self.write_model,
+            keep=self.settings.run.keep,
+        )
+
+    def validated(self, line: Metrics) -> Metrics:
+        """The line with a validation in it, or as it is without held-out batches."""
+        measured = self.validate()
+        if measured is None:
+            return line
+        loss, accuracy = measured.loss, measured.accuracy
+        return evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
+
+    def validate(self) -> Validation | None:
+        """Measure on the held-out batches."""
+        if self.held_out is None:
+            return None
+        return validate(self.model, self.held_out(), objective=self.objective, precision=self.precision)

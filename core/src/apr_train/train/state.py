@@ -1,0 +1,127 @@
+"""Checkpoints that a run can go on from, bit for bit: model.apr, optimizer.safetensors, state.json.
+
+Written into a folder of another name, synced, then renamed as a whole: what is called `step-000500` is complete.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from apr_train.errors import FormatError
+from apr_train.train.optimizer import optimizer_tensors, restore_optimizer
+from apr_train.train.run_folder import MODEL, OPTIMIZER, STATE, prune, step_name
+
+VERSION = 1
+_PARTIAL = ".partial-"
+
+
+class ModelWriter(Protocol):
+    """Writes the model with everything that belongs to it into one file."""
+
+    def __call__(self, path: Path, model: nn.Module) -> None:
+        """Write `path`; the same model gives the same bytes."""
+        ...
+
+
+def rng_state(device: torch.device) -> dict[str, str]:
+    """torch's random generators as text: the only global ones that the loop draws from (dropout)."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: base64.b64encode(value.numpy().tobytes()).decode("ascii") for name, value in state.items()}
+
+
+def restore_rng(state: Mapping[str, str], device: torch.device) -> None:
+    """Put the generators back."""
+    decoded = {name: torch.frombuffer(bytearray(base64.b64decode(value)), dtype=torch.uint8) for name, value in state.items()}
+    torch.set_rng_state(decoded["cpu"])
+    if device.type == "cuda" and "cuda" in decoded:
+        torch.cuda.set_rng_state(decoded["cuda"], device)
+
+
+def save_checkpoint(
+    folder: Path,
+    state: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    write_model: ModelWriter,
+    keep: int,
+) -> Path:
+    """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is."""
+    target = folder / step_name(state["step"])
+    if not target.exists():
+        clear_partial(folder)
+        beside = folder / f"{_PARTIAL}{target.name}"
+        beside.mkdir()
+        write_model(beside / MODEL, model)
+        save_file(optimizer_tensors(model, optimizer), beside / OPTIMIZER)
+        (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
+        for path in (*beside.iterdir(), beside):
+            sync(path)
+        beside.rename(target)
+        sync(folder)
+    prune(folder, keep)
+    return target
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a kill left half-written."""
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's state.json.
+
+    Raises:
+        FormatError: when it is not what `save_checkpoint` writes.
+    """
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError("not a checkpoint's state", path=path, found=str(error)) from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        raise FormatError("another version of the state", path=path, field="version", expected=VERSION, found=found)
+    wanted = {"step": int, "tokens": int, "data": dict, "rng": dict}
+    for name, kind in wanted.items():
+        if not isinstance(state.get(name), kind):
+            raise FormatError("not a checkpoint's state", path=path, field=name, expected=kind.__name__, found=state.get(name))
+    return state
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read the optimizer's state back.
+
+    Raises:
+        FormatError: when the file is damaged.
+        RunError: when it is of another model.
+    """
+    path = checkpoint / OPTIMIZER
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FormatError("cannot read the optimizer's state", path=path, found=str(error)) from error
+    restore_optimizer(model, optimizer, tensors)

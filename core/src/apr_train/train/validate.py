@@ -1,0 +1,82 @@
+"""The loss on held-out rows, and the verdict on the weights before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from apr_train.data.batch import Batch
+from apr_train.errors import RunError
+from apr_train.family import Objective
+from apr_train.train.objective import head_loss, predicted_positions, right_predictions
+from apr_train.train.precision import Precision
+
+COLD_INIT = "FALSIFY-APR-PRETRAIN-INIT-006"
+
+
+@frozen(kw_only=True)
+class Validation:
+    """One measurement."""
+
+    loss: float
+    """Mean over the target tokens, nats."""
+    accuracy: float | None
+    """Masked-lm: share of right predictions."""
+    targets: int
+
+
+@torch.no_grad()
+def validate(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, precision: Precision) -> Validation:
+    """Measure without dropout and without gradients; the model is back in training mode afterwards.
+
+    Raises:
+        RunError: when the batches hold no target.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        sums = [_one(model, batch.to(device), objective, precision) for batch in batches]
+    finally:
+        model.train(training)
+    targets = sum(count for _, _, count in sums)
+    if targets == 0:
+        raise RunError("the validation has nothing to predict", where="--val-batches")
+    right = sum(right for _, right, _ in sums)
+    accuracy = right / targets if objective == "masked-lm" else None
+    return Validation(loss=math.fsum(loss for loss, _, _ in sums) / targets, accuracy=accuracy, targets=targets)
+
+
+def _one(model: nn.Module, batch: Batch, objective: Objective, precision: Precision) -> tuple[float, int, int]:
+    with precision.context(batch.tokens.device):
+        hidden, targets = predicted_positions(model, batch, objective)
+        loss = head_loss(model, hidden, targets)
+        right = int(right_predictions(model, hidden, targets)) if objective == "masked-lm" else 0
+    return float(loss), right, batch.target_count
+
+
+def judge_start(loss: float, vocab_size: int, *, allow: bool) -> str:
+    """Decide from the loss at step 0 whether the weights of `--init` really arrived.
+
+    The limit is min(6.0, ln(vocabulary) − 3.0): far below what a model knows that has learnt nothing. Returns the verdict.
+
+    Raises:
+        RunError: FALSIFY-APR-PRETRAIN-INIT-006, unless `allow`.
+    """
+    limit = min(6.0, math.log(vocab_size) - 3.0)
+    if loss <= limit:
+        return f"{COLD_INIT}: validation loss {loss:.3f} at step 0, at most {limit:.3f} was asked: the weights arrived"
+    problem = f"{COLD_INIT}: the weights of --init predict no better than fresh ones"
+    if allow:
+        return f"{problem} (validation loss {loss:.3f} at step 0, limit {limit:.3f}); going on, as --allow-cold-init says"
+    raise RunError(
+        problem,
+        where="step 0",
+        expected=f"a validation loss of at most {limit:.3f}",
+        found=f"{loss:.3f} (uniform guessing: {math.log(vocab_size):.3f})",
+        hint="Is it the right tokenizer and file? --allow-cold-init trains all the same.",
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Literal, get_args
 
 from attrs import field, frozen
 
+from apr_train.errors import PluginError
 from apr_train.header import Names, RopeRows
 
 API_VERSION = "1.0"
@@ -17,7 +19,11 @@ Objective = Literal["causal-lm", "masked-lm"]
 
 @frozen(kw_only=True)
 class FamilyInfo:
-    """A family's data card; every plugin module exposes one as `FAMILY`."""
+    """A family's data card; every plugin module exposes one as `FAMILY`.
+
+    Raises:
+        PluginError: naming the field that is wrong.
+    """
 
     name: str
     """What `--arch` takes; equal to the entry point's name."""
@@ -39,6 +45,25 @@ class FamilyInfo:
     """The preset of a run without `--init` and `--preset`."""
     base_prefix: str = "model."
     """Prefix that Hugging Face's headed class puts before the base model's tensor names."""
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("objectives", "hf_classes", "gguf_architectures", "presets"):
+            if not isinstance(getattr(self, name), tuple):
+                self._refuse(name, "a tuple of strings", getattr(self, name))
+        if not re.fullmatch(r"\d+\.\d+", str(self.api_version)):
+            self._refuse("api_version", "major.minor", self.api_version)
+        if self.kind not in get_args(Kind):
+            self._refuse("kind", " or ".join(get_args(Kind)), self.kind)
+        if not self.objectives or set(self.objectives) - set(get_args(Objective)):
+            self._refuse("objectives", f"some of {', '.join(get_args(Objective))}", self.objectives)
+        if not self.hf_classes:
+            self._refuse("hf_classes", "at least one class", self.hf_classes)
+        if self.default_preset not in self.presets:
+            self._refuse("default_preset", f"one of the presets: {', '.join(self.presets)}", self.default_preset)
+
+    def _refuse(self, field_name: str, expected: str, found: object) -> None:
+        problem = f"FAMILY.{field_name} is wrong"
+        raise PluginError(problem, where=self.name, expected=expected, found=repr(found))
 
 
 @frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
@@ -10,9 +11,10 @@ from apr_train.errors import ConfigError
 
 
 def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but a number above zero (booleans are not numbers here)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError("not a positive number", where=_where(instance, attribute), expected="> 0", found=repr(value))
+    """Reject anything but a finite number above zero (booleans are not numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        problem = "not a positive number"
+        raise ConfigError(problem, where=_where(instance, attribute), expected="a number > 0", found=repr(value))
 
 
 def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -20,6 +22,12 @@ def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) 
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         problem = "not a positive integer"
         raise ConfigError(problem, where=_where(instance, attribute), expected="an integer > 0", found=repr(value))
+
+
+def token_id(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but an integer of zero or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError("not a token id", where=_where(instance, attribute), expected="an integer >= 0", found=repr(value))
 
 
 def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:

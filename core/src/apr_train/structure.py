@@ -27,8 +27,12 @@ def kind_of(header: Header) -> Kind | None:
 
     None when the names show neither, as in a file of no known structure.
     """
-    if encoder_marks(header.tensors):
+    return kind_of_tensors(header.tensors)
+
+
+def kind_of_tensors(names: Iterable[str]) -> Kind | None:
+    """`kind_of` for a header in the making: from the tensor names alone."""
+    names = list(names)
+    if encoder_marks(names):
         return "encoder"
-    if any(_DECODER.search(name) for name in header.tensors):
-        return "decoder"
-    return None
+    return "decoder" if any(_DECODER.search(name) for name in names) else None

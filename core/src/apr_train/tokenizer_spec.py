@@ -23,12 +23,14 @@ class AddedToken:
 
 @frozen(kw_only=True)
 class TokenizerSpec:
-    """A byte-level BPE tokenizer's data, or a whole `tokenizer.json`.
+    """A byte-level BPE tokenizer's data, or a whole `tokenizer.json`; or the name of a kind that cannot be built.
 
     Exactly one of the two: `vocabulary` and `merges` (from `.apr` or GGUF metadata), or `json` (the parsed
     content of a `tokenizer.json`, which wins because it says everything).
     """
 
+    model: str = "bpe"
+    """`bpe`, or another kind by name (`sentencepiece`, `wordpiece`), which is refused when it is built without `json`."""
     vocabulary: tuple[str, ...] = field(default=(), repr=False)
     """Token strings in the byte-level alphabet; the index is the id."""
     merges: tuple[str, ...] = field(default=(), repr=False)
@@ -42,5 +44,9 @@ class TokenizerSpec:
     chat_template: str | None = field(default=None, repr=False)
     size: int = 0
     """Largest id + 1, added tokens included."""
+    add_bos: bool = False
+    """Whether `bos` is put in front of a text that is encoded with special tokens; `json` says it itself."""
+    notes: tuple[str, ...] = ()
+    """What was concluded because the source does not say, one sentence each."""
     origin: str = ""
     """Where it came from, for messages: the path and the kind of source."""

@@ -1,0 +1,84 @@
+"""The run's surroundings: rows that the model can hold, a folder that can be written, disk for the checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+from apr_train.config import ModelConfig
+from apr_train.finding import Finding
+from apr_train.names import NameMap
+
+SEQUENCE = "PREFLIGHT-009"
+OUT = "PREFLIGHT-013"
+DISK = "PREFLIGHT-014"
+STATE_COPIES = 2
+"""AdamW's two moments, in float32."""
+
+
+def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding]:
+    """A row must not have more tokens than the model has usable positions."""
+    if 0 < sequence_length <= config.usable_positions:
+        return []
+    return [
+        Finding(
+            id=SEQUENCE,
+            where="--seq-len",
+            problem="the model has no position for every token of a row",
+            expected=f"1 to {config.usable_positions} usable positions",
+            found=str(sequence_length),
+        )
+    ]
+
+
+def parameter_count(name_map: NameMap) -> int:
+    """Stored parameters of the model, tied ones once."""
+    return sum(math.prod(entry.shape or ()) for entry in name_map.fills.values())
+
+
+def out_findings(out: Path) -> list[Finding]:
+    """The folder, or the nearest one that exists above it, can be written."""
+    folder = _existing(out)
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        return []
+    return [
+        Finding(
+            id=OUT,
+            where=str(out),
+            problem="the run's folder cannot be written",
+            expected="a writable folder",
+            found=f"{folder} is {'not writable' if folder.is_dir() else 'not a folder'}",
+        )
+    ]
+
+
+def disk_findings(out: Path, parameters: int, checkpoints: int, *, weight_bytes: int) -> list[Finding]:
+    """Room for every checkpoint that lies there at one time: the model and two float32 moments."""
+    needed = checkpoints * parameters * (weight_bytes + 4 * STATE_COPIES)
+    folder = _existing(out)
+    if not folder.is_dir() or (free := shutil.disk_usage(folder).free) >= needed:
+        return []
+    return [
+        Finding(
+            id=DISK,
+            where=str(out),
+            problem=f"not enough disk for {checkpoints} checkpoints of {parameters:,} parameters with optimizer state",
+            expected=f"{gigabytes(needed)} free",
+            found=f"{gigabytes(free)} free",
+            hint="Keep fewer checkpoints (--keep), or write elsewhere (--out).",
+        )
+    ]
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as people read them; 1 GB is 10⁹ bytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,122 @@
+"""What a preflight is asked, and what it answers: plain data with a documented JSON form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attrs import Factory, asdict, field, frozen
+
+from apr_train.config import ModelConfig
+from apr_train.errors import PreflightError
+from apr_train.facade import Family
+from apr_train.family import Layout
+from apr_train.finding import Finding
+from apr_train.header import Header
+from apr_train.load_plan import LoadPlan
+from apr_train.names import NameMap
+from apr_train.registry import Registry
+from apr_train.tokenizer_spec import TokenizerSpec
+
+SCHEMA_VERSION = 1
+"""Of `Report.to_dict`; see docs/preflight.md. Keys may be added within a version, none is removed or changes its meaning."""
+
+
+@frozen(kw_only=True)
+class PreflightInput:
+    """Everything that can be judged before a tensor is read. What is None is not checked, except where said."""
+
+    registry: Registry
+    """The installed families."""
+    header: Header | None = None
+    """The checkpoint to start from; None: from scratch."""
+    arch: str | None = None
+    """Family by name; None: exactly one installed family must claim the file."""
+    preset: str | None = None
+    """From scratch: a preset of the family; None: its default."""
+    vocab_size: int | None = None
+    """From scratch: another vocabulary than the preset's."""
+    objective: str | None = None
+    """`causal-lm` or `masked-lm`; None: the family's first."""
+    tokenizer: TokenizerSpec | None = None
+    """Instead of the checkpoint's own."""
+    sequence_length: int | None = None
+    """Tokens in a row."""
+    batch_size: int = 1
+    """Rows in one pass, for the memory estimate."""
+    corpus_max_id: int | None = None
+    """Largest token id of an already tokenised corpus."""
+    out: Path | None = None
+    """Folder that the run will write into; it need not exist."""
+    checkpoints: int = 3
+    """Checkpoints that lie there at the same time, the half-written one included."""
+    device: str | None = None
+    """`cpu` or `cuda`; None asks nothing of the machine and imports no torch."""
+    precision: str = "fp32"
+    """`fp32`, `bf16` (autocast over float32 weights) or `bf16-weights`."""
+    attention: str | None = None
+    """An attention backend that is forced."""
+
+
+@frozen
+class Skipped:
+    """A group of rules that could not be computed, and what it waits for."""
+
+    what: str
+    because: str
+
+
+@frozen(kw_only=True)
+class Report:
+    """All findings at once, and what was found out on the way, for the run that follows."""
+
+    findings: tuple[Finding, ...]
+    """Errors before warnings, else in the order of the rules."""
+    explained: tuple[Finding, ...] = ()
+    """Findings about single tensors that one of `findings` already explains; listed in JSON only."""
+    skipped: tuple[Skipped, ...] = ()
+    """What could not be judged, and why."""
+    facts: dict[str, Any] = Factory(dict)
+    """What was checked, for a reader: family, sizes, tensors used, tie, tokenizer."""
+    family: Family | None = None
+    objective: str | None = None
+    config: ModelConfig | None = None
+    layout: Layout | None = None
+    name_map: NameMap | None = field(default=None, repr=False)
+    plan: LoadPlan | None = field(default=None, repr=False)
+    tokenizer: TokenizerSpec | None = None
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop a run."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """The findings that are only said."""
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+    def raise_for_errors(self) -> None:
+        """Stop here if anything is wrong.
+
+        Raises:
+            PreflightError: with all findings, warnings included.
+        """
+        if self.errors:
+            raise PreflightError(self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form that docs/preflight.md describes."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "ok": not self.errors,
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "findings": [asdict(finding) for finding in self.findings],
+            "explained": [asdict(finding) for finding in self.explained],
+            "skipped": [asdict(item) for item in self.skipped],
+            "family": None if self.family is None else self.family.name,
+            "objective": self.objective,
+            "config": None if self.config is None else self.config.to_dict(),
+            "facts": self.facts,
+        }

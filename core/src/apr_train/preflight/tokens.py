@@ -1,0 +1,145 @@
+"""Token ids against the embedding: the tokenizer's size, special ids, the mask token, an already tokenised corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_train.config import ModelConfig
+from apr_train.finding import Finding
+from apr_train.header import Header
+from apr_train.tokenizer_spec import TokenizerSpec
+
+SCRATCH_TARGET = "FALSIFY-APR-PRETRAIN-ARCH-006"
+TOKENIZER_SIZE = "FALSIFY-APR-PRETRAIN-ARCH-010"
+SPECIAL_ID = "PREFLIGHT-010"
+MASK_TOKEN = "PREFLIGHT-011"
+CORPUS_ID = "PREFLIGHT-012"
+NO_TOKENIZER = "PREFLIGHT-017"
+MASK_SPELLINGS = ("<mask>", "[MASK]", "<|mask|>")
+ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "sep_token_id", "cls_token_id", "unk_token_id")
+UNSET = -1
+"""Older configs write -1 for a padding token that does not exist."""
+
+
+def size_findings(tokenizer: TokenizerSpec, config: ModelConfig, *, from_scratch: bool) -> list[Finding]:
+    """More strings than rows never; fewer only for a checkpoint, where the rest of the rows are reserved."""
+    size, rows = tokenizer.size, config.vocab_size
+    if size == rows or (size < rows and not from_scratch):
+        return []
+    larger = size > rows
+    return [
+        Finding(
+            id=SCRATCH_TARGET if larger and from_scratch else TOKENIZER_SIZE,
+            where=tokenizer.origin or "tokenizer",
+            problem=_size_problem(size, rows, larger=larger, from_scratch=from_scratch),
+            expected=f"{rows} tokens" if from_scratch else f"at most {rows} tokens",
+            found=f"{size} tokens",
+            hint=_size_hint(size, from_scratch),
+        )
+    ]
+
+
+def _size_problem(size: int, rows: int, *, larger: bool, from_scratch: bool) -> str:
+    target = "from-scratch target" if from_scratch else "checkpoint"
+    if larger and from_scratch:
+        return f"a tokenizer of {size} tokens does not fit the {target} of {rows} rows (also {TOKENIZER_SIZE})"
+    if larger:
+        return f"a tokenizer of {size} tokens is out of the bounds of the {target}'s {rows} rows"
+    return f"a tokenizer of {size} tokens leaves rows of the {target} of {rows} untrained"
+
+
+def _size_hint(size: int, from_scratch: bool) -> str:
+    if from_scratch:
+        return f"Choose the target with --vocab-size {size}, or another tokenizer."
+    return "Take the checkpoint's own tokenizer."
+
+
+def special_id_findings(header: Header | None, tokenizer: TokenizerSpec | None, config: ModelConfig) -> list[Finding]:
+    """Every special id that metadata or tokenizer name lies inside the vocabulary."""
+    named: dict[str, Any] = {}
+    if tokenizer is not None:
+        named |= {f"{tokenizer.origin or 'tokenizer'} [{name}]": value for name, value in tokenizer.special_ids.items()}
+    if header is not None:
+        named |= {f"{header.path} [{key}]": value for key, value in _ids(header.config).items()}
+    return [
+        _special(where, value, config.vocab_size) for where, value in named.items() if not _inside(value, config.vocab_size)
+    ]
+
+
+def _ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that are there, lists taken apart (a Llama 3 has three ends of text)."""
+    ids: dict[str, Any] = {}
+    for key in ID_KEYS:
+        value = config.get(key)
+        items = value if isinstance(value, list) else [value]
+        ids |= {
+            key if len(items) == 1 else f"{key}.{place}": item for place, item in enumerate(items) if item not in (None, UNSET)
+        }
+    return ids
+
+
+def _inside(value: Any, rows: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows
+
+
+def _special(where: str, value: Any, rows: int) -> Finding:
+    return Finding(
+        id=SPECIAL_ID,
+        where=where,
+        problem="a special token id outside the vocabulary",
+        expected=f"0 to {rows - 1}",
+        found=f"{value!r:.40}",
+    )
+
+
+def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, objective: str) -> list[Finding]:
+    """Masked-language modelling needs a token to mask with."""
+    if objective != "masked-lm" or tokenizer is None or mask_id(header, tokenizer) is not None:
+        return []
+    return [
+        Finding(
+            id=MASK_TOKEN,
+            where=tokenizer.origin or "tokenizer",
+            problem="the masked-lm objective needs a mask token and the tokenizer has none",
+            expected=f"a special token such as {MASK_SPELLINGS[0]}",
+            found="no mask token",
+            hint="Take the tokenizer that the encoder was trained with.",
+        )
+    ]
+
+
+def mask_id(header: Header | None, tokenizer: TokenizerSpec) -> int | None:
+    """The id of the mask token: as the tokenizer or the metadata say, else by the usual spellings."""
+    stated = tokenizer.special_ids.get("mask", header.config.get("mask_token_id") if header else None)
+    if isinstance(stated, int):
+        return stated
+    return next((token.id for token in tokenizer.added_tokens if token.content in MASK_SPELLINGS), None)
+
+
+def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:
+    """No token of the corpus lies outside the embedding."""
+    if 0 <= corpus_max_id < config.vocab_size:
+        return []
+    return [
+        Finding(
+            id=CORPUS_ID,
+            where="the tokenised corpus",
+            problem="a token id outside the embedding",
+            expected=f"0 to {config.vocab_size - 1}",
+            found=f"{corpus_max_id} as the largest",
+            hint="The corpus was tokenised for another model.",
+        )
+    ]
+
+
+def no_tokenizer() -> Finding:
+    """A checkpoint can be checked without one, not trained on text."""
+    return Finding(
+        id=NO_TOKENIZER,
+        where="tokenizer",
+        problem="the checkpoint carries no tokenizer and none was given: its size is not checked",
+        expected="a tokenizer in the file, beside it, or --tokenizer",
+        found="nothing",
+        severity="warning",
+    )

@@ -1,0 +1,144 @@
+"""Relative errors, and the comparison of two models: it passes equals and fails everything else."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from apr_train.attention import Bidirectional, Causal, load_backend
+from apr_train.family import Layout
+from apr_train.nn.decoder import Decoder
+from apr_train.testing import (
+    FLOAT32,
+    FLOAT64,
+    ConformanceError,
+    check_agreement,
+    compare_models,
+    meta_model,
+    model_from_tensors,
+    random_tensors,
+    randomize,
+    reference_config,
+    relative_error,
+    relative_errors,
+)
+from torch import nn
+
+
+class Reference(nn.Module):
+    """Another implementation's face: Hugging Face's names, and an answer with `.logits`."""
+
+    def __init__(self, config, spoil=0.0):
+        super().__init__()
+        self.model = Decoder(config, load_backend("sdpa"))
+        self.config = SimpleNamespace(to_dict=config.to_dict)
+        self.spoil = spoil
+
+    def forward(self, input_ids, attention_mask=None):
+        logits = self.model(input_ids, mask=Causal())
+        return SimpleNamespace(logits=logits + self.spoil * logits.sin())
+
+
+@pytest.fixture
+def family(toy):
+    return toy()
+
+
+@pytest.fixture
+def config(family):
+    return family.build_config(preset="tiny")
+
+
+TOKENS = torch.arange(24).reshape(2, 12) % 11
+
+
+def test_error_is_the_norm_of_the_difference_by_the_references():
+    assert relative_error(np.array([3.0, 4.0]), np.array([3.0, 0.0])) == pytest.approx(4 / 3)
+    assert relative_error(torch.tensor([1.0]), np.array([1.0])) == 0.0
+
+
+def test_error_against_zeros_is_absolute():
+    assert relative_error(np.array([0.5]), np.array([0.0])) == 0.5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_never_agree(bad):
+    assert relative_error(np.array([bad]), np.array([bad])) == float("inf")
+    assert relative_error(np.array([1.0]), np.array([bad])) == float("inf")
+
+
+def test_shapes_must_be_equal_even_if_they_broadcast():
+    assert relative_error(np.ones((2, 1)), np.ones((2, 2))) == float("inf")
+
+
+def test_tensor_of_one_side_only_never_agrees():
+    errors = relative_errors({"a": np.ones(1), "b": np.ones(1)}, {"a": np.ones(1), "c": np.ones(1)})
+    assert errors == {"a": 0.0, "b": float("inf"), "c": float("inf")}
+
+
+def test_disagreement_lists_every_tensor():
+    with pytest.raises(ConformanceError, match=r"a differs by 1.*b differs by 1"):
+        check_agreement({"a": np.zeros(1), "b": np.zeros(1)}, {"a": np.ones(1), "b": np.ones(1)}, tolerance=0.5, where="x")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
+def test_equal_models_agree(family, config, dtype, tolerance):
+    reference = randomize(Reference(config)).to(dtype)
+    agreement = compare_models(family, config, reference, TOKENS)
+    assert agreement.logits <= tolerance
+    assert agreement.gradients <= tolerance
+
+
+def test_config_is_read_from_the_reference(family, config):
+    assert reference_config(family, Reference(config)) == config
+
+
+def test_wrong_logits_are_caught(family, config):
+    with pytest.raises(ConformanceError, match="logits differs"):
+        compare_models(family, config, randomize(Reference(config, spoil=1e-3)), TOKENS)
+
+
+def test_wrong_gradients_are_caught_where_the_logits_agree(family, config):
+    reference = randomize(Reference(config))
+    reference.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * 1.001)
+    with pytest.raises(ConformanceError, match=r"gradients: layers\.0\.mlp\.up_proj\.weight differs by 0\.00(1|0999)"):
+        compare_models(family, config, reference, TOKENS)
+
+
+def test_gradient_that_is_said_to_vanish_must(family, config):
+    with pytest.raises(ConformanceError, match="should have no gradient"):
+        compare_models(family, config, randomize(Reference(config)), TOKENS, vanishing=("q_proj.weight",))
+
+
+def test_only_real_tokens_are_compared(family, config):
+    keep = torch.arange(12) < torch.tensor([[12], [7]])
+    compare_models(family, config, randomize(Reference(config)), TOKENS, keep=keep)
+
+
+def test_model_is_filled_from_checkpoint_tensors_and_nothing_may_be_left(family, config):
+    tensors = {
+        name: torch.from_numpy(array) for name, array in random_tensors(family.map_tensor_names(config, Layout())).items()
+    }
+    model = model_from_tensors(family, config, tensors)
+    assert torch.equal(model.embed_tokens.weight, tensors["model.embed_tokens.weight"])
+    with pytest.raises(ConformanceError, match="not used by the model"):
+        model_from_tensors(family, config, tensors | {"model.extra": torch.zeros(1)})
+    del tensors["model.norm.weight"]
+    with pytest.raises(ConformanceError, match="missing from the file"):
+        model_from_tensors(family, config, tensors)
+
+
+def test_meta_model_takes_no_memory(family, config):
+    assert {parameter.device.type for parameter in meta_model(family, config).parameters()} == {"meta"}
+
+
+def test_randomized_models_have_neither_zero_biases_nor_unit_norms(config):
+    model = randomize(Reference(config))
+    assert all(parameter.std() > 0.05 for parameter in model.parameters())
+
+
+def test_masks_of_the_comparison_follow_the_kind(family, config):
+    """A decoder must never be compared under a mask that shows it the future."""
+    model = randomize(Reference(config)).model
+    causal = model(TOKENS, mask=Causal())
+    assert relative_error(model(TOKENS, mask=Bidirectional(None)), causal) > 0.01

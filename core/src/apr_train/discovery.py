@@ -84,7 +84,8 @@ def discover(only: Collection[str] | None = None) -> Found:
 
 def _read(group: str) -> list[Source]:
     points = metadata.entry_points(group=group)
-    return [_source(group, point) for point in sorted(points, key=lambda point: point.name)]
+    sources = [_source(group, point) for point in points]
+    return sorted(sources, key=lambda source: (source.name, source.distribution))
 
 
 def _source(group: str, point: metadata.EntryPoint) -> Source:

@@ -27,7 +27,7 @@ def command(as_json: bool, tracebacks: bool) -> None:
         emit_table(COLUMNS, [_row(item) for item in working])
     else:
         click.echo("No family works here; install one: pip install apr-train-NAME.")
-    for fault in broken:
+    for fault in {fault.reason: fault for fault in broken}.values():  # a duplicate name is one fault of several plugins
         click.echo(f"\nbroken: {fault.reason}")
         if tracebacks and fault.traceback:
             click.echo(fault.traceback.rstrip())

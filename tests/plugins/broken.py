@@ -1,0 +1,3 @@
+"""The import fails."""
+
+raise RuntimeError("no such luck")

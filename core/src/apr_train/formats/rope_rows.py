@@ -12,11 +12,11 @@ from typing import Any
 from apr_train.header import RopeRows
 
 PERMUTED_IN_GGUF = frozenset(
-    ["llama", "smollm3", "granite", "deci", "minicpm", "internlm2", "olmo", "xverse", "baichuan", "arcee"]
+    {"llama", "smollm3", "granite", "deci", "minicpm", "internlm2", "olmo", "xverse", "baichuan", "arcee"}
 )
 """GGUF architectures whose converter permutes q and k rows into adjacent pairs."""
 NOT_PERMUTED_IN_GGUF = frozenset(
-    ["qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi2", "phi3", "stablelm", "starcoder2", "olmo2"]
+    {"qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi2", "phi3", "stablelm", "starcoder2", "olmo2"}
 )
 """GGUF architectures whose rows stay as Hugging Face has them."""
 SPLIT_HALF_TYPE = 2

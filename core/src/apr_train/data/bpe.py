@@ -15,12 +15,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from apr_train.data.cache import CACHE_VARIABLE, cache_folder, cache_key
 from apr_train.data.protocols import Notice
 from apr_train.data.settings import CorpusSettings
+from apr_train.data.specials import END_OF_TEXT
 from apr_train.data.survey import Survey, survey_corpus
 from apr_train.errors import ConfigError, DataError
 from apr_train.tokenizer_spec import TokenizerSpec
 
-END_OF_TEXT = "<|endoftext|>"
-DECODER_SPECIALS = {"eos": END_OF_TEXT}
+DECODER_SPECIALS = {"eos": END_OF_TEXT[0]}
 ENCODER_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 """In RoBERTa's order, so that pad is 1, as its position ids want it."""
 LARGEST_SAMPLE = 1 << 28
@@ -48,12 +48,12 @@ def train_bpe(
     """
     notice = notice or _log.warning
     specials = ENCODER_SPECIALS if encoder else DECODER_SPECIALS
-    contents = tuple(dict.fromkeys((*specials.values(), END_OF_TEXT)))
+    contents = tuple(dict.fromkeys((*specials.values(), END_OF_TEXT[0])))
     least = _ALPHABET + len(contents)
     if vocabulary_size < least:
         expected = f"at least {least}: every byte and {len(contents)} special tokens"
         raise ConfigError("too small for a byte-level BPE", where="vocab_size", expected=expected, found=vocabulary_size)
-    survey = survey_corpus(settings, notice=notice)
+    survey = survey_corpus(settings, notice=_log.debug)  # load_corpus says it aloud
     path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, survey, vocabulary_size, contents)}.json"
     cached = _read(path, vocabulary_size, contents, notice)
     if cached is None:

@@ -86,9 +86,9 @@ def load_corpus(
     return Corpus(train=train, validation=validation, hash=survey.hash, description=describe(settings.data))
 
 
-def held_out_documents(settings: CorpusSettings, *, limit: int | None = None, notice: Notice | None = None) -> list[Document]:
+def held_out_documents(settings: CorpusSettings, *, limit: int | None = None) -> list[Document]:
     """The documents of the validation side (or the first `limit`), in the order of their tokens."""
-    survey = survey_corpus(settings, notice=notice or _log.warning)
+    survey = survey_corpus(settings, notice=_log.debug)  # load_corpus says it aloud
     return survey.validation()[:limit]
 
 

@@ -27,8 +27,10 @@ def find_files(data: Iterable[str], *, notice: Notice) -> list[Path]:
     """
     arguments = list(data)
     found = [path for argument in arguments for path in _expand(argument, notice)] if arguments else _standard_library()
-    unique = {path.resolve(): path for path in reversed(found)}
-    return list(reversed(unique.values()))
+    unique: dict[Path, Path] = {}
+    for path in found:
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
 
 
 def describe(data: Iterable[str]) -> str:

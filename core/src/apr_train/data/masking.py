@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from apr_train.data.batch import IGNORED
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.specials import special_id
+from apr_train.data.specials import never_masked, special_id
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -47,7 +47,7 @@ class Masking:
         """
         mask_id = special_id(tokenizer, "mask", "masked-lm hides tokens behind it")
         special = np.zeros(tokenizer.size, dtype=np.bool_)
-        special[sorted(tokenizer.special_ids.values())] = True
+        special[never_masked(tokenizer)] = True
         return cls(mask_id=mask_id, special=special, ordinary=np.flatnonzero(~special), probability=probability, seed=seed)
 
     def apply(self, tokens: Ids, *, epoch: int, row: int) -> tuple[Ids, Ids]:

@@ -22,12 +22,16 @@ class TokenizerLike(Protocol):
 
     @property
     def special_ids(self) -> Mapping[str, int]:
-        """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as there are such; `end_of_text` when documents end otherwise than eos."""
+        """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as the source says."""
         ...
 
     @property
     def fingerprint(self) -> str:
         """Hex digest of everything that decides how text is encoded; part of the token cache's key."""
+        ...
+
+    def id(self, token: str) -> int | None:
+        """The id of a token string; None if there is none."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

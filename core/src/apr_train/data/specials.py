@@ -5,6 +5,9 @@ from __future__ import annotations
 from apr_train.data.protocols import TokenizerLike
 from apr_train.errors import TokenizerError
 
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
+"""How GPT-2, Qwen and SmolLM spell it, and Llama 3."""
+
 
 def special_id(tokenizer: TokenizerLike, name: str, why: str) -> int:
     """The id of a special token that the data path cannot do without.
@@ -19,11 +22,17 @@ def special_id(tokenizer: TokenizerLike, name: str, why: str) -> int:
 
 
 def separator_id(tokenizer: TokenizerLike) -> int:
-    """The token that ends each document: end-of-text where it is known, else eos (a chat model's eos ends a turn).
+    """The token that ends each document: end-of-text by its name, else eos, which in a chat model only ends a turn.
 
     Raises:
         TokenizerError: when the tokenizer has neither.
     """
-    if "end_of_text" in tokenizer.special_ids:
-        return tokenizer.special_ids["end_of_text"]
+    for token in END_OF_TEXT:
+        if (found := tokenizer.id(token)) is not None:
+            return found
     return special_id(tokenizer, "eos", "documents are separated by it")
+
+
+def never_masked(tokenizer: TokenizerLike) -> list[int]:
+    """All ids that are no text: the special tokens and the separator."""
+    return sorted({*tokenizer.special_ids.values(), separator_id(tokenizer)})

@@ -1,0 +1,263 @@
+import itertools
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from apr_train.data.bpe import train_bpe
+from apr_train.data.cache import cache_folder
+from apr_train.data.corpus import held_out_documents, load_corpus
+from apr_train.data.documents import read_documents
+from apr_train.data.files import find_files
+from apr_train.data.settings import CorpusSettings
+from apr_train.data.split import split_key
+from apr_train.data.tokenizer import build_tokenizer
+from apr_train.errors import ConfigError, DataError, TokenizerError
+from tokenizers import Tokenizer as PlainTokenizer
+
+EOS = 258
+
+
+def documents_of(tokens):
+    edges = [*tokens.starts.tolist(), len(tokens)]
+    return [tokens.ids[begin:end].tolist() for begin, end in itertools.pairwise(edges)]
+
+
+@pytest.fixture
+def settings(corpus_folder):
+    return CorpusSettings(data=(str(corpus_folder),), validation_fraction=0.2)
+
+
+def test_every_document_is_on_one_side_and_ends_with_the_separator(settings, tokenizer, tmp_path, corpus_folder):
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    texts = [path.read_bytes() for path in corpus_folder.rglob("*.py")]
+    train, validation = documents_of(corpus.train), documents_of(corpus.validation)
+    assert sorted(bytes(document[:-1]) for document in train + validation) == sorted(texts)
+    assert {document[-1] for document in train + validation} == {EOS}
+    assert 2 <= len(validation) <= 16
+    assert corpus.train.text_bytes + corpus.validation.text_bytes == sum(map(len, texts))
+    assert corpus.bytes_per_token == corpus.validation.text_bytes / len(corpus.validation)
+    assert corpus.max_token_id == EOS
+
+
+def test_held_out_documents_are_the_validation_side_in_its_order(settings, tokenizer, tmp_path):
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    held_out = held_out_documents(settings)
+    assert [document.text.encode() for document in held_out] == [bytes(d[:-1]) for d in documents_of(corpus.validation)]
+    assert [split_key(document.text) for document in held_out] == sorted(split_key(document.text) for document in held_out)
+    assert held_out_documents(settings, limit=2) == held_out[:2]
+
+
+def test_a_corpus_is_tokenised_once(settings, byte_tokenizer, tmp_path):
+    progress = []
+    first, second = byte_tokenizer(), byte_tokenizer()
+    made = load_corpus(settings, first, cache_dir=tmp_path, progress=lambda *seen: progress.append(seen))
+    found = load_corpus(settings, second, cache_dir=tmp_path)
+    assert (first.calls > 0, second.calls) == (True, 0)
+    assert np.array_equal(made.train.ids, found.train.ids)
+    assert progress[-1] == ("tokenise", progress[-1][2], progress[-1][2])
+    assert progress[-1][2] == made.train.text_bytes + made.validation.text_bytes
+
+
+@pytest.mark.parametrize("change", ["text", "fraction", "tokenizer"])
+def test_a_change_of_text_split_or_tokenizer_is_another_cache_entry(change, settings, byte_tokenizer, tmp_path, corpus_folder):
+    load_corpus(settings, byte_tokenizer(), cache_dir=tmp_path)
+    if change == "text":
+        (corpus_folder / "module_00.py").write_text("changed = True\n")
+    if change == "fraction":
+        settings = CorpusSettings(data=settings.data, validation_fraction=0.4)
+    tokenizer = byte_tokenizer(bytes_first=3 if change == "tokenizer" else 0)
+    load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    assert tokenizer.calls > 0
+
+
+def test_the_hash_is_of_the_texts_and_not_of_their_place(settings, tokenizer, tmp_path, corpus_folder):
+    before = load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    moved = corpus_folder.rename(tmp_path / "elsewhere")
+    after = load_corpus(CorpusSettings(data=(str(moved),), validation_fraction=0.2), tokenizer, cache_dir=tmp_path)
+    assert (before.hash, before.train.key) == (after.hash, after.train.key)
+
+
+def test_ids_take_two_bytes_below_65_536_tokens_and_four_above(settings, byte_tokenizer, tmp_path):
+    assert load_corpus(settings, byte_tokenizer(), cache_dir=tmp_path).train.ids.dtype == np.uint16
+    large = load_corpus(settings, byte_tokenizer(bytes_first=70_000), cache_dir=tmp_path)
+    assert large.train.ids.dtype == np.uint32
+    assert large.max_token_id == 70_258
+
+
+def truncate(raw):
+    return raw[:-5]
+
+
+def flip_a_bit(raw):
+    raw[len(raw) // 2] ^= 4
+    return raw
+
+
+def flip_a_bit_of_the_largest_id(raw):
+    raw[32] ^= 1
+    return raw
+
+
+def flip_a_bit_of_the_key(raw):
+    raw[50] ^= 1
+    return raw
+
+
+def lie_about_the_version(raw):
+    raw[8] = 9
+    return raw
+
+
+def lie_about_the_length(raw):
+    raw[16:24] = b"\xff" * 8
+    return raw
+
+
+def empty(raw):
+    return b""
+
+
+def zero(raw):
+    return bytes(len(raw))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip_a_bit,
+        flip_a_bit_of_the_largest_id,
+        flip_a_bit_of_the_key,
+        lie_about_the_version,
+        lie_about_the_length,
+        empty,
+        zero,
+    ],
+)
+def test_a_damaged_cache_is_made_again_with_a_notice(damage, settings, byte_tokenizer, tmp_path, notices):
+    good = load_corpus(settings, byte_tokenizer(), cache_dir=tmp_path).train
+    whole = good.path.read_bytes()
+    good.path.unlink()
+    good.path.write_bytes(damage(bytearray(whole)))
+    tokenizer = byte_tokenizer()
+    again = load_corpus(settings, tokenizer, cache_dir=tmp_path, notice=notices.append)
+    assert tokenizer.calls > 0
+    assert again.train.path.read_bytes() == whole
+    assert len(notices) == 1
+    assert "damaged" in notices[0]
+
+
+def test_a_tokenisation_that_fails_leaves_nothing_behind(settings, tokenizer, tmp_path):
+    tokenizer.size = 100
+    with pytest.raises(TokenizerError, match="outside its own vocabulary"):
+        load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_an_error(settings, byte_tokenizer, tmp_path, corpus_folder):
+    class Meddling(byte_tokenizer):
+        def encode_batch(self, texts):
+            (corpus_folder / "sub" / "module_39.py").write_text("changed = True\n")
+            return super().encode_batch(texts)
+
+    with pytest.raises(DataError, match="changed while"):
+        load_corpus(settings, Meddling(), cache_dir=tmp_path)
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_variable(settings, tokenizer, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(DataError, match="APR_TRAIN_CACHE"):
+        load_corpus(settings, tokenizer, cache_dir=blocked)
+
+
+def test_the_cache_folder_follows_the_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("APR_TRAIN_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("APR_TRAIN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache_folder() == tmp_path / "xdg" / "apr-train"
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(settings, tokenizer, tmp_path):
+    tokenizer.special_ids = {"bos": 256}
+    with pytest.raises(TokenizerError, match="no eos token"):
+        load_corpus(settings, tokenizer, cache_dir=tmp_path)
+
+
+def test_end_of_text_separates_even_when_eos_ends_a_turn(settings, tokenizer, tmp_path):
+    tokenizer.id = {"<|endoftext|>": 257}.get
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    assert {document[-1] for document in documents_of(corpus.train)} == {257}
+
+
+@pytest.mark.parametrize("values", [{"validation_fraction": 0}, {"validation_fraction": 1.0}, {"data": "a.txt"}, {"data": [3]}])
+def test_impossible_settings_are_errors(values):
+    with pytest.raises(ConfigError):
+        CorpusSettings(**values)
+
+
+def test_a_corpus_of_one_long_file_is_encoded_in_pieces_like_the_whole(tmp_path, notices):
+    path = tmp_path / "all.txt"
+    files = find_files((), notice=notices.append)[:60]
+    path.write_text("".join(document.text for document in read_documents(files)))
+    settings = CorpusSettings(data=(str(path),), validation_fraction=0.1)
+    tokenizer = build_tokenizer(train_bpe(settings, 1000, cache_dir=tmp_path, notice=notices.append))
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path, notice=notices.append)
+    whole = path.read_text()
+    plain = PlainTokenizer.from_str(json.dumps(tokenizer.spec.json))
+    tail = held_out_documents(settings)[0].text
+    head = whole.removesuffix(tail)
+    assert len(head) > 600_000
+    assert corpus.train.ids.tolist() == [*plain.encode(head).ids, 0]
+    assert corpus.validation.ids.tolist() == [*plain.encode(tail).ids, 0]
+    assert any("single text" in line for line in notices)
+
+
+def test_the_standard_library_encodes_as_the_plain_tokenizer_does(tmp_path, notices):
+    files = [str(path) for path in find_files((), notice=notices.append) if path.parent.name in ("json", "logging")]
+    settings = CorpusSettings(data=tuple(files), validation_fraction=0.2)
+    tokenizer = build_tokenizer(train_bpe(settings, 600, cache_dir=tmp_path, notice=notices.append))
+    plain = PlainTokenizer.from_str(json.dumps(tokenizer.spec.json))
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path, notice=notices.append)
+    texts = {split_key(document.text): document.text for document in read_documents(map(Path, files))}
+    held = {split_key(document.text) for document in held_out_documents(settings)}
+    expected = [[*plain.encode(text).ids, 0] for key, text in texts.items() if key not in held]
+    assert documents_of(corpus.train) == expected
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import ByteTokenizer
+from apr_train.data.corpus import load_corpus
+from apr_train.data.settings import CorpusSettings
+corpus = load_corpus(CorpusSettings(data=(sys.argv[2],)), ByteTokenizer(), cache_dir=Path(sys.argv[3]))
+print(corpus.train.key, int(corpus.train.ids.astype("u8").sum()), "torch" in sys.modules)
+"""
+
+
+def test_processes_that_tokenise_at_the_same_time_all_get_the_whole(corpus_folder, tmp_path):
+    for number in range(40):
+        path = corpus_folder / f"large_{number}.py"
+        path.write_text(f"value_{number} = {number}\n" * 5000)
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(corpus_folder), str(tmp_path / "cache")]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(_):
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, range(4)))
+    assert [result.stderr for result in results] == [""] * 4
+    assert len({result.stdout for result in results}) == 1
+    assert results[0].stdout.endswith(" False\n")
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2

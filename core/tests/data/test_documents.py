@@ -1,0 +1,139 @@
+import json
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+from apr_train.data.documents import read_documents
+from apr_train.data.files import describe, find_files
+from apr_train.errors import DataError
+
+
+def texts(*paths):
+    return [document.text for document in read_documents(paths)]
+
+
+def find(*arguments, notices=None):
+    return find_files(arguments, notice=(notices if notices is not None else []).append)
+
+
+def test_a_file_is_one_document_with_its_newlines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufefféß\r\nline\n".encode())
+    assert texts(path) == ["éß\r\nline\n"]
+
+
+def test_files_of_white_space_are_no_documents(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(" \n\n\t")
+    assert texts(path) == []
+
+
+def test_jsonl_takes_text_or_content_and_skips_blank_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        b'\xef\xbb\xbf{"text": "one", "content": "not this"}\r\n',
+        b"\n",
+        b'{"text": null, "content": "two\\n"}\n',
+        b'{"text": " "}\n',
+        b'{"content": "\\ud83d\\ude00"}',
+    ]
+    path.write_bytes(b"".join(lines))
+    documents = list(read_documents([path]))
+    assert [document.text for document in documents] == ["one", "two\n", "😀"]
+    assert [document.source for document in documents] == [f"{path}:1", f"{path}:3", f"{path}:5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{oops", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"text": ' + "9" * 5000 + "}", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('"text"', "not a JSON object"),
+        ('{"body": "x", "id": 3}', "no text in this line"),
+        ('{"text": 3}', "no text in this line"),
+        ('{"text": "\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_bad_jsonl_names_file_and_line(tmp_path, line, problem):
+    path = tmp_path / "bad.ndjson"
+    path.write_text('{"text": "fine"}\n\n' + line + "\n")
+    with pytest.raises(DataError, match=problem) as caught:
+        texts(path)
+    assert caught.value.where == f"{path}:3"
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_bad_utf8_names_file_line_and_byte(tmp_path, suffix):
+    path = tmp_path / f"latin.{suffix}"
+    path.write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        texts(path)
+    assert caught.value.where == f"{path}:2"
+    assert caught.value.found == "byte 0xe9 at byte 14 of the line"
+
+
+def test_folders_are_walked_in_one_order_without_hidden_compiled_and_binary_files(tmp_path, notices):
+    for name in ("b.py", "a.md", "c/d.py", ".git/config", "__pycache__/b.pyc", ".hidden"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("text")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0")
+    assert find(str(tmp_path), notices=notices) == [tmp_path / "a.md", tmp_path / "b.py", tmp_path / "c" / "d.py"]
+    assert notices == [f"{tmp_path}: 1 of 4 files have NUL bytes and are left out"]
+
+
+def test_globs_go_into_subfolders_and_a_file_reached_twice_is_taken_once(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.py", "sub/b.py", "sub/c.txt"):
+        (tmp_path / name).write_text("x")
+    expected = [tmp_path / "a.py", tmp_path / "sub" / "b.py"]
+    assert find(str(tmp_path / "**" / "*.py")) == expected
+    assert find(*map(str, expected), str(tmp_path / "sub" / ".." / "a.py")) == expected
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    path = tmp_path / "a[1].txt"
+    path.write_text("x")
+    assert find(str(path)) == [path]
+
+
+@pytest.mark.parametrize("argument", ["nothing-here.txt", "*.nothing", "", "nul\0byte"])
+def test_an_argument_that_matches_nothing_is_an_error(tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError):
+        find(argument)
+
+
+def test_an_empty_folder_and_a_pipe_are_errors(tmp_path):
+    with pytest.raises(DataError, match="no text file"):
+        find(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        find(str(tmp_path / "pipe"))
+
+
+def test_a_file_that_vanishes_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        texts(tmp_path / "gone.txt")
+
+
+def test_the_default_is_the_standard_library_without_tests_and_installed_packages():
+    files = find()
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = [path.relative_to(folder) for path in files]
+    assert files == find()
+    assert len(files) > 300
+    assert Path("os.py") in names
+    assert Path("json/decoder.py") in names
+    assert not any({"test", "tests", "site-packages", "__pycache__"} & set(name.parts) for name in names)
+    assert all(path.suffix == ".py" for path in files)
+    assert "standard library" in describe([])
+
+
+def test_every_document_of_the_standard_library_can_be_read():
+    documents = list(read_documents(find()))
+    assert sum(len(document.text) for document in documents) > 5_000_000
+    json.dumps([document.text for document in documents[:5]])

@@ -1,0 +1,88 @@
+import pytest
+from apr_train.data.documents import Document
+from apr_train.data.split import KeySurvey, held_out, split_key, train_documents
+from apr_train.errors import DataError
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+TEXT = st.text(min_size=1, max_size=12).filter(lambda text: text.strip())
+FRACTION = st.floats(0.001, 0.999)
+
+
+def split_texts(texts, fraction):
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    survey = KeySurvey()
+    for text in texts:
+        survey.add(split_key(text))
+    split = survey.split(fraction)
+    train = [document.text for document in train_documents(documents, split)]
+    return train, [document.text for document in held_out(documents, split)]
+
+
+@given(st.lists(TEXT, min_size=2).filter(lambda texts: len({split_key(text) for text in texts}) > 1), FRACTION)
+def test_no_text_is_on_both_sides_nothing_is_lost_and_neither_side_is_empty(texts, fraction):
+    train, validation = split_texts(texts, fraction)
+    assert train
+    assert validation
+    assert not {" ".join(text.split()) for text in train} & {" ".join(text.split()) for text in validation}
+    normal = {" ".join(text.split()) for text in texts}
+    assert {" ".join(text.split()) for text in train + validation} == normal
+    assert len(validation) == len({split_key(text) for text in validation})
+
+
+@given(st.lists(TEXT, min_size=2, max_size=20), st.randoms(use_true_random=False))
+def test_the_order_of_the_documents_does_not_change_their_side(texts, random):
+    texts = [*texts, "x", "y"]
+    shuffled = random.sample(texts, len(texts))
+    assert sorted(split_texts(texts, 0.3)[0]) == sorted(split_texts(shuffled, 0.3)[0])
+    assert list(map(split_key, split_texts(texts, 0.3)[1])) == list(map(split_key, split_texts(shuffled, 0.3)[1]))
+
+
+def test_a_new_document_moves_no_other_across():
+    texts = [f"document {number}" for number in range(500)]
+    train, validation = split_texts(texts, 0.1)
+    more_train, more_validation = split_texts([*texts, "one more"], 0.1)
+    assert set(train) <= set(more_train)
+    assert set(validation) <= set(more_validation)
+
+
+def test_the_share_held_out_is_about_what_was_asked_for():
+    _, validation = split_texts([f"document {number}" for number in range(5000)], 0.05)
+    assert 200 <= len(validation) <= 300
+
+
+def test_the_hash_is_fixed():
+    assert split_key("def f():\n    return 1\n") == split_key("def f(): return 1\r\n")
+    assert split_key("hello world") == 0xA211D524D299B1BB
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_single_text_keeps_its_tail_for_validation(copies):
+    text = "".join(f"line {number}\n" for number in range(100))
+    train, validation = split_texts([text] * copies, 0.1)
+    assert validation == [validation[0]]
+    assert train == [train[0]] * copies
+    assert train[0] + validation[0] == text
+    assert train[0].endswith("\n")
+    assert 0.08 < len(validation[0]) / len(text) < 0.13
+
+
+@given(st.text(min_size=40, max_size=200).filter(lambda text: text.strip()), FRACTION)
+def test_cutting_a_single_text_loses_nothing_and_leaves_text_on_both_sides(text, fraction):
+    try:
+        train, validation = split_texts([text], fraction)
+    except DataError:
+        assume(False)
+    assert train[0] + validation[0] == text
+    assert train[0].strip()
+    assert validation[0].strip()
+
+
+def test_a_single_text_that_is_too_short_is_an_error():
+    with pytest.raises(DataError, match="too short to be split"):
+        split_texts(["x"], 0.1)
+
+
+def test_no_document_at_all_is_an_error():
+    with pytest.raises(DataError, match="empty"):
+        KeySurvey().split(0.1)

@@ -5,6 +5,7 @@ import json
 import apr_train_codebert
 import pytest
 import torch
+from apr_train.attention import Bidirectional
 from apr_train.family import Layout
 from apr_train.names import to_checkpoint
 from apr_train.testing import (
@@ -15,12 +16,13 @@ from apr_train.testing import (
     compare_models,
     installed_family,
     meta_model,
+    model_from_file,
     model_from_tensors,
     our_logits,
     randomize,
     reference_config,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaModel
 
 torch.set_num_threads(1)
@@ -116,8 +118,8 @@ def test_our_file_loads_in_transformers(family, tmp_path, tied):
 def test_their_masked_lm_file_loads_here(family, tmp_path):
     source = reference()
     source.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    ours = model_from_tensors(family, reference_config(family, source), tensors)
+    ours, report = model_from_file(family, tmp_path)
+    assert (report.fresh, report.ignored) == ((), ())
     tokens, keep = padded()
     theirs = source(tokens, attention_mask=keep.long()).logits[keep]
     check_agreement({"l": our_logits(family, ours, tokens, keep)[keep]}, {"l": theirs}, tolerance=FLOAT32, where="file")
@@ -126,13 +128,10 @@ def test_their_masked_lm_file_loads_here(family, tmp_path):
 def test_their_bare_file_loads_here_pooler_ignored_and_head_fresh(family, tmp_path):
     bare = randomize(RobertaModel(reference().config)).eval()
     bare.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    assert "pooler.dense.weight" in tensors
-    ours = model_from_tensors(family, reference_config(family, bare), tensors, layout=Layout(bare=True))
+    ours, report = model_from_file(family, tmp_path)
+    assert [name for name, _ in report.ignored] == ["pooler.dense.weight", "pooler.dense.bias"]
     tokens, keep = padded()
     theirs = bare(tokens, attention_mask=keep.long()).last_hidden_state[keep]
-    from apr_train.attention import Bidirectional
-
     hidden = ours.hidden_states(tokens, mask=Bidirectional(keep))[keep]
     check_agreement({"h": hidden}, {"h": theirs}, tolerance=FLOAT32, where="bare")
     head = {name: value for name, value in ours.named_parameters() if name.startswith("lm_head.")}

@@ -18,12 +18,14 @@ from apr_train.testing import (
     compute_in_float64,
     installed_family,
     meta_model,
+    model_from_file,
     model_from_tensors,
     our_logits,
     randomize,
     reference_config,
 )
-from safetensors.torch import load_file, save_file
+from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 
 torch.set_num_threads(1)
@@ -55,6 +57,29 @@ def reference(ratio="7:1", *, tied=True, seed=0, **more):
 
 def tokens(batch=2, length=24, seed=1):
     return torch.randint(0, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gguf_file(path, model):
+    """Write the model as llama.cpp's converter would: its names, its metadata."""
+    config = model.config
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    names = get_tensor_name_map(MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), parameter.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def test_family_keeps_the_contract(family):
@@ -107,20 +132,28 @@ def test_our_file_loads_in_transformers(family, tmp_path, tied):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_their_file_loads_here(family, tmp_path, tied):
     source = reference("7:1", tied=tied)
-    source.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    ours = model_from_tensors(family, reference_config(family, source), tensors)
+    source.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ours, report = model_from_file(family, tmp_path)
+    assert (report.fresh, report.ignored) == ((), ())
     check_agreement({"l": our_logits(family, ours, tokens())}, {"l": source(tokens()).logits}, tolerance=FLOAT32, where="file")
 
 
-def test_bare_file_gives_the_same_hidden_states(family, tmp_path):
+def test_bare_file_gives_the_same_logits(family, tmp_path):
     source = reference("7:1")
     bare = Qwen2Model(source.config)
     bare.load_state_dict(source.model.state_dict())
     bare.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    ours = model_from_tensors(family, reference_config(family, source), tensors, layout=Layout(bare=True))
+    ours, _ = model_from_file(family, tmp_path)
     check_agreement({"l": our_logits(family, ours, tokens())}, {"l": source(tokens()).logits}, tolerance=FLOAT32, where="bare")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_gguf_file_gives_the_logits_of_the_model_it_was_made_from(family, tmp_path, tied):
+    source = reference("7:1", tied=tied)
+    ours, report = model_from_file(family, gguf_file(tmp_path / "model.gguf", source))
+    assert (report.fresh, report.ignored) == ((), ())
+    check_agreement({"l": our_logits(family, ours, tokens())}, {"l": source(tokens()).logits}, tolerance=FLOAT32, where="gguf")
 
 
 def test_smallest_preset_has_the_published_number_of_parameters(family):

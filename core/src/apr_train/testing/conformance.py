@@ -31,7 +31,7 @@ EXACT_BELOW = 1 << 22
 
 
 def installed_family(name: str) -> Family:
-    """The family as `--arch NAME` finds it, its entry point included, without any other plugin's wrappers in between.
+    """The family as `--arch NAME` finds it, its entry point included (and any installed wrappers around it).
 
     Raises:
         PluginError: it is not installed, or broken.

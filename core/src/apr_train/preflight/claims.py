@@ -7,6 +7,7 @@ from apr_train.facade import Family
 from apr_train.family import FamilyInfo
 from apr_train.finding import Finding
 from apr_train.header import Header
+from apr_train.preflight.opening import error_finding
 from apr_train.registry import Registry
 from apr_train.structure import encoder_marks, kind_of
 
@@ -22,21 +23,24 @@ def choose_family(registry: Registry, arch: str | None, header: Header | None) -
         try:
             return registry.family(arch), []
         except PluginError as error:
-            return None, [_unusable(error)]
+            return None, [error_finding(CLAIM, error, "--arch")]
     if header is None:
         return None, [_nothing_to_choose_by(registry)]
     claimants = registry.claimants(header)
-    return (claimants[0], []) if len(claimants) == 1 else (None, [_not_one(registry, header, claimants)])
+    if len(claimants) == 1:
+        return claimants[0], []
+    silent = [_silent(header)] if header.hf_class is None and header.architecture is None else []
+    return None, [_not_one(registry, header, claimants), *silent]
 
 
-def _unusable(error: PluginError) -> Finding:
+def _silent(header: Header) -> Finding:
     return Finding(
-        id=CLAIM,
-        where=error.where or "--arch",
-        problem=error.problem,
-        expected=str(error.expected or ""),
-        found=str(error.found or ""),
-        hint=error.hint or "",
+        id=IDENTITY,
+        where=f"{header.path} [architecture]",
+        problem="the metadata is absent or names no architecture",
+        expected="a class or an architecture",
+        found="nothing",
+        hint="Re-import the file from its source, or add the keys.",
     )
 
 
@@ -70,7 +74,11 @@ def _answer(info: FamilyInfo, header: Header, claims: bool) -> str:
         return f"{info.name}: mine"
     if kind_of(header) not in (None, info.kind):
         return f"{info.name}: not mine (the tensors are {_a(str(kind_of(header)))}'s, I am {_a(info.kind)})"
-    return f"{info.name}: not mine (I take {', '.join((*info.hf_classes, info.model_type, *info.gguf_architectures))})"
+    return f"{info.name}: not mine (I take {', '.join(_accepted(info))})"
+
+
+def _accepted(info: FamilyInfo) -> list[str]:
+    return list(dict.fromkeys((*info.hf_classes, info.model_type, *info.gguf_architectures)))
 
 
 def _a(kind: str) -> str:

@@ -11,6 +11,7 @@ from apr_train.errors import AprTrainError
 from apr_train.facade import Family
 from apr_train.finding import Finding
 from apr_train.preflight.environment import gigabytes
+from apr_train.preflight.opening import error_finding
 
 BACKEND = "PREFLIGHT-015"
 MEMORY = "PREFLIGHT-016"
@@ -51,18 +52,7 @@ def backend_findings(
         request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=cast(Any, mask))
         return [], str(choose_backend(family.attention_impl(config), request, forced))
     except AprTrainError as error:
-        return [_refused(error)], None
-
-
-def _refused(error: AprTrainError) -> Finding:
-    return Finding(
-        id=BACKEND,
-        where=error.where or "attention",
-        problem=error.problem,
-        expected=str(error.expected or ""),
-        found=str(error.found or ""),
-        hint=error.hint or "",
-    )
+        return [error_finding(BACKEND, error, "attention")], None
 
 
 def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:

@@ -1,36 +1,59 @@
-"""A file that cannot be opened, as a finding like every other."""
+"""A file that cannot be opened, and any other exception that is a finding like every other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
+
 from apr_train.errors import AprTrainError, FormatError
 from apr_train.finding import Finding
+from apr_train.formats.hf_folder import tokenizer_of
+from apr_train.formats.json_text import parse_json
+from apr_train.formats.tokenizer_json import spec_from_json
+from apr_train.tokenizer_spec import TokenizerSpec
 
 MISSING_FILE = "FALSIFY-APR-PRETRAIN-INIT-003"
 BAD_FILE = "FALSIFY-APR-PRETRAIN-INIT-004"
+BAD_TOKENIZER = "PREFLIGHT-018"
+ROPE_ROWS = "PREFLIGHT-008"
+
+
+def error_finding(rule: str, error: AprTrainError, where: str = "") -> Finding:
+    """The error's parts under a rule's id; `where` stands in when the error does not say."""
+    return Finding(
+        id=rule,
+        where=error.where or where,
+        problem=error.problem,
+        expected="" if error.expected is None else str(error.expected),
+        found="" if error.found is None else str(error.found),
+        hint=error.hint or "",
+    )
 
 
 def opening_finding(error: FormatError) -> Finding:
     """INIT-003 for a file that is not there, INIT-004 for one that is not what it should be."""
-    exists = Path(error.path).exists()
-    return Finding(
-        id=BAD_FILE if exists else MISSING_FILE,
-        where=error.where or error.path,
-        problem=error.problem,
-        expected="" if error.expected is None else str(error.expected),
-        found="" if error.found is None else str(error.found),
-        hint=error.hint or "",
-    )
+    finding = error_finding(BAD_FILE if Path(error.path).exists() else MISSING_FILE, error, error.path)
+    if error.field == "rope rows":
+        return attrs.evolve(finding, id=ROPE_ROWS)
+    rule, separator, problem = finding.problem.partition(": ")
+    # the readers put the rule's id before the message, for those who see the exception alone
+    return attrs.evolve(finding, id=rule, problem=problem) if separator and rule in (BAD_FILE, MISSING_FILE) else finding
 
 
 def tokenizer_finding(error: AprTrainError) -> Finding:
     """A tokenizer that cannot be used, the rest of the check notwithstanding."""
-    return Finding(
-        id="PREFLIGHT-018",
-        where=error.where or "--tokenizer",
-        problem=error.problem,
-        expected="" if error.expected is None else str(error.expected),
-        found="" if error.found is None else str(error.found),
-        hint=error.hint or "",
-    )
+    return error_finding(BAD_TOKENIZER, error, "--tokenizer")
+
+
+def read_tokenizer(path: Path) -> TokenizerSpec:
+    """The tokenizer that `--tokenizer` names: a `tokenizer.json` (with the settings beside it), or a folder with one.
+
+    Raises:
+        FormatError: when there is none, or it is not one.
+    """
+    folder = path if path.is_dir() else path.parent
+    found = tokenizer_of(folder, {}) if path.is_dir() or path.name == "tokenizer.json" else None
+    if found is None:
+        found = spec_from_json(parse_json(path), str(path))
+    return found

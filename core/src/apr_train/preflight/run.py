@@ -7,14 +7,15 @@ from typing import Any
 from attrs import Factory, define
 
 from apr_train.config import MISSING_FIELD, ModelConfig
+from apr_train.errors import AprTrainError
 from apr_train.facade import Family
 from apr_train.family import Layout
 from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.neutral import config_key_findings
-from apr_train.preflight import claims, device, environment, tokens
-from apr_train.preflight.config import config_from_file, config_from_preset
+from apr_train.preflight import claims, config_rules, device, environment, tokens
 from apr_train.preflight.facts import config_facts, file_facts, tensor_facts
+from apr_train.preflight.opening import error_finding
 from apr_train.preflight.report import PreflightInput, Report, Skipped
 from apr_train.preflight.tensors import TensorReport, provisional_tie, tensor_report
 from apr_train.preflight.values import bogus_values
@@ -77,7 +78,7 @@ def _from_scratch(seen: _Examination) -> None:
     if seen.family is None:
         seen.skip("config, tokenizer size, positions", "the family is not known")
         return
-    seen.config, findings = config_from_preset(seen.family, seen.asked.preset, seen.asked.vocab_size)
+    seen.config, findings = config_rules.config_from_preset(seen.family, seen.asked.preset, seen.asked.vocab_size)
     seen.findings += findings
     if seen.config is None:
         seen.skip("tokenizer size, positions, special ids", "there is no config")
@@ -97,15 +98,17 @@ def _from_file(seen: _Examination, header: Header) -> None:
         return
     _config(seen, family, header, bogus)
     _tensors(seen, family, header, bogus)
-    seen.findings += config_key_findings(header, seen.config)
-    seen.findings += family.validate_family(header, seen.objective)
+    _family(seen, family, header)
 
 
 def _config(seen: _Examination, family: Family, header: Header, bogus: list[Finding]) -> None:
-    config, findings = config_from_file(family, header)
+    config, findings = config_rules.config_from_file(family, header)
     # a config that fails on a value that cannot be says again what bogus_values says of every such value
     seen.findings += [finding for finding in findings if not bogus or finding.id == MISSING_FIELD]
+    seen.findings += config_rules.absent_findings(header, findings)
     seen.config = None if bogus else config
+    known = {finding.where for finding in findings}
+    seen.findings += [finding for finding in config_key_findings(header, seen.config) if finding.where not in known]
     if seen.config is None:
         seen.skip("tensor set both ways, special ids, positions, tokenizer size", "the metadata gives no config")
 
@@ -117,12 +120,20 @@ def _tensors(seen: _Examination, family: Family, header: Header, bogus: list[Fin
     seen.findings += seen.tensors.findings
 
 
+def _family(seen: _Examination, family: Family, header: Header) -> None:
+    try:
+        seen.findings += family.validate_family(header, seen.objective)
+    except AprTrainError as error:
+        seen.findings.append(error_finding(claims.CLAIM, error, f"{family.name}: validate_family"))
+
+
 def _tokens(seen: _Examination) -> None:
     config, header = seen.config, seen.asked.header
     seen.findings += tokens.mask_findings(header, seen.tokenizer, seen.objective)
     if config is None:
         return
     if seen.tokenizer is not None:
+        seen.findings += tokens.kind_findings(seen.tokenizer)
         seen.findings += tokens.size_findings(seen.tokenizer, config, from_scratch=header is None)
     seen.findings += tokens.special_id_findings(header, seen.tokenizer, config)
     if seen.asked.corpus_max_id is not None:

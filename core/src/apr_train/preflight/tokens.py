@@ -8,6 +8,7 @@ from typing import Any
 from apr_train.config import ModelConfig
 from apr_train.finding import Finding
 from apr_train.header import Header
+from apr_train.preflight.opening import BAD_TOKENIZER
 from apr_train.tokenizer_spec import TokenizerSpec
 
 SCRATCH_TARGET = "FALSIFY-APR-PRETRAIN-ARCH-006"
@@ -53,6 +54,22 @@ def _size_hint(size: int, from_scratch: bool) -> str:
     if from_scratch:
         return f"Choose the target with --vocab-size {size}, or another tokenizer."
     return "Take the checkpoint's own tokenizer."
+
+
+def kind_findings(tokenizer: TokenizerSpec) -> list[Finding]:
+    """A kind that metadata cannot hold needs its tokenizer.json."""
+    if tokenizer.json is not None or tokenizer.model == "bpe":
+        return []
+    return [
+        Finding(
+            id=BAD_TOKENIZER,
+            where=tokenizer.origin or "tokenizer",
+            problem=f"a {tokenizer.model} tokenizer cannot be rebuilt from the checkpoint's metadata",
+            expected="a byte-level BPE with vocabulary and merges, or a tokenizer.json",
+            found=tokenizer.model,
+            hint="Give the model's tokenizer.json with --tokenizer.",
+        )
+    ]
 
 
 def special_id_findings(header: Header | None, tokenizer: TokenizerSpec | None, config: ModelConfig) -> list[Finding]:
@@ -114,7 +131,9 @@ def mask_id(header: Header | None, tokenizer: TokenizerSpec) -> int | None:
     stated = tokenizer.special_ids.get("mask", header.config.get("mask_token_id") if header else None)
     if isinstance(stated, int):
         return stated
-    return next((token.id for token in tokenizer.added_tokens if token.content in MASK_SPELLINGS), None)
+    added = (token.id for token in tokenizer.added_tokens if token.content in MASK_SPELLINGS)
+    plain = (tokenizer.vocabulary.index(word) for word in MASK_SPELLINGS if word in tokenizer.vocabulary)
+    return next(added, next(plain, None))
 
 
 def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import attrs
 
-from apr_train.config import ModelConfig
+from apr_train.config import MISSING_FIELD, ModelConfig
 from apr_train.errors import AprTrainError, ConfigError
 from apr_train.facade import Family
 from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.neutral import NOT_IMPLEMENTED
+from apr_train.preflight.opening import error_finding
 
+ABSENT = "FALSIFY-APR-PRETRAIN-INIT-005"
 INCONSISTENT = "PREFLIGHT-005"
 _UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
 
@@ -38,12 +40,23 @@ def config_from_preset(
 
 def _refused(error: AprTrainError, where: str) -> Finding:
     field = (error.where or "").rpartition("Config.")[2]
-    unimplemented = field.startswith(_UNIMPLEMENTED_FIELDS)
-    return Finding(
-        id=NOT_IMPLEMENTED if unimplemented else INCONSISTENT,
-        where=f"{where} [{field}]" if field and field not in where else where,
-        problem=error.problem,
-        expected="" if error.expected is None else str(error.expected),
-        found="" if error.found is None else str(error.found),
-        hint=error.hint or "",
-    )
+    rule = NOT_IMPLEMENTED if field.startswith(_UNIMPLEMENTED_FIELDS) else INCONSISTENT
+    name = "rope_scaling" if field.startswith("rope_scaling") else field
+    return attrs.evolve(error_finding(rule, error), where=f"{where} [{name}]" if name and name not in where else where)
+
+
+def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:
+    """One line over the missing fields: metadata that is absent is a fault of its own."""
+    names = [finding.where.rpartition("[")[2].rstrip("]") for finding in findings if finding.id == MISSING_FIELD]
+    if not names:
+        return []
+    return [
+        Finding(
+            id=ABSENT,
+            where=f"{header.path} [metadata]",
+            problem="the metadata is absent or incomplete" if header.config else "the metadata is absent",
+            expected=f"values of {', '.join(names)}",
+            found="none of them",
+            hint="Re-import the file from its source.",
+        )
+    ]

@@ -1,0 +1,102 @@
+"""`apr-train check`: the preflight alone, on a file or for a run from scratch. Imports torch only for `--device`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_train.cli.output import emit_json
+
+if TYPE_CHECKING:
+    from apr_train.finding import Finding
+    from apr_train.header import Header, RopeRows
+    from apr_train.preflight import Report
+    from apr_train.tokenizer_spec import TokenizerSpec
+
+FAULTS = 3
+"""Exit status when there is an error among the findings."""
+
+
+@click.command("check")
+@click.argument("file", required=False, metavar="[FILE]")
+@click.option("--arch", help="Family; may be left out when exactly one installed family claims FILE.")
+@click.option("--preset", help="Without FILE: a preset of the family.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Without FILE: another vocabulary than the preset's.")
+@click.option("--tokenizer", "tokenizer_path", metavar="PATH", help="A tokenizer.json, instead of the checkpoint's own.")
+@click.option("--objective", type=click.Choice(["causal-lm", "masked-lm"]), help="Default: the family's first.")
+@click.option("--sequence-length", "--seq-len", type=int, help="Tokens in a row.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Rows in one pass.")
+@click.option(
+    "--rope-layout", type=click.Choice(["split-half", "adjacent"]), help="Row order of q and k, if FILE does not say."
+)
+@click.option("--device", help="cpu or cuda: also choose the attention backend and estimate memory.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "bf16-weights"]), default="fp32", show_default=True)
+@click.option("--attention", help="Force one attention backend.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder that the run would write into.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/preflight.md).")
+def command(file: str | None, as_json: bool, **options: Any) -> None:
+    """Run the preflight: every fault of a run, before it starts.
+
+    Reads the header of FILE (.apr, safetensors, GGUF, or a Hugging Face folder), never its tensors. Without FILE the
+    run is from scratch. Exit status: 0 nothing wrong (warnings allowed), 3 faults found.
+    """
+    if file is not None and (options["preset"] or options["vocab_size"]):
+        raise click.UsageError("--preset and --vocab-size are for a run from scratch, without FILE.")
+    report = check(file, **options)
+    if as_json:
+        emit_json(report.to_dict())
+    else:
+        from apr_train.cli.report_text import print_report
+
+        print_report(report)
+    click.get_current_context().exit(FAULTS if report.errors else 0)
+
+
+def check(file: str | None, *, tokenizer_path: str | None, rope_layout: RopeRows | None, **settings: Any) -> Report:
+    """Open what can be opened, judge everything, and add what could not be opened."""
+    import attrs
+
+    from apr_train.preflight import PreflightInput, preflight
+    from apr_train.registry import Registry
+
+    header, unopened = _open(file, rope_layout)
+    tokenizer, unusable = _tokenizer(tokenizer_path)
+    if unopened:
+        return _closed_report(unopened + unusable)
+    report = preflight(PreflightInput(registry=Registry.discover(), header=header, tokenizer=tokenizer, **settings))
+    return attrs.evolve(report, findings=(*unusable, *report.findings))
+
+
+def _open(file: str | None, rope_layout: RopeRows | None) -> tuple[Header | None, list[Finding]]:
+    if file is None:
+        return None, []
+    from apr_train.errors import FormatError
+    from apr_train.formats.source import open_checkpoint
+    from apr_train.preflight import opening_finding
+
+    try:
+        with open_checkpoint(file, verify=False, rope_layout=rope_layout) as checkpoint:
+            return checkpoint.header, []
+    except FormatError as error:
+        return None, [opening_finding(error)]
+
+
+def _tokenizer(path: str | None) -> tuple[TokenizerSpec | None, list[Finding]]:
+    if path is None:
+        return None, []
+    from apr_train.errors import AprTrainError
+    from apr_train.preflight import read_tokenizer, tokenizer_finding
+
+    try:
+        return read_tokenizer(Path(path)), []
+    except AprTrainError as error:
+        return None, [tokenizer_finding(error)]
+
+
+def _closed_report(findings: list[Finding]) -> Report:
+    """Nothing but the file's own fault can be known of a file that does not open."""
+    from apr_train.preflight import Report, Skipped
+
+    return Report(findings=tuple(findings), skipped=(Skipped("every rule about the file's content", "the file does not open"),))

@@ -1,0 +1,142 @@
+"""A preflight's report for people: a table on a terminal, lines in a pipe, a summary of what was right."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from apr_train.cli.output import emit_findings, emit_pairs
+
+if TYPE_CHECKING:
+    from apr_train.finding import Finding
+    from apr_train.preflight import Report
+
+_LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+
+
+def print_report(report: Report) -> None:
+    """Print findings (those of many layers as one), what was skipped and why, and what was checked."""
+    findings = by_layer(report.findings)
+    if sys.stdout.isatty():
+        _table(findings)
+    else:
+        emit_findings(findings, err=False)
+    for item in report.skipped:
+        click.echo(f"not checked: {item.what}, because {item.because}")
+    if report.explained:
+        click.echo(f"{len(report.explained)} faults of single tensors follow from the above; --json lists them")
+    emit_pairs(_summary(report.facts))
+    click.echo(_verdict(report))
+
+
+def by_layer(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings that differ in the layer's number only, as one that counts them."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in findings:
+        masked = attrs.evolve(finding, where=_mask(finding.where), expected=_mask(finding.expected), found=_mask(finding.found))
+        groups.setdefault((masked.id, masked.where, masked.problem, masked.expected, masked.found), []).append(finding)
+    return [_joined(group) for group in groups.values()]
+
+
+def _mask(text: str) -> str:
+    return _LAYER.sub("{layer}", text)
+
+
+def _joined(group: list[Finding]) -> Finding:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    layers = [int(found.group()) for finding in group if (found := _LAYER.search(finding.where))]
+    return attrs.evolve(
+        first,
+        where=_mask(first.where),
+        problem=f"{first.problem} ({len(group)} times, layers {_ranges(layers)})",
+        expected=_mask(first.expected),
+        found=_mask(first.found),
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 2, 5 → `0–2, 5`."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("–".join(str(end) for end in part) for part in parts)
+
+
+def _table(findings: list[Finding]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not findings:
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True)
+    for column in ("rule", "where", "what is wrong", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        colour = "bold red" if finding.severity == "error" else "bold yellow"
+        table.add_row(Text(f"{finding.severity}\n{finding.id}", style=colour), *(Text(cell) for cell in _cells(finding)))
+    Console().print(table)
+
+
+def _cells(finding: Finding) -> tuple[str, str, str]:
+    values = [f"{name} {value}" for name, value in (("expected", finding.expected), ("found", finding.found)) if value]
+    return finding.where, "\n".join([finding.problem, *values]), finding.hint
+
+
+def _summary(facts: dict[str, Any]) -> dict[str, object]:
+    """The facts in words, in reading order; what is not known is left out."""
+    plain = ("file", "format", "family", "class", "architecture", "preset", "attention")
+    lines: dict[str, object] = {key: facts[key] for key in plain if facts.get(key)}
+    if "parameters" in facts:
+        lines["parameters"] = f"{facts['parameters']:,}"
+    if "tensors" in facts:
+        lines["tensors"] = _tensors(facts)
+    if facts.get("tie"):
+        lines["tied head"] = _tie(facts["tie"])
+    if facts.get("rope_rows"):
+        lines["rope rows"] = facts["rope_rows"]
+    if "tokenizer" in facts:
+        lines["tokenizer"] = f"{facts['tokenizer']['size']:,} tokens ({facts['tokenizer']['origin']})"
+    if "vocab_size" in facts:
+        lines["vocabulary"] = f"{facts['vocab_size']:,} rows"
+        lines["positions"] = f"{facts['usable_positions']:,} usable"
+    if "memory" in facts:
+        lines["memory"] = ", ".join(f"{name} {count / 1e9:.2f} GB" for name, count in facts["memory"].items())
+    return lines
+
+
+def _tensors(facts: dict[str, Any]) -> str:
+    tensors = facts["tensors"]
+    text = f"{tensors['used']} of {tensors['total']} used"
+    if facts["ignored"]:
+        reasons = dict.fromkeys(facts["ignored"].values())
+        text += f", {len(facts['ignored'])} of them ignored ({'; '.join(reasons)})"
+    if facts["fresh"]:
+        text += f", {len(facts['fresh'])} freshly initialised ({', '.join(facts['fresh'])})"
+    return text
+
+
+def _tie(tie: dict[str, Any]) -> str:
+    known = {True: "yes", False: "no", None: "tie decided at load"}[tie["value"]]
+    return known if tie["value"] is None else f"{known} ({tie['reason']})"
+
+
+def _verdict(report: Report) -> str:
+    counts = ", ".join(_count(items, word) for items, word in ((report.errors, "error"), (report.warnings, "warning")))
+    colour = "red" if report.errors else "green"
+    return click.style(("not ready: " if report.errors else "ready: ") + counts, fg=colour, bold=True)
+
+
+def _count(items: tuple[Finding, ...], word: str) -> str:
+    return f"{len(items)} {word}{'' if len(items) == 1 else 's'}"

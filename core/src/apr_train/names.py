@@ -88,8 +88,9 @@ class NameMap:
     """The expanded and checked table of one config.
 
     Raises:
-        NameMapError: a template without or with a stray `{layer}`, an unknown size, a checkpoint name or a parameter
-            twice, a tie to a parameter that nothing fills, a row permutation whose period does not fit. All at once.
+        NameMapError: a template with a stray placeholder, an unknown size, a checkpoint name or a parameter
+            twice, a tie to a parameter that nothing fills or of another shape, a row permutation whose period does not
+            fit. All at once.
     """
 
     rules: tuple[Rule, ...]
@@ -145,6 +146,9 @@ def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int, faults: list[
     if rule.parameter is not None and per_layer != ("{layer}" in rule.parameter):
         faults.append(f"{rule.checkpoint} → {rule.parameter}: {{layer}} on one side only")
         return []
+    if any(brace in name.replace("{layer}", "") for name in (rule.checkpoint, rule.parameter or "") for brace in "{}"):
+        faults.append(f"{rule.checkpoint} → {rule.parameter}: {{layer}} is the only placeholder")
+        return []
     try:
         shape = tuple(_size(symbol, sizes) for symbol in rule.shape) if rule.kind != "ignored" else None
         operation = _operation(rule, shape, sizes)
@@ -188,13 +192,18 @@ def _operation(rule: Rule, shape: tuple[int, ...] | None, sizes: Mapping[str, in
 def _clashes(entries: Iterable[Entry]) -> list[str]:
     entries = list(entries)
     sources = Counter(entry.checkpoint for entry in entries)
+    filled = {entry.parameter: entry for entry in entries if entry.kind in ("rename", "rope-rows")}
     targets = Counter(entry.parameter for entry in entries if entry.kind in ("rename", "rope-rows"))
     faults = [f"{name} has {count} rules" for name, count in sources.items() if count > 1]
     faults += [f"{name} is filled by {count} rules" for name, count in targets.items() if count > 1]
+    ties = [entry for entry in entries if entry.kind == "tie"]
+    faults += [
+        f"{tie.checkpoint} is tied to {tie.parameter}, which nothing fills" for tie in ties if tie.parameter not in filled
+    ]
     return faults + [
-        f"{entry.checkpoint} is tied to {entry.parameter}, which nothing fills"
-        for entry in entries
-        if entry.kind == "tie" and entry.parameter not in targets
+        f"{tie.checkpoint} is tied to {tie.parameter} in another shape"
+        for tie in ties
+        if tie.parameter in filled and tie.shape != filled[tie.parameter].shape
     ]
 
 

@@ -40,12 +40,12 @@ def tokenizer():
     return ByteTokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def byte_tokenizer():
     return ByteTokenizer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tokens_of():
     return make_tokens
 

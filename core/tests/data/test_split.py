@@ -2,7 +2,7 @@ import pytest
 from apr_train.data.documents import Document
 from apr_train.data.split import KeySurvey, held_out, split_key, train_documents
 from apr_train.errors import DataError
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 TEXT = st.text(min_size=1, max_size=12).filter(lambda text: text.strip())
@@ -19,6 +19,7 @@ def split_texts(texts, fraction):
     return train, [document.text for document in held_out(documents, split)]
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=2).filter(lambda texts: len({split_key(text) for text in texts}) > 1), FRACTION)
 def test_no_text_is_on_both_sides_nothing_is_lost_and_neither_side_is_empty(texts, fraction):
     train, validation = split_texts(texts, fraction)
@@ -30,6 +31,7 @@ def test_no_text_is_on_both_sides_nothing_is_lost_and_neither_side_is_empty(text
     assert len(validation) == len({split_key(text) for text in validation})
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=2, max_size=20), st.randoms(use_true_random=False))
 def test_the_order_of_the_documents_does_not_change_their_side(texts, random):
     texts = [*texts, "x", "y"]
@@ -67,6 +69,7 @@ def test_a_single_text_keeps_its_tail_for_validation(copies):
     assert 0.08 < len(validation[0]) / len(text) < 0.13
 
 
+@settings(deadline=None)
 @given(st.text(min_size=40, max_size=200).filter(lambda text: text.strip()), FRACTION)
 def test_cutting_a_single_text_loses_nothing_and_leaves_text_on_both_sides(text, fraction):
     try:

@@ -130,10 +130,11 @@ def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
         raise DataError("the tokenizer cache cannot be written", where=path.parent, found=error, hint=hint) from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,0 +1,246 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from apr_train.data.batch import IGNORED
+from apr_train.data.stream import BatchStream, validation_batches
+from apr_train.data.tokens import TokenFile
+from apr_train.errors import ConfigError, DataError, RunError, TokenizerError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+BOS, PAD, EOS, MASK = 256, 257, 258, 260
+
+
+@pytest.fixture
+def stream_of(tokenizer, tokens_of):
+    def make(lengths=(50, 70, 30), **options):
+        values = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 3, "seed": 5, "tokenizer": tokenizer}
+        return BatchStream(tokens_of(lengths), **{**values, **options})
+
+    return make
+
+
+def equal(a, b):
+    pairs = [(a.tokens, b.tokens), (a.targets, b.targets), (a.document_ids, b.document_ids), (a.keep, b.keep)]
+    same = all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
+    return same and (a.target_count, a.document_lengths) == (b.target_count, b.document_lengths)
+
+
+VARIANTS = [
+    {"objective": "causal-lm"},
+    {"objective": "causal-lm", "document_mask": True},
+    {"objective": "masked-lm"},
+    {"objective": "masked-lm", "document_mask": True},
+]
+
+
+def test_an_epoch_has_every_row_once_and_targets_follow_their_tokens(stream_of, tokens_of):
+    stream = stream_of(batch_size=1)
+    ids = tokens_of((50, 70, 30)).ids.astype(np.int64)
+    assert stream.rows_per_epoch == (150 - 1) // 8
+    seen = []
+    for _ in range(stream.rows_per_epoch):
+        batch = stream.next_batch()
+        seen.append((batch.tokens[0].tolist(), batch.targets[0].tolist()))
+        assert batch.target_count == 8
+        assert (batch.keep, batch.document_ids) == (None, None)
+    expected = [(ids[begin : begin + 8].tolist(), ids[begin + 1 : begin + 9].tolist()) for begin in range(0, 18 * 8, 8)]
+    assert sorted(seen) == sorted(expected)
+    assert seen != expected
+
+
+@pytest.mark.rule("INV-TRAIN-011")
+def test_an_exhausted_stream_cycles_visibly_in_another_order(stream_of):
+    epochs = []
+    stream = stream_of(batch_size=18, on_epoch=epochs.append)
+    first, second = stream.next_batch(), stream.next_batch()
+    assert epochs == [1, 2]
+    assert stream.epoch == 2
+    assert not torch.equal(first.tokens, second.tokens)
+    assert sorted(first.tokens.tolist()) == sorted(second.tokens.tolist())
+
+
+@pytest.mark.rule("INV-TRAIN-011")
+def test_a_batch_larger_than_the_corpus_goes_through_it_more_than_once(stream_of):
+    epochs = []
+    stream = stream_of(lengths=(20,), batch_size=7, on_epoch=epochs.append)
+    batch = stream.next_batch()
+    assert stream.rows_per_epoch == 2
+    assert batch.tokens.shape == (7, 8)
+    assert epochs == [1, 2, 3]
+    assert stream.state_dict()["index"] == 1
+
+
+@pytest.mark.rule("INV-TRAIN-011")
+@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm"])
+def test_a_corpus_too_small_for_one_row_is_an_error(stream_of, objective):
+    with pytest.raises(DataError, match="too small for one row"):
+        stream_of(lengths=(5,), objective=objective)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=15, deadline=None)
+@given(position=st.integers(0, 40), size=st.integers(1, 5))
+def test_a_restored_position_continues_bit_for_bit_with_any_batch_size(byte_tokenizer, tokens_of, variant, position, size):
+    def make(batch_size):
+        tokens = tokens_of((50, 70, 30, 3, 90))
+        shared = {"sequence_length": 8, "seed": 5, "tokenizer": byte_tokenizer()}
+        return BatchStream(tokens, batch_size=batch_size, **shared, **variant)
+
+    whole, rest = make(1), make(size)
+    for _ in range(position):
+        whole.next_batch()
+    rest.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    for _ in range(3):
+        batch = rest.next_batch()
+        rows = [whole.next_batch() for _ in range(size)]
+        assert torch.equal(batch.tokens, torch.cat([row.tokens for row in rows]))
+        assert torch.equal(batch.targets, torch.cat([row.targets for row in rows]))
+        assert batch.target_count == sum(row.target_count for row in rows)
+    assert rest.state_dict() == whole.state_dict()
+
+
+def test_the_seed_decides_the_order(stream_of):
+    assert equal(stream_of(seed=1).next_batch(), stream_of(seed=1).next_batch())
+    assert not equal(stream_of(seed=1).next_batch(), stream_of(seed=2).next_batch())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sequence_length", 9),
+        ("seed", 6),
+        ("corpus", "other"),
+        ("rows", 3),
+        ("objective", "masked-lm"),
+        ("document_mask", True),
+    ],
+)
+def test_a_position_in_another_stream_is_refused_by_name(stream_of, name, value):
+    stream = stream_of()
+    with pytest.raises(RunError, match=f"data.{name}"):
+        stream.load_state_dict({**stream.state_dict(), name: value})
+
+
+@pytest.mark.parametrize(
+    "place", [{"epoch": -1}, {"index": 18}, {"index": "3"}, {"epoch": None}, {"index": True}, {"index": -1}]
+)
+def test_an_impossible_position_is_refused(stream_of, place):
+    stream = stream_of()
+    with pytest.raises(RunError, match="not a position"):
+        stream.load_state_dict({**stream.state_dict(), **place})
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"seed": -1}, {"sequence_length": 0}, {"objective": "prefix-lm"}, {"seed": 1 << 63}]
+)
+def test_impossible_options_are_errors(stream_of, options):
+    with pytest.raises(ConfigError):
+        stream_of(**options)
+
+
+def test_masked_lm_needs_room_for_a_token_between_bos_and_eos(stream_of):
+    with pytest.raises(ConfigError, match="at least 3"):
+        stream_of(objective="masked-lm", sequence_length=2)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "pad", "mask"])
+def test_masked_lm_needs_its_special_tokens(stream_of, tokenizer, name):
+    del tokenizer.special_ids[name]
+    with pytest.raises(TokenizerError, match=f"no {name} token"):
+        stream_of(objective="masked-lm")
+
+
+def test_the_document_mask_numbers_documents_and_drops_targets_in_the_next_one(tokenizer, tokens_of):
+    tokens = tokens_of((5, 3, 9))
+    (batch,) = validation_batches(
+        tokens, objective="causal-lm", sequence_length=10, batch_size=9, document_mask=True, tokenizer=tokenizer
+    )
+    assert batch.tokens.tolist() == [[0, 1, 2, 3, EOS, 4, 5, EOS, 6, 7], [8, 9, 10, 11, 12, 13, 0, 0, 0, 0]]
+    x = IGNORED
+    assert batch.targets.tolist() == [[1, 2, 3, EOS, x, 5, EOS, x, 7, 8], [9, 10, 11, 12, 13, EOS, x, x, x, x]]
+    assert batch.document_ids.tolist() == [[0] * 5 + [1] * 3 + [2] * 2, [0] * 6 + [1] * 4]
+    assert batch.document_ids.dtype == torch.int32
+    assert batch.document_lengths == ((5, 3, 2), (6, 4))
+    assert batch.target_count == 14
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) > 1), st.integers(1, 9))
+def test_the_document_mask_keeps_exactly_the_targets_inside_documents(byte_tokenizer, tokens_of, lengths, length):
+    tokens = tokens_of(lengths)
+    shared = {"objective": "causal-lm", "sequence_length": length, "batch_size": 4, "tokenizer": byte_tokenizer()}
+    masked = list(validation_batches(tokens, document_mask=True, **shared))
+    plain = list(validation_batches(tokens, **shared))
+    assert sum(batch.target_count for batch in plain) == len(tokens) - 1
+    assert sum(batch.target_count for batch in masked) == sum(size - 1 for size in lengths)
+    for batch in masked:
+        assert [sum(row) for row in batch.document_lengths] == [length] * len(batch.tokens)
+        for ids, sizes in zip(batch.document_ids.tolist(), batch.document_lengths, strict=True):
+            assert ids == [number for number, size in enumerate(sizes) for _ in range(size)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_validation_batches_are_the_same_each_time(variant, tokenizer, tokens_of):
+    tokens = tokens_of((50, 70, 30))
+    shared = {"sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer, **variant}
+    first, second = list(validation_batches(tokens, **shared)), list(validation_batches(tokens, **shared))
+    assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+    few = list(validation_batches(tokens, max_rows=6, **shared))
+    assert [len(batch.tokens) for batch in few] == [4, 2]
+    assert equal(few[0], first[0])
+
+
+def test_a_short_validation_side_is_padded_and_an_empty_one_is_an_error(tokenizer, tokens_of):
+    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
+    (batch,) = validation_batches(tokens_of((3,)), **shared)
+    assert batch.targets.tolist() == [[1, EOS] + [IGNORED] * 6]
+    for lengths in ((1,), ()):
+        with pytest.raises(DataError):
+            validation_batches(tokens_of(lengths), **shared)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_rows": 0}])
+def test_impossible_validation_options_are_errors(tokenizer, tokens_of, options):
+    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
+    with pytest.raises(ConfigError):
+        validation_batches(tokens_of((30,)), **{**shared, **options})
+
+
+def unmasked(batch):
+    return torch.where(batch.targets == IGNORED, batch.tokens, batch.targets)
+
+
+def test_packed_rows_of_an_encoder_are_pieces_of_the_stream_between_bos_and_eos(tokenizer, tokens_of):
+    tokens = tokens_of((10, 7))
+    shared = {"objective": "masked-lm", "sequence_length": 8, "batch_size": 9, "tokenizer": tokenizer}
+    (batch,) = validation_batches(tokens, **shared)
+    ids = tokens.ids.tolist()
+    rows = [[BOS, *ids[:6], EOS], [BOS, *ids[6:12], EOS], [BOS, *ids[12:], EOS, PAD]]
+    assert unmasked(batch).tolist() == rows
+    assert batch.keep.tolist() == [[True] * 8, [True] * 8, [True] * 7 + [False]]
+    (whole,) = validation_batches(tokens, max_rows=2, **shared)
+    assert whole.keep is None
+
+
+def test_with_the_document_mask_no_row_of_an_encoder_holds_two_documents(tokenizer, tokens_of):
+    tokens = tokens_of((10, 1, 4))
+    shared = {"objective": "masked-lm", "sequence_length": 8, "batch_size": 9, "tokenizer": tokenizer}
+    (batch,) = validation_batches(tokens, document_mask=True, **shared)
+    rows = [[BOS, 0, 1, 2, 3, 4, 5, EOS], [BOS, 6, 7, 8, EOS, PAD, PAD, PAD], [BOS, 9, 10, 11, EOS, PAD, PAD, PAD]]
+    assert unmasked(batch).tolist() == rows
+    assert torch.equal(batch.keep, torch.tensor(rows) != PAD)
+
+
+def test_rows_come_from_a_read_only_map_without_torch_complaining(tokenizer):
+    ids = np.arange(100, dtype=np.uint16)
+    ids.flags.writeable = False
+    tokens = TokenFile(ids=ids, starts=np.array([0], np.uint64), max_token_id=99, text_bytes=0, key="k")
+    stream = BatchStream(
+        tokens, objective="causal-lm", sequence_length=8, batch_size=2, seed=0, tokenizer=tokenizer, document_mask=True
+    )
+    batch = stream.next_batch()
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
+    assert equal(batch, batch.to("cpu"))

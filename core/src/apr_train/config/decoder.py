@@ -49,7 +49,7 @@ class DecoderConfig(ModelConfig):
     @head_dim.default
     def _head_dim_from_width(self) -> int:
         widths = (self.hidden_size, self.num_attention_heads)
-        if not all(isinstance(width, int) and width > 0 for width in widths):
+        if not all(type(width) is int and width > 0 for width in widths):
             return 1  # defaults are made before validators run, and these two are about to be refused by name
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(

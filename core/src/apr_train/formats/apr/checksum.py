@@ -25,9 +25,15 @@ class RegionChecksum:
         self._contradicted |= known != (length, crc)
 
     def missing(self, total: int) -> Iterator[tuple[int, int]]:
-        """The (start, length) of every stretch of the first `total` bytes that no region covers, in order."""
+        """The (start, length) of every stretch of the first `total` bytes that no region covers, in order.
+
+        Raises:
+            ValueError: when regions overlap without being the same: the caller cut one stretch in two ways.
+        """
         position = 0
         for start, (length, _) in sorted(self._regions.items()):
+            if start < position:
+                raise ValueError(f"the regions at {start} and before overlap")
             if start > position:
                 yield position, start - position
             position = start + length

@@ -58,6 +58,19 @@ ID_OF: dict[str, int] = {dtype.name: number for number, dtype in reversed(BY_ID.
 """The id that a writer uses for a dtype's name."""
 
 
+NUMPY_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I8": "i1",
+    "U8": "u1",
+}
+"""The dtypes that numpy reads as they lie in the file; bf16 as its bits."""
+
+
 def elements_of(shape: tuple[int, ...]) -> int:
     """The number of elements of a shape; 1 for a scalar."""
     return math.prod(shape)

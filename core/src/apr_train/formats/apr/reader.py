@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from apr_train.errors import FormatError
+from apr_train.formats.apr.dtypes import NUMPY_DTYPES, elements_of
 from apr_train.formats.apr.file import InputFile
 from apr_train.formats.apr.header import FixedHeader, parse_header
 from apr_train.formats.apr.index import IndexEntry, parse_index
@@ -21,8 +22,6 @@ from apr_train.formats.checkpoint import TensorView
 from apr_train.formats.content_hash import content_hash
 from apr_train.formats.metadata import header_from_apr
 from apr_train.header import Header, TensorInfo
-
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I64": "<i8", "I8": "i1", "U8": "u1"}
 
 
 class AprReader:
@@ -96,10 +95,10 @@ class AprReader:
         raw = self.read_raw(name)
         entry = self.entries[name]
         dtype = entry.dtype.name
-        if dtype in _NUMPY:
-            array = np.frombuffer(raw, _NUMPY[dtype])
+        if dtype in NUMPY_DTYPES:
+            array = np.frombuffer(raw, NUMPY_DTYPES[dtype])
         else:
-            dtype, array = "F32", decode(entry.dtype, raw, int(np.prod(entry.shape, dtype=np.int64)))
+            dtype, array = "F32", decode(entry.dtype, raw, elements_of(entry.shape))
             array.flags.writeable = False
         return TensorView(dtype, array.reshape(entry.shape))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -210,6 +210,14 @@ class ShardedStream:
     def read_into(self, name: str, buffer: memoryview) -> None:
         """As `AprStream.read_into`."""
         self._streams[self._map[name]].read_into(name, buffer)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """As `AprStream.chunks`."""
+        return self._streams[self._map[name]].chunks(name)
+
+    def values(self, name: str) -> Iterator[TensorView]:
+        """As `AprStream.values`."""
+        return self._streams[self._map[name]].values(name)
 
     def __enter__(self) -> Self:
         return self

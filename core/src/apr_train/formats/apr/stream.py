@@ -6,21 +6,26 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from apr_train.errors import FormatError
 from apr_train.formats.apr.checksum import RegionChecksum, crc32
+from apr_train.formats.apr.dtypes import NUMPY_DTYPES, elements_of
 from apr_train.formats.apr.file import InputFile
 from apr_train.formats.apr.header import FixedHeader
 from apr_train.formats.apr.index import IndexEntry
 from apr_train.formats.apr.layout import TRAILER_SIZE
+from apr_train.formats.apr.quant import decode
+from apr_train.formats.checkpoint import TensorView
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Bytes read at a time: they stay in the second-level cache until the checksum and the copy have seen them."""
 
 
 class AprStream:
     """Tensor bytes by `pread`; leaving the context reads the rest and raises if the trailing CRC32 does not match.
 
-    Nothing that was read may be used before the context has been left.
+    Nothing that was read may be used before the context has been left. A tensor may be read twice in one pass.
     """
 
     def __init__(self, file: InputFile, header: FixedHeader, entries: Mapping[str, IndexEntry], *, verify: bool) -> None:
@@ -28,35 +33,43 @@ class AprStream:
         self._checksum = RegionChecksum()
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """Fill a writable buffer of exactly the tensor's stored size; other threads may read other tensors."""
+        """Fill a writable buffer of exactly the tensor's stored size."""
         entry = self._entries[name]
         if buffer.nbytes != entry.size:
             raise ValueError(f"the buffer for {name} has {buffer.nbytes} bytes, the tensor {entry.size}")
-        self._fill(self._header.data_offset + entry.offset, buffer.cast("B"))
+        whole = buffer.cast("B")
+        for position, length in _cuts(entry):
+            self._fill(entry, position, whole[position : position + length])
 
-    def chunks(self, name: str, *, skip: int = 0, multiple: int = 1) -> Iterator[memoryview]:
-        """The tensor's bytes in pieces of a multiple of `multiple`, after `skip`; each is valid until the next."""
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """The tensor's bytes in order, in pieces of whole blocks; each is valid until the next."""
         entry = self._entries[name]
-        start = self._header.data_offset + entry.offset
-        buffer = memoryview(bytearray(min(max(CHUNK // multiple, 1) * multiple, entry.size)))
-        if skip:
-            yield self._piece(start, buffer[: min(skip, entry.size)])
-        for position in range(skip, entry.size, len(buffer) or 1):
-            yield self._piece(start + position, buffer[: min(len(buffer), entry.size - position)])
+        cuts = list(_cuts(entry))
+        buffer = memoryview(bytearray(max((length for _, length in cuts), default=0)))
+        for position, length in cuts:
+            piece = buffer[:length]
+            self._fill(entry, position, piece)
+            yield piece
 
-    def _piece(self, start: int, buffer: memoryview) -> memoryview:
-        self._fill(start, buffer)
-        return buffer
+    def values(self, name: str) -> Iterator[TensorView]:
+        """The tensor's elements in order, flat, a piece at a time, decoded to float32 if block-quantised."""
+        entry = self._entries[name]
+        dtype, left = entry.dtype, elements_of(entry.shape)
+        pieces = self.chunks(name)
+        prefix = bytes(next(pieces, b"")) if dtype.prefix else b""
+        for piece in pieces:
+            if dtype.quantized:
+                view = TensorView("F32", decode(dtype, memoryview(prefix + piece) if prefix else piece, left))
+            else:
+                view = TensorView(dtype.name, np.frombuffer(piece, NUMPY_DTYPES[dtype.name]))
+            left -= view.data.size
+            yield view
 
-    def _fill(self, start: int, buffer: memoryview) -> None:
-        crc = 0
-        for position in range(0, len(buffer), CHUNK):
-            part = buffer[position : position + CHUNK]
-            self._file.read_into(start + position, part)
-            if self._verify:
-                crc = crc32(part, crc)
-        if self._verify and len(buffer):
-            self._checksum.add(start, len(buffer), crc)
+    def _fill(self, entry: IndexEntry, position: int, buffer: memoryview) -> None:
+        start = self._header.data_offset + entry.offset + position
+        self._file.read_into(start, buffer)
+        if self._verify:
+            self._checksum.add(start, len(buffer), crc32(buffer))
 
     def finish(self) -> None:
         """Read what was not read yet and compare with the trailer.
@@ -91,3 +104,13 @@ class AprStream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.finish()
+
+
+def _cuts(entry: IndexEntry) -> Iterator[tuple[int, int]]:
+    """The (position, length) of the pieces in which a tensor is always read: its prefix, then whole blocks."""
+    dtype = entry.dtype
+    if dtype.prefix and entry.size:
+        yield 0, dtype.prefix
+    step = max(CHUNK // dtype.block_bytes, 1) * dtype.block_bytes
+    for position in range(dtype.prefix, entry.size, step):
+        yield position, min(step, entry.size - position)

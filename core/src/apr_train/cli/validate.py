@@ -1,0 +1,86 @@
+"""`apr-train validate`: is a checkpoint file whole and consistent? Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from apr_train.cli.output import emit_findings, emit_json
+from apr_train.cli.progress import progress_bar
+from apr_train.finding import Finding
+
+if TYPE_CHECKING:
+    from apr_train.formats.checkpoint import Checkpoint
+    from apr_train.header import Header
+
+SLICE = 1 << 20
+"""Rows of values looked at in one go."""
+
+
+@click.command("validate")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--data", is_flag=True, help="Look at every value for NaN and infinity too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(context: click.Context, path: Path, data: bool, as_json: bool) -> None:
+    """Check a checkpoint file, byte for byte: structure, extents, alignment, overlaps, checksums.
+
+    PATH is an .apr file, a shard or its manifest, a safetensors or GGUF file, or a Hugging Face folder; only .apr has
+    checksums. Exits with 1 when there is a fault.
+    """
+    header, findings = _examine(path, data)
+    valid = not any(finding.severity == "error" for finding in findings)
+    if as_json:
+        emit_json({"path": str(path), "valid": valid, "format": header and header.format, "findings": findings})
+    else:
+        emit_findings(findings)
+        if header is not None and valid:
+            click.echo(f"{path}: valid {header.format}, {_scope(header, data)}")
+    if not valid:
+        context.exit(1)
+
+
+def _scope(header: Header, data: bool) -> str:
+    checksum = "structure and checksums" if header.format == "apr" else "structure (this format has no checksums)"
+    return f"{len(header.tensors)} tensors; checked: {checksum}{', every value' if data else ''}"
+
+
+def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
+    """The header (None when the structure is at fault) and every finding."""
+    from apr_train.errors import FormatError
+    from apr_train.formats.apr.validate import STRUCTURE, fault
+    from apr_train.formats.source import open_checkpoint
+
+    try:
+        with open_checkpoint(path, verify=False) as checkpoint:
+            total = sum(tensor.nbytes for tensor in checkpoint.header.tensors.values())
+            with progress_bar(f"validating {path.name}", total) as advance:
+                return checkpoint.header, _check(checkpoint, data, advance)
+    except FormatError as error:
+        return None, [fault(STRUCTURE, error)]
+
+
+def _check(checkpoint: Checkpoint, data: bool, advance: Callable[[int], None]) -> list[Finding]:
+    from apr_train.formats.apr.reader import AprReader
+    from apr_train.formats.apr.shards import ShardedReader
+    from apr_train.formats.apr.validate import check_data
+
+    if isinstance(checkpoint, AprReader | ShardedReader):
+        return check_data(checkpoint, data=data, progress=advance)
+    return list(_scan(checkpoint, advance)) if data else []
+
+
+def _scan(checkpoint: Checkpoint, advance: Callable[[int], None]) -> Iterator[Finding]:
+    """The values of a container without checksums."""
+    from apr_train.formats.apr.validate import scan_values
+    from apr_train.formats.checkpoint import TensorView
+
+    for name, tensor in checkpoint.header.tensors.items():
+        view = checkpoint.read(name)
+        flat = view.data.reshape(-1)
+        pieces = (TensorView(view.dtype, flat[start : start + SLICE]) for start in range(0, flat.size, SLICE))
+        yield from scan_values(checkpoint.header.path, name, pieces)
+        advance(tensor.nbytes)

@@ -1,0 +1,111 @@
+"""Check an `.apr` file as a whole: structure, checksum, padding, and on request every value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from apr_train.errors import FormatError
+from apr_train.finding import Finding
+from apr_train.formats.apr.layout import Flags
+from apr_train.formats.apr.reader import AprReader
+from apr_train.formats.apr.shards import ShardedReader, open_apr
+from apr_train.formats.checkpoint import TensorView
+
+STRUCTURE = "APR-STRUCTURE"
+CHECKSUM = "APR-CHECKSUM"
+SIGNATURE = "APR-SIGNATURE"
+NOT_FINITE = "APR-NOT-FINITE"
+Progress = Callable[[int], None]
+
+
+def validate(path: str | os.PathLike[str], *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
+    """Every fault of a file or of a sharded model; empty when there is none. Memory stays at a few megabytes.
+
+    Structure is checked first and in full before data is read; with `data` every value is looked at for NaN and infinity.
+    """
+    try:
+        reader = open_apr(path, verify=False)
+    except FormatError as error:
+        return [fault(STRUCTURE, error)]
+    with reader:
+        return check_data(reader, data=data, progress=progress)
+
+
+def check_data(reader: AprReader | ShardedReader, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
+    """What `validate` does after the structure was found good: checksums, and with `data` every value."""
+    files = reader.shards if isinstance(reader, ShardedReader) else [reader]
+    return [finding for file in files for finding in _check_file(file, data, progress or _silent)]
+
+
+def _silent(count: int) -> None:
+    """No progress is wanted."""
+
+
+def _check_file(reader: AprReader, data: bool, progress: Progress) -> Iterator[Finding]:
+    if reader.flags & Flags.SIGNED:
+        yield Finding(
+            id=SIGNATURE,
+            where=reader.header.path,
+            problem="the file is signed, and the signature was not checked",
+            severity="warning",
+        )
+    stream = reader.stream(verify=True)
+    try:
+        for name, entry in reader.entries.items():
+            if data:
+                yield from scan_values(reader.header.path, name, stream.values(name))
+            else:
+                for _ in stream.chunks(name):  # for its checksum
+                    pass
+            progress(entry.size)
+        stream.finish()
+    except FormatError as error:
+        yield fault(CHECKSUM, error)
+
+
+def scan_values(path: str, name: str, pieces: Iterable[TensorView]) -> Iterator[Finding]:
+    """A finding if any value of a tensor, given in pieces, is NaN or infinite."""
+    nan = infinite = 0
+    for piece in pieces:
+        not_finite, nans = count_not_finite(piece)
+        nan, infinite = nan + nans, infinite + not_finite - nans
+    if nan or infinite:
+        yield Finding(
+            id=NOT_FINITE,
+            where=f"{path} [{name}]",
+            problem="values that are not finite",
+            expected="finite values",
+            found=f"{nan} NaN, {infinite} infinite",
+        )
+
+
+def count_not_finite(view: TensorView) -> tuple[int, int]:
+    """(values that are NaN or infinite, values that are NaN) of one tensor or piece."""
+    array: np.ndarray[Any, Any] = view.data
+    if view.dtype == "BF16":
+        magnitude = array & np.uint16(0x7FFF)
+        return int(np.count_nonzero(magnitude >= 0x7F80)), int(np.count_nonzero(magnitude > 0x7F80))
+    if array.dtype.kind != "f":
+        return 0, 0
+    not_finite = array.size - int(np.count_nonzero(np.isfinite(array)))
+    return not_finite, int(np.count_nonzero(np.isnan(array))) if not_finite else 0
+
+
+def fault(rule: str, error: FormatError) -> Finding:
+    """A format error as a finding."""
+    return Finding(
+        id=rule,
+        where=error.where or error.path,
+        problem=error.problem,
+        expected=_text(error.expected),
+        found=_text(error.found),
+        hint=error.hint or "",
+    )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

@@ -62,7 +62,7 @@ def tiny_tokens(count=40, *, key="corpus"):
     return TokenFile.from_documents(documents, key=key)
 
 
-def write_plain(path, model):
+def write_plain(path, model, *, step):
     save_file(dict(model.state_dict()), path)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import click
 
+from apr_train.data.protocols import Progress
 from apr_train.train.metrics import Metrics
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 class Display(Protocol):
@@ -25,6 +31,26 @@ class Display(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """A bar for work that counts bytes, which appears with the first count; None where there is no terminal."""
+    if not sys.stdout.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            task = tasks[stage] if stage in tasks else tasks.setdefault(stage, bar.add_task(stage, total=total))
+            bar.update(task, completed=done, total=total)
+
+        yield report
 
 
 def describe(line: Metrics, steps: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from apr_train.atomic import clear_litter
 from apr_train.errors import RunError
 
 CONFIG = "config.toml"
@@ -65,23 +66,22 @@ def checkpoints(folder: Path) -> list[StepFolder]:
     return sorted(folders, key=lambda item: item.step)
 
 
-def find_checkpoint(path: Path) -> tuple[Path, StepFolder]:
+def find_checkpoint(path: Path) -> tuple[Path, StepFolder | None]:
     """The run's folder and the checkpoint to go on from: the latest of `runs/NAME`, or `runs/NAME/step-000500` itself.
 
+    None instead of a checkpoint: the run was interrupted before its first one.
+
     Raises:
-        RunError: when there is none.
+        RunError: when this is no run.
     """
     match = _STEP.fullmatch(path.name)
-    if match and (path / STATE).exists():
+    if match and (path.parent / CONFIG).exists() and path.is_dir():
         return path.parent, StepFolder(path, int(match[1]))
-    whole = checkpoints(path)
-    if whole:
-        return path, whole[-1]
     if (path / CONFIG).exists():
-        hint = "The run was interrupted before its first checkpoint: start it again under another --run."
-        raise RunError("there is no checkpoint to resume from", where=path, hint=hint)
+        whole = checkpoints(path)
+        return path, whole[-1] if whole else None
     found = "no such folder" if not path.exists() else "nothing of the kind"
-    raise RunError("this is no run", where=path, expected=f"a folder with {CONFIG} and {step_name(500)}/", found=found)
+    raise RunError("this is no run", where=path, expected=f"a folder with {CONFIG}, or a {step_name(500)} in one", found=found)
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -93,8 +93,10 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints (0: all), and clear away removals that a kill interrupted."""
+    """Keep the newest `keep` checkpoints (0: all), and clear away what killed writers and removals left."""
     for leftover in folder.glob(f"{_DYING}*"):
         shutil.rmtree(leftover)
+    for leftover in folder.glob(".step-*.part"):
+        clear_litter(folder / leftover.name[1:].partition(".")[0])
     for old in checkpoints(folder)[:-keep] if keep else []:
         remove_checkpoint(old.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import Factory, frozen
 
+from apr_train.data.settings import CorpusSettings
 from apr_train.train.option import option
 
 
@@ -48,6 +49,11 @@ class DataSettings:
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
     mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
     val_batches: int = option(8, "Batches in one validation; 0 for none.", kind=int, minimum=0)
+
+    @property
+    def corpus(self) -> CorpusSettings:
+        """What decides the text and its two sides."""
+        return CorpusSettings(data=self.data, validation_fraction=self.validation_fraction)
 
 
 @frozen(kw_only=True)

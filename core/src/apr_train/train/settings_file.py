@@ -22,13 +22,26 @@ def read_toml(path: Path) -> Settings:
     Raises:
         ConfigError: for a file that is missing or not TOML, an unknown table or key (with the closest one), a bad value.
     """
+    return from_tables(_tables(path), where=str(path))
+
+
+def stated(path: Path) -> dict[str, Any]:
+    """What a file says, as flat `{field: value}`.
+
+    Raises:
+        ConfigError: as `read_toml`.
+    """
+    read_toml(path)
+    return {name: value for table in _tables(path).values() for name, value in table.items()}
+
+
+def _tables(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("cannot read the settings", where=path, found=error.strerror) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not a TOML file: {error}", where=path) from error
-    return from_tables(tables, where=str(path))
 
 
 def from_tables(tables: Mapping[str, Any], *, where: str) -> Settings:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,19 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from apr_train.atomic import replace_folder
 from apr_train.errors import FormatError
 from apr_train.train.optimizer import optimizer_tensors, restore_optimizer
 from apr_train.train.run_folder import MODEL, OPTIMIZER, STATE, prune, step_name
 
 VERSION = 1
-_PARTIAL = ".partial-"
 
 
 class ModelWriter(Protocol):
     """Writes the model with everything that belongs to it into one file."""
 
-    def __call__(self, path: Path, model: nn.Module) -> None:
-        """Write `path`; the same model gives the same bytes."""
+    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+        """Write `path`; the same model at the same step gives the same bytes."""
         ...
 
 
@@ -62,33 +60,12 @@ def save_checkpoint(
     """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is."""
     target = folder / step_name(state["step"])
     if not target.exists():
-        clear_partial(folder)
-        beside = folder / f"{_PARTIAL}{target.name}"
-        beside.mkdir()
-        write_model(beside / MODEL, model)
-        save_file(optimizer_tensors(model, optimizer), beside / OPTIMIZER)
-        (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
-        for path in (*beside.iterdir(), beside):
-            sync(path)
-        beside.rename(target)
-        sync(folder)
+        with replace_folder(target) as beside:
+            write_model(beside / MODEL, model, step=state["step"])
+            save_file(optimizer_tensors(model, optimizer), beside / OPTIMIZER)
+            (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
     prune(folder, keep)
     return target
-
-
-def clear_partial(folder: Path) -> None:
-    """Remove what a kill left half-written."""
-    for leftover in folder.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(leftover)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

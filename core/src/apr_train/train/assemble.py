@@ -1,0 +1,72 @@
+"""From a config to a model with weights, on its device, with its attention."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from apr_train.attention import Choice, Request, choose_backend
+from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
+from apr_train.facade import Family
+from apr_train.family import Objective
+from apr_train.formats.checkpoint import Checkpoint
+from apr_train.load import LoadReport, load_weights
+from apr_train.nn.build import build_model
+from apr_train.nn.protocol import LanguageModel
+from apr_train.preflight import Report
+from apr_train.train.acceleration import compile_blocks, make_deterministic, recompute_blocks
+from apr_train.train.objective import mask_kind
+from apr_train.train.precision import Precision
+from apr_train.train.settings import Settings
+
+
+def choose_attention(
+    family: Family, config: ModelConfig, settings: Settings, objective: Objective, precision: Precision, device: torch.device
+) -> Choice:
+    """The family's first backend that can run here, or the one that `--attention` forces."""
+    request = Request.for_config(
+        cast(DecoderConfig | EncoderConfig, config),
+        device=device.type,
+        dtype=precision.kernel_dtype,
+        mask=mask_kind(objective, document_mask=settings.data.document_mask),
+    )
+    return choose_backend(family.attention_impl(config), request, settings.model.attention)
+
+
+def make_model(
+    report: Report,
+    choice: Choice,
+    source: Checkpoint | None,
+    settings: Settings,
+    *,
+    precision: Precision,
+    device: torch.device,
+) -> tuple[nn.Module, LoadReport | None]:
+    """The model with the checkpoint's weights, or freshly initialised ones; what the file does not have is fresh.
+
+    Fresh values depend on the seed alone, not on the device. Seeds torch's own generators (dropout) as well.
+    """
+    family, config = cast(Family, report.family), cast(ModelConfig, report.config)
+    if settings.run.deterministic:
+        make_deterministic()
+    torch.manual_seed(settings.run.seed)
+    generator = torch.Generator().manual_seed(settings.run.seed)
+    model = build_model(family.build_model, config, choice.backend)
+    if source is not None and report.plan is not None:
+        loaded = load_weights(model, source, report.plan, dtype=precision.weights, device=device, generator=generator)
+    else:
+        loaded = None
+        model.to(precision.weights).to_empty(device=device)
+        cast(LanguageModel, model).initialize(generator)
+    model.train()
+    _speed(model, settings)
+    return model, loaded
+
+
+def _speed(model: nn.Module, settings: Settings) -> None:
+    if settings.run.recompute:
+        recompute_blocks(model)
+    if settings.run.compile:
+        compile_blocks(model)

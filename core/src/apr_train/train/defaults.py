@@ -1,0 +1,68 @@
+"""What a run does where the user said nothing: decided once, then written into the run's config.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import torch
+
+from apr_train.config import ModelConfig
+from apr_train.family import FamilyInfo, Objective
+from apr_train.train.precision import default_precision
+from apr_train.train.settings import DataSettings, ModelSettings, OptimizerSettings, RunSettings, Settings
+
+LR_FINE_TUNING = 5e-5
+"""What BERT, LLaMA-Factory and the transformers Trainer start from."""
+LR_FROM_SCRATCH = 6e-4
+"""GPT-3's rate for its smallest model (Brown et al. 2020, table 2.1)."""
+ROW = {"cpu": 512, "cuda": 1024}
+BATCH = {"cpu": 2, "cuda": 8}
+MOST_WARM_UP = 100
+Group = TypeVar("Group", ModelSettings, DataSettings, OptimizerSettings, RunSettings)
+
+
+def resolve(
+    settings: Settings, *, family: FamilyInfo, config: ModelConfig, objective: Objective, device: torch.device
+) -> Settings:
+    """Settings in which nothing that the run reads is None; what the user said stays."""
+    warm = settings.model.init is not None
+    return attrs.evolve(
+        settings,
+        model=_fill(settings.model, arch=family.name, objective=objective, preset=None if warm else family.default_preset),
+        data=_fill(
+            settings.data,
+            sequence_length=min(ROW[device.type], config.usable_positions),
+            batch_size=BATCH[device.type],
+        ),
+        optimizer=_fill(
+            settings.optimizer,
+            lr=LR_FINE_TUNING if warm else LR_FROM_SCRATCH,
+            warmup_steps=min(settings.run.steps // 10, MOST_WARM_UP),
+        ),
+        run=_fill(settings.run, precision=default_precision(device), device=str(device), threads=torch.get_num_threads()),
+    )
+
+
+def run_stem(settings: Settings) -> str:
+    """`qwen2-x` for `--arch qwen2 --init x.apr`, `llama370m-tiny` for a preset: the name of a run without `--run`."""
+    model = settings.model
+    origin = Path(model.init).resolve().stem if model.init is not None else model.preset
+    return f"{model.arch}-{origin}"
+
+
+def absolute_paths(settings: Settings) -> Settings:
+    """The paths of inputs made absolute, so that the run's settings mean the same from any folder."""
+    model = settings.model
+    init, tokenizer = (None if path is None else str(Path(path).absolute()) for path in (model.init, model.tokenizer))
+    return attrs.evolve(
+        settings,
+        model=attrs.evolve(model, init=init, tokenizer=tokenizer),
+        data=attrs.evolve(settings.data, data=tuple(str(Path(item).absolute()) for item in settings.data.data)),
+    )
+
+
+def _fill(group: Group, **values: Any) -> Group:
+    """Set the fields that are still None."""
+    return attrs.evolve(group, **{name: value for name, value in values.items() if getattr(group, name) is None})

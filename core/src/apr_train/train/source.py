@@ -1,0 +1,113 @@
+"""What a run starts from: the checkpoint, the family, the tokenizer, judged by the preflight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from apr_train.config import ModelConfig
+from apr_train.data.bpe import train_bpe
+from apr_train.data.protocols import Notice
+from apr_train.errors import AprTrainError, FormatError, PreflightError
+from apr_train.facade import Family
+from apr_train.formats.checkpoint import Checkpoint
+from apr_train.formats.json_text import parse_json
+from apr_train.formats.source import open_checkpoint
+from apr_train.formats.tie import resolve_tie
+from apr_train.formats.tokenizer_json import spec_from_json
+from apr_train.header import Header, RopeRows
+from apr_train.preflight import PreflightInput, Report, opening_finding, preflight, tokenizer_finding
+from apr_train.registry import Registry
+from apr_train.tokenizer_spec import TokenizerSpec
+from apr_train.train.identity import read_identity
+from apr_train.train.settings import Settings
+
+
+def open_source(path: str | None, rope_layout: str | None = None) -> Checkpoint | None:
+    """Open the checkpoint that the weights come from; None for a run from scratch.
+
+    Raises:
+        PreflightError: FALSIFY-APR-PRETRAIN-INIT-003 or -004.
+    """
+    if path is None:
+        return None
+    try:
+        return open_checkpoint(path, rope_layout=cast(RopeRows | None, rope_layout))
+    except FormatError as error:
+        raise PreflightError([opening_finding(error)]) from error
+
+
+def tied_header(checkpoint: Checkpoint | None) -> Header | None:
+    """The header with the tie decided, by comparing two tensors if it must be."""
+    return None if checkpoint is None else resolve_tie(checkpoint)
+
+
+def given_tokenizer(settings: Settings) -> TokenizerSpec | None:
+    """The tokenizer of `--tokenizer`.
+
+    Raises:
+        PreflightError: when the file is none.
+    """
+    if settings.model.tokenizer is None:
+        return None
+    path = Path(settings.model.tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        return spec_from_json(parse_json(path), str(path))
+    except AprTrainError as error:
+        raise PreflightError([tokenizer_finding(error)]) from error
+
+
+def judge(settings: Settings, header: Header | None, *, device: str, precision: str) -> Report:
+    """Every finding about the run, before it costs anything; raises none of them."""
+    model, data, run = settings.model, settings.data, settings.run
+    return preflight(
+        PreflightInput(
+            registry=Registry.discover(),
+            header=header,
+            arch=model.arch,
+            preset=model.preset,
+            vocab_size=model.vocab_size,
+            objective=model.objective,
+            tokenizer=given_tokenizer(settings),
+            sequence_length=data.sequence_length,
+            batch_size=data.batch_size or 1,
+            out=Path(run.out),
+            checkpoints=run.keep + 1 if run.keep else 1 + run.steps // max(1, run.save_every or run.steps),
+            device=device,
+            precision=precision,
+            attention=model.attention,
+        )
+    )
+
+
+def tokenizer_for(settings: Settings, report: Report, config: ModelConfig, family: Family, say: Notice) -> TokenizerSpec:
+    """The tokenizer that the preflight has seen; without any, a byte-level BPE of the model's vocabulary from the corpus.
+
+    Raises:
+        DataError: when there is no text to learn from.
+    """
+    if report.tokenizer is not None:
+        return report.tokenizer
+    say(f"no tokenizer given: a byte-level BPE of {config.vocab_size:,} tokens is made from the corpus, once")
+    return train_bpe(settings.data.corpus, config.vocab_size, encoder=family.info.kind == "encoder", notice=say)
+
+
+def init_hash(settings: Settings, source: Checkpoint | None, started: Path | None, say: Notice) -> str | None:
+    """The content hash of the file of `--init`; of a resumed run's, as far as it is still there.
+
+    Args:
+        settings: their `init` is the path.
+        source: that file, open, at the start of a run.
+        started: the folder of a run that goes on.
+        say: told when the file is gone; the run does not need it any more.
+    """
+    if settings.model.init is None:
+        return None
+    if source is not None:
+        return source.content_hash()
+    if started is not None and not Path(settings.model.init).exists():
+        say(f"{settings.model.init} is gone: whether it is still what the run started from cannot be checked")
+        return read_identity(started).init
+    with open_checkpoint(settings.model.init) as checkpoint:
+        return checkpoint.content_hash()

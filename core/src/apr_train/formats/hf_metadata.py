@@ -17,7 +17,9 @@ _LIFTED = ("rope_theta", "partial_rotary_factor")
 _OWN_WORDS = frozenset({"attention_output_bias"})
 """Fields of the core's configs that Hugging Face has no key for: there attention_bias means all four projections."""
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_DROPPED = frozenset({"architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "transformers_version"})
+_DROPPED = frozenset(
+    {*_OWN_WORDS, "architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "transformers_version"}
+)
 
 
 def header_from_hf(

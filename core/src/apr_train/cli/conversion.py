@@ -1,0 +1,45 @@
+"""What `import` and `export` share: open, decide, and say what was done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from apr_train.convert import Conversion, Move, prepare
+from apr_train.formats.source import open_checkpoint
+from apr_train.registry import Registry
+
+
+@contextmanager
+def prepared(source: Path, *, arch: str | None, rope_layout: str | None, verify: bool) -> Iterator[Conversion]:
+    """Open a checkpoint and decide how it is converted; with `--no-verify`, say that nothing was checked."""
+    if not verify:
+        click.echo("The checksum over the data is not checked (--no-verify).", err=True)
+    with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:  # type: ignore[arg-type] # the choices are RopeRows'
+        yield prepare(checkpoint, Registry.discover(), arch=arch)
+
+
+def describe_result(conversion: Conversion, moves: Sequence[Move], output: Path) -> None:
+    """Say what was written, and of everything that was not written, why."""
+    header, plan = conversion.header, conversion.plan
+    types = Counter(move.dtype for move in moves)
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(types.items()))
+    click.echo(f"{output}: {len(moves)} tensors ({kinds}), family {conversion.family.name}")
+    click.echo(f"head: {'tied' if conversion.config.tie_word_embeddings else 'its own'} ({header.tie.reason})")
+    if conversion.family.info.kind == "decoder":
+        reordered = sum(move.reorders for move in moves)
+        click.echo(f"rows of q and k: split-half; {reordered} tensors were reordered")
+    for entry in plan.duplicates:
+        click.echo(f"left out: {entry.checkpoint}: equal to the tensor that it is tied to")
+    for entry in plan.ignored:
+        click.echo(f"left out: {entry.checkpoint}: {entry.reason}")
+    for group in sorted({entry.fresh_group for entry in plan.fresh if entry.fresh_group}):
+        click.echo(f"not in the source: {group}; a training run initialises it")
+    if header.tokenizer is None:
+        click.echo("tokenizer: none in the source")
+    for note in header.tokenizer.notes if header.tokenizer else ():
+        click.echo(f"tokenizer: {note}")

@@ -1,0 +1,108 @@
+"""Write a Hugging Face folder: config.json, weights in shards, tokenizer; what transformers loads. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from apr_train.atomic import replace_folder
+from apr_train.convert import Conversion, Dtype, Move, Pieces, Progress
+from apr_train.data.tokenizer import build_tokenizer
+from apr_train.errors import OutputError
+from apr_train.formats.checkpoint import FLOAT_DTYPES
+from apr_train.formats.hf_metadata import hf_config
+from apr_train.formats.safetensors_writer import write_sharded
+from apr_train.header import TensorInfo
+from apr_train.tokenizer_spec import TokenizerSpec
+
+SHARD_SIZE = 5_000_000_000
+"""Bytes of weights per file; what transformers uses."""
+WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+)
+
+
+def export_to_folder(
+    conversion: Conversion,
+    target: Path,
+    *,
+    dtype: Dtype | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> list[Move]:
+    """Write the folder, as a whole or not at all. Returns what was written.
+
+    Raises:
+        OutputError: when the folder holds other files, or cannot be written.
+        FormatError: when a value does not fit the type.
+        TokenizerError: when the tokenizer cannot be rebuilt.
+    """
+    _check_target(target)
+    moves = conversion.moves(dtype)
+    by_name = {move.target: move for move in moves}
+    main = Counter(move.dtype for move in moves).most_common(1)[0][0]
+    config = hf_config(
+        conversion.config, conversion.family.info, header=conversion.header, hf_class=conversion.hf_class, dtype=main
+    )
+
+    def pieces(name: str) -> Pieces:
+        yield from conversion.data(by_name[name])
+        if progress is not None:
+            progress(by_name[name].source.nbytes)
+
+    with replace_folder(target) as folder:
+        _write_json(folder / "config.json", config)
+        if conversion.header.tokenizer is not None:
+            write_tokenizer(folder, conversion.header.tokenizer)
+        write_sharded(folder, [_info(move) for move in moves], pieces, limit=shard_size)
+    return moves
+
+
+def _check_target(target: Path) -> None:
+    """An earlier export may be replaced; a folder with anything else in it may not."""
+    if not target.is_dir():
+        return
+    other = [item.name for item in target.iterdir() if item.name not in WRITTEN and not item.name.startswith("model")]
+    if other:
+        raise OutputError(
+            "the folder holds files that an export does not write",
+            where=target,
+            found=", ".join(sorted(other)[:4]),
+            hint="Give a folder that does not exist yet, or an earlier export.",
+        )
+
+
+def _info(move: Move) -> TensorInfo:
+    count = 1
+    for size in move.source.shape:
+        count *= size
+    return TensorInfo(move.target, move.dtype, move.source.shape, count * FLOAT_DTYPES.get(move.dtype, 0))
+
+
+def write_tokenizer(folder: Path, spec: TokenizerSpec) -> None:
+    """Write `tokenizer.json` and the `tokenizer_config.json` that names its special tokens.
+
+    Raises:
+        TokenizerError: when the tokenizer cannot be rebuilt.
+    """
+    tokenizer = build_tokenizer(spec)
+    tokenizer.save(folder / "tokenizer.json")
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, index in spec.special_ids.items():
+        token = tokenizer.token(index)
+        if token is not None:
+            settings[f"{name}_token"] = token
+    if spec.chat_template is not None:
+        settings["chat_template"] = spec.chat_template
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.family import Objective
 
 _VALIDATION_SEED = 0
-_SEED_LIMIT = 1 << 63
+_INTEGER_LIMIT = 1 << 63
 
 
 class BatchStream:
@@ -44,9 +44,8 @@ class BatchStream:
             ConfigError: for an impossible length, batch size or seed.
             DataError: when the corpus is too small for one row.
         """
-        if batch_size < 1 or not 0 <= seed < _SEED_LIMIT:
-            expected = f"batch_size ≥ 1 and 0 ≤ seed < {_SEED_LIMIT}"
-            raise ConfigError("impossible", where="batch_size, seed", expected=expected, found=(batch_size, seed))
+        _require_at_least("batch_size", batch_size, 1)
+        _require_at_least("seed", seed, 0)
         self._rows = make_rows(
             tokens,
             objective=objective,
@@ -148,12 +147,17 @@ def validation_batches(
         seed=_VALIDATION_SEED,
         partial=True,
     )
-    if batch_size < 1 or (max_rows is not None and max_rows < 1):
-        raise ConfigError("not positive", where="batch_size, max_rows", expected="≥ 1", found=(batch_size, max_rows))
+    _require_at_least("batch_size", batch_size, 1)
+    _require_at_least("max_rows", 1 if max_rows is None else max_rows, 1)
     _require_a_row(len(rows), tokens, 1)
     count = len(rows) if max_rows is None else min(len(rows), max_rows)
     begins = range(0, count, batch_size)
     return (rows.batch([(0, index) for index in range(begin, min(begin + batch_size, count))]) for begin in begins)
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if not least <= value < _INTEGER_LIMIT:
+        raise ConfigError("out of range", where=name, expected=f"{least} to 2⁶³ − 1", found=value)
 
 
 def _require_a_row(rows: int, tokens: TokenFile, length: int) -> None:

@@ -36,7 +36,7 @@ def _option(item: attrs.Attribute[Any]) -> Callable[[Callable[..., Any]], Callab
     return click.option(*names, type=kind, multiple=meta["many"], default=None, help=text)
 
 
-@click.command("train", epilog="Examples: apr-train --arch qwen2 --init x.apr   ·   apr-train --resume runs/qwen2-x")
+@click.command("train", epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x")
 @_options
 @click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")

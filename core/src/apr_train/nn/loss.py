@@ -1,0 +1,170 @@
+"""Cross-entropy from hidden states, without the float32 logits of a whole batch ever being in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Target of a position that does not count."""
+
+CHUNK_ELEMENTS = 64 * 2**20
+"""Logits that are in memory at a time: chunks shorter than some 256 rows make the matrix products slower."""
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    scale: float = 1.0,
+    chunk: int | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Sum of -log softmax(hidden weightᵀ + bias)[target] over the rows that count, times `scale`.
+
+    Logits are computed once, some rows at a time, in the autocast dtype if there is one, else in hidden's dtype; the
+    softmax is in float32 at least. The gradients of hidden, weight and bias are made on the way and kept for
+    the backward pass, as in Liger's fused linear cross-entropy (Hsu et al. 2024). Rows that do not count cost nothing.
+
+    Args:
+        hidden: `[rows, hidden]`.
+        weight: `[vocab, hidden]`; may be the embedding matrix.
+        bias: `[vocab]` or None.
+        targets: `[rows]` int64; `IGNORE` where a row does not count.
+        scale: factor on the sum, 1 / tokens of the step, say; free here, a pass over weight's gradient afterwards.
+        chunk: rows at a time; by default `CHUNK_ELEMENTS` / vocab.
+        compiled: fuse the softmax with torch.compile (takes seconds the first time, and a C++ compiler on a CPU).
+
+    Returns:
+        The scaled sum, a float32 (float64 for float64) scalar, and the number of rows that count, int64.
+    """
+    keep = targets != IGNORE
+    count = keep.sum()
+    if int(count) < targets.numel():
+        hidden, targets = hidden[keep], targets[keep]
+    rows = chunk or max(1, CHUNK_ELEMENTS // weight.shape[0])
+    loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+        hidden, weight, bias, targets, scale, _even(targets.numel(), rows), compiled, torch.is_grad_enabled()
+    )
+    return loss, count
+
+
+def _even(total: int, rows: int) -> int:
+    """The chunk size of equal chunks that are at most `rows` long."""
+    chunks = -(-total // rows) or 1
+    return -(-total // chunks) or 1
+
+
+def _softmax_step(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss sum of one chunk `[rows, vocab]`; overwrites `logits` with their gradient."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = wide.logsumexp(-1, keepdim=True)
+    loss = (total - wide.gather(1, targets[:, None])).sum()
+    target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    logits.copy_((wide - total).exp() - target)
+    return loss
+
+
+def _softmax_step_eager(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same with fewer passes over memory where nothing fuses them."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = wide.logsumexp(-1, keepdim=True)
+    loss = (total - wide.gather(1, targets[:, None])).sum()
+    wide.sub_(total).exp_()
+    wide.scatter_add_(1, targets[:, None], wide.new_full((1, 1), -1.0).expand(targets.numel(), 1))
+    if wide is not logits:
+        logits.copy_(wide)
+    return loss
+
+
+@cache
+def _compiled_step() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(_softmax_step)
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+class _Gradients:
+    """Gradients summed over the chunks, in float32 except where weight and arithmetic are both bfloat16."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        same = dtype == weight.dtype and dtype != torch.float16
+        self.hidden = torch.empty_like(hidden)
+        self.weight = torch.empty_like(weight, dtype=weight.dtype if same else torch.float32)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
+        self.in_place = same
+        self.started = False
+
+    def add(self, rows: slice, logits: Tensor, hidden: Tensor, weight: Tensor, scale: float) -> None:
+        """Take in one chunk: `logits` is the gradient of the chunk's logits."""
+        self.hidden[rows] = (logits @ weight).mul_(scale)
+        if self.in_place:
+            torch.addmm(self.weight, logits.T, hidden, beta=int(self.started), alpha=scale, out=self.weight)
+        elif self.started:
+            self.weight.add_(logits.T @ hidden, alpha=scale)
+        else:
+            torch.mul(logits.T @ hidden, scale, out=self.weight)
+        if self.bias is not None:
+            self.bias.add_(logits.sum(0, dtype=self.bias.dtype), alpha=scale)
+        self.started = True
+
+
+class _FusedLinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        chunk: int,
+        compiled: bool,
+        training: bool,
+    ) -> Tensor:
+        dtype = _compute_dtype(hidden)
+        matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+        step = _compiled_step() if compiled else _softmax_step_eager
+        gradients = _Gradients(hidden, weight, bias, dtype) if training else None
+        loss = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+        buffer = torch.empty(min(chunk, len(hidden)), len(weight), dtype=dtype, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, targets.numel(), chunk):
+                rows = slice(start, start + chunk)
+                piece = hidden[rows].to(dtype)
+                logits = torch.mm(piece, matrix.T, out=buffer[: len(piece)])
+                logits = logits if offset is None else logits.add_(offset)
+                loss += step(logits, targets[rows])
+                if gradients is not None:
+                    gradients.add(rows, logits, piece, matrix, scale)
+        if gradients is not None:
+            _save(ctx, gradients, weight, bias)
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (factor,) = grad_outputs
+        saved = ctx.saved_tensors
+        if factor.item() != 1.0:
+            saved = [tensor if tensor is None else tensor * factor.to(tensor.dtype) for tensor in saved]
+        return (*saved, None, None, None, None, None)
+
+
+def _save(ctx: Any, gradients: _Gradients, weight: Tensor, bias: Tensor | None) -> None:
+    if not gradients.started:  # no row counts
+        gradients.weight.zero_()
+    ctx.save_for_backward(
+        gradients.hidden,
+        gradients.weight.to(weight.dtype),
+        None if bias is None or gradients.bias is None else gradients.bias.to(bias.dtype),
+    )

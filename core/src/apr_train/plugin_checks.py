@@ -130,20 +130,20 @@ def check_wrapper(source: Source, module: ModuleType) -> None:
             )
 
 
-def make_manager(family: tuple[Source, ModuleType], wrappers: list[tuple[Source, ModuleType]]) -> pluggy.PluginManager:
-    """A plugin manager with one family and all wrappers: pluggy itself has the last word on each.
+def make_manager(plugin: tuple[Source, ModuleType], wrappers: list[tuple[Source, ModuleType]]) -> pluggy.PluginManager:
+    """A plugin manager with one plugin and all wrappers: pluggy itself has the last word on each.
 
     Raises:
         PluginError: with pluggy's own message.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    for source, module in (family, *wrappers):
-        register(manager, source, module)
+    for source, module in (plugin, *wrappers):
+        _register(manager, source, module)
     return manager
 
 
-def register(manager: pluggy.PluginManager, source: Source, module: ModuleType) -> None:
+def _register(manager: pluggy.PluginManager, source: Source, module: ModuleType) -> None:
     """Register one module under its group and name.
 
     Raises:
@@ -153,8 +153,4 @@ def register(manager: pluggy.PluginManager, source: Source, module: ModuleType) 
         manager.register(module, name=f"{source.group}:{source.name}")
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        raise _pluggy_refused(source, error) from error
-
-
-def _pluggy_refused(source: Source, error: Exception) -> PluginError:
-    return source.error(f"pluggy refuses it: {' '.join(str(error).split())}")
+        raise source.error(f"pluggy refuses it: {' '.join(str(error).split())}") from error

@@ -179,6 +179,7 @@ def _import_wrapper(source: Source) -> ModuleType:
     module = import_module(source)
     check_hooks(source, module)
     check_wrapper(source, module)
+    make_manager((source, module), [])  # what pluggy itself refuses must not come up beside a family
     return module
 
 

@@ -1,0 +1,40 @@
+"""What commands print: plain where nobody looks, structured where a program reads."""
+
+import json
+
+import pytest
+from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
+from apr_train.finding import Finding
+
+
+def test_a_table_in_a_pipe_is_aligned_and_nothing_is_cut(capsys):
+    emit_table(("name", "what"), [("a", "x" * 300), ("longer", "[bold]y")], title="All")
+    assert capsys.readouterr().out == f"All\nname    what\na       {'x' * 300}\nlonger  [bold]y\n"
+
+
+def test_a_table_on_a_terminal_shows_brackets_as_they_are(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    emit_table(("name",), [("[red]x",)])
+    assert "[red]x" in capsys.readouterr().out
+
+
+def test_json_has_attrs_objects_as_objects(capsys):
+    emit_json({"finding": Finding(id="R", where="w", problem="p"), "set": {"b", "a"}, "tuple": (1,)})
+    data = json.loads(capsys.readouterr().out)
+    assert data["finding"]["id"] == "R"
+    assert (data["set"], data["tuple"]) == (["a", "b"], [1])
+
+
+def test_json_refuses_what_it_cannot_say():
+    with pytest.raises(TypeError, match="object is not JSON-able"):
+        emit_json(object())
+
+
+def test_pairs_are_padded_to_one_width(capsys):
+    emit_pairs({"a": 1, "long": None})
+    assert capsys.readouterr().out == "a     1\nlong  None\n"
+
+
+def test_findings_go_to_stderr_errors_first(capsys):
+    emit_findings([Finding(id="W", where="w", problem="p", severity="warning"), Finding(id="E", where="w", problem="p")])
+    assert capsys.readouterr().err == "error E: w: p\nwarning W: w: p\n"

@@ -9,7 +9,6 @@ from pluggy import HookImpl
 
 from apr_train import hookspecs
 from apr_train.discovery import Source
-from apr_train.errors import PluginError
 from apr_train.family import API_VERSION, FamilyInfo
 from apr_train.suggest import did_you_mean
 

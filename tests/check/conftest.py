@@ -141,7 +141,12 @@ def import_folder(tmp_path, registry):
             family = registry.claimants(header)[0]
             config = family.build_config(header=header)
             values = apr_metadata(
-                config, family.info, header=header, tokenizer=header.tokenizer, provenance=header.provenance, hf_class=header.hf_class
+                config,
+                family.info,
+                header=header,
+                tokenizer=header.tokenizer,
+                provenance=header.provenance,
+                hf_class=header.hf_class,
             )
             specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in header.tensors.values()]
             with AprWriter(tmp_path / file, values, specs) as writer:

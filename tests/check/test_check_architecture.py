@@ -77,7 +77,9 @@ def test_tie_that_the_metadata_leaves_out_is_derived_and_said(build, check):
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
 def test_tie_that_only_the_bytes_can_tell_is_decided_at_load(build, check):
     config = build.config("qwen2")
-    path = build.apr("qwen2", drop=("tie_word_embeddings",), tensors={"lm_head.weight": (config.vocab_size, config.hidden_size)})
+    path = build.apr(
+        "qwen2", drop=("tie_word_embeddings",), tensors={"lm_head.weight": (config.vocab_size, config.hidden_size)}
+    )
     checked = check(path)
     assert checked.exit_code == 0
     assert "tie decided at load" in checked.text

@@ -1,0 +1,372 @@
+"""The PREFLIGHT rules through `apr-train check` on real files, each with a case that passes and one that does not."""
+
+import json
+import os
+
+import attrs
+import pytest
+import transformers
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CLASSES = {"qwen2": (transformers.Qwen2Config, "Qwen2ForCausalLM"), "llama370m": (transformers.LlamaConfig, "LlamaForCausalLM")}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def folder(build, tmp_path):
+    """`folder(family, **keys)` → a Hugging Face folder whose config.json transformers wrote, the tensors to match."""
+
+    def make(name, *, tensors=None, written=None, **keys):
+        config_class, hf_class = CLASSES[name]
+        values = config_class(**{**SMALL, **keys}, architectures=[hf_class]).to_dict() | (written or {})
+        config = build.config(name, **{key: SMALL[key] for key in SMALL if not key.endswith("_id")}, head_dim=8)
+        return build.safetensors(values, build.shapes(name, config) | (tensors or {}))
+
+    return make
+
+
+@pytest.mark.rule("PREFLIGHT-001")
+def test_file_of_one_family_is_claimed_by_it(build, check):
+    for name in ("qwen2", "llama370m"):
+        assert check(build.apr(name)).report["family"] == name
+
+
+@pytest.mark.rule("PREFLIGHT-001")
+def test_file_of_no_family_says_what_each_answered(build, check):
+    checked = check(build.apr("qwen2", metadata={"architecture": "gpt9", "hf_architecture": "GPT9", "hf_model_type": "gpt9"}))
+    message = checked.finding("PREFLIGHT-001")
+    assert checked.exit_code == 3
+    for word in ("GPT9", "qwen2: not mine", "llama370m: not mine", "codebert: not mine"):
+        assert word in message
+
+
+@pytest.mark.rule("PREFLIGHT-001")
+def test_unknown_arch_offers_the_closest(build, check):
+    assert "did you mean qwen2" in check(build.apr("qwen2"), "--arch", "qwen").finding("PREFLIGHT-001")
+
+
+@pytest.mark.rule("PREFLIGHT-002")
+def test_decoder_is_not_trained_to_fill_masks(build, check):
+    path = build.apr("qwen2")
+    assert check(path, "--objective", "causal-lm").exit_code == 0
+    assert "masked-lm" in check(path, "--objective", "masked-lm").finding("PREFLIGHT-002")
+
+
+@pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-004")
+@pytest.mark.parametrize("name", ["qwen2", "llama370m"])
+def test_config_json_of_transformers_is_harmless(folder, check, name):
+    checked = check(folder(name))
+    assert checked.ids("error") == set(), checked.text
+    assert checked.ids("warning") == {"PREFLIGHT-017"}, checked.text
+
+
+PUBLISHED_QWEN = {
+    "attention_dropout": 0.0,
+    "max_window_layers": 21,
+    "sliding_window": 32_768,
+    "use_sliding_window": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "rope_theta": 1_000_000.0,
+}
+PUBLISHED_SMOLLM2 = {
+    "is_llama_config": True,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100_000,
+    "pretraining_tp": 1,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pad_token_id": 2,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+}
+
+
+@pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-004")
+@pytest.mark.parametrize(("name", "published"), [("qwen2", PUBLISHED_QWEN), ("llama370m", PUBLISHED_SMOLLM2)])
+def test_keys_of_published_config_json_files_are_harmless(folder, check, name, published):
+    old = {"rope_parameters": None, "layer_types": None, "dtype": None}
+    checked = check(folder(name, written={**old, **published}))
+    assert (checked.ids("error"), checked.ids("warning")) == (set(), {"PREFLIGHT-017"}), checked.text
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+def test_llama3_rope_scaling_is_implemented(folder, check):
+    checked = check(folder("llama370m", written={"rope_parameters": LLAMA3}))
+    assert checked.exit_code == 0, checked.text
+    assert checked.report["config"]["rope_scaling"]["factor"] == 8.0
+
+
+HARMFUL = {
+    "sliding_window": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+    "sliding_window, by itself": {"sliding_window": 16, "use_sliding_window": None, "max_window_layers": None},
+    "layer_types": {"layer_types": ["full_attention", "sliding_attention"]},
+    "rope_scaling": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
+    "rope_scaling, old spelling": {
+        "rope_parameters": None,
+        "rope_theta": 1e4,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "partial_rotary_factor": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+    "hidden_act": {"hidden_act": "gelu"},
+    "attention_bias": {"attention_bias": False},
+    "mlp_bias": {"mlp_bias": True},
+    "attn_logit_softcapping": {"attn_logit_softcapping": 50.0},
+    "final_logit_softcapping": {"final_logit_softcapping": 30.0},
+    "embedding_multiplier": {"embedding_multiplier": 12.0},
+    "logits_scaling": {"logits_scaling": 8.0},
+    "residual_multiplier": {"residual_multiplier": 0.2},
+    "attention_multiplier": {"attention_multiplier": 0.01},
+    "query_pre_attn_scalar": {"query_pre_attn_scalar": 256},
+    "use_qk_norm": {"use_qk_norm": True},
+    "rope_interleaved": {"rope_interleaved": True},
+    "no_rope_layers": {"no_rope_layers": [1, 0]},
+    "num_experts": {"num_experts": 8},
+    "use_mrope": {"use_mrope": True},
+    "quantization_config": {"quantization_config": {"quant_method": "gptq"}},
+    "is_encoder_decoder": {"is_encoder_decoder": True},
+}
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+@pytest.mark.parametrize("case", HARMFUL)
+def test_key_that_changes_the_mathematics_is_an_error(folder, check, case):
+    checked = check(folder("qwen2", written=HARMFUL[case]))
+    message = checked.finding("PREFLIGHT-003")
+    assert checked.exit_code == 3
+    assert case.partition(",")[0] in message
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"attn_logit_softcapping": None},
+        {"attention_multiplier": 8**-0.5},
+        {"query_pre_attn_scalar": 8},
+        {"no_rope_layers": [1, 1]},
+        {"num_experts": 0},
+        {"attention_dropout": 0.0},
+    ],
+)
+def test_same_keys_at_their_neutral_value_pass(folder, check, neutral):
+    checked = check(folder("qwen2", written=neutral))
+    assert (checked.exit_code, checked.ids("warning")) == (0, {"PREFLIGHT-017"}), checked.text
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+def test_sliding_window_of_an_apr_or_gguf_is_an_error(build, check):
+    assert "sliding_window" in check(build.apr("qwen2", metadata={"sliding_window": 16})).finding("PREFLIGHT-003")
+    assert "sliding_window" in check(build.gguf("qwen2", keys={"attention.sliding_window": 16})).finding("PREFLIGHT-003")
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+def test_dropout_that_is_not_applied_is_a_warning(folder, check):
+    checked = check(folder("qwen2", attention_dropout=0.1))
+    assert (checked.exit_code, checked.ids("warning")) == (0, {"PREFLIGHT-003", "PREFLIGHT-017"})
+
+
+@pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-004")
+def test_config_json_of_a_codebert_is_harmless(roberta_folder, check):
+    folder = roberta_folder("RobertaModel")
+    values = json.loads((folder / "config.json").read_text()) | {"output_past": True, "gradient_checkpointing": False}
+    (folder / "config.json").write_text(json.dumps(values))
+    checked = check(folder)
+    assert (checked.exit_code, checked.ids("warning")) == (0, {"PREFLIGHT-017"}), checked.text
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention", "position_embedding_type"])
+def test_another_kind_of_encoder_is_an_error(roberta_folder, check, key):
+    folder = roberta_folder("RobertaForMaskedLM")
+    value = "relative_key" if key == "position_embedding_type" else True
+    values = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(values))
+    assert key in check(folder).finding("PREFLIGHT-003")
+
+
+@pytest.mark.rule("PREFLIGHT-004")
+def test_unknown_keys_are_listed_in_one_warning(folder, check):
+    checked = check(folder("qwen2", written={"flux_capacitor": 88, "warp": True}))
+    assert checked.exit_code == 0
+    assert checked.ids("warning") == {"PREFLIGHT-004", "PREFLIGHT-017"}
+    assert "flux_capacitor, warp" in checked.finding("PREFLIGHT-004")
+
+
+@pytest.mark.rule("PREFLIGHT-005")
+def test_kv_heads_that_do_not_divide_the_heads_are_an_error(build, check):
+    assert check(build.apr("qwen2")).exit_code == 0
+    message = check(build.apr("qwen2", metadata={"num_kv_heads": 3})).finding("PREFLIGHT-005")
+    assert "14" in message
+    assert "3" in message
+
+
+@pytest.mark.rule("PREFLIGHT-006")
+def test_weights_of_integers_are_an_error(build, check, tmp_path):
+    from apr_train.formats.apr import AprWriter, TensorSpec
+    from apr_train.formats.source import open_checkpoint
+
+    sound = build.apr("qwen2")
+    assert check(sound).exit_code == 0
+    with open_checkpoint(sound) as checkpoint:
+        tensors = checkpoint.header.tensors.values()
+        specs = [TensorSpec(item.name, "I64" if item.name == "model.norm.weight" else "BF16", item.shape) for item in tensors]
+        config = build.registry.family("qwen2").build_config(header=checkpoint.header)
+    from apr_train.formats.metadata import apr_metadata
+
+    with AprWriter(tmp_path / "integers.apr", apr_metadata(config, build.registry.family("qwen2").info), specs) as writer:
+        for item in specs:
+            writer.write(item.name, bytes(item.nbytes))
+    message = check(tmp_path / "integers.apr").finding("PREFLIGHT-006")
+    assert "I64" in message
+    assert "model.norm.weight" in message
+
+
+@pytest.mark.rule("PREFLIGHT-007")
+def test_tie_flag_that_contradicts_the_tensors_is_an_error(build, check):
+    head = {"lm_head.weight": (1024, 112)}
+    assert check(build.apr("qwen2", metadata={"tie_word_embeddings": False}, tensors=head)).exit_code == 0
+    checked = check(build.apr("qwen2", metadata={"tie_word_embeddings": False}))
+    assert "no output head" in checked.finding("PREFLIGHT-007")
+    assert checked.ids() == {"PREFLIGHT-007"}
+
+
+@pytest.mark.rule("PREFLIGHT-008")
+def test_llama_that_does_not_say_its_row_order_needs_the_option(build, check):
+    path = build.apr("llama370m", drop=("rope_type",))
+    assert "--rope-layout" in check(path).finding("PREFLIGHT-008")
+    assert check(path, "--rope-layout", "split-half").exit_code == 0
+    assert check(path, "--rope-layout", "adjacent").exit_code == 0
+
+
+@pytest.mark.rule("PREFLIGHT-008")
+def test_option_that_contradicts_the_file_is_an_error(build, check):
+    assert "PREFLIGHT-008" in check(build.apr("llama370m"), "--rope-layout", "adjacent").ids()
+
+
+@pytest.mark.rule("PREFLIGHT-009")
+def test_row_must_fit_the_usable_positions(build, roberta_folder, check):
+    path = build.apr("llama370m")
+    assert check(path, "--sequence-length", 512).exit_code == 0
+    assert "512" in check(path, "--sequence-length", 513).finding("PREFLIGHT-009")
+    encoder = roberta_folder("RobertaForMaskedLM")
+    assert check(encoder, "--sequence-length", 32).exit_code == 0
+    assert "32" in check(encoder, "--sequence-length", 33).finding("PREFLIGHT-009")
+
+
+@pytest.mark.rule("PREFLIGHT-010")
+def test_special_ids_lie_inside_the_vocabulary(build, check, spec):
+    assert check(build.apr("qwen2", tokenizer=spec(1024, eos=1023))).exit_code == 0
+    assert "[eos]" in check(build.apr("qwen2", tokenizer=spec(1024, eos=1024))).finding("PREFLIGHT-010")
+
+
+@pytest.mark.rule("PREFLIGHT-010")
+@pytest.mark.parametrize("value", [64, [2, 64], -5, "last"])
+def test_special_ids_of_the_config_lie_inside_the_vocabulary(folder, check, value):
+    assert "eos_token_id" in check(folder("llama370m", written={"eos_token_id": value})).finding("PREFLIGHT-010")
+
+
+@pytest.mark.rule("PREFLIGHT-011")
+def test_masked_lm_needs_a_mask_token(roberta_folder, check, tokenizer_file):
+    folder = roberta_folder("RobertaForMaskedLM")
+    assert check(folder, "--tokenizer", tokenizer_file(96, ("<mask>",))).exit_code == 0
+    assert "mask" in check(folder, "--tokenizer", tokenizer_file(96)).finding("PREFLIGHT-011")
+
+
+@pytest.mark.rule("PREFLIGHT-013")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_cannot_be_written_is_an_error(build, check, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    assert "not writable" in check(build.apr("qwen2"), "--out", closed / "runs").finding("PREFLIGHT-013")
+
+
+@pytest.mark.rule("PREFLIGHT-013")
+def test_file_in_the_place_of_the_folder_is_an_error(build, check, tmp_path):
+    path = build.apr("qwen2")
+    assert check(path, "--out", tmp_path / "runs").exit_code == 0
+    assert "not a folder" in check(path, "--out", path / "runs").finding("PREFLIGHT-013")
+
+
+@pytest.mark.rule("PREFLIGHT-014")
+def test_disk_without_room_for_the_checkpoints_is_an_error(build, check, tmp_path, monkeypatch):
+    path = build.apr("qwen2")
+    assert check(path, "--out", tmp_path).exit_code == 0
+    usage = attrs.make_class("Usage", ["free"])
+    monkeypatch.setattr("apr_train.preflight.environment.shutil.disk_usage", lambda folder: usage(free=10_000_000))
+    message = check(path, "--out", tmp_path).finding("PREFLIGHT-014")
+    assert "10.0 MB" in message
+
+
+@pytest.mark.rule("PREFLIGHT-015")
+def test_attention_backend_is_chosen_with_the_reason(build, check):
+    checked = check(build.apr("qwen2"), "--device", "cpu")
+    assert checked.exit_code == 0
+    assert checked.report["facts"]["attention"].startswith("attention: ")
+    assert "PREFLIGHT-015" in check(build.apr("qwen2"), "--device", "cpu", "--attention", "sdpaa").ids()
+
+
+@pytest.mark.rule("PREFLIGHT-015")
+def test_device_that_is_not_here_is_an_error(build, check):
+    assert "abacus" in check(build.apr("qwen2"), "--device", "abacus").finding("PREFLIGHT-015")
+
+
+@pytest.mark.rule("PREFLIGHT-016")
+def test_memory_that_does_not_suffice_is_a_warning(build, check, monkeypatch):
+    path = build.apr("qwen2")
+    arguments = (path, "--device", "cpu", "--sequence-length", 64)
+    roomy = check(*arguments)
+    assert (roomy.exit_code, roomy.ids("warning")) == (0, {"PREFLIGHT-017"})
+    assert roomy.report["facts"]["memory"]["weights"] == 4 * 581_456
+    monkeypatch.setattr("apr_train.preflight.device.free_memory", lambda device: 1_000_000)
+    small = check(*arguments)
+    assert small.exit_code == 0
+    assert "1.0 MB" in small.finding("PREFLIGHT-016")
+
+
+@pytest.mark.rule("PREFLIGHT-017")
+def test_checkpoint_without_a_tokenizer_is_a_warning(build, check, spec):
+    assert check(build.apr("qwen2")).ids("warning") == {"PREFLIGHT-017"}
+    assert check(build.apr("qwen2", tokenizer=spec(1024))).ids("warning") == set()
+
+
+@pytest.mark.rule("PREFLIGHT-018")
+@pytest.mark.parametrize("content", [None, "{}", "no json", '{"model": {"vocab": {"a": "b"}}}'])
+def test_tokenizer_that_is_none_is_an_error(build, check, tmp_path, content):
+    path = tmp_path / "tok.json"
+    if content is not None:
+        path.write_text(content)
+    checked = check(build.apr("qwen2"), "--tokenizer", path)
+    assert "tok.json" in checked.finding("PREFLIGHT-018")
+    assert checked.report["config"]["hidden_size"] == 112
+
+
+@pytest.mark.rule("PREFLIGHT-018")
+def test_sentencepiece_tokenizer_needs_its_json(build, check, tokenizer_file):
+    words = [f"t{number}" for number in range(1024)]
+    path = build.apr("llama370m", metadata={"tokenizer.vocabulary": words, "tokenizer.scores": [0.0] * 1024})
+    assert "sentencepiece" in check(path).finding("PREFLIGHT-018")
+    assert check(path, "--tokenizer", tokenizer_file(1024)).exit_code == 0

@@ -70,7 +70,7 @@ def write_plain(path, model, *, step):
 def make_run(tmp_path):
     """Make a run of a tiny decoder; settings by name. `resume=True` goes on from the folder's latest checkpoint."""
 
-    def make(folder="run", *, resume=False, held_out=True, config=None, **values):
+    def make(folder="run", *, resume=False, config=None, **values):
         path = tmp_path / folder
         path.mkdir(exist_ok=True)
         settings = with_values(Settings(), {**DEFAULTS, **values})
@@ -87,7 +87,7 @@ def make_run(tmp_path):
             model=model,
             optimizer=make_optimizer(model, settings.optimizer),
             stream=BatchStream(tokens, seed=settings.run.seed, **shape),
-            held_out=(lambda: validation_batches(tiny_tokens(4, key="held out"), **shape)) if held_out else None,
+            held_out=lambda: validation_batches(tiny_tokens(4, key="held out"), **shape),
             objective="causal-lm",
             precision=precision,
             device=torch.device("cpu"),

@@ -46,7 +46,7 @@ def resolve(
 
 
 def run_stem(settings: Settings) -> str:
-    """`qwen2-x` for `--arch qwen2 --init x.apr`, `llama370m-tiny` for a preset: the name of a run without `--run`."""
+    """`family-x` for `--init x.apr`, `family-preset` from scratch: the name of a run without `--run`."""
     model = settings.model
     origin = Path(model.init).resolve().stem if model.init is not None else model.preset
     return f"{model.arch}-{origin}"

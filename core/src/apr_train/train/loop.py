@@ -63,7 +63,8 @@ def _start(run: Run) -> Metrics:
     """Measure the weights that the run starts from, and refuse those of an `--init` that know nothing."""
     line = run.validated(Metrics(step=0))
     if run.warm and line.val_loss is not None:
-        run.display.say(judge_start(line.val_loss, run.vocab_size, allow=run.settings.run.allow_cold_init))
+        allow = run.settings.run.allow_cold_init
+        run.display.say(judge_start(line.val_loss, run.vocab_size, allow=allow, fresh=run.fresh))
     return line
 
 

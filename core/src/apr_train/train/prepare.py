@@ -174,6 +174,7 @@ def _assemble(inputs: _Inputs, folder: Path, resume: Resume | None, source: Chec
         write_model=write_model,
         display=make_display(settings.run.steps, done=0, every=settings.run.log_every),
         warm=settings.model.init is not None,
+        fresh=loaded.fresh if loaded is not None else (),
         vocab_size=inputs.config.vocab_size,
     )
     if resume is not None:
@@ -218,7 +219,7 @@ def _stream(inputs: _Inputs, say: Say) -> BatchStream:
     )
 
 
-def _held_out(inputs: _Inputs) -> HeldOut | None:
+def _held_out(inputs: _Inputs) -> HeldOut:
     data = inputs.settings.data
     batch_size = cast(int, data.batch_size)
 
@@ -234,4 +235,4 @@ def _held_out(inputs: _Inputs) -> HeldOut | None:
             max_rows=data.val_batches * batch_size,
         )
 
-    return batches if data.val_batches else None
+    return batches

@@ -18,7 +18,7 @@ from apr_train.train.metrics import Metrics, perplexity
 from apr_train.train.precision import Precision
 from apr_train.train.settings import Settings
 from apr_train.train.state import ModelWriter, restore_rng, rng_state, save_checkpoint
-from apr_train.train.validate import Validation, validate
+from apr_train.train.validate import validate
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
@@ -34,8 +34,7 @@ class Run:
     model: nn.Module = field(repr=False)
     optimizer: torch.optim.Optimizer = field(repr=False)
     stream: BatchStream = field(repr=False)
-    held_out: HeldOut | None = field(repr=False)
-    """None: there is no validation."""
+    held_out: HeldOut = field(repr=False)
     objective: Objective
     precision: Precision
     device: torch.device
@@ -43,6 +42,8 @@ class Run:
     display: Display = field(repr=False)
     warm: bool = False
     """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
+    fresh: tuple[str, ...] = ()
+    """Parameters that this checkpoint did not have."""
     vocab_size: int
     step: int = 0
     """Optimizer steps done."""
@@ -71,15 +72,7 @@ class Run:
         )
 
     def validated(self, line: Metrics) -> Metrics:
-        """The line with a validation in it, or as it is without held-out batches."""
-        measured = self.validate()
-        if measured is None:
-            return line
+        """The line with a validation in it."""
+        measured = validate(self.model, self.held_out(), objective=self.objective, precision=self.precision)
         loss, accuracy = measured.loss, measured.accuracy
         return evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
-
-    def validate(self) -> Validation | None:
-        """Measure on the held-out batches."""
-        if self.held_out is None:
-            return None
-        return validate(self.model, self.held_out(), objective=self.objective, precision=self.precision)

@@ -48,7 +48,7 @@ class DataSettings:
     accumulate: int = option(1, "Passes whose gradients make one step.", kind=int, minimum=1)
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
     mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
-    val_batches: int = option(8, "Batches in one validation; 0 for none.", kind=int, minimum=0)
+    val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1)
 
     @property
     def corpus(self) -> CorpusSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from attrs import frozen
@@ -59,10 +59,11 @@ def _one(model: nn.Module, batch: Batch, objective: Objective, precision: Precis
     return float(loss), right, batch.target_count
 
 
-def judge_start(loss: float, vocab_size: int, *, allow: bool) -> str:
+def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[str] = ()) -> str:
     """Decide from the loss at step 0 whether the weights of `--init` really arrived.
 
-    The limit is min(6.0, ln(vocabulary) − 3.0): far below what a model knows that has learnt nothing. Returns the verdict.
+    The limit is min(6.0, ln(vocabulary) − 3.0): far below the loss of a model that has learnt nothing. Returns the verdict.
+    `fresh` names the parameters that the file did not have: they are the likely reason.
 
     Raises:
         RunError: FALSIFY-APR-PRETRAIN-INIT-006, unless `allow`.
@@ -73,10 +74,11 @@ def judge_start(loss: float, vocab_size: int, *, allow: bool) -> str:
     problem = f"{COLD_INIT}: the weights of --init predict no better than fresh ones"
     if allow:
         return f"{problem} (validation loss {loss:.3f} at step 0, limit {limit:.3f}); going on, as --allow-cold-init says"
+    reason = f"The file has no {', '.join(fresh)}" if fresh else "It may be the wrong tokenizer or file"
     raise RunError(
         problem,
         where="step 0",
         expected=f"a validation loss of at most {limit:.3f}",
         found=f"{loss:.3f} (uniform guessing: {math.log(vocab_size):.3f})",
-        hint="Is it the right tokenizer and file? --allow-cold-init trains all the same.",
+        hint=f"{reason}; --allow-cold-init trains all the same.",
     )

@@ -6,6 +6,7 @@ import apr_train_codebert
 import pytest
 import torch
 from apr_train.attention import Bidirectional
+from apr_train.cli import cli
 from apr_train.family import Layout
 from apr_train.names import to_checkpoint
 from apr_train.testing import (
@@ -22,6 +23,7 @@ from apr_train.testing import (
     randomize,
     reference_config,
 )
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaModel
 
@@ -145,6 +147,30 @@ def test_their_bare_file_loads_here_pooler_ignored_and_head_fresh(family, tmp_pa
     assert torch.equal(head["lm_head.norm.weight"], torch.ones(32))
     assert torch.equal(head["lm_head.bias"], torch.zeros(61))
     assert 0.01 < head["lm_head.dense.weight"].std() < 0.03
+
+
+def test_import_and_export_keep_the_logits(family, tmp_path):
+    """Theirs → `.apr` → our model, and → a Hugging Face folder → theirs again, through the commands."""
+    source = reference()
+    source.save_pretrained(tmp_path / "source")
+    convert("import", tmp_path / "source", tmp_path / "model.apr")
+    convert("export", tmp_path / "model.apr", tmp_path / "back")
+    ours, report = model_from_file(family, tmp_path / "model.apr")
+    assert (report.fresh, report.ignored, report.verified) == ((), (), True)
+    theirs, info = RobertaForMaskedLM.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens, keep = padded()
+    logits = {
+        "ours": our_logits(family, ours, tokens, keep)[keep],
+        "theirs": theirs(tokens, attention_mask=keep.long()).logits[keep],
+    }
+    expected = source(tokens, attention_mask=keep.long()).logits[keep]
+    check_agreement(logits, dict.fromkeys(logits, expected), tolerance=FLOAT32, where="import, export")
+
+
+def convert(command, source, target):
+    result = CliRunner().invoke(cli, [command, str(source), "-o", str(target)])
+    assert result.exit_code == 0, result.output
 
 
 def test_base_is_transformers_model_of_that_config_in_names_and_shapes(family):

@@ -8,6 +8,7 @@ from apr_train.errors import ConfigError, NameMapError
 from apr_train.family import Layout
 from apr_train.header import Header, TensorInfo, Tie
 from apr_train.load_plan import plan_load
+from apr_train.neutral import config_key_findings
 
 # microsoft/codebert-base's published config.json
 CONFIG_JSON = {
@@ -181,3 +182,8 @@ def test_table_of_positions_without_a_usable_row_is_a_finding():
 
 def test_sound_header_has_no_findings():
     assert family.validate_family(header(), "masked-lm") == []
+
+
+def test_published_config_has_no_key_that_is_not_implemented():
+    config = family.build_config(None, header())
+    assert [finding for finding in config_key_findings(header(), config) if finding.severity == "error"] == []

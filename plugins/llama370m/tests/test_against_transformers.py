@@ -5,6 +5,7 @@ import json
 import apr_train_llama370m
 import pytest
 import torch
+from apr_train.cli import cli
 from apr_train.family import Layout
 from apr_train.names import to_checkpoint
 from apr_train.nn.rope import rotary_tables
@@ -24,6 +25,7 @@ from apr_train.testing import (
     randomize,
     reference_config,
 )
+from click.testing import CliRunner
 from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -94,6 +96,11 @@ def gguf_file(path, model):
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def convert(command, source, target):
+    result = CliRunner().invoke(cli, [command, str(source), "-o", str(target)])
+    assert result.exit_code == 0, result.output
 
 
 def test_family_keeps_the_contract(family):
@@ -191,6 +198,21 @@ def test_gguf_file_gives_the_logits_of_the_model_it_was_made_from(family, tmp_pa
     ours, report = model_from_file(family, gguf_file(tmp_path / "model.gguf", source))
     assert (report.fresh, report.ignored) == ((), ())
     check_agreement({"l": our_logits(family, ours, tokens())}, {"l": source(tokens()).logits}, tolerance=FLOAT32, where="gguf")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_import_and_export_keep_the_logits(family, tmp_path, tied):
+    """Theirs → `.apr` → our model, and → a Hugging Face folder → theirs again, through the commands."""
+    source = reference("4:1", tied=tied, bias=True)
+    source.save_pretrained(tmp_path / "source")
+    convert("import", tmp_path / "source", tmp_path / "model.apr")
+    convert("export", tmp_path / "model.apr", tmp_path / "back")
+    ours, report = model_from_file(family, tmp_path / "model.apr")
+    assert (report.fresh, report.ignored, report.verified) == ((), (), True)
+    theirs, info = LlamaForCausalLM.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    logits = {"ours": our_logits(family, ours, tokens()), "theirs": theirs(tokens()).logits}
+    check_agreement(logits, dict.fromkeys(logits, source(tokens()).logits), tolerance=FLOAT32, where="import, export")
 
 
 @pytest.mark.rule("INV-ARCH-370M-001")

@@ -7,6 +7,7 @@ from apr_train.config import DecoderConfig, RopeScaling
 from apr_train.errors import ConfigError
 from apr_train.family import Layout
 from apr_train.header import Header, TensorInfo, Tie
+from apr_train.neutral import config_key_findings
 
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"],
@@ -211,3 +212,8 @@ def test_llama31_without_its_scaling_is_warned_of_unless_the_config_json_said_so
 
 def test_sound_header_has_no_findings():
     assert family.validate_family(header(), "causal-lm") == []
+
+
+def test_published_config_has_no_key_that_is_not_implemented():
+    config = family.build_config(None, header())
+    assert [finding for finding in config_key_findings(header(), config) if finding.severity == "error"] == []

@@ -8,6 +8,7 @@ from apr_train.errors import ConfigError, NameMapError
 from apr_train.family import Layout
 from apr_train.header import Header, TensorInfo, Tie
 from apr_train.load_plan import plan_load
+from apr_train.neutral import config_key_findings
 
 # name: hidden, layers, heads, kv heads, intermediate, vocabulary, tied: the published Qwen2.5-Coder-*-Instruct configs
 PUBLISHED = {
@@ -173,3 +174,8 @@ def test_published_header_has_no_findings():
 def test_yarn_is_refused_by_name():
     with pytest.raises(ConfigError, match="yarn"):
         family.build_config(None, header(CONFIG_JSON | {"rope_scaling": {"type": "yarn", "factor": 4.0}}))
+
+
+def test_published_config_has_no_key_that_is_not_implemented():
+    config = family.build_config(None, header())
+    assert [finding for finding in config_key_findings(header(), config) if finding.severity == "error"] == []

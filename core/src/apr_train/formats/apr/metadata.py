@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from apr_train.errors import FormatError
 from apr_train.formats.apr.layout import MAX_METADATA_SIZE
 from apr_train.formats.metadata import ALIASES
+from apr_train.formats.numbers import shortest_f32
 
 STRING_KEYS = {
     "model_type",
@@ -33,6 +33,7 @@ STRING_KEYS = {
 }
 FLOAT_KEYS = {"rope_theta", "rms_norm_eps"}
 OBJECT_KEYS = {"quantization", "sharding", "special_tokens"}
+MAX_F32 = (2 - 2**-23) * 2.0**127
 NULL_WHEN_UNSET = {"license", "data_source", "data_license"}
 """Provenance must never be silently absent."""
 DEFAULTS: dict[str, Any] = {"model_type": "", "total_size": 0, "param_count": 0}
@@ -76,7 +77,7 @@ TYPED_KEYS = (
 )
 """In the order in which the reference writer emits them; every other key is custom and comes after."""
 
-_EXPONENT = re.compile(r"e([+-]?)0*(\d)")
+_EXPONENT = re.compile(r"e\+?(-?)0*")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _encode_string = json.encoder.JSONEncoder(ensure_ascii=False).encode
@@ -154,7 +155,8 @@ def _typed(key: str, value: Any, path: object) -> Any:
         fits = isinstance(value, Mapping)
     elif key in FLOAT_KEYS:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = np.float32(value) if fits else value
+        fits = fits and abs(value) <= MAX_F32
+        value = shortest_f32(value) if fits else value
     else:
         fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64
     if not fits:
@@ -169,7 +171,7 @@ def spell(value: Any) -> str:
         TypeError: a value that JSON does not have.
         ValueError: a float that is not finite.
     """
-    if isinstance(value, np.float32 | float) and not isinstance(value, bool):
+    if isinstance(value, float):
         return spell_float(value)
     if isinstance(value, str) or value is None or isinstance(value, bool | int):
         return _encode_string(value)
@@ -187,13 +189,8 @@ def _pairs(value: Mapping[Any, Any]) -> Iterator[str]:
         yield f"{_encode_string(key)}:{spell(item)}"
 
 
-def spell_float(value: float | np.float32) -> str:
-    """The shortest decimal that reads back to the same number of the same width, `1e-6` rather than `1e-06`."""
-    if not np.isfinite(value):
+def spell_float(value: float) -> str:
+    """Python's shortest decimal with the exponent as the reference writer has it: `1e-6` rather than `1e-06`."""
+    if not math.isfinite(value):
         raise ValueError(f"{value} is not finite")
-    text = str(value) if isinstance(value, np.float32) else repr(value)
-    sign_and_digit = _EXPONENT.search(text)
-    if sign_and_digit is None:
-        return text
-    sign = "-" if sign_and_digit[1] == "-" else ""
-    return f"{text[: sign_and_digit.start()]}e{sign}{sign_and_digit[2]}{text[sign_and_digit.end() :]}"
+    return _EXPONENT.sub(r"e\1", repr(value))

@@ -1,0 +1,159 @@
+"""Files and folders are replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import apr_train.atomic
+import pytest
+from apr_train.atomic import clear_litter, replace_file, replace_folder
+from apr_train.errors import OutputError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_with_its_whole_content(tmp_path):
+    with replace_file(tmp_path / "x") as file:
+        file.write(b"new")
+        assert not (tmp_path / "x").exists()
+    assert (tmp_path / "x").read_bytes() == b"new"
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), replace_file(tmp_path / "x") as file:
+        file.write(b"n" * (1 // 0))
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert names(tmp_path) == ["x"]
+
+
+def test_permissions_follow_the_old_file_or_the_umask(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(0o640)
+    old = os.umask(0o022)
+    try:
+        for name in ("x", "y"):
+            with replace_file(tmp_path / name) as file:
+                file.write(b"new")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "y").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/x")
+    with replace_file(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "x").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("target", ["missing/x", "file/x"])
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, target):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be written"), replace_file(tmp_path / target):
+        pass
+    with pytest.raises(OutputError, match="cannot be written"), replace_folder(tmp_path / target):
+        pass
+
+
+def test_trouble_with_another_file_is_not_called_an_output_error(tmp_path):
+    with pytest.raises(FileNotFoundError), replace_file(tmp_path / "a" / ".." / "x"):
+        open("/nonexistent/source")  # noqa: SIM115, PTH123 # it does not open
+
+
+def test_a_folder_appears_as_a_whole(tmp_path):
+    with replace_folder(tmp_path / "run") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_bytes(b"new")
+        assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run" / "sub" / "x").read_bytes() == b"new"
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_existing_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(apr_train.atomic, "_exchange", lambda one, other: False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_bytes(b"old")
+    with replace_folder(tmp_path / "run") as folder:
+        (folder / "new").write_bytes(b"new")
+    assert names(tmp_path / "run") == ["new"]
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "run") as folder:
+        (folder / "new").write_bytes(b"n" * (1 // 0))
+    assert names(tmp_path / "run") == ["old"]
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "run").write_bytes(b"")
+    with pytest.raises(OutputError, match="not a folder"), replace_folder(tmp_path / "run"):
+        pass
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from apr_train.atomic import replace_file, replace_folder
+with replace_file(sys.argv[1] + "/x") as file, replace_folder(sys.argv[1] + "/run") as folder:
+    file.write(b"half")
+    (folder / "half").write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_litter_of_a_killed_process_is_cleared_by_the_next_write(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, timeout=60).returncode == -9
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert len(names(tmp_path)) == 3
+    with replace_file(tmp_path / "x") as file, replace_folder(tmp_path / "run") as folder:
+        file.write(b"new")
+        (folder / "whole").write_bytes(b"")
+    assert names(tmp_path) == ["run", "x"]
+    assert names(tmp_path / "run") == ["whole"]
+
+
+def test_a_live_writer_is_left_alone(tmp_path):
+    with replace_file(tmp_path / "x") as file, replace_folder(tmp_path / "run"):
+        assert clear_litter(tmp_path / "x") == []
+        assert clear_litter(tmp_path / "run") == []
+        file.write(b"new")
+    assert names(tmp_path) == ["run", "x"]
+
+
+def test_litter_of_another_target_is_left_alone(tmp_path):
+    (tmp_path / ".xy.0123456789ab.part").write_bytes(b"")
+    with replace_file(tmp_path / "x") as file:
+        file.write(b"new")
+    assert names(tmp_path) == [".xy.0123456789ab.part", "x"]
+
+
+def test_a_folder_moved_aside_by_a_killed_process_is_put_back(tmp_path):
+    (tmp_path / ".run.old.part").mkdir()
+    (tmp_path / ".run.old.part" / "old").write_bytes(b"old")
+    with pytest.raises(RuntimeError), replace_folder(tmp_path / "run"):
+        raise RuntimeError
+    assert names(tmp_path / "run") == ["old"]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?"])
+def test_special_characters_in_a_name_match_only_themselves(tmp_path, name):
+    (tmp_path / f".{name}.00.part").write_bytes(b"")
+    (tmp_path / ".aXb.00.part").write_bytes(b"")
+    (tmp_path / ".a1.00.part").write_bytes(b"")
+    assert [path.name for path in clear_litter(tmp_path / name)] == [f".{name}.00.part"]

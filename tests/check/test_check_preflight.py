@@ -6,6 +6,7 @@ import os
 import attrs
 import pytest
 import transformers
+from apr_train.data.token_writer import TokenWriter
 
 SMALL = {
     "vocab_size": 64,
@@ -294,6 +295,24 @@ def test_masked_lm_needs_a_mask_token(roberta_folder, check, tokenizer_file):
     folder = roberta_folder("RobertaForMaskedLM")
     assert check(folder, "--tokenizer", tokenizer_file(96, ("<mask>",))).exit_code == 0
     assert "mask" in check(folder, "--tokenizer", tokenizer_file(96)).finding("PREFLIGHT-011")
+
+
+@pytest.mark.rule("PREFLIGHT-012")
+def test_corpus_of_another_tokenizer_is_an_error(build, check, tmp_path):
+    def corpus(largest):
+        with TokenWriter(tmp_path / f"{largest}.tokens", key="ab" * 32, size=1 << 20) as writer:
+            writer.append([5, largest, 7], text_bytes=9)
+            writer.end_document(0)
+            writer.finish()
+        return tmp_path / f"{largest}.tokens"
+
+    path = build.apr("qwen2")
+    assert check(path, "--corpus", corpus(1023)).exit_code == 0
+    message = check(path, "--corpus", corpus(1024)).finding("PREFLIGHT-012")
+    assert "1024" in message
+    assert "1023" in message
+    assert "not a tokenised corpus" in check(path, "--corpus", path).finding("PREFLIGHT-012")
+    assert "not a tokenised corpus" in check(path, "--corpus", tmp_path / "none").finding("PREFLIGHT-012")
 
 
 @pytest.mark.rule("PREFLIGHT-013")

@@ -25,6 +25,7 @@ FAULTS = 3
 @click.option("--preset", help="Without FILE: a preset of the family.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Without FILE: another vocabulary than the preset's.")
 @click.option("--tokenizer", "tokenizer_path", metavar="PATH", help="A tokenizer.json, instead of the checkpoint's own.")
+@click.option("--corpus", metavar="PATH", help="An already tokenised corpus (a token file of the cache): its largest id.")
 @click.option("--objective", type=click.Choice(["causal-lm", "masked-lm"]), help="Default: the family's first.")
 @click.option("--sequence-length", "--seq-len", type=int, help="Tokens in a row.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Rows in one pass.")
@@ -54,7 +55,9 @@ def command(file: str | None, as_json: bool, **options: Any) -> None:
     click.get_current_context().exit(FAULTS if report.errors else 0)
 
 
-def check(file: str | None, *, tokenizer_path: str | None, rope_layout: RopeRows | None, **settings: Any) -> Report:
+def check(
+    file: str | None, *, tokenizer_path: str | None, corpus: str | None, rope_layout: RopeRows | None, **settings: Any
+) -> Report:
     """Open what can be opened, judge everything, and add what could not be opened."""
     import attrs
 
@@ -63,10 +66,12 @@ def check(file: str | None, *, tokenizer_path: str | None, rope_layout: RopeRows
 
     header, unopened = _open(file, rope_layout)
     tokenizer, unusable = _tokenizer(tokenizer_path)
+    largest, damaged = _largest_id(corpus)
     if unopened:
-        return _closed_report(unopened + unusable)
-    report = preflight(PreflightInput(registry=Registry.discover(), header=header, tokenizer=tokenizer, **settings))
-    return attrs.evolve(report, findings=(*unusable, *report.findings))
+        return _closed_report(unopened + unusable + damaged)
+    asked = PreflightInput(registry=Registry.discover(), header=header, tokenizer=tokenizer, corpus_max_id=largest, **settings)
+    report = preflight(asked)
+    return attrs.evolve(report, findings=(*unusable, *damaged, *report.findings))
 
 
 def _open(file: str | None, rope_layout: RopeRows | None) -> tuple[Header | None, list[Finding]]:
@@ -93,6 +98,20 @@ def _tokenizer(path: str | None) -> tuple[TokenizerSpec | None, list[Finding]]:
         return read_tokenizer(Path(path)), []
     except AprTrainError as error:
         return None, [tokenizer_finding(error)]
+
+
+def _largest_id(path: str | None) -> tuple[int | None, list[Finding]]:
+    if path is None:
+        return None, []
+    from apr_train.data.token_layout import HEADER_SIZE, DamagedTokenFile, unpack_header
+    from apr_train.errors import DataError
+    from apr_train.preflight import corpus_finding
+
+    try:
+        with Path(path).open("rb") as file:
+            return unpack_header(file.read(HEADER_SIZE)).max_token_id, []
+    except (DamagedTokenFile, OSError) as error:
+        return None, [corpus_finding(DataError(f"not a tokenised corpus: {error}", where=path))]
 
 
 def _closed_report(findings: list[Finding]) -> Report:

@@ -119,6 +119,8 @@ def _summary(facts: dict[str, Any]) -> dict[str, object]:
 def _tensors(facts: dict[str, Any]) -> str:
     tensors = facts["tensors"]
     text = f"{tensors['used']} of {tensors['total']} used"
+    if tensors["filled"] + len(facts["fresh"]) < tensors["parameters"]:
+        text += f", {tensors['filled']} of the model's {tensors['parameters']} filled"
     if facts["ignored"]:
         reasons = dict.fromkeys(facts["ignored"].values())
         text += f", {len(facts['ignored'])} of them ignored ({'; '.join(reasons)})"

@@ -1,7 +1,16 @@
 """Every fault of a run at once, before anything is spent. See docs/preflight.md; importing this needs no torch."""
 
-from apr_train.preflight.opening import opening_finding, read_tokenizer, tokenizer_finding
+from apr_train.preflight.opening import corpus_finding, opening_finding, read_tokenizer, tokenizer_finding
 from apr_train.preflight.report import PreflightInput, Report, Skipped
 from apr_train.preflight.run import preflight
 
-__all__ = ["PreflightInput", "Report", "Skipped", "opening_finding", "preflight", "read_tokenizer", "tokenizer_finding"]
+__all__ = [
+    "PreflightInput",
+    "Report",
+    "Skipped",
+    "corpus_finding",
+    "opening_finding",
+    "preflight",
+    "read_tokenizer",
+    "tokenizer_finding",
+]

@@ -45,7 +45,12 @@ def tensor_facts(header: Header | None, report: TensorReport | None) -> dict[str
     used = len(plan.loads) + len(plan.duplicates) + len(plan.ignored)
     return {
         "parameters": parameter_count(report.name_map),
-        "tensors": {"used": used, "total": len(header.tensors), "model": len(report.name_map.fills)},
+        "tensors": {
+            "used": used,
+            "total": len(header.tensors),
+            "filled": len(plan.loads),
+            "parameters": len(report.name_map.fills),
+        },
         "ignored": {entry.checkpoint: entry.reason for entry in plan.ignored},
         "fresh": [entry.parameter for entry in plan.fresh],
         "tie": {"value": header.tie.value, "reason": header.tie.reason},

@@ -15,6 +15,7 @@ from apr_train.tokenizer_spec import TokenizerSpec
 
 MISSING_FILE = "FALSIFY-APR-PRETRAIN-INIT-003"
 BAD_FILE = "FALSIFY-APR-PRETRAIN-INIT-004"
+CORPUS_ID = "PREFLIGHT-012"
 BAD_TOKENIZER = "PREFLIGHT-018"
 ROPE_ROWS = "PREFLIGHT-008"
 
@@ -44,6 +45,11 @@ def opening_finding(error: FormatError) -> Finding:
 def tokenizer_finding(error: AprTrainError) -> Finding:
     """A tokenizer that cannot be used, the rest of the check notwithstanding."""
     return error_finding(BAD_TOKENIZER, error, "--tokenizer")
+
+
+def corpus_finding(error: AprTrainError) -> Finding:
+    """A tokenised corpus that cannot be read."""
+    return error_finding(CORPUS_ID, error, "--corpus")
 
 
 def read_tokenizer(path: Path) -> TokenizerSpec:

@@ -44,24 +44,37 @@ def layout_of(header: Header, family: Family) -> Layout:
 
 def tensor_report(header: Header, family: Family, config: ModelConfig | None) -> TensorReport:
     """Match every tensor; without a config only the metadata's sizes are compared, by the default preset's map."""
+    layout, name_map, refused = _name_map(header, family, config)
+    if name_map is None:
+        return TensorReport(layout=layout, findings=refused)
+    sizes = compare_sizes(header, name_map.rules)
+    findings = (*refused, *rope_row_findings(header, family))
+    if config is None:
+        return TensorReport(layout=layout, findings=(*sizes.findings, *findings))
+    return _matched(header, layout, name_map, sizes, findings)
+
+
+def _name_map(header: Header, family: Family, config: ModelConfig | None) -> tuple[Layout, NameMap | None, tuple[Finding, ...]]:
+    """The family's map; if it refuses only the order of the rows, that is a finding and the names are still checked."""
     layout = layout_of(header, family)
     try:
         known = config or family.build_config(preset=family.info.default_preset)
-        name_map = family.map_tensor_names(known, layout)
+        return layout, family.map_tensor_names(known, layout), ()
     except AprTrainError as error:
-        return TensorReport(layout=layout, findings=(_no_map(header, error),))
-    sizes = compare_sizes(header, name_map.rules)
-    rows = rope_row_findings(header, family)
-    if config is None:
-        return TensorReport(layout=layout, findings=(*sizes.findings, *rows))
-    return _matched(header, layout, name_map, sizes, rows)
+        finding = _no_map(header, error)
+        if finding.id != ROPE_ROWS or layout.rope_rows == "split-half":
+            return layout, None, (finding,)
+    other = attrs.evolve(layout, rope_rows="split-half")
+    return other, family.map_tensor_names(known, other), (finding,)
 
 
-def _matched(header: Header, layout: Layout, name_map: NameMap, sizes: Contradictions, rows: list[Finding]) -> TensorReport:
+def _matched(
+    header: Header, layout: Layout, name_map: NameMap, sizes: Contradictions, others: tuple[Finding, ...]
+) -> TensorReport:
     plan = plan_load(name_map, header.tensors, where=header.path)
     tie = tie_findings(header, plan)
     left, explained = _without_explained(header, name_map, plan, sizes, tie)
-    findings = (*sizes.findings, *left, *tie, *dtype_findings(header, plan), *rows)
+    findings = (*sizes.findings, *left, *tie, *dtype_findings(header, plan), *others)
     return TensorReport(layout=layout, name_map=name_map, plan=plan, findings=findings, explained=explained)
 
 

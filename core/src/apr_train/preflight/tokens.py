@@ -8,14 +8,13 @@ from typing import Any
 from apr_train.config import ModelConfig
 from apr_train.finding import Finding
 from apr_train.header import Header
-from apr_train.preflight.opening import BAD_TOKENIZER
+from apr_train.preflight.opening import BAD_TOKENIZER, CORPUS_ID
 from apr_train.tokenizer_spec import TokenizerSpec
 
 SCRATCH_TARGET = "FALSIFY-APR-PRETRAIN-ARCH-006"
 TOKENIZER_SIZE = "FALSIFY-APR-PRETRAIN-ARCH-010"
 SPECIAL_ID = "PREFLIGHT-010"
 MASK_TOKEN = "PREFLIGHT-011"
-CORPUS_ID = "PREFLIGHT-012"
 NO_TOKENIZER = "PREFLIGHT-017"
 MASK_SPELLINGS = ("<mask>", "[MASK]", "<|mask|>")
 ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "sep_token_id", "cls_token_id", "unk_token_id")

@@ -6,7 +6,7 @@ import errno
 import importlib
 import traceback
 from importlib import util
-from typing import IO, Any, cast
+from typing import Any, NoReturn, cast
 
 import click
 
@@ -34,22 +34,6 @@ COMMANDS = {
     "diff": ("diff", "Compare two checkpoints or runs."),
 }
 """Command → module under `apr_train.cli` (its attribute `command`), and the line for the list of commands."""
-
-
-class Failure(click.ClickException):
-    """An error that the user can mend, as click shows it: one message, the error's own exit code."""
-
-    def __init__(self, error: Exception, *, debug: bool) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.debug = debug
-        self.exit_code = getattr(error, "exit_code", 1)
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Write the message to stderr, under the traceback when `--debug` asks for it."""
-        if self.debug:
-            click.echo("".join(traceback.format_exception(self.error)), file=file, err=file is None, nl=False)
-        click.echo(f"Error: {self.message}", file=file, err=file is None)
 
 
 class CommandGroup(click.Group):
@@ -88,11 +72,7 @@ class CommandGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors become one message and an exit code, an interrupt is no traceback.
-
-        Raises:
-            Failure: for every AprTrainError and every fault of the file system.
-        """
+        """Run the command; errors become one message and an exit code, an interrupt is no traceback."""
         debug = bool((ctx.obj or {}).get("debug"))
         try:
             return super().invoke(ctx)
@@ -100,11 +80,19 @@ class CommandGroup(click.Group):
             click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
         except AprTrainError as error:
-            raise Failure(error, debug=debug) from error
+            _fail(ctx, error, error.exit_code, debug=debug)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click leaves quietly when the reader of a pipe has gone
-            raise Failure(error, debug=debug) from error
+            _fail(ctx, error, 1, debug=debug)
+
+
+def _fail(ctx: click.Context, error: Exception, exit_code: int, *, debug: bool) -> NoReturn:
+    """Say what is wrong on stderr, under the traceback when `--debug` asks for it, and leave."""
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    click.echo(f"Error: {error}", err=True)
+    ctx.exit(exit_code)
 
 
 def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

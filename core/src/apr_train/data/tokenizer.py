@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr_train.errors import TokenizerError
-from apr_train.formats.tokenizer_json import tokenizer_json
+from apr_train.formats.tokenizer_json import check_merges, tokenizer_json
 from apr_train.tokenizer_spec import TokenizerSpec
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     import tokenizers
 
     content = tokenizer_json(spec)
+    check_merges(content, spec.origin)
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(content, ensure_ascii=True))
-    except Exception as error:  # the library raises plain Exception for every fault in the file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a fault in the file is a plain Exception, or a Rust panic, which is no Exception
         raise TokenizerError(f"the tokenizers library refuses it: {error}", where=spec.origin) from error
     backend.no_truncation()
     backend.no_padding()

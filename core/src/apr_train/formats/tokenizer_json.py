@@ -83,6 +83,26 @@ def split_merges(merges: Iterable[str], origin: str) -> list[list[str]]:
     return pairs
 
 
+def check_merges(content: Mapping[str, Any], origin: str) -> None:
+    """See that a BPE's merges join tokens of its vocabulary into tokens of its vocabulary: the library panics over others.
+
+    Raises:
+        TokenizerError: naming the first merge that does not.
+    """
+    model = content.get("model")
+    if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
+        return
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, Mapping) or not isinstance(merges, list):
+        raise TokenizerError("a BPE without vocabulary or merges", where=origin)
+    prefix = len(model.get("continuing_subword_prefix") or "")
+    for index, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1][prefix:]} <= vocabulary.keys():
+            where = f"{origin} [merges {index}]"
+            raise TokenizerError("a merge of or into tokens that the vocabulary lacks", where=where, found=repr(merge)[:80])
+
+
 def _added(token: AddedToken) -> dict[str, Any]:
     return {"id": token.id, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
 

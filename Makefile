@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DISTRIBUTIONS := core plugins/llama370m plugins/qwen2 plugins/codebert
 REQUIREMENTS := constraints.txt requirements-dev.txt requirements-real.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 # The tests' matrices are tiny: one thread each and several processes is the fastest way through them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribut
 	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
 
 bench: $(STAMP) ## Run the benchmarks; they print ratios, not wall times of one machine
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 $(STAMP): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python >= 3.11 is needed; set PYTHON=python3.11")'

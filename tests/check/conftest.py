@@ -11,7 +11,6 @@ from apr_train.cli import cli
 from apr_train.family import Layout
 from apr_train.formats.apr import AprWriter, TensorSpec
 from apr_train.formats.metadata import apr_metadata
-from apr_train.formats.source import open_checkpoint
 from apr_train.registry import Registry
 from apr_train.tokenizer_spec import AddedToken, TokenizerSpec
 from click.testing import CliRunner
@@ -132,26 +131,12 @@ def build(tmp_path, registry):
 
 
 @pytest.fixture
-def import_folder(tmp_path, registry):
-    """A Hugging Face folder as the `.apr` that an import makes of it: same tensors, canonical metadata."""
+def import_folder(tmp_path):
+    """A Hugging Face folder as the `.apr` that `apr-train import` makes of it."""
 
     def convert(folder, file="imported.apr"):
-        with open_checkpoint(folder) as checkpoint:
-            header = checkpoint.header
-            family = registry.claimants(header)[0]
-            config = family.build_config(header=header)
-            values = apr_metadata(
-                config,
-                family.info,
-                header=header,
-                tokenizer=header.tokenizer,
-                provenance=header.provenance,
-                hf_class=header.hf_class,
-            )
-            specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in header.tensors.values()]
-            with AprWriter(tmp_path / file, values, specs) as writer:
-                for spec in specs:
-                    writer.write(spec.name, checkpoint.read_raw(spec.name))
+        done = CliRunner().invoke(cli, ["import", str(folder), "--output", str(tmp_path / file)])
+        assert done.exit_code == 0, done.output
         return tmp_path / file
 
     return convert

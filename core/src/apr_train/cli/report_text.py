@@ -23,7 +23,7 @@ def print_report(report: Report) -> None:
     """Print findings (those of many layers as one), what was skipped and why, and what was checked."""
     findings = by_layer(report.findings)
     if sys.stdout.isatty():
-        _table(findings)
+        _table(findings, str(report.facts.get("file", "")))
     else:
         emit_findings(findings, err=False)
     for item in report.skipped:
@@ -72,7 +72,8 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("–".join(str(end) for end in part) for part in parts)
 
 
-def _table(findings: list[Finding]) -> None:
+def _table(findings: list[Finding], file: str) -> None:
+    """With rich; the file's path, which the summary below has, is left out of every row."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -85,13 +86,13 @@ def _table(findings: list[Finding]) -> None:
         table.add_column(column, overflow="fold")
     for finding in findings:
         colour = "bold red" if finding.severity == "error" else "bold yellow"
-        table.add_row(Text(f"{finding.severity}\n{finding.id}", style=colour), *(Text(cell) for cell in _cells(finding)))
+        table.add_row(Text(f"{finding.severity}\n{finding.id}", style=colour), *(Text(cell) for cell in _cells(finding, file)))
     Console().print(table)
 
 
-def _cells(finding: Finding) -> tuple[str, str, str]:
+def _cells(finding: Finding, file: str) -> tuple[str, str, str]:
     values = [f"{name} {value}" for name, value in (("expected", finding.expected), ("found", finding.found)) if value]
-    return finding.where, "\n".join([finding.problem, *values]), finding.hint
+    return finding.where.removeprefix(f"{file} "), "\n".join([finding.problem, *values]), finding.hint
 
 
 def _summary(facts: dict[str, Any]) -> dict[str, object]:

@@ -17,7 +17,10 @@ MISSING_FILE = "FALSIFY-APR-PRETRAIN-INIT-003"
 BAD_FILE = "FALSIFY-APR-PRETRAIN-INIT-004"
 CORPUS_ID = "PREFLIGHT-012"
 BAD_TOKENIZER = "PREFLIGHT-018"
+TIE = "PREFLIGHT-007"
 ROPE_ROWS = "PREFLIGHT-008"
+BY_FIELD = {"rope rows": ROPE_ROWS, "tie_word_embeddings": TIE}
+"""Field of a FormatError → the rule about it, where that is another than the file's being bad."""
 
 
 def error_finding(rule: str, error: AprTrainError, where: str = "") -> Finding:
@@ -35,8 +38,8 @@ def error_finding(rule: str, error: AprTrainError, where: str = "") -> Finding:
 def opening_finding(error: FormatError) -> Finding:
     """INIT-003 for a file that is not there, INIT-004 for one that is not what it should be."""
     finding = error_finding(BAD_FILE if Path(error.path).exists() else MISSING_FILE, error, error.path)
-    if error.field == "rope rows":
-        return attrs.evolve(finding, id=ROPE_ROWS)
+    if error.field in BY_FIELD:
+        return attrs.evolve(finding, id=BY_FIELD[error.field])
     rule, separator, problem = finding.problem.partition(": ")
     # the readers put the rule's id before the message, for those who see the exception alone
     return attrs.evolve(finding, id=rule, problem=problem) if separator and rule in (BAD_FILE, MISSING_FILE) else finding

@@ -17,11 +17,10 @@ from apr_train.formats.tie import HEAD_NAMES, tie_contradiction
 from apr_train.header import Header
 from apr_train.load_plan import TENSOR_SET, LoadPlan, plan_load
 from apr_train.names import NameMap
-from apr_train.preflight.opening import ROPE_ROWS
+from apr_train.preflight.opening import ROPE_ROWS, TIE
 from apr_train.preflight.sizes import Contradictions, compare_sizes, template_of
 
 DTYPE = "PREFLIGHT-006"
-TIE = "PREFLIGHT-007"
 _QUANTISED = ("Q", "IQ", "TQ", "APR_Q", "MXFP")
 
 

@@ -1,0 +1,25 @@
+"""How findings of many layers become one line."""
+
+import attrs
+from apr_train.cli.report_text import by_layer
+from apr_train.finding import Finding
+
+
+def finding(layer, problem="missing"):
+    name = f"model.layers.{layer}.mlp.up_proj.weight"
+    return Finding(id="PREFLIGHT-001", where=f"x.apr [{name}]", problem=problem, expected=name)
+
+
+def test_findings_of_many_layers_are_one_with_their_numbers():
+    (joined,) = by_layer([finding(layer) for layer in (0, 1, 2, 5, 7, 8)])
+    assert joined.where == "x.apr [model.layers.{layer}.mlp.up_proj.weight]"
+    assert joined.problem == "missing (6 times, layers 0–2, 5, 7–8)"
+
+
+def test_findings_that_differ_in_more_than_the_layer_stay_apart():
+    findings = [finding(0), finding(1, "wrong shape"), attrs.evolve(finding(2), severity="warning", id="PREFLIGHT-002")]
+    assert by_layer(findings) == findings
+
+
+def test_one_finding_is_left_as_it_is():
+    assert by_layer([finding(3)]) == [finding(3)]

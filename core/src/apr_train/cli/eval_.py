@@ -1,0 +1,181 @@
+"""`apr-train eval`: loss, perplexity, bits per byte and speed of any checkpoint on held-out text; with --syntax, a gate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_train.cli.model_options import NAMES, load, model_options, say
+
+if TYPE_CHECKING:
+    from apr_train.data.corpus import Corpus
+    from apr_train.inference.evaluate import Measurement
+    from apr_train.inference.measured import Rows
+    from apr_train.inference.model import Ready
+    from apr_train.inference.syntax import SyntaxReport
+    from apr_train.train.settings import Settings
+
+SCHEMA_VERSION = 1
+_ROWS = ("data", "validation_fraction", "sequence_length", "batch_size", "batches", "document_mask", "mask_probability")
+EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
+apr-train eval before.apr runs/NAME --syntax 20"""
+
+
+@click.command("eval", epilog=EPILOG)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--data", multiple=True, help="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
+@click.option("--validation-fraction", type=float, help="Share of the documents that is held out.")
+@click.option("--sequence-length", "--seq-len", type=click.IntRange(min=3), help="Tokens in a row.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Rows in one pass.")
+@click.option("--batches", type=click.IntRange(min=0), help="Batches to measure on; 0: the whole held-out text.")
+@click.option("--document-mask/--no-document-mask", default=None, help="Keep attention inside documents.")
+@click.option("--mask-probability", type=float, help="Masked-LM: share of tokens to predict.")
+@click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="With --syntax: tokens of a completion. Default: 96.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/evaluate.md).")
+@model_options
+def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, as_json: bool, **options: Any) -> None:
+    """Measure the checkpoints FILE... on held-out text: loss, perplexity, bits per byte, tokens per second.
+
+    Each FILE is any checkpoint: .apr, safetensors, GGUF, a Hugging Face folder, a run's folder. A checkpoint of a run is
+    measured on that run's own validation rows, so that the loss is the one in its metrics; any other on those of a new run.
+    Of several, all are measured on the same rows: those of the first that belongs to a run. Options win over both.
+    """
+    from apr_train.cli.output import emit_json
+    from apr_train.inference.measured import settings_of
+
+    if max_tokens is not None and syntax is None:
+        raise click.UsageError("--max-tokens is only with --syntax.")
+    settings, run = settings_of(files)
+    if run is not None:
+        say(f"rows as in {run}")
+    results = [_one(file, settings, options, syntax, max_tokens) for file in files]
+    if as_json:
+        emit_json({"schema_version": SCHEMA_VERSION, "results": results})
+    elif syntax is None:
+        _print_measured(results)
+    else:
+        _print_syntax(results)
+
+
+def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
+    """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
+    from apr_train.inference.measured import check_rows, rows_for
+    from apr_train.inference.model import Wanted, opened
+    from apr_train.train.precision import default_precision
+
+    given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
+    wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
+    with opened(wanted, kind=None if syntax is None else "decoder", say=say) as examined:
+        rows = rows_for(settings, given, config=examined.config, device=examined.device)
+        check_rows(rows, examined.config)
+        precision = settings.run.precision or default_precision(examined.device)
+        ready = load(examined, precision=precision, document_mask=rows.document_mask, allow_fresh=syntax is None)
+    if ready.loaded.fresh:
+        say(f"warning: {file} does not have {', '.join(ready.loaded.fresh)}: random values stand in for it")
+    return _measured(ready, rows) if syntax is None else _completed(ready, rows, syntax, max_tokens)
+
+
+def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:
+    from apr_train.cli.progress import progress_bar
+    from apr_train.inference.evaluate import measure
+    from apr_train.inference.measured import batches_for, corpus_for
+    from apr_train.train.display import progress_bar as tokenising
+
+    with tokenising() as progress:
+        corpus = corpus_for(rows, ready, progress=progress, say=say)
+    with progress_bar("measuring", rows.batches, unit="batches") as done:
+        found = measure(ready, batches_for(rows, ready, corpus), done=done)
+    return _about(ready) | _numbers(found) | _on(rows, corpus)
+
+
+def _about(ready: Ready) -> dict[str, Any]:
+    return {
+        "path": ready.path,
+        "family": ready.family.name,
+        "objective": ready.objective,
+        "parameters": sum(parameter.numel() for parameter in ready.model.parameters()),
+        "fresh": list(ready.loaded.fresh),
+        "device": str(ready.device),
+        "precision": ready.precision.name,
+        "attention": ready.attention.backend.name,
+    }
+
+
+def _numbers(found: Measurement) -> dict[str, Any]:
+    import attrs
+
+    return attrs.asdict(found)
+
+
+def _on(rows: Rows, corpus: Corpus) -> dict[str, Any]:
+    return {
+        "corpus": corpus.description,
+        "corpus_hash": corpus.hash,
+        "held_out_tokens": len(corpus.validation),
+        "sequence_length": rows.sequence_length,
+        "batch_size": rows.batch_size,
+        "batches": rows.batches,
+        "document_mask": rows.document_mask,
+    }
+
+
+def _print_measured(results: list[dict[str, Any]]) -> None:
+    from apr_train.cli.output import emit_pairs, emit_table
+
+    if len(results) > 1:
+        columns = ("file", "loss", "perplexity", "bits per byte", "accuracy", "targets", "tokens/s")
+        emit_table(columns, [(item["path"], *_shown(item).values()) for item in results])
+        return
+    item = results[0]
+    model = f"{item['family']}, {item['parameters']:,} parameters, {item['precision']} on {item['device']}, {item['attention']}"
+    rows = "all rows" if item["batches"] is None else f"at most {item['batches']} × {item['batch_size']} rows"
+    text = f"{item['corpus']}: {rows} of {item['sequence_length']} tokens, {item['held_out_tokens']:,} tokens held out"
+    emit_pairs({"model": model, "text": text, **{name: value for name, value in _shown(item).items() if value != "–"}})
+
+
+def _shown(item: dict[str, Any]) -> dict[str, str]:
+    def number(name: str, form: str) -> str:
+        return "–" if item[name] is None else format(item[name], form)
+
+    return {
+        "loss": f"{number('loss', '.4f')} nats",
+        "perplexity": number("perplexity", ",.3f"),
+        "bits per byte": number("bits_per_byte", ".4f"),
+        "accuracy": number("accuracy", ".2%"),
+        "targets": number("targets", ","),
+        "tokens/s": number("tokens_per_s", ",.0f"),
+    }
+
+
+def _completed(ready: Ready, rows: Rows, count: int, length: int | None) -> dict[str, Any]:
+    from apr_train.cli.progress import progress_bar
+    from apr_train.data.corpus import held_out_documents
+    from apr_train.inference.syntax import syntax_gate
+
+    with progress_bar("completing", count, unit="functions") as done:
+        report = syntax_gate(ready, held_out_documents(rows.corpus), count=count, length=length, done=done)
+    if len(report.completed) < count:
+        say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
+    return _about(ready) | _syntax(report)
+
+
+def _syntax(report: SyntaxReport) -> dict[str, Any]:
+    return {
+        "asked": report.asked,
+        "completed": len(report.completed),
+        "parsed": report.parsed,
+        "rate": report.rate,
+        "completions": list(report.completed),
+    }
+
+
+def _print_syntax(results: list[dict[str, Any]]) -> None:
+    from apr_train.cli.output import emit_table
+
+    rows = []
+    for item in results:
+        limited = sum(made.stopped_by == "length" for made in item["completions"])
+        rows.append((item["path"], f"{item['parsed']} of {item['completed']}", f"{item['rate']:.1%}", limited))
+    emit_table(("file", "functions that parse", "rate", "cut at the token limit"), rows)

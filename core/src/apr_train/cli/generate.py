@@ -1,0 +1,129 @@
+"""`apr-train generate`: a decoder continues a text; an encoder fills in masks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apr_train.cli.model_options import load, model_options, say, text_of
+
+if TYPE_CHECKING:
+    from apr_train.inference.generate import Continuation
+    from apr_train.inference.model import Ready
+
+SCHEMA_VERSION = 1
+FILLERS = 5
+"""Fillers that are shown without --top-k."""
+_DECODER_ONLY = ("max_tokens", "temperature", "top_p", "seed", "stop", "echo")
+EPILOG = """Examples: apr-train generate runs/NAME --prompt "def fib(n):"   ·   apr-train generate x.gguf --prompt -
+--temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate encoder.apr --fill-mask "def <mask>(x):" """
+
+
+@click.command("generate", epilog=EPILOG)
+@click.argument("file")
+@click.option("--prompt", help="Start of the text, for a decoder; - reads it from standard input.")
+@click.option("--fill-mask", "masked", metavar="TEXT", help="For an encoder: a text with its mask token; - reads it.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens at most. Default: 256, or what the positions allow.")
+@click.option("--temperature", type=float, help="0 (the default): the most likely token; above: draw, flatter the higher.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have this probability.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many tokens; with --fill-mask: how many are shown.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draws; the same seed gives the same text. Default: 0.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times.")
+@click.option("--echo", is_flag=True, help="Print the prompt, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, when all is done.")
+@model_options
+def command(file: str, prompt: str | None, masked: str | None, as_json: bool, **options: Any) -> None:
+    """Continue a text with the decoder in FILE, or fill the masks of a text with the encoder in FILE.
+
+    FILE is any checkpoint: .apr, safetensors, GGUF, a Hugging Face folder, a run's folder. The text goes to standard
+    output as it comes, everything else to standard error. It ends at the end-of-text token, before a --stop text, or
+    after --max-tokens.
+    """
+    if (prompt is None) == (masked is None):
+        raise click.UsageError("Give --prompt (a decoder continues it) or --fill-mask (an encoder fills its masks).")
+    if masked is not None:
+        _refuse(options)
+        _fill(file, text_of(masked, "--fill-mask"), as_json, options)
+    elif prompt is not None:
+        _continue(file, text_of(prompt, "--prompt"), as_json, options)
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in _DECODER_ONLY if options[name] not in (None, (), False)]
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: only with --prompt.")
+
+
+def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
+    from apr_train.cli.model_options import NAMES
+    from apr_train.inference.model import Wanted, opened
+    from apr_train.train.precision import default_precision
+
+    wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
+    with opened(wanted, kind=kind, say=say) as examined:
+        fast = examined.device.type == "cuda" and default_precision(examined.device) == "bf16"
+        return load(examined, precision="bf16-weights" if fast else "fp32")
+
+
+def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
+    from apr_train.errors import DataError
+    from apr_train.inference.generate import Ends, continue_text, ends_of_text
+    from apr_train.inference.sampling import Sampling
+
+    if not prompt:  # before a model is loaded for nothing
+        raise DataError("the prompt is empty", where="--prompt", expected="the start of a text")
+    chosen = {name: options[name] for name in ("temperature", "top_p", "top_k", "seed") if options[name] is not None}
+    sampling = Sampling(**chosen)
+    ready = _ready(file, "decoder", options)
+    ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
+    if options["echo"] and not as_json:
+        click.echo(prompt, nl=False)
+    start = time.perf_counter()
+    made = continue_text(ready, prompt, sampling=sampling, ends=ends, emit=None if as_json else _emit)
+    _tell(ready, prompt, made, time.perf_counter() - start, as_json)
+
+
+def _emit(piece: str) -> None:
+    click.echo(piece, nl=False)
+
+
+def _tell(ready: Ready, prompt: str, made: Continuation, seconds: float, as_json: bool) -> None:
+    from apr_train.cli.output import emit_json
+
+    speed = len(made.tokens) / seconds
+    if as_json:
+        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, "prompt": prompt}
+        emit_json(
+            told
+            | {
+                "text": made.text,
+                "tokens": made.tokens,
+                "prompt_tokens": made.prompt_tokens,
+                "stopped_by": made.stopped_by,
+                "tokens_per_s": speed,
+            }
+        )
+        return
+    click.echo()
+    say(f"[{made.prompt_tokens} + {len(made.tokens)} tokens, stopped by {made.stopped_by}, {speed:,.1f} tokens/s]")
+
+
+def _fill(file: str, text: str, as_json: bool, options: dict[str, Any]) -> None:
+    from apr_train.cli.output import emit_json, emit_table
+    from apr_train.errors import DataError
+    from apr_train.inference.fill import fill_mask
+
+    if not text.strip():
+        raise DataError("the text is empty", where="--fill-mask", expected="a text with the mask token in it")
+    ready = _ready(file, "encoder", options)
+    masks = fill_mask(ready, text, count=options["top_k"] or FILLERS)
+    if as_json:
+        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, "text": text}
+        emit_json(told | {"masks": masks})
+        return
+    for number, fillers in enumerate(masks, start=1):
+        title = f"mask {number} of {len(masks)}" if len(masks) > 1 else None
+        rows = [(f"{filler.probability:.4f}", repr(filler.token), filler.id) for filler in fillers]
+        emit_table(("probability", "token", "id"), rows, title=title)

@@ -1,0 +1,117 @@
+"""Loss, perplexity, bits per byte and speed on held-out rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import reduce
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from apr_train.data.batch import IGNORED, Batch
+from apr_train.errors import DataError
+from apr_train.family import Objective
+from apr_train.inference.model import Ready
+from apr_train.inference.token_bytes import bytes_of_tokens
+from apr_train.train.metrics import perplexity
+from apr_train.train.objective import head_loss, predicted_positions, right_predictions
+
+
+@frozen(kw_only=True)
+class Measurement:
+    """What a model knows of a text."""
+
+    loss: float
+    """Nats, mean over all targets, as in training."""
+    perplexity: float | None
+    """exp(loss)."""
+    bits_per_byte: float | None
+    """Causal-lm: cost of the tokens that stand for text, in bits, by the UTF-8 bytes that they stand for; None where a
+    tokenizer does not work on bytes, and for masked-lm, which does not predict a whole text."""
+    accuracy: float | None
+    """Masked-lm: share of the masked tokens that are predicted right."""
+    targets: int
+    """Tokens that were predicted."""
+    text_bytes: int | None
+    """Bytes of text that the targets stand for; end-of-text tokens stand for none."""
+    tokens_per_s: float
+    """Positions computed (padding too) by the time that it took; the first batch warms up unless it is the only one."""
+
+
+@frozen
+class _Sums:
+    """Of some batches."""
+
+    text_nats: float = 0.0
+    other_nats: float = 0.0
+    text_bytes: int = 0
+    targets: int = 0
+    right: int = 0
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.text_nats + other.text_nats,
+            self.other_nats + other.other_nats,
+            self.text_bytes + other.text_bytes,
+            self.targets + other.targets,
+            self.right + other.right,
+        )
+
+
+@torch.no_grad()
+def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], None] | None = None) -> Measurement:
+    """Run the model over the batches; `done` is told of each batch.
+
+    Raises:
+        DataError: when the batches hold no target.
+    """
+    sizes = _byte_sizes(ready) if ready.objective == "causal-lm" else None
+    sums: list[_Sums] = []
+    times: list[tuple[int, float]] = []
+    for batch in batches:
+        start = time.perf_counter()
+        sums.append(_one(ready, batch.to(ready.device), sizes))
+        times.append((batch.tokens.numel(), time.perf_counter() - start))
+        if done is not None:
+            done(1)
+    return _summary(reduce(_Sums.__add__, sums, _Sums()), times, ready.objective, in_bytes=sizes is not None)
+
+
+def _byte_sizes(ready: Ready) -> Tensor | None:
+    """`[vocab]`: how many bytes of text each id stands for."""
+    table = bytes_of_tokens(ready.tokenizer)
+    if table is None:
+        return None
+    sizes = torch.zeros(max(ready.config.vocab_size, len(table)), dtype=torch.int64)
+    sizes[: len(table)] = torch.tensor([len(text) for text in table])
+    return sizes.to(ready.device)
+
+
+def _one(ready: Ready, batch: Batch, sizes: Tensor | None) -> _Sums:
+    with ready.precision.context(ready.device):
+        hidden, targets = predicted_positions(ready.model, batch, ready.objective)
+        stands = torch.zeros_like(targets) if sizes is None else sizes[targets.clamp(min=0)] * (targets != IGNORED)
+        text, other = targets.where(stands > 0, IGNORED), targets.where(stands == 0, IGNORED)
+        text_nats, other_nats = (float(head_loss(ready.model, hidden, chosen)) for chosen in (text, other))
+        right = int(right_predictions(ready.model, hidden, targets)) if ready.objective == "masked-lm" else 0
+    return _Sums(text_nats, other_nats, int(stands.sum()), batch.target_count, right)
+
+
+def _summary(sums: _Sums, times: list[tuple[int, float]], objective: Objective, *, in_bytes: bool) -> Measurement:
+    if not sums.targets:
+        raise DataError("the held-out rows have nothing to predict", where="--data", hint="Give more text.")
+    timed = times[1:] or times
+    loss = (sums.text_nats + sums.other_nats) / sums.targets
+    known = in_bytes and sums.text_bytes > 0
+    return Measurement(
+        loss=loss,
+        perplexity=perplexity(loss),
+        bits_per_byte=sums.text_nats / math.log(2) / sums.text_bytes if known else None,
+        accuracy=sums.right / sums.targets if objective == "masked-lm" else None,
+        targets=sums.targets,
+        text_bytes=sums.text_bytes if in_bytes else None,
+        tokens_per_s=sum(count for count, _ in timed) / max(1e-9, sum(seconds for _, seconds in timed)),
+    )

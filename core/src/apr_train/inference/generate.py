@@ -1,0 +1,167 @@
+"""A decoder continues a text, token by token, with a key/value cache; the text comes as soon as it is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+from attrs import Factory, frozen
+from torch import Tensor
+
+from apr_train.attention.masks import Causal
+from apr_train.data.specials import END_OF_TEXT
+from apr_train.errors import ConfigError, DataError
+from apr_train.inference.model import Ready
+from apr_train.inference.sampling import Sampler, Sampling
+from apr_train.inference.token_bytes import StopStrings, TextStream
+from apr_train.nn.cache import KeyValueCache
+from apr_train.nn.protocol import LanguageModel
+
+DEFAULT_LENGTH = 256
+"""Tokens at most, where the user does not say."""
+
+
+@frozen(kw_only=True)
+class Continuation:
+    """What a model wrote after a prompt."""
+
+    text: str
+    """Without the prompt and without the stop string."""
+    tokens: tuple[int, ...]
+    """Every token that was made, the end-of-text token included."""
+    prompt_tokens: int
+    stopped_by: str
+    """`end of text`, `stop string`, `condition` or `length`."""
+
+
+@frozen(kw_only=True)
+class Ends:
+    """When to stop."""
+
+    max_tokens: int | None = None
+    """None: `DEFAULT_LENGTH`, or as many as the positions allow."""
+    stop: tuple[str, ...] = ()
+    until: Callable[[str], bool] | None = None
+    """Asked with all text so far after each piece; True ends it."""
+    tokens: frozenset[int] = Factory(frozenset)
+    """Ids that end the text."""
+
+
+def continue_text(
+    ready: Ready, prompt: str, *, sampling: Sampling, ends: Ends, emit: Callable[[str], None] | None = None
+) -> Continuation:
+    """Write on from `prompt`; `emit` gets the text piece by piece.
+
+    Raises:
+        DataError: for an empty prompt, or one that is no Unicode text.
+        ConfigError: when prompt and tokens do not fit the model's positions.
+        RunError: when the model's output is not a number.
+    """
+    ids = prompt_ids(ready, prompt)
+    length = room(ready, len(ids), ends.max_tokens)
+    writer = _Writer(TextStream(ready.tokenizer), StopStrings(ends.stop), ends, emit)
+    made: list[int] = []
+    stopped_by = "length"
+    for index in made_tokens(ready, ids, length, Sampler(sampling)):
+        made.append(index)
+        if index in ends.tokens:
+            stopped_by = "end of text"
+            break
+        if writer.push(index):
+            stopped_by = "stop string" if writer.stops.found is not None else "condition"
+            break
+    writer.finish()
+    return Continuation(text=writer.text, tokens=tuple(made), prompt_tokens=len(ids), stopped_by=stopped_by)
+
+
+class _Writer:
+    """From ids to the text that is given out."""
+
+    def __init__(self, stream: TextStream, stops: StopStrings, ends: Ends, emit: Callable[[str], None] | None) -> None:
+        self.stops, self.text = stops, ""
+        self._stream, self._ends, self._emit = stream, ends, emit
+
+    def push(self, index: int) -> bool:
+        """Take one more token; True: it is enough."""
+        self._give(self.stops.push(self._stream.push(index)))
+        return self.stops.found is not None or (self._ends.until is not None and self._ends.until(self.text))
+
+    def finish(self) -> None:
+        """Give out what was held back."""
+        self._give(self.stops.push(self._stream.finish()))
+        self._give(self.stops.finish())
+
+    def _give(self, piece: str) -> None:
+        self.text += piece
+        if piece and self._emit is not None:
+            self._emit(piece)
+
+
+def made_tokens(ready: Ready, ids: Sequence[int], length: int, sampler: Sampler) -> Iterator[int]:
+    """At most `length` tokens after `ids`, each computed once: a cache keeps what came before."""
+    cache = KeyValueCache(ready.config.num_hidden_layers, max_length=len(ids) + length)
+    for _ in range(length):
+        index = sampler.choose(next_logits(ready, ids, cache))
+        yield index
+        ids = [index]
+
+
+@torch.no_grad()
+def next_logits(ready: Ready, ids: Sequence[int], cache: KeyValueCache) -> Tensor:
+    """Logits `[vocab]` of the token after `ids`, which come after what the cache holds and are added to it."""
+    model = cast(LanguageModel, ready.model)
+    tokens = torch.tensor([list(ids)], device=ready.device)
+    with ready.precision.context(ready.device):
+        hidden = model.hidden_states(tokens, mask=Causal(offset=cache.length), cache=cache)
+        return model.logits(hidden[0, -1])
+
+
+def prompt_ids(ready: Ready, prompt: str) -> list[int]:
+    """The prompt's ids, with the bos in front that the tokenizer itself puts there.
+
+    Raises:
+        DataError: when there is no token in it.
+    """
+    if not prompt:
+        raise DataError("the prompt is empty", where="--prompt", expected="the start of a text")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError("the prompt is not UTF-8 text", where="--prompt", found=repr(prompt[:40])) from error
+    plain = ready.tokenizer.encode(prompt)
+    around = ready.tokenizer.encode(prompt, special=True)
+    bos = ready.tokenizer.special_ids.get("bos")
+    # Not what comes behind the text: an eos there would end it before it began.
+    ids = [bos, *plain] if bos is not None and around[: 1 + len(plain)] == [bos, *plain] else plain
+    if not ids:
+        raise DataError("no token is in the prompt", where="--prompt", found=repr(prompt[:40]))
+    return ids
+
+
+def room(ready: Ready, prompt_tokens: int, asked: int | None) -> int:
+    """How many tokens may come.
+
+    Raises:
+        ConfigError: when they do not fit the model's positions.
+    """
+    positions = ready.config.usable_positions
+    free = positions - prompt_tokens
+    if free < 1 or (asked is not None and asked > free):
+        wanted = f"{prompt_tokens} of the prompt" + (f" and {asked} to come" if asked is not None else ", none is left")
+        raise ConfigError(
+            "more tokens than the model has positions",
+            where="--prompt" if free < 1 else "--max-tokens",
+            expected=f"at most {positions} in all",
+            found=wanted,
+            hint="Shorten the prompt." if free < 1 else f"--max-tokens {free} is the most here.",
+        )
+    return min(DEFAULT_LENGTH, free) if asked is None else asked
+
+
+def ends_of_text(ready: Ready) -> frozenset[int]:
+    """The ids that end a text: eos of the tokenizer and of the metadata, and an end of text by name."""
+    stated = ready.header.config.get("eos_token_id")
+    ids = set(stated if isinstance(stated, list) else [stated])
+    ids |= {ready.tokenizer.special_ids.get("eos"), *(ready.tokenizer.id(token) for token in END_OF_TEXT)}
+    return frozenset(index for index in ids if isinstance(index, int))

@@ -11,12 +11,10 @@ from apr_train.data.protocols import Notice
 from apr_train.errors import AprTrainError, FormatError, PreflightError
 from apr_train.facade import Family
 from apr_train.formats.checkpoint import Checkpoint
-from apr_train.formats.json_text import parse_json
 from apr_train.formats.source import open_checkpoint
 from apr_train.formats.tie import resolve_tie
-from apr_train.formats.tokenizer_json import spec_from_json
 from apr_train.header import Header, RopeRows
-from apr_train.preflight import PreflightInput, Report, opening_finding, preflight, tokenizer_finding
+from apr_train.preflight import PreflightInput, Report, opening_finding, preflight, read_tokenizer, tokenizer_finding
 from apr_train.registry import Registry
 from apr_train.tokenizer_spec import TokenizerSpec
 from apr_train.train.identity import read_identity
@@ -50,10 +48,8 @@ def given_tokenizer(settings: Settings) -> TokenizerSpec | None:
     """
     if settings.model.tokenizer is None:
         return None
-    path = Path(settings.model.tokenizer)
-    path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        return spec_from_json(parse_json(path), str(path))
+        return read_tokenizer(Path(settings.model.tokenizer))
     except AprTrainError as error:
         raise PreflightError([tokenizer_finding(error)]) from error
 

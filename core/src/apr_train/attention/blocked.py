@@ -51,22 +51,23 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
-def _scores(q: Tensor, k: Tensor, visible: Tensor | None, start: int, end: int) -> Tensor:
-    """Scaled scores of queries start … end against keys 0 … end, -inf where hidden: `[G, R, rows, end]`, float32 at least.
+def _scores(q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+    """Scaled scores of the last queries `[G, R, rows, D]` on keys `[G, end, D]`: `[G, R, rows, end]`, -inf where hidden.
 
     A bfloat16 product is rounded to 8 bits, too few for an exponent; a second product that starts from minus the first
     gives what the rounding lost.
     """
-    groups, per_group, _, dim = q.shape
-    rows, keys = q[:, :, start:end].reshape(groups, -1, dim), k[:, :end].transpose(1, 2)
-    product = torch.bmm(rows, keys)
+    groups, per_group, rows, dim = q.shape
+    end = k.shape[1]
+    folded, keys = q.reshape(groups, -1, dim), k.transpose(1, 2)
+    product = torch.bmm(folded, keys)
     wide = product.to(torch.promote_types(q.dtype, torch.float32))
     if q.dtype == torch.bfloat16:
-        wide = wide + torch.baddbmm(product, rows, keys, beta=-1).to(wide.dtype)
-    wide = wide.view(groups, per_group, end - start, end) * dim**-0.5
-    causal = torch.arange(end, device=q.device) <= torch.arange(start, end, device=q.device)[:, None]
+        wide = wide + torch.baddbmm(product, folded, keys, beta=-1).to(wide.dtype)
+    wide = wide.view(groups, per_group, rows, end) * dim**-0.5
+    causal = torch.arange(end, device=q.device) <= torch.arange(end - rows, end, device=q.device)[:, None]
     if visible is not None:
-        of_row = visible[:, :, start:end, :end] & causal
+        of_row = visible[:, :, end - rows : end, :end] & causal
         causal = of_row.repeat_interleave(groups // len(of_row), dim=0)
     return torch.where(causal, wide, float("-inf"))
 
@@ -78,7 +79,7 @@ class _BlockedAttention(torch.autograd.Function):
         q, k, v = _fold(q, q.shape[2] // k.shape[2]), _fold(k, 1)[:, 0], _fold(v, 1)[:, 0]
         outputs, totals = [], []
         for start, end in _blocks(q.shape[2]):
-            scores = _scores(q, k, visible, start, end)
+            scores = _scores(q[:, :, start:end], k[:, :end], visible)
             total = scores.logsumexp(-1, keepdim=True)
             weights = (scores - total).exp().to(q.dtype)
             outputs.append(torch.bmm(weights.flatten(1, 2), v[:, :end]).view_as(q[:, :, start:end]))
@@ -97,7 +98,7 @@ class _BlockedAttention(torch.autograd.Function):
         shift = (grad.to(wide) * out.to(wide)).sum(-1, keepdim=True)
         grads_q, grad_k, grad_v = [], torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for start, end in _blocks(q.shape[2]):
-            weights = (_scores(q, k, visible, start, end) - totals[:, :, start:end]).exp()
+            weights = (_scores(q[:, :, start:end], k[:, :end], visible) - totals[:, :, start:end]).exp()
             rows, upstream = q[:, :, start:end].flatten(1, 2), grad[:, :, start:end].flatten(1, 2)
             through = torch.bmm(upstream, v[:, :end].transpose(1, 2)).view_as(weights).to(wide)
             inner = (weights * (through - shift[:, :, start:end]) * q.shape[-1] ** -0.5).to(q.dtype).flatten(1, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,20 +41,20 @@ class SdpaAttention:
         """Make the boolean matrix once for all layers, where one is needed."""
         if isinstance(mask, Prepared) or _is_plain(mask, query_length, key_length):
             return mask
-        return Prepared(mask.kind, allowed(mask, query_length, key_length, device))
+        return Prepared(mask.kind, _matrix(mask, query_length, key_length, device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
         """See `AttentionBackend`."""
-        mask = self.prepare(mask, q.shape[1], k.shape[1], q.device)
+        visible = _matrix(mask, q.shape[1], k.shape[1], q.device)
         if self._takes_blocks(q, k, mask, dropout):
-            return blocked_attention(q, k, v, mask.value if isinstance(mask, Prepared) else None)
+            return blocked_attention(q, k, v, visible)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=mask.value if isinstance(mask, Prepared) else None,
+            attn_mask=visible,
             dropout_p=dropout,
-            is_causal=isinstance(mask, Causal) and q.shape[1] > 1,
+            is_causal=visible is None and isinstance(mask, Causal) and q.shape[1] > 1,
             enable_gqa=q.shape[2] != k.shape[2],
         )
         return out.transpose(1, 2)
@@ -73,3 +75,10 @@ def _is_plain(mask: Mask, query_length: int, key_length: int) -> bool:
     if isinstance(mask, Causal):
         return mask.offset == 0 or (query_length == 1 and mask.offset == key_length - 1)
     return False
+
+
+def _matrix(mask: Mask, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
+    """Which keys each query sees, `[batch or 1, 1, query length, key length]`; None when the kernel knows."""
+    if isinstance(mask, Prepared):
+        return cast(Tensor, mask.value)
+    return None if _is_plain(mask, query_length, key_length) else allowed(mask, query_length, key_length, device)

@@ -35,9 +35,9 @@ LAYERS = [
 
 HEAVY_UNITS = {"nn", "load", "data", "train", "testing"}
 """Where torch may be imported when the module is; everything else is light, and so is what it imports then."""
-HEAVY_MODULES = {f"apr_train.attention.{name}" for name in ("dense", "eager", "sdpa", "xformers")} | {
-    "apr_train.formats.torch_adapter"
-}
+HEAVY_MODULES = {"apr_train.formats.torch_adapter"}
+LIGHT_ATTENTION = {f"apr_train.attention{name}" for name in ("", ".backend", ".choose", ".masks")}
+"""What a check needs of attention: the names and the rules of choice. The other modules there are backends."""
 HEAVY_LIBRARIES = {"torch", "transformers", "xformers"}
 
 NAMES_ALLOWED = {
@@ -96,7 +96,8 @@ def layer(module):
 
 
 def light_modules():
-    return sorted(name for name in MODULES if unit(name) not in HEAVY_UNITS and name not in HEAVY_MODULES)
+    backends = {name for name in MODULES if unit(name) == "attention"} - LIGHT_ATTENTION
+    return sorted(name for name in MODULES if unit(name) not in HEAVY_UNITS and name not in HEAVY_MODULES | backends)
 
 
 def reached_at_import(module):

@@ -10,7 +10,7 @@ from attrs import frozen
 from apr_train.finding import Finding
 from apr_train.header import TensorInfo
 from apr_train.names import Entry, NameMap
-from apr_train.suggest import closest
+from apr_train.suggest import ClosestTensor
 
 TENSOR_SET = "FALSIFY-APR-PRETRAIN-INIT-007"
 TENSOR_SHAPE = "FALSIFY-APR-PRETRAIN-INIT-005"
@@ -47,8 +47,8 @@ def plan_load(name_map: NameMap, tensors: Mapping[str, TensorInfo], *, where: st
         ignored=tuple(entry for entry in present if entry.kind == "ignored"),
         fresh=tuple(fresh),
         findings=(
-            *(_missing(entry.checkpoint, unused, where) for entry in missing),
-            *(_unused(name, [entry.checkpoint for entry in missing], name_map, where) for name in unused),
+            *_missing_findings([entry.checkpoint for entry in missing], unused, where),
+            *_unused_findings(unused, [entry.checkpoint for entry in missing], name_map, where),
             *(_shape(entry, tensors[entry.checkpoint], where) for entry in present if _misfits(entry, tensors)),
         ),
     )
@@ -68,8 +68,17 @@ def _misfits(entry: Entry, tensors: Mapping[str, TensorInfo]) -> bool:
     return entry.shape is not None and entry.shape != tensors[entry.checkpoint].shape
 
 
-def _missing(name: str, unused: list[str], where: str) -> Finding:
-    near = closest(name, unused)
+def _missing_findings(missing: list[str], unused: list[str], where: str) -> list[Finding]:
+    nearest = ClosestTensor(unused)
+    return [_missing(name, nearest(name), where) for name in missing]
+
+
+def _unused_findings(unused: list[str], missing: list[str], name_map: NameMap, where: str) -> list[Finding]:
+    nearest, known = ClosestTensor(missing), ClosestTensor(name_map.by_checkpoint)
+    return [_unused(name, nearest(name) or known(name), where) for name in unused]
+
+
+def _missing(name: str, near: str | None, where: str) -> Finding:
     return Finding(
         id=TENSOR_SET,
         where=f"{where} [{name}]",
@@ -80,8 +89,7 @@ def _missing(name: str, unused: list[str], where: str) -> Finding:
     )
 
 
-def _unused(name: str, missing: list[str], name_map: NameMap, where: str) -> Finding:
-    near = closest(name, missing) or closest(name, name_map.by_checkpoint)
+def _unused(name: str, near: str | None, where: str) -> Finding:
     return Finding(
         id=TENSOR_SET,
         where=f"{where} [{name}]",

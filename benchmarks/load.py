@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SIDES = ("safetensors", "apr", "apr-verified")
 LIMITS = {"apr": 1.0, "apr-verified": 1.5}
@@ -64,6 +65,23 @@ def prepare(folder: Path, size_mb: int) -> int:
     return sum(value.nbytes for value in values.values())
 
 
+def build(size_mb: int) -> Any:
+    """A module with those parameters, on the meta device."""
+    import torch
+    from torch import nn
+
+    model = nn.Module()
+    for name, shape in shapes(size_mb).items():
+        owner = model
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(leaf, nn.Parameter(torch.empty(shape, device="meta")))
+    return model
+
+
 def measure(side: str, folder: Path, size_mb: int) -> None:
     """One load in this process: seconds, and the growth of peak resident memory, as JSON on stdout."""
     import torch
@@ -72,21 +90,8 @@ def measure(side: str, folder: Path, size_mb: int) -> None:
     from apr_train.load_plan import plan_load
     from apr_train.names import NameMap, rename
     from safetensors.torch import load_file
-    from torch import nn
 
-    def build() -> nn.Module:
-        model = nn.Module()
-        for name, shape in shapes(size_mb).items():
-            owner = model
-            *path, leaf = name.split(".")
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner._modules[part]
-            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape, device="meta")))
-        return model
-
-    model = build()
+    model = build(size_mb)
     axes = {str(size): size for shape in shapes(size_mb).values() for size in shape}
     table = NameMap(
         rules=tuple(rename(name, name, *map(str, shape)) for name, shape in shapes(size_mb).items()), sizes=axes, num_layers=1

@@ -301,6 +301,18 @@ def test_loading_twice_gives_the_same_bits(tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_on_a_gpu_has_the_values_of_one_on_the_cpu(tmp_path, dtype):
+    values = tensors(head=True)
+    model = meta_model()
+    with open_apr(write(tmp_path / "x.apr", values)) as checkpoint:
+        load_weights(model, checkpoint, plan_for(checkpoint), dtype=dtype, device="cuda")
+    assert model.embed.weight.device.type == "cuda"
+    assert_equal(model.cpu(), expected_parameters(values), dtype)
+
+
 def test_the_row_permutation_of_the_test_is_the_operations():
     rows = torch.arange(64.0).reshape(8, 8)
     assert torch.equal(RopeRowPermutation(2).to_parameter(rows), rows.reshape(2, 2, 2, 8).transpose(1, 2).reshape(8, 8))

@@ -78,25 +78,34 @@ def load_weights(
     parameters = dict(model.named_parameters())
     _check_coverage(parameters, plan, checkpoint.header.path)
     _check_buffers(model)
-    target = torch.device(device)
-    values = {name: torch.empty(item.shape, dtype=dtype or item.dtype, device=target) for name, item in parameters.items()}
+    values = {name: _empty_like(item, dtype, device) for name, item in parameters.items()}
     stream = checkpoint.stream(verify=verify) if isinstance(checkpoint, Streaming) else None
+    source = _Source(checkpoint, stream, progress or _silent)
     with stream if stream is not None else nullcontext():
-        source = _Source(checkpoint, stream, progress or _silent)
         for entry in plan.loads:
             source.fill(entry, values[str(entry.parameter)])
         source.compare(plan)
     _adopt(model, parameters, values)
-    fresh = tuple(str(entry.parameter) for entry in plan.fresh)
-    if fresh:
-        model.initialize(generator or torch.Generator().manual_seed(0), fresh)  # type: ignore[operator] # LanguageModel's, not nn.Module's
+    if plan.fresh:
+        names = [str(entry.parameter) for entry in plan.fresh]
+        model.initialize(generator or torch.Generator().manual_seed(0), names)  # type: ignore[operator] # LanguageModel's
+    checked = isinstance(checkpoint, Streaming) and (checkpoint.verify_data if verify is None else verify)
+    return _report(plan, source.bytes_read, verified=checked)
+
+
+def _empty_like(parameter: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+    wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+    return torch.empty(parameter.shape, dtype=wanted, device=device)
+
+
+def _report(plan: LoadPlan, bytes_read: int, *, verified: bool) -> LoadReport:
     return LoadReport(
         loaded=tuple(entry.checkpoint for entry in plan.loads),
         duplicates=tuple(entry.checkpoint for entry in plan.duplicates),
         ignored=tuple((entry.checkpoint, entry.reason) for entry in plan.ignored),
-        fresh=fresh,
-        bytes_read=source.bytes_read,
-        verified=isinstance(checkpoint, Streaming) and (checkpoint.verify_data if verify is None else verify),
+        fresh=tuple(str(entry.parameter) for entry in plan.fresh),
+        bytes_read=bytes_read,
+        verified=verified,
     )
 
 

@@ -181,7 +181,7 @@ def mutate(raw: bytes, steps: list[tuple[str, int, int]]) -> bytes:
     return raw
 
 
-@settings(max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=mutations, sealed=st.booleans())
 def test_thousands_of_mutations_raise_nothing_but_format_errors(small_file, raw, reseal, steps, sealed):
     changed = mutate(raw, steps)

@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from apr_train.errors import FormatError, OutputError
-from apr_train.formats.apr import AprWriter, TensorSpec, open_apr
+from apr_train.formats.apr import AprWriter, Flags, TensorSpec, open_apr, rewrite
 
 MEGABYTE = 1 << 20
 
@@ -119,16 +119,34 @@ def test_a_wrong_write_leaves_the_old_file_and_no_litter(tmp_path, writes, messa
     assert litter(tmp_path) == []
 
 
-def test_a_file_can_be_rewritten_from_its_own_reader(small_file):
-    before = small_file.read_bytes()
+def test_metadata_is_rewritten_in_place_with_every_tensor_bit_identical(small_file, small_tensors):
     with open_apr(small_file) as reader:
-        specs = [TensorSpec(name, info.dtype, info.shape) for name, info in reader.header.tensors.items()]
-        with AprWriter(small_file, reader.raw_metadata | {"license": "MIT"}, specs) as writer:
-            for spec in specs:
-                writer.write(spec.name, reader.read_raw(spec.name))
+        counts: list[int] = []
+        rewrite(reader, small_file, {**reader.raw_metadata, "license": "MIT"}, progress=counts.append)
     with open_apr(small_file) as reader:
         assert reader.raw_metadata["license"] == "MIT"
-        assert all(bytes(reader.read_raw(name)) in before for name in reader.header.tensors)
+        assert {name: bytes(reader.read_raw(name)) for name in small_tensors} == {
+            name: data.tobytes() for name, (_, data) in small_tensors.items()
+        }
+        assert sum(counts) == sum(entry.size for entry in reader.entries.values())
+
+
+def test_rewriting_with_the_same_metadata_gives_the_same_file(tmp_path):
+    specs = [TensorSpec(name, "F32", (3,)) for name in ("z", "a", "m")]
+    with AprWriter(tmp_path / "x.apr", {"name": "x"}, specs, flags=Flags.VOCABULARY, keep_order=True) as writer:
+        for number, spec in enumerate(specs):
+            writer.write(spec.name, np.full(3, number, np.float32))
+    with open_apr(tmp_path / "x.apr") as reader:
+        rewrite(reader, tmp_path / "y.apr", reader.raw_metadata)
+    assert (tmp_path / "x.apr").read_bytes() == (tmp_path / "y.apr").read_bytes()
+
+
+def test_a_damaged_source_is_not_rewritten(small_file, tmp_path):
+    raw = small_file.read_bytes()
+    small_file.write_bytes(raw[:-10] + b"\x01" + raw[-9:])
+    with open_apr(small_file) as reader, pytest.raises(FormatError, match="checksum"):
+        rewrite(reader, tmp_path / "y.apr", {})
+    assert not (tmp_path / "y.apr").exists()
 
 
 def test_peak_memory_is_one_tensor(tmp_path):

@@ -3,6 +3,7 @@
 from apr_train.formats.apr.layout import Flags
 from apr_train.formats.apr.metadata import TYPED_KEYS, encode_metadata
 from apr_train.formats.apr.reader import AprReader
+from apr_train.formats.apr.rewrite import rewrite
 from apr_train.formats.apr.shards import ShardedReader, open_apr
 from apr_train.formats.apr.writer import AprWriter, TensorSpec
 
@@ -15,4 +16,5 @@ __all__ = [
     "TensorSpec",
     "encode_metadata",
     "open_apr",
+    "rewrite",
 ]

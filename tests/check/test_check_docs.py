@@ -41,9 +41,11 @@ def test_output_for_people_has_no_colour_in_a_pipe_and_json_is_json(build):
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 def test_terminal_gets_a_coloured_table(build):
     path = build.apr("qwen2", metadata={"vocab_size": 1000})
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    environment |= {"COLUMNS": "200", "TERM": "xterm-256color"}
     ours, theirs = os.openpty()
     command = [sys.executable, "-c", "from apr_train.cli import main; main()", "check", str(path)]
-    done = subprocess.Popen(command, stdout=theirs, env={**os.environ, "COLUMNS": "200", "TERM": "xterm-256color"})
+    done = subprocess.Popen(command, stdout=theirs, env=environment)
     os.close(theirs)
     chunks = []
     with contextlib.suppress(OSError):  # the end of a pseudo-terminal

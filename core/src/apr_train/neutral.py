@@ -107,7 +107,7 @@ def _unknown(header: Header, keys: list[str]) -> Finding:
 def _windows(header: Header) -> list[Finding]:
     """Sliding windows: off by flag, absent, or starting above the last layer.
 
-    Source: `Qwen2Config.__post_init__` of transformers (layer i slides when i >= max_window_layers).
+    Source: the `__post_init__` of transformers' configs with `max_window_layers` (layer i slides when i >= that).
     """
     config = header.config
     kinds = {str(item) for item in _items(config.get("layer_types"))}

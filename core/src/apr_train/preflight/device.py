@@ -50,7 +50,7 @@ def backend_findings(
     dtype = "F32" if precision == "fp32" else "BF16"
     try:
         request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=cast(Any, mask))
-        return [], str(choose_backend(family.attention_impl(config), request, forced))
+        return [], str(choose_backend(family.attention_impl(config), request, forced)).removeprefix("attention: ")
     except AprTrainError as error:
         return [error_finding(BACKEND, error, "attention")], None
 

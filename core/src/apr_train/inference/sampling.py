@@ -75,9 +75,9 @@ class Sampler:
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits `[vocab]`, the largest moved to 0, after temperature, top-k and top-p; what is cut off is -inf."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = (wide - wide.max()) / sampling.temperature  # the largest is 0: no temperature makes it overflow
+    """Logits `[vocab]` in float64, the largest moved to 0, after temperature, top-k and top-p; what is cut off is -inf."""
+    wide = logits.double()  # a float32 quotient would overflow, and a tiny temperature be 0
+    scores = (wide - wide.max()) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scores.numel():
         least = scores.topk(sampling.top_k).values[-1]
         scores = scores.masked_fill(scores < least, -torch.inf)

@@ -132,7 +132,7 @@ def _signature(node: Function, lines: Sequence[str]) -> str | None:
     kept = list(lines[node.lineno - 1 : begin - 1])
     while kept and (not kept[-1].strip() or kept[-1].lstrip().startswith("#")):
         kept.pop()
-    text = textwrap.dedent("".join(kept)).rstrip()
+    text = textwrap.dedent("".join(kept)).strip()
     return text if kept and not isinstance(_parse(text + "\n    pass\n"), str) else None
 
 
@@ -172,7 +172,7 @@ def _parse(text: str) -> ast.Module | str:
     """The tree, or what is wrong."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a string is Python all the same
+            warnings.simplefilter("ignore")  # "\d" in a string is Python all the same
             return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"{type(error).__name__}: {error}"

@@ -1,0 +1,117 @@
+"""Generation: against transformers, against itself without a cache, and where it ends."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from apr_train.attention.masks import Causal
+from apr_train.errors import ConfigError, DataError
+from apr_train.inference.generate import Ends, continue_text, ends_of_text, made_tokens, next_logits, prompt_ids, room
+from apr_train.inference.sampling import Sampler, Sampling
+from apr_train.nn.cache import KeyValueCache
+from transformers import LlamaConfig, LlamaForCausalLM
+
+GREEDY = Sampling()
+
+
+def reference(ready):
+    """transformers' Llama with the same weights; its names are ours behind `model.`."""
+    config = ready.config
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names += ("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    theirs = LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}, rope_parameters=rope))
+    state = {f"model.{name}": value for name, value in ready.model.state_dict().items()}
+    theirs.load_state_dict(state, strict=False)
+    theirs.tie_weights()
+    theirs.generation_config.eos_token_id = None
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_gives_transformers_tokens(make_ready, attention):
+    ready = make_ready(attention=attention)
+    ids = prompt_ids(ready, "def alpha(value):")
+    expected = reference(ready).generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=30, do_sample=False, pad_token_id=3
+    )
+    ours = list(made_tokens(ready, ids, 30, Sampler(GREEDY)))
+    assert ours == expected[0, len(ids) :].tolist()
+    assert len(set(ours)) > 3  # no loop of one token, which any model could agree on
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cached_logits_are_the_uncached_ones(make_ready, in_float64, attention):
+    ready = make_ready(attention=attention, precision=in_float64)
+    ids = prompt_ids(ready, "def beta(items):\n    return [x for x in items]")
+    whole = ready.model.logits(ready.model.hidden_states(torch.tensor([ids]), mask=Causal()))[0]
+    cache = KeyValueCache(ready.config.num_hidden_layers, max_length=len(ids))
+    places = [0, 5, 6, 7, 12, len(ids)]  # pieces of several lengths, one among them
+    for begin, end in pairwise(places):
+        logits = next_logits(ready, ids[begin:end], cache)
+        torch.testing.assert_close(logits, whole[end - 1], rtol=0, atol=1e-12)
+
+
+def test_text_is_emitted_piece_by_piece_and_adds_up(make_ready):
+    pieces = []
+    made = continue_text(
+        make_ready(), "def", sampling=Sampling(temperature=1.5, seed=1), ends=Ends(max_tokens=40), emit=pieces.append
+    )
+    assert "".join(pieces) == made.text
+    assert len(pieces) > 5
+    assert (made.stopped_by, len(made.tokens)) == ("length", 40)
+
+
+def test_the_same_seed_writes_the_same_text(make_ready):
+    ready = make_ready()
+    texts = [
+        continue_text(ready, "def", sampling=Sampling(temperature=1, top_p=0.9, seed=seed), ends=Ends(max_tokens=20)).text
+        for seed in (7, 7, 8)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_it_ends_at_the_end_of_text_token(scripted):
+    ready = scripted(" one two")
+    made = continue_text(ready, "def f():", sampling=GREEDY, ends=Ends(tokens=ends_of_text(ready)))
+    assert (made.text, made.stopped_by, made.tokens[-1]) == (" one two", "end of text", 0)
+
+
+def test_it_ends_before_a_stop_string(scripted):
+    made = continue_text(scripted("\n    return 1\n\ndef g"), "def f():", sampling=GREEDY, ends=Ends(stop=("\ndef", "class")))
+    assert (made.text, made.stopped_by) == ("\n    return 1\n", "stop string")
+
+
+def test_ends_of_text_are_those_of_tokenizer_and_metadata(make_ready):
+    assert ends_of_text(make_ready(metadata={"eos_token_id": [2, 4]})) == {0, 2, 4}
+    assert ends_of_text(make_ready(metadata={"eos_token_id": 2})) == {0, 2}
+
+
+def test_a_bos_that_the_tokenizer_wants_is_put_in_front_and_its_eos_is_not(make_ready, with_bos):
+    plain = prompt_ids(make_ready(), "def f")
+    assert prompt_ids(make_ready(tokenizer=with_bos), "def f") == [1, *plain]
+
+
+@pytest.mark.parametrize("prompt", ["", "\ud800"])
+def test_a_prompt_without_text_is_an_error(make_ready, prompt):
+    with pytest.raises(DataError, match="prompt"):
+        continue_text(make_ready(), prompt, sampling=GREEDY, ends=Ends())
+
+
+def test_tokens_beyond_the_positions_are_refused_before_any_is_made(make_ready):
+    ready = make_ready()
+    with pytest.raises(ConfigError, match=r"at most 64 in all.*--max-tokens 54 is the most"):
+        room(ready, 10, 55)
+    with pytest.raises(ConfigError, match="Shorten the prompt"):
+        room(ready, 64, None)
+    assert (room(ready, 10, 54), room(ready, 10, None), room(make_ready(max_position_embeddings=4096), 10, None)) == (
+        54,
+        54,
+        256,
+    )
+
+
+def test_every_position_can_be_used(make_ready):
+    ready = make_ready(max_position_embeddings=16)
+    ids = prompt_ids(ready, "def")
+    assert len(list(made_tokens(ready, ids, room(ready, len(ids), None), Sampler(GREEDY)))) == 16 - len(ids)

@@ -55,10 +55,14 @@ def rebuild(
         return content
     if vocabulary is None or merges is None:
         raise FormatError("the tokenizer's vocabulary or merges are missing", path=path, field="tokenizer.vocabulary")
-    left_out = {item for key in ("unused", "added_only") for item in ours.get(key) or () if isinstance(item, int)}
+    left_out = {index for key in ("unused", "added_only") for index in _indices(ours.get(key))}
     vocab = {token: index for index, token in enumerate(vocabulary) if index not in left_out}
     content["model"] = {**model, "vocab": vocab, "merges": [_pair(merge, path) for merge in merges]}
     return content
+
+
+def _indices(value: Any) -> list[int]:
+    return [item for item in value if isinstance(item, int)] if isinstance(value, list) else []
 
 
 def _pair(merge: str, path: str) -> list[str]:
@@ -69,10 +73,15 @@ def _pair(merge: str, path: str) -> list[str]:
 
 
 def _joined(merges: Any) -> list[str] | None:
+    """Merges as `"a b"`; None when a part holds a space, or when they are no merges at all."""
     joined = []
-    for merge in merges or ():
+    for merge in merges if isinstance(merges, list) else ():
         parts = merge.split(JOINT) if isinstance(merge, str) else merge
-        if len(parts) != 2 or any(JOINT in part for part in parts):
+        if (
+            not isinstance(parts, list)
+            or len(parts) != 2
+            or not all(isinstance(part, str) and JOINT not in part for part in parts)
+        ):
             return None
         joined.append(JOINT.join(parts))
     return joined

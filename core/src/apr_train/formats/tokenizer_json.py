@@ -95,12 +95,18 @@ def check_merges(content: Mapping[str, Any], origin: str) -> None:
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, Mapping) or not isinstance(merges, list):
         raise TokenizerError("a BPE without vocabulary or merges", where=origin)
-    prefix = len(model.get("continuing_subword_prefix") or "")
+    prefix = model.get("continuing_subword_prefix") or ""
     for index, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1][prefix:]} <= vocabulary.keys():
+        if not _joins(pair, len(prefix) if isinstance(prefix, str) else 0, vocabulary):
             where = f"{origin} [merges {index}]"
             raise TokenizerError("a merge of or into tokens that the vocabulary lacks", where=where, found=repr(merge)[:80])
+
+
+def _joins(pair: Any, prefix: int, vocabulary: Mapping[str, Any]) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
+        return False
+    return pair[0] in vocabulary and pair[1] in vocabulary and pair[0] + pair[1][prefix:] in vocabulary
 
 
 def _added(token: AddedToken) -> dict[str, Any]:
@@ -160,8 +166,10 @@ def added_tokens(entries: Any, origin: str) -> tuple[AddedToken, ...]:
     Raises:
         FormatError: for an entry without an id and a content.
     """
+    if not isinstance(entries, list | None):
+        raise FormatError("not a list", path=origin, field="added_tokens", expected="a list", found=type(entries).__name__)
     found = []
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in entries or ():
         if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int) or not isinstance(entry.get("content"), str):
             raise FormatError("an added token lacks id or content", path=origin, field="added_tokens", found=repr(entry)[:80])
         flags = {flag: bool(entry.get(flag, False)) for flag in FLAGS}

@@ -220,7 +220,8 @@ def _ids(metadata: Any, keys: Mapping[str, str] | None) -> dict[str, int]:
 
 def _size(path: str, vocabulary: tuple[str, ...], unused: frozenset[int]) -> int:
     """Largest id + 1 of a real token: rows of padding at the end are none."""
-    if len(set(vocabulary)) < len({index for index, token in enumerate(vocabulary) if token}):
+    named = [token for token in vocabulary if token]
+    if len(set(named)) < len(named):
         raise FormatError("a token is there twice", path=path, field="tokenizer vocabulary", expected="distinct strings")
     size = len(vocabulary)
     while size and (size - 1 in unused or not vocabulary[size - 1] or PADDING.fullmatch(vocabulary[size - 1])):

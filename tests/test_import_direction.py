@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "src"
 
 LAYERS = [
-    {"errors", "finding", "suggest", "tokenizer_spec", "header", "validators", "atomic"},
+    {"errors", "finding", "suggest", "tokenizer_spec", "header", "validators", "atomic", "licenses"},
     {
         "config",
         "family",
@@ -28,8 +28,8 @@ LAYERS = [
     {"hookspecs", "formats", "attention", "discovery"},
     {"nn", "load", "plugin_checks", "facade", "registry"},
     {"data", "preflight"},
-    {"convert", "export", "diff", "diff_tokenizer", "train", "contract"},
-    {"inference"},
+    {"convert", "export", "diff", "diff_tokenizer", "stamp", "train", "contract"},
+    {"inference", "publish", "report"},
     {"cli", "testing"},
 ]
 """Lowest first. A module imports from its own layer or a lower one, and nothing goes round in a circle."""

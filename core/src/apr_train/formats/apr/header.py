@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 from attrs import frozen
 
@@ -16,6 +17,7 @@ from apr_train.formats.apr.layout import (
     MAX_METADATA_SIZE,
     MIN_ENTRY_SIZE,
     TRAILER_SIZE,
+    UNDO,
     VERSION,
     Flags,
 )
@@ -86,7 +88,7 @@ def parse_header(raw: bytes, file_size: int, path: object) -> FixedHeader:
             field="header checksum",
             expected=f"{actual:#010x}",
             found=f"{stored:#010x}",
-            hint="Fetch or convert the file again.",
+            hint=_mending(path),
         )
     _, major, minor, flags, count, metadata_offset, metadata_size, index_offset, data_offset = _FIELDS.unpack_from(raw)
     _check_version((major, minor), raw, path)
@@ -101,6 +103,12 @@ def parse_header(raw: bytes, file_size: int, path: object) -> FixedHeader:
     )
     _check_extents(header, file_size, path)
     return header
+
+
+def _mending(path: object) -> str:
+    if Path(f"{path}{UNDO}").exists():
+        return "A change of its metadata was interrupted: apr-train stamp puts the old metadata back before it does anything."
+    return "Fetch or convert the file again."
 
 
 def _check_magic(raw: bytes, path: object) -> None:

@@ -15,6 +15,9 @@ MAX_DIMENSIONS = 8
 MIN_ENTRY_SIZE = 20
 """An index entry with an empty name and no dimension: name length, dtype, dimensions, offset, size."""
 
+UNDO = ".undo"
+"""Ending of the file beside an `.apr` that holds what was there before its metadata was replaced in place."""
+
 
 class Flags(IntFlag):
     """The header's feature bits."""

@@ -1,0 +1,45 @@
+"""`apr-train stamp`: licence, data and name into an `.apr` file. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+EPILOG = 'Example: apr-train stamp model.apr --license MIT --data-source "the CPython 3.13 source" --data-license PSF-2.0'
+
+
+@click.command("stamp", epilog=EPILOG)
+@click.argument("path", metavar="X.apr", type=click.Path(path_type=Path))
+@click.option("--license", "license_", metavar="SPDX", help="Licence of the weights: an SPDX identifier or expression.")
+@click.option("--data-source", metavar="TEXT", help="What the model was trained on: a name, a URL, a Hub data set.")
+@click.option("--data-license", metavar="SPDX", help="Licence of that data.")
+@click.option("--name", metavar="TEXT", help="Name of the model.")
+@click.option("--version", metavar="TEXT", help="Version of the model.")
+@click.option("--author", metavar="TEXT", help="Who made it.")
+@click.option("--description", metavar="TEXT", help="What it is, in a sentence.")
+def command(path: Path, license_: str | None, **texts: str | None) -> None:
+    """Set the provenance of X.apr; what is not named stays as it is, and so does every tensor, bit for bit.
+
+    Checksums are renewed. Where the padding allows, only header, metadata and checksum are written, in place; otherwise
+    the file is copied and replaced as a whole.
+    """
+    from apr_train.cli.progress import progress_bar
+    from apr_train.stamp import stamp
+
+    values = {key: value for key, value in {"license": license_, **texts}.items() if value is not None}
+    if not values:
+        raise click.UsageError("Nothing to set: give at least one option, such as --license.")
+    with progress_bar(f"copying {path.name}") as progress:
+        done = stamp(path, values, progress=progress)
+    if done.recovered:
+        click.echo("An earlier stamp had been interrupted; its file was put back first.", err=True)
+    for key, (before, after) in done.changes.items():
+        click.echo(f"{key}: {after}" + (f" (was {before})" if before is not None else ""))
+    click.echo(f"{path}: {_outcome(bool(done.changes), done.in_place)}")
+
+
+def _outcome(changed: bool, in_place: bool) -> str:
+    if not changed:
+        return "already says so, nothing was written"
+    return "metadata written in place" if in_place else "copied with the new metadata, tensors bit for bit the same"

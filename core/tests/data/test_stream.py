@@ -188,9 +188,15 @@ def test_validation_batches_are_the_same_each_time(variant, tokenizer, tokens_of
     shared = {"sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer, **variant}
     first, second = list(validation_batches(tokens, **shared)), list(validation_batches(tokens, **shared))
     assert all(equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_few_validation_rows_are_spread_over_all_of_them(tokenizer, tokens_of):
+    tokens = tokens_of((200,))
+    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
+    rows = torch.cat([batch.tokens for batch in validation_batches(tokens, **shared)])
     few = list(validation_batches(tokens, max_rows=6, **shared))
     assert [len(batch.tokens) for batch in few] == [4, 2]
-    assert equal(few[0], first[0])
+    assert torch.equal(torch.cat([batch.tokens for batch in few]), rows[[number * len(rows) // 6 for number in range(6)]])
 
 
 def test_a_short_validation_side_is_padded_and_an_empty_one_is_an_error(tokenizer, tokens_of):

@@ -130,9 +130,10 @@ def validation_batches(
     mask_probability: float = 0.15,
     max_rows: int | None = None,
 ) -> Iterator[Batch]:
-    """The same batches each time it is called: the first `max_rows` rows in order, the last one padded if it is short.
+    """The same batches each time it is called: all rows in order, or `max_rows` of them spread evenly.
 
-    Masks do not depend on the run's seed. The last batch may have fewer rows.
+    Spread, for the first rows are one document's, and one document's loss says little of the others'. Masks do not
+    depend on the run's seed. The last row is padded if it is short; the last batch may have fewer rows.
 
     Raises:
         DataError: when there is nothing to predict.
@@ -151,8 +152,8 @@ def validation_batches(
     _require_at_least("max_rows", 1 if max_rows is None else max_rows, 1)
     _require_a_row(len(rows), tokens, 1)
     count = len(rows) if max_rows is None else min(len(rows), max_rows)
-    begins = range(0, count, batch_size)
-    return (rows.batch([(0, index) for index in range(begin, min(begin + batch_size, count))]) for begin in begins)
+    places = [(0, number * len(rows) // count) for number in range(count)]
+    return (rows.batch(places[begin : begin + batch_size]) for begin in range(0, count, batch_size))
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

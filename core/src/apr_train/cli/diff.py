@@ -85,7 +85,9 @@ def _compare(
 def _open(path: Path, verify: bool, rope_layout: RopeRows | None) -> Any:
     """With the user's word on the rows only where the file itself does not say."""
     from apr_train.formats.source import open_checkpoint
+    from apr_train.inference.paths import weights_of
 
+    path = Path(weights_of(path))
     checkpoint = open_checkpoint(path, verify=verify)
     if rope_layout is None or checkpoint.header.rope_rows is not None:
         return checkpoint

@@ -18,6 +18,7 @@ from apr_train.data.settings import CorpusSettings
 from apr_train.data.stream import validation_batches
 from apr_train.errors import PreflightError
 from apr_train.inference.model import Ready, Say
+from apr_train.inference.paths import run_of
 from apr_train.preflight.environment import sequence_findings
 from apr_train.preflight.tokens import corpus_findings
 from apr_train.train.defaults import BATCH, ROW
@@ -37,13 +38,6 @@ class Rows:
     """None: every held-out row."""
     document_mask: bool
     mask_probability: float
-
-
-def run_of(path: str) -> Path | None:
-    """The run that a checkpoint belongs to: `runs/NAME` for itself, its model.apr, or one of its steps."""
-    found = Path(path)
-    nearest = [found, found.parent, found.parent.parent]
-    return next((folder for folder in nearest if (folder / CONFIG).is_file()), None)
 
 
 def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:

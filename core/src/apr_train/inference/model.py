@@ -19,6 +19,7 @@ from apr_train.family import Kind, Objective
 from apr_train.finding import Finding
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.header import Header
+from apr_train.inference.paths import weights_of
 from apr_train.load import LoadReport, load_weights
 from apr_train.load_plan import LoadPlan
 from apr_train.nn.build import build_model
@@ -48,7 +49,7 @@ class Wanted:
     """Which model, and how it shall run."""
 
     path: str
-    """Any checkpoint that `--init` opens."""
+    """Any checkpoint that `--init` opens, or one step of a run."""
     arch: str | None = None
     """Family by name; None: exactly one installed family must claim the file."""
     tokenizer: str | None = None
@@ -115,7 +116,7 @@ def opened(wanted: Wanted, *, kind: Kind | None = None, say: Say) -> Iterator[Ex
         RunError: for a device that is not there.
     """
     device = choose_device(wanted.device)
-    with cast(Checkpoint, open_source(wanted.path, wanted.rope_layout)) as checkpoint:
+    with cast(Checkpoint, open_source(weights_of(wanted.path), wanted.rope_layout)) as checkpoint:
         header = cast(Header, tied_header(checkpoint))
         report = _judge(wanted, header)
         _check_kind(wanted, report.family, kind)

@@ -1,0 +1,139 @@
+"""`apr-train generate` on real runs: continuing, drawing, stopping, filling masks, and what it refuses."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+from apr_train.export import write_tokenizer
+from apr_train.formats.source import open_checkpoint
+
+PROMPT = "def alpha_beta(count):"
+
+
+def test_greedy_text_is_transformers_own(apr, models, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    apr("export", models.decoder, "-o", "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "hf")
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    expected = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, eos_token_id=end, pad_token_id=end
+    )[0, ids.shape[1] :]
+    found = apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 40, "--json").json
+    assert found["tokens"] == expected.tolist()
+    assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(apr, models):
+    answer = apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12)
+    found = apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12, "--json").json
+    assert answer.stdout == found["text"] + "\n"
+    assert "12 tokens, stopped by length" in answer.stderr
+    assert (
+        apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12, "--echo").stdout
+        == PROMPT + found["text"] + "\n"
+    )
+
+
+def test_greedy_and_seeded_texts_come_again(apr, models):
+    def text(*options):
+        return apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 16, *options).stdout
+
+    assert text() == text()
+    drawn = [text("--temperature", 2, "--top-k", 50, "--top-p", 0.95, "--seed", seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_prompt_can_come_through_a_pipe(apr, models):
+    piped = apr("generate", models.decoder, "--prompt", "-", "--max-tokens", 8, stdin=PROMPT)
+    assert piped.stdout == apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 8).stdout
+
+
+def test_a_stop_string_ends_the_text_before_it(apr, models):
+    whole = apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 30, "--json").json["text"]
+    assert "return" in whole
+    found = apr(
+        "generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 30, "--stop", "return", "--stop", "zzz", "--json"
+    ).json
+    assert (found["text"], found["stopped_by"]) == (whole[: whole.index("return")], "stop string")
+
+
+def test_text_appears_while_the_model_still_writes(apr, models, monkeypatch):
+    """Each piece is flushed on its own: the writes of a pipe's other end are counted."""
+    from apr_train.cli import generate
+
+    pieces = []
+    monkeypatch.setattr(generate, "_emit", pieces.append)
+    apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12)
+    assert len(pieces) > 6
+
+
+def test_fillers_of_a_mask_have_probabilities(apr, models):
+    found = apr("generate", models.encoder, "--fill-mask", "def <mask>(x): return <mask>", "--top-k", 3, "--json").json
+    assert [len(mask) for mask in found["masks"]] == [3, 3]
+    for mask in found["masks"]:
+        shares = [filler["probability"] for filler in mask]
+        assert shares == sorted(shares, reverse=True)
+        assert all(0 < share < 1 for share in shares)
+    text = apr("generate", models.encoder, "--fill-mask", "-", stdin="def <mask>(x):").stdout
+    assert text.splitlines()[0].split() == ["probability", "token", "id"]
+    assert len(text.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "code", "message"),
+    [
+        ("decoder", ["--prompt", ""], 1, "the prompt is empty"),
+        ("decoder", ["--fill-mask", "a <mask>"], 1, "a causal language model (a decoder) has no mask to fill"),
+        ("encoder", ["--prompt", "x"], 1, "a masked language model (an encoder) does not continue a text"),
+        ("encoder", ["--fill-mask", "no mask here"], 1, "a text with <mask> in it"),
+        ("encoder", ["--fill-mask", " "], 1, "the text is empty"),
+        ("encoder", ["--fill-mask", "<mask>", "--temperature", "1"], 2, "--temperature: only with --prompt"),
+        ("encoder", ["--fill-mask", "<mask>" * 300], 1, "longer than the model's positions"),
+        ("decoder", [], 2, "Give --prompt"),
+        ("decoder", ["--prompt", "x", "--fill-mask", "<mask>"], 2, "Give --prompt"),
+        ("decoder", ["--prompt", "x", "--top-p", "0.9"], 1, "temperature 0 draws nothing"),
+        ("decoder", ["--prompt", "x", "--temperature", "nan"], 1, "--temperature: out of range"),
+        ("decoder", ["--prompt", "x", "--max-tokens", "513"], 1, "more tokens than the model has positions"),
+        ("decoder", ["--prompt", "x = 1\n" * 400], 1, "Shorten the prompt"),
+        ("decoder", ["--prompt", "x", "--attention", "nonsense"], 1, "no such attention backend"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_message(apr, models, kind, options, code, message):
+    answer = apr("generate", getattr(models, kind), *options, code=code)
+    assert message in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_input_that_is_no_text_is_an_error(apr, models, monkeypatch):
+    assert "not UTF-8" in apr("generate", models.decoder, "--prompt", "-", code=1, stdin=io.BytesIO(b"\xff\xfe")).stderr
+    assert "the prompt is empty" in apr("generate", models.decoder, "--prompt", "-", code=1, stdin="").stderr
+
+
+def test_a_base_model_without_its_head_fills_no_mask(apr, models, tmp_path):
+    from transformers import RobertaForMaskedLM
+
+    apr("export", models.encoder, "-o", "hf")
+    RobertaForMaskedLM.from_pretrained(tmp_path / "hf").roberta.save_pretrained(tmp_path / "bare")
+    with open_checkpoint(models.encoder) as checkpoint:
+        write_tokenizer(tmp_path / "bare", checkpoint.header.tokenizer)
+    answer = apr("generate", "bare", "--fill-mask", "<mask>", code=3)
+    assert "a base model without the part that predicts tokens" in answer.stderr
+    answer = apr("eval", "bare", "--data", models.corpus, "--json")
+    assert "random values stand in" in answer.stderr
+    assert "lm_head.dense.weight" in answer.json["results"][0]["fresh"]
+
+
+def test_help_has_an_example(apr):
+    assert "--fill-mask" in apr("generate", "--help").stdout.split("Examples:")[1]
+
+
+def test_a_process_of_its_own_streams_utf8_through_a_pipe(models):
+    command = [sys.executable, "-c", "from apr_train.cli import main; main()", "generate", str(models.decoder)]
+    options = ["--prompt", "-", "--max-tokens", "6", "--temperature", "5", "--echo"]
+    done = subprocess.run([*command, *options], input="naïve 数 =".encode(), check=True, capture_output=True, timeout=120)
+    assert done.stdout.decode("utf-8").startswith("naïve 数 =")

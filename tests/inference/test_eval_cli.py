@@ -31,6 +31,14 @@ def test_a_step_of_a_run_is_measured_like_the_run(apr, models):
     assert step["loss"] > whole["loss"]
 
 
+def test_from_scratch_knows_nothing_on_the_same_rows(apr, models):
+    trained, fresh = (apr("eval", models.decoder, *more, "--json").json["results"][0] for more in ((), ("--from-scratch",)))
+    assert fresh["loss"] == pytest.approx(models.metrics(models.decoder)[0]["val_loss"], rel=1e-6)  # the run's own start
+    assert (fresh["from_scratch"], trained["from_scratch"]) == (True, False)
+    assert fresh["targets"] == trained["targets"]
+    assert fresh["loss"] > trained["loss"] + 1
+
+
 def test_the_whole_held_out_text_is_counted_to_the_byte(apr, models):
     (found,) = apr("eval", models.decoder, "--batches", 0, "--json").json["results"]
     with open_checkpoint(models.decoder / "model.apr") as checkpoint:

@@ -33,6 +33,9 @@ apr-train eval before.apr runs/NAME --syntax 20"""
 @click.option("--mask-probability", type=float, help="Masked-LM: share of tokens to predict.")
 @click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --syntax: tokens of a completion. Default: 96.")
+@click.option(
+    "--from-scratch", is_flag=True, help="Forget the weights: measure the same shape freshly initialised, as a baseline."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/evaluate.md).")
 @model_options
 def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, as_json: bool, **options: Any) -> None:
@@ -61,6 +64,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
 
 def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
+    from apr_train.inference.evaluate import forget
     from apr_train.inference.measured import check_rows, rows_for
     from apr_train.inference.model import Wanted, opened
     from apr_train.train.precision import default_precision
@@ -72,9 +76,13 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
         check_rows(rows, examined.config)
         precision = settings.run.precision or default_precision(examined.device)
         ready = load(examined, precision=precision, document_mask=rows.document_mask, allow_fresh=syntax is None)
-    if ready.loaded.fresh:
+    if options["from_scratch"]:
+        forget(ready)
+        say(f"{file}: its weights are put aside; fresh ones of the same shape are measured")
+    elif ready.loaded.fresh:
         say(f"warning: {file} does not have {', '.join(ready.loaded.fresh)}: random values stand in for it")
-    return _measured(ready, rows) if syntax is None else _completed(ready, rows, syntax, max_tokens)
+    found = _measured(ready, rows) if syntax is None else _completed(ready, rows, syntax, max_tokens)
+    return found | {"from_scratch": options["from_scratch"]}
 
 
 def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:

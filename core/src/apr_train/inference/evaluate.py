@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from functools import reduce
+from typing import cast
 
 import torch
 from attrs import frozen
@@ -16,6 +17,7 @@ from apr_train.errors import DataError
 from apr_train.family import Objective
 from apr_train.inference.model import Ready
 from apr_train.inference.token_bytes import bytes_of_tokens
+from apr_train.nn.protocol import LanguageModel
 from apr_train.train.metrics import perplexity
 from apr_train.train.objective import head_loss, predicted_positions, right_predictions
 
@@ -59,6 +61,11 @@ class _Sums:
             self.targets + other.targets,
             self.right + other.right,
         )
+
+
+def forget(ready: Ready, *, seed: int = 0) -> None:
+    """Put fresh values in place of all that the model has learnt, as a run from scratch begins with: a baseline."""
+    cast(LanguageModel, ready.model).initialize(torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()

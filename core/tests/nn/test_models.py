@@ -361,18 +361,3 @@ def test_a_config_that_is_neither_kind_needs_the_familys_module():
     )
     with pytest.raises(PluginError, match="found ModelConfig"):
         build_model(None, config, load_backend("eager"))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
-def test_blocks_are_compiled_once_for_all_layers_and_agree():
-    plain, compiled = (decoder(decoder_config(num_hidden_layers=4)) for _ in range(2))
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for block in compiled.blocks:
-            block.compile()
-        logits = compiled(tokens(40), mask=Causal())
-    logits.square().mean().backward()
-    plain(tokens(40), mask=Causal()).square().mean().backward()
-    theirs = dict(plain.named_parameters())
-    assert max(relative(item.grad, theirs[name].grad) for name, item in compiled.named_parameters()) < 1e-5

@@ -12,7 +12,8 @@ from apr_train.nn.protocol import LanguageModel
 def recompute_activations(model: LanguageModel) -> None:
     """Checkpoint every block of `model` (Chen et al. 2016); parameter names stay as they are.
 
-    Works on a family's own module too, and before or after `block.compile()`. Dropout draws the same numbers again.
+    Works on a family's own module too. Dropout draws the same numbers again. Compile the blocks' `forward` first, where
+    wanted: `block.compile()`, before or after, finds the checkpoint before any tensor work and compiles nothing.
     """
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

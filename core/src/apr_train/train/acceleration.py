@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from apr_train.nn.protocol import LanguageModel
 
 
-def recompute_blocks(model: nn.Module) -> None:
-    """Keep only each block's input for the backward pass and compute the rest again (Chen et al. 2016)."""
-    for block in cast(LanguageModel, model).blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-
-
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block in place; all have one graph, so the first one's compilation serves the others."""
+    """Compile each block's forward; all have one graph, so the first one's compilation serves the others.
+
+    The forward and not the call, so that `recompute_activations` afterwards runs the compiled code: dynamo would leave a
+    block alone in which it meets the checkpoint first.
+    """
     for block in cast(LanguageModel, model).blocks:
-        block.compile()
+        block.forward = torch.compile(block.forward)
 
 
 def make_deterministic() -> None:

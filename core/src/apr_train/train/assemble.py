@@ -15,8 +15,9 @@ from apr_train.formats.checkpoint import Checkpoint
 from apr_train.load import LoadReport, load_weights
 from apr_train.nn.build import build_model
 from apr_train.nn.protocol import LanguageModel
+from apr_train.nn.recompute import recompute_activations
 from apr_train.preflight import Report
-from apr_train.train.acceleration import compile_blocks, make_deterministic, recompute_blocks
+from apr_train.train.acceleration import compile_blocks, make_deterministic
 from apr_train.train.objective import mask_kind
 from apr_train.train.precision import Precision
 from apr_train.train.settings import Settings
@@ -66,7 +67,7 @@ def make_model(
 
 
 def _speed(model: nn.Module, settings: Settings) -> None:
-    if settings.run.recompute:
-        recompute_blocks(model)
     if settings.run.compile:
         compile_blocks(model)
+    if settings.run.recompute:
+        recompute_activations(cast(LanguageModel, model))

@@ -45,6 +45,24 @@ def export_to_folder(
         TokenizerError: when the tokenizer cannot be rebuilt.
     """
     _check_target(target)
+    with replace_folder(target) as folder:
+        return fill_folder(conversion, folder, dtype=dtype, shard_size=shard_size, progress=progress)
+
+
+def fill_folder(
+    conversion: Conversion,
+    folder: Path,
+    *,
+    dtype: Dtype | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> list[Move]:
+    """Write config, weights and tokenizer into a folder that is there already. Returns what was written.
+
+    Raises:
+        FormatError: when a value does not fit the type.
+        TokenizerError: when the tokenizer cannot be rebuilt.
+    """
     moves = conversion.moves(dtype)
     by_name = {move.target: move for move in moves}
     main = Counter(move.dtype for move in moves).most_common(1)[0][0]
@@ -57,11 +75,10 @@ def export_to_folder(
         if progress is not None:
             progress(by_name[name].source.nbytes)
 
-    with replace_folder(target) as folder:
-        _write_json(folder / "config.json", config)
-        if conversion.header.tokenizer is not None:
-            write_tokenizer(folder, conversion.header.tokenizer)
-        write_sharded(folder, [_info(move) for move in moves], pieces, limit=shard_size)
+    _write_json(folder / "config.json", config)
+    if conversion.header.tokenizer is not None:
+        write_tokenizer(folder, conversion.header.tokenizer)
+    write_sharded(folder, [_info(move) for move in moves], pieces, limit=shard_size)
     return moves
 
 

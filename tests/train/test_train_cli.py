@@ -70,7 +70,7 @@ def test_an_unknown_key_offers_the_closest(place):
 
 def test_a_dry_run_writes_nothing(place, taught):
     out = place.train("--init", taught, "--dry-run")
-    assert "this run may start" in out
+    assert "ready: 0 errors" in out
     assert list(place.folder.iterdir()) == []
 
 

@@ -68,17 +68,17 @@ def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> t
 
 
 def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
-    from apr_train.cli.output import emit_findings, emit_pairs
+    from apr_train.cli.report_text import print_report
+    from apr_train.errors import PreflightError
     from apr_train.train.prepare import examine
 
     settings, plan = _asked(config, resume, given)
     checkpoint, _, report = examine(settings, plan)
     if checkpoint is not None:
         checkpoint.close()
-    emit_pairs({name: str(value) for name, value in report.facts.items()}, title="preflight")
-    emit_findings(report.warnings)
-    report.raise_for_errors()
-    click.echo("No error: this run may start.")
+    print_report(report)
+    if report.errors:
+        raise click.exceptions.Exit(PreflightError.exit_code)
 
 
 def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from apr_train.train.run import HeldOut, Run
 from apr_train.train.run_folder import CONFIG, create_run_folder
 from apr_train.train.settings import Settings
 from apr_train.train.settings_file import to_toml
-from apr_train.train.source import init_hash, judge, open_source, tied_header, tokenizer_for
+from apr_train.train.source import init_hash, judge, open_source, require_known_ids, tokenizer_for
 
 Say = Callable[[str], None]
 
@@ -84,9 +84,8 @@ def examine(asked: Settings, resume: Resume | None = None) -> tuple[Checkpoint |
     else:
         checkpoint = open_source(asked.model.init, asked.model.rope_layout)
     try:
-        header = tied_header(checkpoint)
         precision = asked.run.precision or default_precision(device)
-        return checkpoint, header, judge(asked, header, device=str(device), precision=precision)
+        return checkpoint, *judge(asked, checkpoint, device=str(device), precision=precision)
     except BaseException:
         if checkpoint is not None:
             checkpoint.close()
@@ -129,6 +128,7 @@ def _gather(
     tokenizer = build_tokenizer(tokenizer_for(settings, report, config, family, say))
     with progress_bar() as progress:
         corpus = load_corpus(settings.data.corpus, tokenizer, progress=progress, notice=say)
+    require_known_ids(corpus.max_token_id, config)
     init = init_hash(settings, source if resume is None else None, resume.folder if resume else None, say)
     identity = Identity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
     if resume is not None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
+
+import attrs
 
 from apr_train.config import ModelConfig
 from apr_train.data.bpe import train_bpe
 from apr_train.data.protocols import Notice
 from apr_train.errors import AprTrainError, FormatError, PreflightError
 from apr_train.facade import Family
+from apr_train.finding import Finding
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.formats.source import open_checkpoint
 from apr_train.formats.tie import resolve_tie
 from apr_train.header import Header, RopeRows
 from apr_train.preflight import PreflightInput, Report, opening_finding, preflight, read_tokenizer, tokenizer_finding
+from apr_train.preflight.tokens import corpus_findings
 from apr_train.registry import Registry
 from apr_train.tokenizer_spec import TokenizerSpec
 from apr_train.train.identity import read_identity
 from apr_train.train.settings import Settings
+
+T = TypeVar("T")
 
 
 def open_source(path: str | None, rope_layout: str | None = None) -> Checkpoint | None:
@@ -36,8 +43,15 @@ def open_source(path: str | None, rope_layout: str | None = None) -> Checkpoint 
 
 
 def tied_header(checkpoint: Checkpoint | None) -> Header | None:
-    """The header with the tie decided, by comparing two tensors if it must be."""
-    return None if checkpoint is None else resolve_tie(checkpoint)
+    """The header with the tie decided, by comparing two tensors if it must be.
+
+    Raises:
+        PreflightError: PREFLIGHT-007, when the metadata says tied and the file has a head of its own.
+    """
+    try:
+        return None if checkpoint is None else resolve_tie(checkpoint)
+    except FormatError as error:
+        raise PreflightError([opening_finding(error)]) from error
 
 
 def given_tokenizer(settings: Settings) -> TokenizerSpec | None:
@@ -54,10 +68,22 @@ def given_tokenizer(settings: Settings) -> TokenizerSpec | None:
         raise PreflightError([tokenizer_finding(error)]) from error
 
 
-def judge(settings: Settings, header: Header | None, *, device: str, precision: str) -> Report:
-    """Every finding about the run, before it costs anything; raises none of them."""
+def collected(find: Callable[[], T]) -> tuple[T | None, tuple[Finding, ...]]:
+    """What a function finds, or nothing and its findings: one fault must not hide the next."""
+    try:
+        return find(), ()
+    except PreflightError as error:
+        return None, error.findings
+
+
+def judge(settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str) -> tuple[Header | None, Report]:
+    """Every finding about the run, before it costs anything; raises none of them. The header has its tie decided."""
     model, data, run = settings.model, settings.data, settings.run
-    return preflight(
+    header, contradiction = collected(lambda: tied_header(checkpoint))
+    if header is None and checkpoint is not None:
+        header = checkpoint.header
+    tokenizer, unusable = collected(lambda: given_tokenizer(settings))
+    report = preflight(
         PreflightInput(
             registry=Registry.discover(),
             header=header,
@@ -65,7 +91,7 @@ def judge(settings: Settings, header: Header | None, *, device: str, precision: 
             preset=model.preset,
             vocab_size=model.vocab_size,
             objective=model.objective,
-            tokenizer=given_tokenizer(settings),
+            tokenizer=tokenizer,
             sequence_length=data.sequence_length,
             batch_size=data.batch_size or 1,
             out=Path(run.out),
@@ -75,6 +101,18 @@ def judge(settings: Settings, header: Header | None, *, device: str, precision: 
             attention=model.attention,
         )
     )
+    return header, attrs.evolve(report, findings=(*contradiction, *unusable, *report.findings))
+
+
+def require_known_ids(largest: int, config: ModelConfig) -> None:
+    """Stop before step 1 when the tokenised corpus holds an id that the embedding has no row for.
+
+    Raises:
+        PreflightError: PREFLIGHT-012.
+    """
+    findings = corpus_findings(largest, config)
+    if findings:
+        raise PreflightError(findings)
 
 
 def tokenizer_for(settings: Settings, report: Report, config: ModelConfig, family: Family, say: Notice) -> TokenizerSpec:

@@ -7,6 +7,7 @@ from apr_train.attention import blocked as blocked_module
 from apr_train.attention.eager import EagerAttention
 from apr_train.attention.sdpa import SdpaAttention
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HEADS = [(4, 4), (4, 2), (8, 2), (14, 2), (8, 1), (9, 3)]
@@ -107,6 +108,64 @@ def test_k_and_v_are_never_expanded_to_the_query_heads(request, name):
     with Shapes() as shapes:
         attend(q, k, v, Causal(offset=keys - queries))
     assert keys * kv_heads * dim <= max(shapes.allocated) < keys * heads * dim
+
+
+@pytest.mark.filterwarnings("ignore")  # the profiler's own
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torchs_cpu_kernel_expands_neither_k_nor_v(dtype, training):
+    """What happens inside the kernel no dispatch mode sees; its allocations the profiler does."""
+    queries, keys, heads, kv_heads, dim = 3, 1009, 14, 2, 64
+    q = torch.randn(1, queries, heads, dim, dtype=dtype, requires_grad=training)
+    k, v = (torch.randn(1, keys, kv_heads, dim, dtype=dtype, requires_grad=training) for _ in range(2))
+    attend = SdpaAttention(blocked=False)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        out = attend(q, k, v, Causal(offset=keys - queries))
+        if training:
+            torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+    largest = max(event.self_cpu_memory_usage for event in profiler.events())
+    assert 0 < largest < keys * heads * dim * q.element_size() / 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+def test_xformers_is_left_alone_by_the_compiler_whatever_the_documents(request, eager, draw):
+    """Its imports and its mask's lengths would be compiled in, and again for every batch."""
+    pytest.importorskip("xformers")
+    attend = stand_in_backend(request)
+
+    @torch.compile
+    def layer(q, k, v, mask):
+        return attend(q * 2, k, v, mask).sin()
+
+    tensors = draw(4, 2, torch.float32)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in (((5, 8), (13,)), ((4, 9), (6, 7)), ((3, 3, 7), (13,))):
+            mask = attend.prepare(Documents(ids_of(lengths), lengths), 13, 13, tensors[0].device)
+            expected = eager(tensors[0] * 2, *tensors[1:], Documents(ids_of(lengths))).sin()
+            assert relative(layer(*tensors, mask), expected) < 1e-5
+
+
+def ids_of(lengths):
+    rows = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths]
+    return torch.stack(rows).int()
+
+
+def test_xformers_makes_the_mask_of_packed_documents_once_for_all_layers(draw, mask_of):
+    fmha = pytest.importorskip("xformers.ops.fmha.attn_bias")
+    from apr_train.attention.xformers import XformersAttention
+
+    seen = []
+    attend = XformersAttention(attend=lambda q, k, v, attn_bias, p: seen.append(attn_bias) or q)
+    q, k, v = draw(4, 2, torch.float32)
+    mask, _ = mask_of("documents")
+    prepared = attend.prepare(mask, 13, 13, q.device)
+    for _ in range(3):
+        attend(q, k, v, prepared)
+    assert isinstance(seen[0], fmha.BlockDiagonalCausalMask)
+    assert len({id(bias) for bias in seen}) == 1
+    assert seen[0].q_seqinfo.seqstart_py == [0, 5, 6, 13, 18, 19, 26, 39, 52]  # 5, 1, 7 twice, 13 twice
 
 
 def blocked_scores(q, k, v, mask):

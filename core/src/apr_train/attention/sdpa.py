@@ -22,6 +22,10 @@ class SdpaAttention:
     Compiled causal training on a CPU goes through `blocked_attention`, the same function without the CPU kernel's slow
     backward; uncompiled, the kernel is the faster one.
 
+    torch's CPU kernel shares kv heads by index: it allocates the output and, going backward, gradients with kv heads, and
+    no k or v with query heads (a test holds it with the memory profiler). With dropout torch leaves its kernel for plain
+    operations that do repeat them; no decoder has dropout.
+
     Args:
         blocked: True or False takes `blocked_attention` always, where it can run, or never: for comparisons.
     """

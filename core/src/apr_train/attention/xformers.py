@@ -7,6 +7,9 @@ What its layouts can do in version 0.0.35 decides how grouped queries are passed
   one head each, are expanded by stride (no memory) over the group's heads;
 - block-diagonal masks want batch 1, so for packed documents rows and groups are folded into the length and each
   document's length is repeated, once per group.
+
+In the backward pass its operators give a gradient for every query head's view of k and v, which autograd then adds up:
+those two gradients, of one layer at a time, are the only tensors that are as large as expanded k and v would be.
 """
 
 from __future__ import annotations
@@ -29,6 +32,22 @@ PROBE = (24, 40)
 
 Lengths = tuple[tuple[int, ...], ...]
 """Per row, the documents' lengths."""
+
+
+class Packed:
+    """A batch's documents, and xformers' mask of them, made at the first layer: it holds a tensor on the device."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        self.lengths = lengths
+        self._masks: dict[int, Any] = {}
+
+    def mask(self, groups: int, device: torch.device) -> Any:
+        """The mask for a length in which every row's documents come once per kv group."""
+        if groups not in self._masks:
+            repeated = [length for row in self.lengths for _ in range(groups) for length in row]
+            biases = import_module("xformers.ops.fmha.attn_bias")
+            self._masks[groups] = biases.BlockDiagonalCausalMask.from_seqlens(repeated, device=device)
+        return self._masks[groups]
 
 
 class XformersAttention:
@@ -61,11 +80,13 @@ class XformersAttention:
         return _try_out(self, request)
 
     def prepare(self, mask: Mask, query_length: int, key_length: int, device: torch.device) -> Mask:
-        """Read the documents' lengths once for all layers."""
+        """Read the documents' lengths once for all layers, and make the kernel's mask of them once."""
         if isinstance(mask, Documents):
-            return Prepared("documents", mask.lengths or document_lengths(mask.ids))
+            return Prepared("documents", Packed(mask.lengths or document_lengths(mask.ids)))
         return mask
 
+    # A compiler would trace into the import of xformers, and again for each batch's lengths.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
         """See `AttentionBackend`."""
         mask = self.prepare(mask, q.shape[1], k.shape[1], q.device)
@@ -101,14 +122,11 @@ class XformersAttention:
         out = self._run(q, k, v, _bias(mask, q.shape[1], k.shape[1], q.shape[2], q), dropout)
         return _unfold(out, batch, groups)
 
-    def _packed(self, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, dropout: float) -> Tensor:
+    def _packed(self, q: Tensor, k: Tensor, v: Tensor, documents: Packed, dropout: float) -> Tensor:
         """Batch 1, rows and kv groups in the length, each row's documents once per group: forward and backward."""
         batch, groups = q.shape[0], k.shape[2]
         q, k, v = fold_into_length(q, k, v)
-        repeated = [length for row in lengths for _ in range(groups) for length in row]
-        biases = import_module("xformers.ops.fmha.attn_bias")
-        bias = biases.BlockDiagonalCausalMask.from_seqlens(repeated, device=q.device)
-        return _unfold(self._run(q, k, v, bias, dropout), batch, groups)
+        return _unfold(self._run(q, k, v, documents.mask(groups, q.device), dropout), batch, groups)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -142,7 +160,7 @@ def _unfold(out: Tensor, batch: int, groups: int) -> Tensor:
     return out.reshape(batch, groups, -1, per_group, dim).transpose(1, 2).flatten(2, 3)
 
 
-def document_lengths(ids: Tensor) -> tuple[tuple[int, ...], ...]:
+def document_lengths(ids: Tensor) -> Lengths:
     """Per row of `[batch, length]` document numbers, the documents' lengths. Copies `ids` from the device."""
     rows = ids.cpu()
     return tuple(tuple(torch.unique_consecutive(row, return_counts=True)[1].tolist()) for row in rows)
@@ -192,7 +210,7 @@ def _try_out(backend: XformersAttention, request: Request) -> str | None:
         try:
             out = backend(q, k, v, masks[request.mask], dropout=request.dropout)
             if request.training:
-                out.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                out.sum().backward()
         except (NotImplementedError, ValueError, RuntimeError) as error:
             return " ".join(str(error).split())[:300]
     return None

@@ -107,12 +107,14 @@ def _encoder_rules(base: str) -> Iterator[Rule]:
 def _head_rules(config: EncoderConfig, fresh: str | None) -> Iterator[Rule]:
     yield from _pair("lm_head.dense", "lm_head.dense", "hidden_size", "hidden_size", fresh_group=fresh)
     yield from _pair("lm_head.layer_norm", "lm_head.norm", "hidden_size", fresh_group=fresh)
-    yield rename("lm_head.bias", "lm_head.bias", "vocab_size", fresh_group=fresh)
-    yield tie("lm_head.decoder.bias", "lm_head.bias", "vocab_size")
     if config.tie_word_embeddings:
+        yield rename("lm_head.bias", "lm_head.bias", "vocab_size", fresh_group=fresh)
+        yield tie("lm_head.decoder.bias", "lm_head.bias", "vocab_size")
         yield tie("lm_head.decoder.weight", "embeddings.word_embeddings.weight", "vocab_size", "hidden_size")
-    else:
+    else:  # transformers 5 ties the two biases with the weights or not at all, and adds the decoder's
         yield rename("lm_head.decoder.weight", "lm_head.decoder.weight", "vocab_size", "hidden_size", fresh_group=fresh)
+        yield rename("lm_head.decoder.bias", "lm_head.bias", "vocab_size", fresh_group=fresh)
+        yield ignored("lm_head.bias", "an untied head adds lm_head.decoder.bias: this one is in no formula")
 
 
 @hookimpl

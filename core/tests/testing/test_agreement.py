@@ -14,6 +14,7 @@ from apr_train.testing import (
     ConformanceError,
     check_agreement,
     compare_models,
+    compute_in_float64,
     meta_model,
     model_from_tensors,
     random_tensors,
@@ -142,3 +143,10 @@ def test_masks_of_the_comparison_follow_the_kind(family, config):
     model = randomize(Reference(config)).model
     causal = model(TOKENS, mask=Causal())
     assert relative_error(model(TOKENS, mask=Bidirectional(None)), causal) > 0.01
+
+
+def test_reference_with_a_scaling_that_is_not_written_out_is_refused(config):
+    reference = Reference(config)
+    reference.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e4}
+    with pytest.raises(ConformanceError, match="yarn"):
+        compute_in_float64(reference)

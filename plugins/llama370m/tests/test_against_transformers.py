@@ -152,6 +152,13 @@ def test_llama3_scaling_agrees_from_the_frequencies_to_the_logits(family):
     compare_models(family, config, model, tokens(1, 600), tolerance=FLOAT32)
 
 
+def test_llama3_scaling_agrees_in_float64(family):
+    """Long, medium and short wavelengths, far beyond the positions before the stretch."""
+    rope = SCALING | {"rope_theta": 500_000.0, "original_max_position_embeddings": 256}
+    model = compute_in_float64(reference(rope=rope, head_dim=32))
+    compare_models(family, reference_config(family, model), model, tokens(1, 1200), tolerance=FLOAT64)
+
+
 def test_llama3_scaling_left_out_does_not_pass(family):
     model = reference(rope=SCALING | {"rope_theta": 500_000.0, "original_max_position_embeddings": 256}, head_dim=16)
     plain = reference_config(family, reference(rope={"rope_theta": 500_000.0}, head_dim=16))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -121,8 +123,15 @@ def compute_in_float64(reference: nn.Module) -> nn.Module:
     """Make a transformers decoder (Llama's and its kin) compute norms and rotary tables in float64, in place.
 
     transformers casts both to float32 whatever the weights are, which stops every comparison near 1e-7. The formulas are
-    written out here from the papers (Zhang & Sennrich 2019; Su et al. 2021), not taken from the code under test.
+    written out here from the papers (Zhang & Sennrich 2019; Su et al. 2021; Llama 3.1's stretch from Meta's
+    `apply_scaling`), not taken from the code under test.
+
+    Raises:
+        ConformanceError: for rotary scaling of another kind: it would be left out.
     """
+    config: Any = reference.config
+    kind = config.rope_parameters.get("rope_type", "default")
+    fail_on([f"rope_type {kind} is not written out here"] if kind not in ("default", "llama3") else [], where="reference")
     reference.double()
     for module in reference.modules():
         kind = type(module).__name__
@@ -139,9 +148,24 @@ def _rms_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def _rotary(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    theta = float(self.config.rope_parameters["rope_theta"])
+    rope = self.config.rope_parameters
+    theta = float(rope["rope_theta"])
     head_dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
-    frequencies = torch.tensor([theta ** (-2 * i / head_dim) for i in range(head_dim // 2)], dtype=torch.float64)
-    angles = position_ids[..., None].double() * frequencies
+    frequencies = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+    if rope.get("rope_type", "default") == "llama3":
+        frequencies = [_llama3(frequency, rope) for frequency in frequencies]
+    angles = position_ids[..., None].double() * torch.tensor(frequencies, dtype=torch.float64)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def _llama3(frequency: float, rope: Mapping[str, Any]) -> float:
+    """One frequency as Meta's `apply_scaling` (llama-models) stretches it."""
+    low, high, context = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    turns = context * frequency / (2 * math.pi)
+    if turns > high:
+        return frequency
+    if turns < low:
+        return float(frequency / rope["factor"])
+    smooth = (turns - low) / (high - low)
+    return float((1 - smooth) * frequency / rope["factor"] + smooth * frequency)

@@ -16,31 +16,31 @@ def plain(a, b=1) -> int:
 
 
 class Thing:
-    @property
-    def method(self):  # why
-
-        # a comment in front of the body
+    def method(self):
         return self
 
-    async def several(
-        self,
-        *rest: int,
-    ) -> None:
-        @decorated
-        def inner(): return 1
-        return inner
+
+@decorator
+async def several(
+    first,
+    *rest: int,
+) -> None:  # why
+
+    # a comment in front of the body
+    @decorated
+    def inner(): return 1
+    return inner
 
 
 def on_one_line(): pass
 '''
 
 
-def test_prompts_are_signatures_without_bodies():
+def test_prompts_are_signatures_of_top_level_functions_without_bodies():
     found = list(signatures([Document("x.py", SOURCE)]))
     assert found == [
         ("x.py:4", "def plain(a, b=1) -> int:"),
-        ("x.py:11", "def method(self):  # why"),
-        ("x.py:16", "async def several(\n    self,\n    *rest: int,\n) -> None:"),
+        ("x.py:15", "async def several(\n    first,\n    *rest: int,\n) -> None:  # why"),
     ]
 
 

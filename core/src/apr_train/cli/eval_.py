@@ -65,6 +65,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
 def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
     from apr_train.inference.evaluate import forget
+    from apr_train.inference.generate import default_precision as writing_precision
     from apr_train.inference.measured import check_rows, rows_for
     from apr_train.inference.model import Wanted, opened
     from apr_train.train.precision import default_precision
@@ -75,6 +76,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
         rows = rows_for(settings, given, config=examined.config, device=examined.device)
         check_rows(rows, examined.config)
         precision = settings.run.precision or default_precision(examined.device)
+        precision = precision if syntax is None else writing_precision(examined.device)
         ready = load(examined, precision=precision, document_mask=rows.document_mask, allow_fresh=syntax is None)
     if options["from_scratch"]:
         forget(ready)

@@ -58,13 +58,12 @@ def _refuse(options: dict[str, Any]) -> None:
 
 def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
     from apr_train.cli.model_options import NAMES
+    from apr_train.inference.generate import default_precision
     from apr_train.inference.model import Wanted, opened
-    from apr_train.train.precision import default_precision
 
     wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
     with opened(wanted, kind=kind, say=say) as examined:
-        fast = examined.device.type == "cuda" and default_precision(examined.device) == "bf16"
-        return load(examined, precision="bf16-weights" if fast else "fp32")
+        return load(examined, precision=default_precision(examined.device))
 
 
 def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) -> None:

@@ -19,7 +19,11 @@ _OPTIONS: tuple[_Decorator, ...] = (
         "--rope-layout", type=click.Choice(["split-half", "adjacent"]), help="Row order of q and k, if the file does not say."
     ),
     click.option("--device", help="cpu or cuda; cuda when there is one."),
-    click.option("--precision", type=click.Choice(["fp32", "bf16", "bf16-weights"]), help="As in training."),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "bf16-weights"]),
+        help="As in training. Default: the run's, or the fastest.",
+    ),
     click.option("--attention", help="Force one attention backend, or fail with its reason."),
 )
 NAMES = ("arch", "tokenizer", "rope_layout", "device", "precision", "attention")

@@ -17,6 +17,7 @@ from apr_train.inference.sampling import Sampler, Sampling
 from apr_train.inference.token_bytes import StopStrings, TextStream
 from apr_train.nn.cache import KeyValueCache
 from apr_train.nn.protocol import LanguageModel
+from apr_train.train.precision import default_precision as training_precision
 
 DEFAULT_LENGTH = 256
 """Tokens at most, where the user does not say."""
@@ -157,6 +158,14 @@ def room(ready: Ready, prompt_tokens: int, asked: int | None) -> int:
             hint="Shorten the prompt." if free < 1 else f"--max-tokens {free} is the most here.",
         )
     return min(DEFAULT_LENGTH, free) if asked is None else asked
+
+
+def default_precision(device: torch.device) -> str:
+    """float32 on a CPU; bfloat16 weights where CUDA multiplies them natively: every token reads all weights once.
+
+    Not autocast, training's default: it would convert all weights for every token.
+    """
+    return "bf16-weights" if device.type == "cuda" and training_precision(device) == "bf16" else "fp32"
 
 
 def ends_of_text(ready: Ready) -> frozenset[int]:

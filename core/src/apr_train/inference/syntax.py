@@ -1,7 +1,8 @@
 """A gate on what was learnt: how many functions that a model completes are Python.
 
-The prompts are signatures of functions from held-out documents, up to and without the line's end (a tokenizer may merge
-that with the indentation behind it). A completion is greedy; it ends at the end-of-text token, at the first line that is
+The prompts are signatures of functions at the top level of held-out documents (a method's signature alone would ask for an
+indentation that it does not show), up to and without the line's end (a tokenizer may merge that with the indentation behind
+it). A completion is greedy; it ends at the end-of-text token, at the first line that is
 neither blank nor indented (which does not belong to the function any more), or at the token limit, and then its last,
 unfinished line is left out. It counts when signature and completion together pass `ast.parse`; a signature alone does not,
 so at least one statement was written.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import ast
 import io
 import re
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, zip_longest
@@ -92,9 +92,9 @@ def syntax_gate(
 
 
 def signatures(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
-    """`(path:line, signature)`: the first function of every document that is Python, then the second of each, and so on.
+    """`(path:line, signature)`: the first top-level function of every document that is Python, then the second of each.
 
-    A signature is the source from `def` to the end of its last line, dedented; none comes twice.
+    A signature is the source from `def` to the end of its last line; none comes twice.
     """
     seen: set[str] = set()
     for found in _in_turn(documents):
@@ -118,8 +118,7 @@ def _signatures_in(document: Document) -> Iterator[tuple[str, str]]:
     tree = _parse("".join(lines))
     if isinstance(tree, str):
         return
-    functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
-    for node in sorted(functions, key=lambda node: node.lineno):
+    for node in (node for node in tree.body if isinstance(node, Function)):
         text = _signature(node, lines)
         if text is not None:
             yield f"{document.source}:{node.lineno}", text
@@ -132,7 +131,7 @@ def _signature(node: Function, lines: Sequence[str]) -> str | None:
     kept = list(lines[node.lineno - 1 : begin - 1])
     while kept and (not kept[-1].strip() or kept[-1].lstrip().startswith("#")):
         kept.pop()
-    text = textwrap.dedent("".join(kept)).strip()
+    text = "".join(kept).strip()
     return text if kept and not isinstance(_parse(text + "\n    pass\n"), str) else None
 
 

@@ -20,6 +20,11 @@ def test_missing_file_is_a_finding(tmp_path, check):
     assert checked.report["skipped"]
 
 
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-003")
+def test_path_that_cannot_be_looked_at_is_a_finding(tmp_path, check):
+    assert "cannot be read" in check(tmp_path / ("x" * 300)).finding(MISSING_FILE)
+
+
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-004")
 @pytest.mark.parametrize("content", [b"", b"A", b"nothing like a checkpoint", b"APRN" + bytes(60), b"APR1" + bytes(60)])
 def test_file_that_is_no_checkpoint_is_a_finding(tmp_path, check, content):

@@ -147,6 +147,19 @@ HARMFUL = {
     "use_mrope": {"use_mrope": True},
     "quantization_config": {"quantization_config": {"quant_method": "gptq"}},
     "is_encoder_decoder": {"is_encoder_decoder": True},
+    "use_qkv_bias": {"use_qkv_bias": True},
+    "rope_interleave": {"rope_interleave": True},
+    "activation_function": {"activation_function": "gelu_new"},
+    "kv_lora_rank": {"kv_lora_rank": 16},
+    "local_attention": {"local_attention": 128},
+    "sliding_window_pattern": {"_sliding_window_pattern": 6},
+    "no_rope_layer_interval": {"no_rope_layer_interval": 4},
+    "rotary_dim": {"rotary_dim": 4},
+    "embedding_size": {"embedding_size": 16},
+    "scale_attn_weights": {"scale_attn_weights": False},
+    "swiglu_limit": {"swiglu_limit": 7.0},
+    "attn_temperature_tuning": {"attn_temperature_tuning": True},
+    "_logit_scale": {"_logit_scale": 0.0625},
 }
 
 
@@ -157,6 +170,17 @@ def test_key_that_changes_the_mathematics_is_an_error(folder, check, case):
     message = checked.finding("PREFLIGHT-003")
     assert checked.exit_code == 3
     assert case.partition(",")[0] in message
+
+
+@pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-010")
+def test_what_is_not_implemented_does_not_hide_other_faults(folder, check, tokenizer_file):
+    yarn = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}
+    made = folder("qwen2", tensors={"model.extra.weight": (2, 2)}, written=yarn | {"hidden_act": "gelu", "eos_token_id": 64})
+    checked = check(made, "--tokenizer", tokenizer_file(96), "--seq-len", 129)
+    shown = {finding["where"].rpartition(" ")[2] for finding in checked.report["findings"] if finding["id"] == "PREFLIGHT-003"}
+    assert shown == {"[hidden_act]", "[rope_scaling]"}
+    others = {"FALSIFY-APR-PRETRAIN-INIT-007", "FALSIFY-APR-PRETRAIN-ARCH-010", "PREFLIGHT-009", "PREFLIGHT-010"}
+    assert checked.ids() == {"PREFLIGHT-003"} | others
 
 
 @pytest.mark.rule("PREFLIGHT-003")
@@ -170,6 +194,12 @@ def test_key_that_changes_the_mathematics_is_an_error(folder, check, case):
         {"query_pre_attn_scalar": 8},
         {"no_rope_layers": [1, 1]},
         {"num_experts": 0},
+        {"activation_function": "silu"},
+        {"no_rope_layer_interval": 4, "no_rope_layers": [1, 1]},
+        {"rotary_dim": 8},
+        {"embedding_size": 32},
+        {"scale_attn_weights": True},
+        {"use_qkv_bias": False, "_attn_implementation": "sdpa", "original_max_position_embeddings": 128},
         {"attention_dropout": 0.0},
     ],
 )
@@ -330,6 +360,16 @@ def test_file_in_the_place_of_the_folder_is_an_error(build, check, tmp_path):
     assert "not a folder" in check(path, "--out", path / "runs").finding("PREFLIGHT-013")
 
 
+@pytest.mark.rule("PREFLIGHT-013")
+def test_folder_that_no_name_can_have_is_an_error(build, check, tmp_path):
+    path = build.apr("qwen2")
+    loop, dangling = tmp_path / "loop", tmp_path / "dangling"
+    loop.symlink_to(loop)
+    dangling.symlink_to(tmp_path / "none")
+    for out in (loop, loop / "runs", dangling, tmp_path / ("x" * 300)):
+        assert check(path, "--out", out).ids() == {"PREFLIGHT-013"}, out
+
+
 @pytest.mark.rule("PREFLIGHT-014")
 def test_disk_without_room_for_the_checkpoints_is_an_error(build, check, tmp_path, monkeypatch):
     path = build.apr("qwen2")
@@ -351,6 +391,17 @@ def test_attention_backend_is_chosen_with_the_reason(build, check):
 @pytest.mark.rule("PREFLIGHT-015")
 def test_device_that_is_not_here_is_an_error(build, check):
     assert "abacus" in check(build.apr("qwen2"), "--device", "abacus").finding("PREFLIGHT-015")
+
+
+@pytest.mark.rule("PREFLIGHT-015")
+@pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:1", True), ("cuda:2", False), ("cuda:x", False)])
+def test_cuda_device_is_counted(monkeypatch, device, here):
+    import torch
+    from apr_train.preflight.device import device_findings
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [finding.id for finding in device_findings(device)] == ([] if here else ["PREFLIGHT-015"])
 
 
 @pytest.mark.rule("PREFLIGHT-016")
@@ -381,6 +432,11 @@ def test_tokenizer_that_is_none_is_an_error(build, check, tmp_path, content):
     checked = check(build.apr("qwen2"), "--tokenizer", path)
     assert "tok.json" in checked.finding("PREFLIGHT-018")
     assert checked.report["config"]["hidden_size"] == 112
+
+
+@pytest.mark.rule("PREFLIGHT-018")
+def test_tokenizer_of_an_impossible_name_is_an_error(build, check):
+    assert "cannot be read" in check(build.apr("qwen2"), "--tokenizer", "x" * 300).finding("PREFLIGHT-018")
 
 
 @pytest.mark.rule("PREFLIGHT-018")

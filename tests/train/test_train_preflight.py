@@ -56,6 +56,11 @@ def test_a_dry_run_with_faults_ends_with_status_3(place, untrained):
     assert "not ready: 1 error" in place.train("--init", untrained, "--seq-len", "4000", "--dry-run", code=3)
 
 
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-003")
+def test_a_path_that_cannot_be_looked_at_is_a_finding(place):
+    assert "FALSIFY-APR-PRETRAIN-INIT-003" in place.train("--init", "x" * 300, code=3)
+
+
 @pytest.mark.rule("PREFLIGHT-012")
 @pytest.mark.parametrize(("largest", "code"), [(1023, 0), (1024, 3)])
 def test_a_token_id_without_a_row_stops_the_run_before_its_folder_is_made(place, monkeypatch, largest, code):

@@ -15,7 +15,7 @@ import attrs
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
 from apr_train.finding import Finding
 from apr_train.header import Header
-from apr_train.neutral_keys import DROPOUTS, HARMLESS, NEUTRAL, ONE, SPECIAL_KEYS
+from apr_train.neutral_keys import ACTIVATIONS, DROPOUTS, HARMLESS, NEUTRAL, ONE, SPECIAL_KEYS
 
 NOT_IMPLEMENTED = "PREFLIGHT-003"
 UNKNOWN_KEY = "PREFLIGHT-004"
@@ -26,20 +26,25 @@ def config_key_findings(header: Header, config: ModelConfig | None) -> list[Find
 
     Without a config (it could not be built) the core's own configs stand for what is implemented.
     """
-    findings = [*_windows(header), *_rope_scaling(header, config), *_scales(header)]
+    findings = [*_windows(header), *_rope_scaling(header, config), *_scales(header), *_activations(header, config)]
     unknown: list[str] = []
     for key, value in header.config.items():
-        if value is None or key in SPECIAL_KEYS or key.startswith("_") or key == "tie_word_embeddings":
+        if value is None or key in SPECIAL_KEYS or key == "tie_word_embeddings" or _private(key):
             continue
         findings += _judge(header, config, key, value, unknown)
     return findings + ([_unknown(header, unknown)] if unknown else [])
 
 
+def _private(key: str) -> bool:
+    """Bookkeeping of the library that wrote the file; a key of the tables is judged with its underscore, too."""
+    return key.startswith("_") and key[1:] not in NEUTRAL
+
+
 def _judge(header: Header, config: ModelConfig | None, key: str, value: Any, unknown: list[str]) -> list[Finding]:
     if key in _fields(config) or (config is not None and hasattr(config, key)):
         return _field(header, config, key, value)
-    if key in NEUTRAL:
-        values, meaning = NEUTRAL[key]
+    if key.removeprefix("_") in NEUTRAL:
+        values, meaning = NEUTRAL[key.removeprefix("_")]
         return [] if value in values else [_harmful(header, key, value, values, meaning)]
     if key in DROPOUTS:
         return [] if value == 0 else [_dropout(header, key, value)]
@@ -118,8 +123,7 @@ def _windows(header: Header) -> list[Finding]:
     elif _window_slides(config):
         meaning = "a sliding attention window"
         findings.append(_harmful(header, "sliding_window", config["sliding_window"], (), meaning))
-    elif config.get("sliding_window_pattern"):
-        pattern = config["sliding_window_pattern"]
+    elif pattern := config.get("sliding_window_pattern", config.get("_sliding_window_pattern")):
         findings.append(_harmful(header, "sliding_window_pattern", pattern, (), "attention that differs between layers"))
     return findings
 
@@ -159,12 +163,27 @@ def _scales(header: Header) -> list[Finding]:
     checks: dict[str, tuple[Callable[[Any], bool], str]] = {
         "attention_multiplier": (lambda value: _close(value, _head_dim(config) ** -0.5), "another attention scale"),
         "query_pre_attn_scalar": (lambda value: _close(value, _head_dim(config)), "another attention scale"),
+        "rotary_dim": (lambda value: _close(value, _head_dim(config)), "rotary embedding of a part of each head"),
+        "embedding_size": (lambda value: value == config.get("hidden_size"), "embeddings of another width than the blocks"),
+        "no_rope_layer_interval": (lambda value: "no_rope_layers" in config, "layers without rotary positions"),
         "no_rope_layers": (lambda value: all(item == 1 for item in _items(value)), "layers without rotary positions"),
     }
     return [
         _harmful(header, key, config[key], (), meaning)
         for key, (neutral, meaning) in checks.items()
         if config.get(key) and not neutral(config[key])
+    ]
+
+
+def _activations(header: Header, config: ModelConfig | None) -> list[Finding]:
+    """Other spellings of hidden_act; without a config, as the file itself says it."""
+    act = header.config.get("hidden_act", "silu") if config is None else config.hidden_act
+    neutral = ("silu", "swish") if act == "silu" else (act,)
+    keys = [key for key in sorted(ACTIVATIONS) if header.config.get(key) is not None]
+    return [
+        _harmful(header, key, header.config[key], neutral, "another activation")
+        for key in keys
+        if header.config[key] not in neutral
     ]
 
 

@@ -1,6 +1,12 @@
 """Every fault of a run at once, before anything is spent. See docs/preflight.md; importing this needs no torch."""
 
-from apr_train.preflight.opening import corpus_finding, opening_finding, read_tokenizer, tokenizer_finding
+from apr_train.preflight.opening import (
+    corpus_finding,
+    opening_finding,
+    read_tokenizer,
+    tokenizer_finding,
+    unreachable_finding,
+)
 from apr_train.preflight.report import PreflightInput, Report, Skipped
 from apr_train.preflight.run import preflight
 
@@ -13,4 +19,5 @@ __all__ = [
     "preflight",
     "read_tokenizer",
     "tokenizer_finding",
+    "unreachable_finding",
 ]

@@ -73,7 +73,7 @@ def _answer(info: FamilyInfo, header: Header, claims: bool) -> str:
     if claims:
         return f"{info.name}: mine"
     if kind_of(header) not in (None, info.kind):
-        return f"{info.name}: not mine (the tensors are {_a(str(kind_of(header)))}'s, I am {_a(info.kind)})"
+        return f"{info.name}: not mine (the tensors are {with_article(str(kind_of(header)))}'s, I am {with_article(info.kind)})"
     return f"{info.name}: not mine (I take {', '.join(_accepted(info))})"
 
 
@@ -81,7 +81,8 @@ def _accepted(info: FamilyInfo) -> list[str]:
     return list(dict.fromkeys((*info.hf_classes, info.model_type, *info.gguf_architectures)))
 
 
-def _a(kind: str) -> str:
+def with_article(kind: str) -> str:
+    """`decoder` → `a decoder`, `encoder` → `an encoder`."""
     return f"an {kind}" if kind.startswith("e") else f"a {kind}"
 
 
@@ -115,7 +116,7 @@ def objective_findings(family: Family, objective: str) -> list[Finding]:
         Finding(
             id=OBJECTIVE,
             where="--objective",
-            problem=f"{family.name} ({_a(family.info.kind)}) cannot be trained on this objective",
+            problem=f"{family.name} ({with_article(family.info.kind)}) cannot be trained on this objective",
             expected=" or ".join(family.info.objectives),
             found=objective,
         )

@@ -18,13 +18,31 @@ _UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
 
 
 def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None, list[Finding]]:
-    """The config as the file says it; nothing is defaulted, and every absent field is a finding."""
-    try:
-        return family.build_config(header=header), []
-    except ConfigError as error:
-        return None, list(error.findings) or [_refused(error, header.path)]
-    except AprTrainError as error:
-        return None, [_refused(error, header.path)]
+    """The config as the file says it; nothing is defaulted, and every absent field is a finding.
+
+    A key that is only not implemented is left out after its finding, so that tensors and tokenizer are judged all the same.
+    """
+    findings: list[Finding] = []
+    while True:
+        try:
+            return family.build_config(header=header), findings
+        except ConfigError as error:
+            findings += error.findings or [_refused(error, header.path)]
+            name = _unimplemented(error)
+        except AprTrainError as error:
+            findings.append(_refused(error, header.path))
+            name = None
+        if name not in header.config:
+            return None, findings
+        header = attrs.evolve(header, config={key: value for key, value in header.config.items() if key != name})
+
+
+def _field(error: AprTrainError) -> str:
+    return (error.where or "").rpartition("Config.")[2]
+
+
+def _unimplemented(error: AprTrainError) -> str | None:
+    return next((name for name in _UNIMPLEMENTED_FIELDS if _field(error).startswith(name)), None)
 
 
 def config_from_preset(
@@ -39,10 +57,9 @@ def config_from_preset(
 
 
 def _refused(error: AprTrainError, where: str) -> Finding:
-    field = (error.where or "").rpartition("Config.")[2]
-    rule = NOT_IMPLEMENTED if field.startswith(_UNIMPLEMENTED_FIELDS) else INCONSISTENT
-    name = "rope_scaling" if field.startswith("rope_scaling") else field
-    return attrs.evolve(error_finding(rule, error), where=f"{where} [{name}]" if name and name not in where else where)
+    name = _unimplemented(error)
+    rule, field = (INCONSISTENT, _field(error)) if name is None else (NOT_IMPLEMENTED, name)
+    return attrs.evolve(error_finding(rule, error), where=f"{where} [{field}]" if field else where)
 
 
 def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:

@@ -33,7 +33,10 @@ def device_findings(device: str) -> list[Finding]:
         return []
     import torch
 
-    return [] if torch.cuda.is_available() else [_no_device(device, "no CUDA device that torch can use")]
+    if not torch.cuda.is_available():
+        return [_no_device(device, "no CUDA device that torch can use")]
+    index, count = device.partition(":")[2] or "0", torch.cuda.device_count()
+    return [] if index.isdecimal() and int(index) < count else [_no_device(device, f"{count} CUDA devices, counted from 0")]
 
 
 def _no_device(device: str, found: str) -> Finding:

@@ -41,17 +41,25 @@ def parameter_count(name_map: NameMap) -> int:
 def out_findings(out: Path) -> list[Finding]:
     """The folder, or the nearest one that exists above it, can be written."""
     folder = _existing(out)
+    try:
+        out.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is judged by what is above it
+    except OSError as error:  # a name that is too long, a loop of links: no folder can be made there
+        return [_unwritable(out, str(error.strerror))]
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         return []
-    return [
-        Finding(
-            id=OUT,
-            where=str(out),
-            problem="the run's folder cannot be written",
-            expected="a writable folder",
-            found=f"{folder} is {'not writable' if folder.is_dir() else 'not a folder'}",
-        )
-    ]
+    return [_unwritable(out, f"{folder} is {'not writable' if folder.is_dir() else 'not a folder'}")]
+
+
+def _unwritable(out: Path, found: str) -> Finding:
+    return Finding(
+        id=OUT,
+        where=str(out),
+        problem="the run's folder cannot be written",
+        expected="a writable folder",
+        found=found,
+    )
 
 
 def disk_findings(out: Path, parameters: int, checkpoints: int, *, weight_bytes: int) -> list[Finding]:
@@ -79,6 +87,6 @@ def gigabytes(count: float) -> str:
 
 def _existing(path: Path) -> Path:
     path = path.absolute()
-    while not path.exists() and path != path.parent:
+    while not os.path.lexists(path) and path != path.parent:  # a dangling link is there, and no folder can take its place
         path = path.parent
     return path

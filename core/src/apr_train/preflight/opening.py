@@ -45,6 +45,11 @@ def opening_finding(error: FormatError) -> Finding:
     return attrs.evolve(finding, id=rule, problem=problem) if separator and rule in (BAD_FILE, MISSING_FILE) else finding
 
 
+def unreachable_finding(path: str, error: OSError) -> Finding:
+    """INIT-003 for a path that cannot even be looked at: a closed folder above it, a name that is too long."""
+    return Finding(id=MISSING_FILE, where=path, problem=f"cannot be read: {error.strerror}")
+
+
 def tokenizer_finding(error: AprTrainError) -> Finding:
     """A tokenizer that cannot be used, the rest of the check notwithstanding."""
     return error_finding(BAD_TOKENIZER, error, "--tokenizer")
@@ -61,8 +66,9 @@ def read_tokenizer(path: Path) -> TokenizerSpec:
     Raises:
         FormatError: when there is none, or it is not one.
     """
-    folder = path if path.is_dir() else path.parent
-    found = tokenizer_of(folder, {}) if path.is_dir() or path.name == "tokenizer.json" else None
-    if found is None:
-        found = spec_from_json(parse_json(path), str(path))
-    return found
+    try:
+        folder = path if path.is_dir() else path.parent
+        found = tokenizer_of(folder, {}) if path.is_dir() or path.name == "tokenizer.json" else None
+        return found if found is not None else spec_from_json(parse_json(path), str(path))
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error

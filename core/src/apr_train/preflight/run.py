@@ -92,7 +92,11 @@ def _from_file(seen: _Examination, header: Header) -> None:
     family = seen.family
     bogus = bogus_values(header)
     if family is None or kind_of(header) not in (None, family.info.kind):
-        because = "the family is not known" if family is None else f"{family.name} is a {family.info.kind}, the file is not"
+        because = (
+            "the family is not known"
+            if family is None
+            else f"{family.name} is {claims.with_article(family.info.kind)}, the file is not"
+        )
         seen.findings += bogus + config_key_findings(header, None)
         seen.skip("config, tensor names and shapes, family's own rules", because)
         return

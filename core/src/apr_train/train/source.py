@@ -18,7 +18,15 @@ from apr_train.formats.checkpoint import Checkpoint
 from apr_train.formats.source import open_checkpoint
 from apr_train.formats.tie import resolve_tie
 from apr_train.header import Header, RopeRows
-from apr_train.preflight import PreflightInput, Report, opening_finding, preflight, read_tokenizer, tokenizer_finding
+from apr_train.preflight import (
+    PreflightInput,
+    Report,
+    opening_finding,
+    preflight,
+    read_tokenizer,
+    tokenizer_finding,
+    unreachable_finding,
+)
 from apr_train.preflight.tokens import corpus_findings
 from apr_train.registry import Registry
 from apr_train.tokenizer_spec import TokenizerSpec
@@ -40,6 +48,8 @@ def open_source(path: str | None, rope_layout: str | None = None) -> Checkpoint 
         return open_checkpoint(path, rope_layout=cast(RopeRows | None, rope_layout))
     except FormatError as error:
         raise PreflightError([opening_finding(error)]) from error
+    except OSError as error:
+        raise PreflightError([unreachable_finding(path, error)]) from error
 
 
 def tied_header(checkpoint: Checkpoint | None) -> Header | None:

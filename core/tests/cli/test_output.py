@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import pytest
 from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
 from apr_train.finding import Finding
@@ -16,6 +17,23 @@ def test_a_table_on_a_terminal_shows_brackets_as_they_are(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     emit_table(("name",), [("[red]x",)])
     assert "[red]x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [24, 30, 40, 120])
+def test_a_terminal_of_any_width_shows_every_word_whole(capsys, monkeypatch, width):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    words = ["a-distribution", "1.2.3", "first", "second"]
+    emit_table(("name", "version", "presets"), [("a-distribution", "1.2.3", "first, second")], title="All")
+    lines = click.unstyle(capsys.readouterr().out).splitlines()
+    assert all(any(word in line for line in lines) for word in ["All", "version", *words])
+    assert max(map(len, lines)) <= max(width, len("  presets  first, second"))
+
+
+def test_a_table_without_rows_is_its_heading(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    emit_table(("name", "version"), [])
+    assert "version" in capsys.readouterr().out
 
 
 def test_json_has_attrs_objects_as_objects(capsys):

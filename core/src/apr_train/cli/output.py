@@ -46,12 +46,31 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    console = Console()
+    words = [_longest_word([column, *cells]) for column, *cells in zip(columns, *rows, strict=True)]
+    if sum(words) + 2 * (len(words) - 1) > console.width:
+        _records(columns, rows, title)
+        return
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, width in zip(columns, words, strict=True):
+        table.add_column(column, overflow="fold", min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: a `[` in a value is no markup
-    Console().print(table)
+    console.print(table)
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    return max(len(word) for text in texts for word in (text.split() or [""]))
+
+
+def _records(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    """A table whose words do not fit side by side, row by row: a name that is cut in two cannot be copied."""
+    blocks = []
+    for row in rows:
+        pairs = dict(zip(columns[1:], row[1:], strict=True))
+        lines = _aligned([[f"  {key}", value] for key, value in pairs.items()])
+        blocks.append("\n".join([click.style(row[0], bold=True), *lines]))
+    click.echo("\n".join([title, ""] if title else []) + "\n\n".join(blocks))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

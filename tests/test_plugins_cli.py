@@ -10,6 +10,9 @@ import pytest
 BROKEN = {
     "broken": "the import of bad_broken failed: RuntimeError: no such luck",
     "exiting": "it called sys.exit(3)",
+    "panicking": "the import of bad_panicking failed: Panic: out of cheese",
+    "lazy": "the module cannot be examined: RuntimeError: cannot load FAMILY",
+    "number_presets": "FAMILY.presets is wrong, expected a tuple of strings, found (1, 2)",
     "misspelt": "hook build_confg: there is no such hook. did you mean build_config?",
     "wrong_argument": "hook validate_family: unknown argument goal, expected arguments among (header, objective)",
     "defaulted": "hook build_config: argument preset, header has a default",
@@ -26,10 +29,11 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def site(make_site):
-    """One good family, every kind of bad plugin, and one name that two distributions offer."""
+    """Good families, one of which prints, every kind of bad plugin, and one name that two distributions offer."""
     bad = [(name, f"bad-{name.replace('_', '-')}") for name in BROKEN if name != "overriding"]
     wrapper = ("overriding", "bad-overriding", "apr_train.wrappers")
-    return make_site(("good", "good-plugin"), ("twice", "twice-one"), ("twice", "twice-two"), wrapper, *bad)
+    good = [("good", "good-plugin"), ("chatty", "chatty-plugin")]
+    return make_site(*good, ("twice", "twice-one"), ("twice", "twice-two"), wrapper, *bad)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,51 @@ def test_the_environment_restricts_what_is_loaded_and_names_what_is_not_there(si
 
 def test_an_empty_environment_variable_loads_nothing(site):
     assert site.plugins(APR_TRAIN_PLUGINS="") == {"families": [], "broken": []}
+
+
+def test_the_list_for_people_names_each_distribution_that_is_not_there_and_what_is_left_out(site):
+    done = site.cli("plugins", APR_TRAIN_PLUGINS="good-plugn,nonsense")
+    assert "found good-plugn. did you mean good-plugin?" in done.stdout
+    assert "found nonsense. known: " in done.stdout
+    assert "APR_TRAIN_PLUGINS leaves out" in done.stdout
+    assert "pip install" not in done.stdout
+
+
+def test_asking_for_a_family_that_the_environment_leaves_out_says_so(site):
+    done = site.cli("check", "--arch", "good", APR_TRAIN_PLUGINS="chatty-plugin")
+    assert done.returncode == 3
+    assert (
+        "good-plugin 0.3.1 offers it, but is not among the distributions to load: see APR_TRAIN_PLUGINS."
+        in done.stdout + done.stderr
+    )
+
+
+def test_what_a_plugin_prints_at_import_stays_out_of_the_json(site, listed):
+    assert "chatty" in {item["name"] for item in listed["families"]}
+    assert "thank you" in site.cli("plugins", "--json", APR_TRAIN_PLUGINS="chatty-plugin").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--arch", "goood"), 3, "installed families: good, found goood. did you mean good?"),
+        (("check", "--arch", "good", "--preset", "tinny"), 3, "expected one of tiny, small, found tinny. did you mean tiny?"),
+        (("plguins",), 2, "No such command 'plguins': did you mean plugins?"),
+    ],
+)
+def test_what_is_mistyped_on_the_command_line_is_answered_with_the_closest_name(site, arguments, code, message):
+    done = site.cli(*arguments, APR_TRAIN_PLUGINS="good-plugin")
+    assert done.returncode == code
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_what_the_plugin_itself_raised(site):
+    quiet, loud = (site.cli(*more, "check", "--arch", "broken", APR_TRAIN_PLUGINS="bad-broken") for more in ([], ["--debug"]))
+    assert quiet.returncode == loud.returncode == 3
+    assert BROKEN["broken"] in quiet.stdout + quiet.stderr
+    assert "Traceback" not in quiet.stderr
+    assert 'raise RuntimeError("no such luck")' in loud.stderr
 
 
 def test_the_table_for_people_has_the_family_and_the_reasons(site):

@@ -216,6 +216,11 @@ CARD = {
     ("name", "value"),
     [
         ("api_version", "1"),
+        ("api_version", 1.0),
+        ("model_type", None),
+        ("base_prefix", None),
+        ("objectives", (["causal-lm"],)),
+        ("presets", (1, "tiny")),
         ("kind", "both"),
         ("objectives", ()),
         ("objectives", ("causal",)),

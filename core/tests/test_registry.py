@@ -163,6 +163,7 @@ def test_an_unknown_family_lists_what_is_installed_what_is_broken_and_the_closes
     assert message.endswith("found alpa. did you mean alpha?")
 
 
+UNPRINTABLE = "return type('R', (), {'__repr__': lambda self: 1 / 0})()"
 WRONG = [
     ("build_config", "return {'hidden_size': 4}", "expected ModelConfig, found dict"),
     ("build_config", "return None", "expected ModelConfig, found None (no answer)"),
@@ -173,6 +174,7 @@ WRONG = [
     ("attention_impl", "return []", "expected at least one name or attention backend, found an empty list"),
     ("attention_impl", "return ['sdpa', 3]", "expected at least one name or attention backend, found 3"),
     ("build_model", "return 'model'", "expected Module, found str 'model'"),
+    ("build_config", UNPRINTABLE, "expected ModelConfig, found R (its repr raised ZeroDivisionError)"),
 ]
 
 
@@ -194,13 +196,25 @@ def test_an_answer_of_the_wrong_type_names_plugin_hook_and_types(make_registry, 
 
 
 @pytest.mark.parametrize("hook", ["build_config", "map_tensor_names", "validate_family", "attention_impl", "build_model"])
-@pytest.mark.parametrize("raised", ["raise KeyError('k')", "import sys; sys.exit(2)"])
+@pytest.mark.parametrize(
+    "raised", ["raise KeyError('k')", "import sys; sys.exit(2)", "raise type('Panic', (BaseException,), {})()"]
+)
 def test_what_a_hook_raises_becomes_a_plugin_error_with_its_cause(make_registry, hook, raised):
     family = make_registry({"one": {hook: raised}}).family("one")
     with pytest.raises(PluginError) as caught:
         call_all(family)
     assert caught.value.hook == hook
-    assert isinstance(caught.value.__cause__, KeyError | SystemExit)
+    assert isinstance(caught.value.__cause__, BaseException)
+    assert not isinstance(caught.value.__cause__, PluginError)
+
+
+def test_an_interrupt_is_nobodys_fault(make_registry):
+    registry = make_registry({"one": {"attention_impl": "raise KeyboardInterrupt"}, "two": "raise KeyboardInterrupt"})
+    family = registry.family("one")
+    with pytest.raises(KeyboardInterrupt):
+        family.attention_impl(family.build_config(preset="tiny"))
+    with pytest.raises(KeyboardInterrupt):
+        registry.family("two")
 
 
 def test_an_error_of_ours_passes_through_as_it_is(make_registry):
@@ -327,6 +341,16 @@ def test_class_then_architecture_decide_whose_a_file_is_and_structure_has_a_veto
 
 def test_distributions_are_compared_as_package_tools_do():
     assert canonical("Apr_Train.Thing") == canonical(" apr-train-thing ") == "apr-train-thing"
+
+
+def test_an_uninstall_that_broke_off_leaves_a_broken_family_not_a_traceback(tmp_path, monkeypatch):
+    remains = tmp_path / "half_gone-1.0.dist-info"
+    remains.mkdir()
+    (remains / "entry_points.txt").write_text("[apr_train.families]\nhalf = half_gone\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (fault,) = [fault for fault in Registry.discover().broken() if fault.name == "half"]
+    assert fault.reason.startswith("an unknown distribution [half]: the import of half_gone failed")
+    assert Registry.discover(only=["no-such"]).names() == []
 
 
 def test_discovery_of_nothing_is_a_working_registry(monkeypatch):

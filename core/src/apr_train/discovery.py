@@ -7,8 +7,9 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from importlib import metadata
+from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from apr_train.errors import PluginError
 
@@ -32,7 +33,7 @@ class Source:
     @property
     def where(self) -> str:
         """`distribution version`, for messages."""
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}".rstrip()
 
     def error(self, problem: str, *, hook: str | None = None, **details: str | None) -> PluginError:
         """A PluginError that says whose fault it is."""
@@ -57,6 +58,8 @@ class Found:
     clashes: tuple[tuple[Source, ...], ...]
     absent: tuple[str, ...] = ()
     """Distributions that were asked for and offer nothing."""
+    left_out: tuple[Source, ...] = ()
+    """Installed, but not of a distribution that was asked for."""
 
 
 def canonical(distribution: str) -> str:
@@ -73,13 +76,15 @@ def allowed_from_environment() -> list[str] | None:
 def discover(only: Collection[str] | None = None) -> Found:
     """Read the installed entry points of families and wrappers, restricted to the distributions in `only`."""
     sources = [source for group in (FAMILIES, WRAPPERS) for source in _read(group)]
-    absent: list[str] = []
-    if only is not None:
-        wanted = {canonical(name): name for name in only}
-        sources = [source for source in sources if canonical(source.distribution) in wanted]
-        offered = {canonical(source.distribution) for source in sources}
-        absent = sorted(name for key, name in wanted.items() if key not in offered)
-    return _split(sources, absent)
+    if only is None:
+        return _split(sources)
+    wanted = {canonical(name): name for name in only}
+    offered = {canonical(source.distribution) for source in sources}
+    return evolve(
+        _split(source for source in sources if canonical(source.distribution) in wanted),
+        absent=tuple(sorted(name for key, name in wanted.items() if key not in offered)),
+        left_out=tuple(source for source in sources if canonical(source.distribution) not in wanted),
+    )
 
 
 def _read(group: str) -> list[Source]:
@@ -89,17 +94,18 @@ def _read(group: str) -> list[Source]:
 
 
 def _source(group: str, point: metadata.EntryPoint) -> Source:
-    owner = point.dist
+    # an uninstall that broke off leaves entry points without the metadata that has name and version
+    owner: Any = point.dist
     return Source(
         group=group,
         name=point.name,
-        distribution="an unknown distribution" if owner is None else owner.name,
-        version="" if owner is None else owner.version,
+        distribution=getattr(owner, "name", None) or "an unknown distribution",
+        version=getattr(owner, "version", None) or "",
         entry_point=point,
     )
 
 
-def _split(sources: Iterable[Source], absent: Iterable[str]) -> Found:
+def _split(sources: Iterable[Source]) -> Found:
     """Set aside every name that several entry points of one group offer."""
     by_name: dict[tuple[str, str], list[Source]] = defaultdict(list)
     for source in sources:
@@ -107,5 +113,4 @@ def _split(sources: Iterable[Source], absent: Iterable[str]) -> Found:
     return Found(
         sources=tuple(group[0] for group in by_name.values() if len(group) == 1),
         clashes=tuple(tuple(group) for group in by_name.values() if len(group) > 1),
-        absent=tuple(absent),
     )

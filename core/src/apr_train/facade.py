@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from apr_train.family import FamilyInfo, Layout
 from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.names import NameMap
-from apr_train.suggest import did_you_mean
+from apr_train.suggest import nearest
 
 if TYPE_CHECKING:
     import pluggy
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from apr_train.attention import AttentionBackend
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @frozen(eq=False, kw_only=True)
@@ -70,7 +72,7 @@ class Family:
                 where="--preset",
                 expected=f"one of {', '.join(self.info.presets)}",
                 found=preset,
-                hint=did_you_mean(preset, self.info.presets),
+                hint=nearest(preset, self.info.presets),
             )
         answer = self._call("build_config", preset=preset, header=header)
         return self._typed("build_config", answer, ModelConfig)
@@ -89,7 +91,7 @@ class Family:
         answer = self._sequence("attention_impl", self._call("attention_impl", config=config))
         wrong = [item for item in answer if not _is_backend(item)]
         if wrong or not answer:
-            found = repr(wrong[0]) if wrong else "an empty list"
+            found = _shown(wrong[0]) if wrong else "an empty list"
             raise self._wrong("attention_impl", "at least one name or attention backend", found)
         return list(answer)
 
@@ -103,10 +105,11 @@ class Family:
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
             return getattr(self.manager.hook, hook)(**arguments)
-        except AprTrainError:
+        except (AprTrainError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, and the panic of an extension module
             culprit = _culprit(error.__traceback__, self.owners) or self.source
+            logger.debug("%s [%s], hook %s", culprit.where, culprit.name, hook, exc_info=error)
             raise culprit.error(f"the hook raised {type(error).__name__}: {error}", hook=hook) from error
 
     def _typed(self, hook: str, answer: Any, kind: type[T]) -> T:
@@ -126,7 +129,14 @@ class Family:
 
 
 def _described(answer: Any) -> str:
-    return "None (no answer)" if answer is None else f"{type(answer).__name__} {answer!r:.80}"
+    return "None (no answer)" if answer is None else f"{type(answer).__name__} {_shown(answer)}"
+
+
+def _shown(answer: Any) -> str:
+    try:
+        return f"{answer!r:.80}"
+    except Exception as error:  # the message about a wrong answer must not fail because of it
+        return f"(its repr raised {type(error).__name__})"
 
 
 def _is_backend(item: Any) -> bool:

@@ -48,10 +48,14 @@ class FamilyInfo:
 
     def __attrs_post_init__(self) -> None:
         for name in ("objectives", "hf_classes", "gguf_architectures", "presets"):
-            if not isinstance(getattr(self, name), tuple):
-                self._refuse(name, "a tuple of strings", getattr(self, name))
-        if not re.fullmatch(r"\d+\.\d+", str(self.api_version)):
-            self._refuse("api_version", "major.minor", self.api_version)
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                self._refuse(name, "a tuple of strings", value)
+        for name in ("name", "model_type", "base_prefix"):
+            if not isinstance(getattr(self, name), str):
+                self._refuse(name, "a string", getattr(self, name))
+        if not isinstance(self.api_version, str) or not re.fullmatch(r"\d+\.\d+", self.api_version):
+            self._refuse("api_version", "a string major.minor", self.api_version)
         if self.kind not in get_args(Kind):
             self._refuse("kind", " or ".join(get_args(Kind)), self.kind)
         if not self.objectives or set(self.objectives) - set(get_args(Objective)):

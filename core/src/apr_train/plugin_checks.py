@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import pluggy
@@ -9,8 +12,11 @@ from pluggy import HookImpl
 
 from apr_train import hookspecs
 from apr_train.discovery import Source
+from apr_train.errors import PluginError
 from apr_train.family import API_VERSION, FamilyInfo
 from apr_train.suggest import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 MANDATORY = ("build_config", "map_tensor_names", "validate_family", "attention_impl")
 
@@ -23,7 +29,10 @@ def import_module(source: Source) -> ModuleType:
     """
     try:
         module = source.entry_point.load()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an extension module's panic (PyO3's, say) is no Exception either
+        logger.debug("%s [%s]", source.where, source.name, exc_info=error)
         raise source.error(f"the import of {source.entry_point.value} failed: {_told(error)}") from error
     if not isinstance(module, ModuleType):
         raise source.error("the entry point does not name a module", found=source.entry_point.value)
@@ -34,6 +43,22 @@ def _told(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
     return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def examination(source: Source) -> Iterator[None]:
+    """Blame a plugin for what its module raises while it is looked at: `__getattr__` and `__dir__` are code too.
+
+    Raises:
+        PluginError: what the checks found, as it is; anything else as its cause.
+    """
+    try:
+        yield
+    except PluginError:
+        raise
+    except Exception as error:
+        logger.debug("%s [%s]", source.where, source.name, exc_info=error)
+        raise source.error(f"the module cannot be examined: {_told(error)}") from error
 
 
 def read_card(source: Source, module: ModuleType) -> FamilyInfo:

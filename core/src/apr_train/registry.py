@@ -16,9 +16,17 @@ from apr_train.errors import PluginError
 from apr_train.facade import Family
 from apr_train.family import FamilyInfo
 from apr_train.header import Header
-from apr_train.plugin_checks import check_family, check_hooks, check_wrapper, import_module, make_manager, read_card
+from apr_train.plugin_checks import (
+    check_family,
+    check_hooks,
+    check_wrapper,
+    examination,
+    import_module,
+    make_manager,
+    read_card,
+)
 from apr_train.structure import kind_of
-from apr_train.suggest import did_you_mean
+from apr_train.suggest import did_you_mean, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +117,10 @@ class Registry:
         faults += [broken_plugin(source, error) for source, error in self._wrappers[1]]
         return sorted(faults, key=lambda fault: (fault.name, fault.distribution)) + self._absent()
 
+    def left_out(self) -> list[str]:
+        """Families that are installed and not loaded, because other distributions were asked for."""
+        return sorted({source.name for source in self._found.left_out if source.group == FAMILIES})
+
     def claimants(self, header: Header) -> list[Family]:
         """The working families that say a checkpoint is theirs: none, one, or several (then the user says which)."""
         return [family for family in self.families() if claims(family.info, header)]
@@ -126,12 +138,13 @@ class Registry:
 
     def _import(self, source: Source) -> Family:
         module = import_module(source)
-        info = read_card(source, module)
-        check_hooks(source, module)
-        check_family(source, module)
         wrappers = self._wrappers[0]
         owners = {module.__name__: source} | {wrapper.__name__: owner for owner, wrapper in wrappers}
-        return Family(info=info, source=source, manager=make_manager((source, module), wrappers), owners=owners)
+        with examination(source):
+            info = read_card(source, module)
+            check_hooks(source, module)
+            check_family(source, module)
+            return Family(info=info, source=source, manager=make_manager((source, module), wrappers), owners=owners)
 
     @cached_property
     def _wrappers(self) -> tuple[list[tuple[Source, ModuleType]], list[tuple[Source, PluginError]]]:
@@ -147,11 +160,17 @@ class Registry:
         return working, broken
 
     def _absent(self) -> list[BrokenPlugin]:
-        reason = f"named in {ENVIRONMENT}, but no installed distribution of that name offers a family or a wrapper"
         return [
-            BrokenPlugin(name="–", group=FAMILIES, distribution=name, version="–", hook=None, reason=reason, traceback="")
+            BrokenPlugin(
+                name="–", group=FAMILIES, distribution=name, version="–", hook=None, reason=self._why(name), traceback=""
+            )
             for name in self._found.absent
         ]
+
+    def _why(self, absent: str) -> str:
+        known = {source.distribution for source in (*self._found.sources, *self._found.left_out)}
+        what = f"{ENVIRONMENT}: no installed distribution of this name offers a family or a wrapper, found {absent}"
+        return f"{what}. {did_you_mean(absent, known)}"
 
     def _unknown(self, name: str) -> PluginError:
         installed = ", ".join(family.name for family in self.families()) or "none"
@@ -161,8 +180,14 @@ class Registry:
             where="--arch",
             expected=f"one of the installed families: {installed}" + (f" (broken: {faults})" if faults else ""),
             found=name,
-            hint=did_you_mean(name, self.names()),
+            hint=self._elsewhere(name) or nearest(name, self.names()),
         )
+
+    def _elsewhere(self, name: str) -> str | None:
+        owners = [source.where for source in self._found.left_out if (source.group, source.name) == (FAMILIES, name)]
+        if not owners:
+            return None
+        return f"{' and '.join(owners)} offers it, but is not among the distributions to load: see {ENVIRONMENT}."
 
 
 def claims(info: FamilyInfo, header: Header) -> bool:
@@ -177,9 +202,10 @@ def claims(info: FamilyInfo, header: Header) -> bool:
 
 def _import_wrapper(source: Source) -> ModuleType:
     module = import_module(source)
-    check_hooks(source, module)
-    check_wrapper(source, module)
-    make_manager((source, module), [])  # what pluggy itself refuses must not come up beside a family
+    with examination(source):
+        check_hooks(source, module)
+        check_wrapper(source, module)
+        make_manager((source, module), [])  # what pluggy itself refuses must not come up beside a family
     return module
 
 

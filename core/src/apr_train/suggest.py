@@ -15,12 +15,18 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """`did you mean X?`, or None if nothing is near: for messages that list what is known anyway."""
+    near = closest(name, sorted(known))
+    return None if near is None else f"did you mean {near}?"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean X?`, or the list of what is known."""
     options = sorted(known)
-    near = closest(name, options)
+    near = nearest(name, options)
     if near is not None:
-        return f"did you mean {near}?"
+        return near
     return f"known: {', '.join(options)}" if options else "nothing is known"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import util
 from typing import Any, NoReturn, cast
 
@@ -75,7 +77,8 @@ class CommandGroup(click.Group):
         """Run the command; errors become one message and an exit code, an interrupt is no traceback."""
         debug = bool((ctx.obj or {}).get("debug"))
         try:
-            return super().invoke(ctx)
+            with _debug_log() if debug else nullcontext():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
@@ -85,6 +88,22 @@ class CommandGroup(click.Group):
             if error.errno == errno.EPIPE:
                 raise  # click leaves quietly when the reader of a pipe has gone
             _fail(ctx, error, 1, debug=debug)
+
+
+@contextmanager
+def _debug_log() -> Iterator[None]:
+    """Print the core's log on stderr: what a plugin raised is there even when it became a finding among others."""
+    import logging
+
+    log, handler = logging.getLogger("apr_train"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _fail(ctx: click.Context, error: Exception, exit_code: int, *, debug: bool) -> NoReturn:

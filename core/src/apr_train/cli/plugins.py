@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
 from apr_train.cli.output import emit_json, emit_table
+from apr_train.discovery import ENVIRONMENT
 from apr_train.errors import AprTrainError, PluginError
 from apr_train.facade import Family
 from apr_train.registry import BrokenPlugin, Registry, broken_plugin
@@ -19,12 +22,16 @@ COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objec
 @click.option("--tracebacks", is_flag=True, help="Show what a broken plugin itself raised.")
 def command(as_json: bool, tracebacks: bool) -> None:
     """List the installed families, and broken plugins with the reason."""
-    working, broken = survey(Registry.discover())
+    registry = Registry.discover()
+    with redirect_stdout(sys.stderr):  # a plugin that prints when it is imported must not get into the JSON
+        working, broken = survey(registry)
     if as_json:
         emit_json({"families": working, "broken": broken})
         return
     if working:
         emit_table(COLUMNS, [_row(item) for item in working])
+    elif left_out := registry.left_out():
+        click.echo(f"No family is loaded; {ENVIRONMENT} leaves out {', '.join(left_out)}.")
     else:
         click.echo("No family works here; install one: pip install apr-train-NAME.")
     for fault in {fault.reason: fault for fault in broken}.values():  # a duplicate name is one fault of several plugins

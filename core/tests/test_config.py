@@ -63,7 +63,7 @@ def test_encoder_sizes_are_positive_integers(name, value):
     assert f"EncoderConfig.{name}: not a positive integer" in refused(EncoderConfig, ENCODER, **{name: value})
 
 
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "1e-6", False])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 10**400, "1e-6", False], ids=lambda value: f"{value!r:.9}")
 @pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "initializer_range"])
 def test_real_numbers_are_finite_and_positive(name, value):
     assert f"DecoderConfig.{name}: not a positive number" in refused(DecoderConfig, DECODER, **{name: value})

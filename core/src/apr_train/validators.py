@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 import attrs
@@ -11,8 +11,8 @@ from apr_train.errors import ConfigError
 
 
 def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but a finite number above zero (booleans are not numbers here)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    """Reject anything but a number above zero that a float can hold (booleans are not numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         problem = "not a positive number"
         raise ConfigError(problem, where=_where(instance, attribute), expected="a number > 0", found=repr(value))
 

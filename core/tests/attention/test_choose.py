@@ -1,6 +1,5 @@
 """Which backend is taken, why not the others, and what is said about it."""
 
-import logging
 import subprocess
 import sys
 
@@ -36,10 +35,9 @@ def test_the_first_that_can_run_is_taken_and_the_reason_against_earlier_ones_kep
     assert choice.rejected == {"xformers": "it has no operator on cpu, only on cuda"}
 
 
-def test_the_choice_is_logged_once_with_its_reasons(caplog):
-    with caplog.at_level(logging.INFO, logger="apr_train"):
-        choose_backend(["xformers", "sdpa"], request_for())
-    assert caplog.messages == ["attention: sdpa (first that can run); not xformers: it has no operator on cpu, only on cuda"]
+def test_the_choice_reads_with_its_reasons():
+    choice = choose_backend(["xformers", "sdpa"], request_for())
+    assert str(choice) == "attention: sdpa (first that can run); not xformers: it has no operator on cpu, only on cuda"
 
 
 def test_a_forced_backend_that_cannot_run_is_an_error_with_its_reason():

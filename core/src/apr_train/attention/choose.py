@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import cast
@@ -21,7 +20,6 @@ _MODULES = {
     "sdpa": ("apr_train.attention.sdpa", "SdpaAttention"),
     "eager": ("apr_train.attention.eager", "EagerAttention"),
 }
-_log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -59,14 +57,14 @@ def load_backend(name: str) -> AttentionBackend:
 
 
 def choose_backend(preferences: Sequence[str | AttentionBackend], request: Request, forced: str | None = None) -> Choice:
-    """Take the first preference that supports `request`, or the one that `forced` names; log it with the reasons.
+    """Take the first preference that supports `request`, or the one that `forced` names, with the reasons against the others.
+
+    A preflight asks as well as the run after it: whoever then uses the backend logs the choice.
 
     Raises:
         AttentionError: when none can run, when the forced one cannot, or for an unknown name. Nothing falls back.
     """
-    choice = _first(preferences, request) if forced is None else _forced(preferences, request, forced)
-    _log.info("%s", choice)
-    return choice
+    return _first(preferences, request) if forced is None else _forced(preferences, request, forced)
 
 
 def _first(preferences: Sequence[str | AttentionBackend], request: Request) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 import torch
@@ -22,18 +23,28 @@ from apr_train.train.objective import mask_kind
 from apr_train.train.precision import Precision
 from apr_train.train.settings import Settings
 
+_log = logging.getLogger(__name__)
+
 
 def choose_attention(
     family: Family, config: ModelConfig, settings: Settings, objective: Objective, precision: Precision, device: torch.device
 ) -> Choice:
-    """The family's first backend that can run here, or the one that `--attention` forces."""
+    """The family's first backend that can run here, or the one that `--attention` forces.
+
+    Asks torch for deterministic algorithms first, where the run wants them: not every backend's operators are, and one
+    that is tried out without would be refused at the first step.
+    """
+    if settings.run.deterministic:
+        make_deterministic()
     request = Request.for_config(
         cast(DecoderConfig | EncoderConfig, config),
         device=device.type,
         dtype=precision.kernel_dtype,
         mask=mask_kind(objective, document_mask=settings.data.document_mask),
     )
-    return choose_backend(family.attention_impl(config), request, settings.model.attention)
+    choice = choose_backend(family.attention_impl(config), request, settings.model.attention)
+    _log.info("%s", choice)
+    return choice
 
 
 def make_model(
@@ -50,8 +61,6 @@ def make_model(
     Fresh values depend on the seed alone, not on the device. Seeds torch's own generators (dropout) as well.
     """
     family, config = cast(Family, report.family), cast(ModelConfig, report.config)
-    if settings.run.deterministic:
-        make_deterministic()
     torch.manual_seed(settings.run.seed)
     generator = torch.Generator().manual_seed(settings.run.seed)
     model = build_model(family.build_model, config, choice.backend)

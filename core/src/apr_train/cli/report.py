@@ -1,0 +1,44 @@
+"""`apr-train report`: one page, or one picture, of one or several runs. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+EPILOG = "Examples: apr-train report runs/a runs/b -o report.html   ·   apr-train report runs/a --png loss.png"
+
+
+@click.command("report", epilog=EPILOG)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The page to write, such as report.html.")
+@click.option(
+    "--png", type=click.Path(path_type=Path, dir_okay=False), help="The curves alone, as a picture (takes matplotlib)."
+)
+def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> None:
+    """Show the runs RUN... (folders such as runs/NAME) together on one page that needs no network.
+
+    Curves of loss, validation, learning rate, gradient norm and throughput with values under the pointer; final numbers;
+    the settings that differ; what the preflight said; what the models wrote. A run may still be under way.
+    """
+    from apr_train.report.record import read_records
+
+    if output is None and png is None:
+        raise click.UsageError("Nothing to write: give -o report.html, or --png curves.png.")
+    if png is not None:
+        from apr_train.report.png import require_matplotlib
+
+        require_matplotlib()
+    records = read_records(runs)
+    if output is not None:
+        from apr_train.atomic import replace_file
+        from apr_train.report.page import report_page
+
+        with replace_file(output) as file:
+            file.write(report_page(records).encode("utf-8"))
+        click.echo(f"{output}: {len(records)} run{'s' * (len(records) > 1)}")
+    if png is not None:
+        from apr_train.report.png import write_png
+
+        write_png(records, png)
+        click.echo(f"{png}: {len(records)} run{'s' * (len(records) > 1)}")

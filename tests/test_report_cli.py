@@ -1,0 +1,91 @@
+"""`apr-train report` on a real run, and its errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from apr_train.cli import cli
+from click.testing import CliRunner
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, ["report", *map(str, arguments)])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The smallest folder that a run could leave."""
+    folder = tmp_path / "runs" / "r"
+    folder.mkdir(parents=True)
+    lines = [{"step": 0, "val_loss": 3.0, "perplexity": 20.1}]
+    lines += [{"step": step, "loss": 3.0 - step / 10, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 50.0} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.toml").write_text("[run]\nsteps = 3\n")
+    (folder / "identity.json").write_text('{"corpus": "c", "tokenizer": "t", "init": null}')
+    return folder
+
+
+def test_a_real_run_is_reported_with_its_preflight_and_sample(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APR_TRAIN_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(20):
+        (corpus / f"m{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 5)
+    train = ["--arch", "llama370m", "--preset", "tiny", "--data", corpus, "--steps", "3", "--sequence-length", "32"]
+    train += ["--batch-size", "2", "--val-batches", "1", "--threads", "1", "--sample-tokens", "4", "--run", "real"]
+    trained = CliRunner().invoke(cli, [str(part) for part in train])
+    assert trained.exit_code == 0, trained.output
+    done = invoke("runs/real", "-o", "report.html")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "report.html").read_text()
+    assert "3 of 3 steps" in page
+    assert "Samples" in page
+    assert "no finding" in page
+    assert "<dt>attention</dt>" in page
+
+
+def test_a_picture_is_written_and_is_the_same_each_time(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    pictures = []
+    for name in ("a.png", "b.png"):
+        done = invoke(run, "--png", tmp_path / name)
+        assert done.exit_code == 0, done.output
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0].startswith(b"\x89PNG")
+    assert pictures[0] == pictures[1]
+
+
+def test_without_matplotlib_the_hint_says_how_to_install_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("apr_train.report.png.find_spec", lambda name: None)
+    done = invoke(run, "--png", tmp_path / "a.png", "-o", tmp_path / "a.html")
+    assert done.exit_code == 1
+    assert 'pip install "apr-train[report]"' in done.output
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_folder_without_metrics_is_one_clear_line(tmp_path):
+    done = invoke(tmp_path, "-o", tmp_path / "a.html")
+    assert done.exit_code == 1
+    assert "the run has no metrics" in done.output
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_damaged_line_is_named(run, tmp_path):
+    (run / "metrics.jsonl").write_text('{"step": 0}\n{"step": \n')
+    done = invoke(run, "-o", tmp_path / "a.html")
+    assert done.exit_code == 1
+    assert "line 2 is not JSON" in done.output
+
+
+def test_nothing_to_write_is_a_usage_error(run):
+    assert invoke(run).exit_code == 2
+
+
+def test_help_has_an_example_and_the_page_needs_no_torch_and_no_matplotlib(run, tmp_path):
+    assert "Examples: apr-train report" in invoke("--help").output
+    code = "import sys; from apr_train.cli import main\ntry: main()\nfinally: print({'torch', 'matplotlib'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, "report", str(run), "-o", str(tmp_path / "a.html")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -95,6 +95,7 @@ def test_fillers_of_a_mask_have_probabilities(apr, models):
         ("encoder", ["--fill-mask", "<mask>", "--temperature", "1"], 2, "--temperature: only with --prompt"),
         ("encoder", ["--fill-mask", "<mask>" * 300], 1, "longer than the model's positions"),
         ("decoder", [], 2, "Give --prompt"),
+        ("decoder", ["--prompt", "x", "--stop", ""], 2, "--stop: an empty text"),
         ("decoder", ["--prompt", "x", "--fill-mask", "<mask>"], 2, "Give --prompt"),
         ("decoder", ["--prompt", "x", "--top-p", "0.9"], 1, "temperature 0 draws nothing"),
         ("decoder", ["--prompt", "x", "--temperature", "nan"], 1, "--temperature: out of range"),

@@ -43,6 +43,8 @@ def command(file: str, prompt: str | None, masked: str | None, as_json: bool, **
     """
     if (prompt is None) == (masked is None):
         raise click.UsageError("Give --prompt (a decoder continues it) or --fill-mask (an encoder fills its masks).")
+    if "" in options["stop"]:
+        raise click.UsageError("--stop: an empty text is everywhere.")
     if masked is not None:
         _refuse(options)
         _fill(file, text_of(masked, "--fill-mask"), as_json, options)

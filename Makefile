@@ -10,12 +10,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --d
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench
+.PHONY: help demo test test-slow check docs bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(STAMP) ## Train a tiny model from scratch, look at it, and list the families
+demo: $(STAMP) ## Train on real weights and real code, and show what came of it (4 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh
 
 test: $(STAMP) ## Run every test but the slow ones (PYTEST_ARGS="-k name" to choose)
@@ -31,6 +31,10 @@ check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribut
 	$(BIN)/python -m pytest -q tests/test_import_direction.py
 	rm -rf dist
 	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
+
+docs: $(STAMP) ## Write the generated pages anew: docs/cli.md from the help, docs/contract.md from the contract
+	$(BIN)/python tools/cli_reference.py > docs/cli.md
+	$(BIN)/apr-train contract --render > docs/contract.md
 
 bench: $(STAMP) ## Run the benchmarks; they print ratios, not wall times of one machine
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

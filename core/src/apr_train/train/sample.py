@@ -10,6 +10,7 @@ from torch import nn
 from apr_train.attention.masks import Causal
 from apr_train.nn.cache import KeyValueCache
 from apr_train.nn.protocol import LanguageModel
+from apr_train.train.acceleration import uncompiled
 from apr_train.train.precision import Precision
 
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""\n'
@@ -37,7 +38,7 @@ def greedy(model: nn.Module, tokenizer: TextTokenizer, prompt: str, *, length: i
     training = model.training
     model.eval()
     try:
-        with precision.context(device):
+        with precision.context(device), uncompiled():
             made = _continue(language_model, torch.tensor([ids], device=device), length)
     finally:
         model.train(training)

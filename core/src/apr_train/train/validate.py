@@ -12,6 +12,7 @@ from torch import nn
 from apr_train.data.batch import Batch
 from apr_train.errors import RunError
 from apr_train.family import Objective
+from apr_train.train.acceleration import uncompiled
 from apr_train.train.objective import head_loss, predicted_positions, right_predictions
 from apr_train.train.precision import Precision
 
@@ -40,7 +41,8 @@ def validate(model: nn.Module, batches: Iterable[Batch], *, objective: Objective
     training = model.training
     model.eval()
     try:
-        sums = [_one(model, batch.to(device), objective, precision) for batch in batches]
+        with uncompiled():
+            sums = [_one(model, batch.to(device), objective, precision) for batch in batches]
     finally:
         model.train(training)
     targets = sum(count for _, _, count in sums)

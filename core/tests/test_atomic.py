@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -157,3 +158,62 @@ def test_special_characters_in_a_name_match_only_themselves(tmp_path, name):
     (tmp_path / ".aXb.00.part").write_bytes(b"")
     (tmp_path / ".a1.00.part").write_bytes(b"")
     assert [path.name for path in clear_litter(tmp_path / name)] == [f".{name}.00.part"]
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_folder])
+def test_a_part_that_is_cleared_before_its_lock_is_made_again(tmp_path, monkeypatch, replace):
+    flock, cleared = fcntl.flock, []
+
+    def late(descriptor, operation):
+        if operation == fcntl.LOCK_EX and not cleared:
+            cleared.extend(clear_litter(tmp_path / "x"))  # another writer of this target, at the worst moment
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with replace(tmp_path / "x"):
+        assert len(names(tmp_path)) == 1
+    assert len(cleared) == 1
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_folder_that_is_cleared_before_it_is_opened_is_made_again(tmp_path, monkeypatch):
+    open_, cleared = os.open, []
+
+    def late(path, flags, *rest):
+        if flags & os.O_DIRECTORY and not cleared:
+            cleared.extend(clear_litter(tmp_path / "x"))
+        return open_(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", late)
+    with replace_folder(tmp_path / "x"):
+        assert len(names(tmp_path)) == 1
+    assert len(cleared) == 1
+
+
+def test_litter_is_locked_until_it_is_gone(tmp_path, monkeypatch):
+    litter = tmp_path / ".x.00.part"
+    litter.write_bytes(b"")
+    unlink, refused = os.unlink, []
+
+    def watched(path, **how):
+        with litter.open() as file, pytest.raises(BlockingIOError):
+            refused.append(path)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlink(path, **how)
+
+    monkeypatch.setattr(os, "unlink", watched)
+    assert clear_litter(tmp_path / "x") == [litter]
+    assert refused == [litter]
+
+
+def test_writers_of_one_target_at_the_same_time_all_succeed(tmp_path):
+    code = (
+        "import sys\nfrom apr_train.atomic import replace_file\n"
+        "for number in range(150):\n"
+        "    with replace_file(sys.argv[1]) as file:\n"
+        "        file.write(sys.argv[2].encode() * 100)\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "x", name]) for name in "ab"]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert (tmp_path / "x").read_bytes() in (b"a" * 100, b"b" * 100)
+    assert names(tmp_path) == ["x"]

@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -34,11 +34,9 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     final = _resolve(target)
     with _as_output_errors(final):
         clear_litter(final)
-        part = _part_name(final)
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        part, descriptor = _claim(final, _create_file)
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
                 _keep_mode(final, descriptor)
                 yield file
                 os.fsync(descriptor)
@@ -64,11 +62,8 @@ def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError("not a folder", where=final, hint="Give a folder that does not exist yet, or an earlier one.")
     with _as_output_errors(final):
         clear_litter(final)
-        part = _part_name(final)
-        part.mkdir()
-        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        part, lock = _claim(final, _create_folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield part
             _sync_tree(part)
             _put_in_place(part, final)
@@ -83,16 +78,20 @@ def clear_litter(target: str | os.PathLike[str]) -> list[Path]:
     final = _resolve(target)
     cleared = []
     for part in sorted(final.parent.glob(f".{_escape(final.name)}.*{_PART}")):
-        if _is_held(part):
-            continue
-        if part.name.endswith(f".old{_PART}") and not final.exists():
-            part.rename(final)  # killed between the two renames of a replacement without exchange
-        elif part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-        cleared.append(part)
+        with _held_by_nobody(part) as is_litter:  # our lock is on it until it is gone: see _claim
+            if is_litter:
+                _clear(part, final)
+                cleared.append(part)
     return cleared
+
+
+def _clear(part: Path, final: Path) -> None:
+    if part.name.endswith(f".old{_PART}") and not final.exists():
+        part.rename(final)  # killed between the two renames of a replacement without exchange
+    elif part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -120,18 +119,62 @@ def _escape(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
-def _is_held(part: Path) -> bool:
+def _claim(final: Path, create: Callable[[Path], int | None]) -> tuple[Path, int]:
+    """A new part beside the target, and a descriptor that holds its lock.
+
+    Between its creation and the lock, another writer's `clear_litter` can take it for litter: then another one is made.
+    """
+    while True:
+        part = _part_name(final)
+        descriptor = create(part)
+        if descriptor is not None and _lock(part, descriptor):
+            return part, descriptor
+
+
+def _create_file(part: Path) -> int:
+    return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _create_folder(part: Path) -> int | None:
+    part.mkdir()
     try:
-        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None  # cleared already
+
+
+def _lock(part: Path, descriptor: int) -> bool:
+    """Lock a part; False, and closed, when its name is gone by then."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if part.exists():
+            return True
+    except BaseException:
+        os.close(descriptor)
+        _clear(part, part)
+        raise
+    os.close(descriptor)
+    return False
+
+
+@contextmanager
+def _held_by_nobody(part: Path) -> Iterator[bool]:
+    """Whether no writer holds a part; nobody can get hold of it while the context lasts."""
+    try:
+        descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return True  # gone already, or not ours to open: not ours to remove either
+        yield False  # gone already, or not ours to open: not ours to remove either
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        os.close(descriptor)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(descriptor)
-    return False
 
 
 def _keep_mode(final: Path, descriptor: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from attrs import field, frozen
 
 from apr_train.config import ModelConfig
-from apr_train.errors import FormatError, PreflightError
+from apr_train.errors import FormatError, OutputError, PreflightError
 from apr_train.facade import Family
 from apr_train.family import Layout
 from apr_train.finding import Finding
@@ -22,6 +22,7 @@ from apr_train.formats.casts import cast_pieces
 from apr_train.formats.checkpoint import FLOAT_DTYPES, Checkpoint, TensorView
 from apr_train.formats.metadata import apr_metadata
 from apr_train.formats.tie import resolve_tie
+from apr_train.formats.tokenizer_json import check_buildable
 from apr_train.header import Header, TensorInfo
 from apr_train.load_plan import TENSOR_SET, LoadPlan, plan_load
 from apr_train.operations import Operation, Rename
@@ -191,6 +192,16 @@ def provenance_of(header: Header) -> dict[str, Any]:
     return found
 
 
+def _check_target(source: Path, target: Path) -> None:
+    """The source is not written over: what a conversion leaves out or rounds would be nowhere any more."""
+    if not target.exists():
+        return
+    into = source.is_dir() and target.resolve().parent == source.resolve() and target.suffix != ".apr"
+    if into or target.samefile(source):
+        problem = "the target is a file of the source" if into else "the target is the source"
+        raise OutputError(problem, where=target, hint="Give another name.")
+
+
 def import_to_apr(
     conversion: Conversion, target: Path, *, dtype: Dtype | None = None, progress: Progress | None = None
 ) -> list[Move]:
@@ -200,8 +211,12 @@ def import_to_apr(
 
     Raises:
         FormatError: when a tensor cannot be kept or does not fit its type.
-        OutputError: when the file cannot be written; an old one is then as it was.
+        TokenizerError: when the source has a tokenizer that `.apr` cannot hold, named.
+        OutputError: when the target is the source, or cannot be written; an old file is then as it was.
     """
+    _check_target(Path(conversion.header.path), target)
+    if conversion.header.tokenizer is not None:
+        check_buildable(conversion.header.tokenizer)
     moves = conversion.moves(dtype)
     specs = [TensorSpec(move.target, move.dtype, move.source.shape) for move in moves]
     metadata = apr_metadata(

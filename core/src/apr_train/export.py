@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,9 @@ from apr_train.tokenizer_spec import TokenizerSpec
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of weights per file; what transformers uses."""
-WRITTEN = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "README.md",
-)
+WRITTEN = ("config.json", "tokenizer.json", "tokenizer_config.json")
+"""What an export writes beside the weights."""
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
 def export_to_folder(
@@ -40,11 +36,11 @@ def export_to_folder(
     """Write the folder, as a whole or not at all. Returns what was written.
 
     Raises:
-        OutputError: when the folder holds other files, or cannot be written.
+        OutputError: when the folder holds the source or other files, or cannot be written.
         FormatError: when a value does not fit the type.
         TokenizerError: when the tokenizer cannot be rebuilt.
     """
-    _check_target(target)
+    _check_target(target, Path(conversion.header.path))
     with replace_folder(target) as folder:
         return fill_folder(conversion, folder, dtype=dtype, shard_size=shard_size, progress=progress)
 
@@ -82,11 +78,18 @@ def fill_folder(
     return moves
 
 
-def _check_target(target: Path) -> None:
-    """An earlier export may be replaced; a folder with anything else in it may not."""
+def _check_target(target: Path, source: Path) -> None:
+    """An earlier export may be replaced; the source, or a folder with anything else in it, may not."""
     if not target.is_dir():
         return
-    other = [item.name for item in target.iterdir() if item.name not in WRITTEN and not item.name.startswith("model")]
+    if target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise OutputError(
+            "the folder holds the source, and an export replaces all of it",
+            where=target,
+            found=source,
+            hint="Give a folder that does not exist yet.",
+        )
+    other = [item.name for item in target.iterdir() if not _is_ours(item)]
     if other:
         raise OutputError(
             "the folder holds files that an export does not write",
@@ -94,6 +97,10 @@ def _check_target(target: Path) -> None:
             found=", ".join(sorted(other)[:4]),
             hint="Give a folder that does not exist yet, or an earlier export.",
         )
+
+
+def _is_ours(item: Path) -> bool:
+    return item.is_file() and (item.name in WRITTEN or _WEIGHTS.fullmatch(item.name) is not None)
 
 
 def _info(move: Move) -> TensorInfo:

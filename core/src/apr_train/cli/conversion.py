@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
+from apr_train.cli.output import emit_findings
 from apr_train.convert import Conversion, Move, prepare
+from apr_train.formats.apr.validate import signature_findings
 from apr_train.formats.source import open_checkpoint
 from apr_train.registry import Registry
 
@@ -20,6 +22,7 @@ def prepared(source: Path, *, arch: str | None, rope_layout: str | None, verify:
     if not verify:
         click.echo("The checksum over the data is not checked (--no-verify).", err=True)
     with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:  # type: ignore[arg-type] # the choices are RopeRows'
+        emit_findings(signature_findings(checkpoint))
         yield prepare(checkpoint, Registry.discover(), arch=arch)
 
 

@@ -39,6 +39,8 @@ def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> Non
     """
     from apr_train.errors import AprTrainError
 
+    if not options["verify"]:
+        click.echo("The checksums over the data are not checked (--no-verify).", err=True)
     try:
         found = _compare(a, b, **options)
     except AprTrainError as error:

@@ -19,11 +19,13 @@ SCHEMA_VERSION = 1
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 def command(file: Path, as_json: bool, tensors: bool) -> None:
     """Show FILE's header: architecture, config, tokenizer, tensors, and which families claim it."""
-    from apr_train.cli.output import emit_json, emit_pairs, emit_table
+    from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
+    from apr_train.formats.apr.validate import signature_findings
     from apr_train.formats.source import open_checkpoint
 
     with open_checkpoint(file, verify=False) as checkpoint:
         header = checkpoint.header
+        emit_findings(signature_findings(checkpoint))
     found = describe(header, claimed_by(header), with_tensors=tensors)
     if as_json:
         emit_json(found)
@@ -35,7 +37,7 @@ def command(file: Path, as_json: bool, tensors: bool) -> None:
             emit_pairs({key: _short(value) for key, value in sorted(part.items())}, title=title)
     if found["tokenizer"]:
         click.echo()
-        emit_pairs({key: _short(value) for key, value in found["tokenizer"].items()}, title="tokenizer")
+        emit_pairs({key: _short(value) or "none" for key, value in found["tokenizer"].items()}, title="tokenizer")
     if tensors:
         click.echo()
         rows = [(item["name"], item["dtype"], item["shape"], item["bytes"]) for item in found["tensors"]]

@@ -23,14 +23,7 @@ def tokenizer_json(spec: TokenizerSpec) -> dict[str, Any]:
     """
     if spec.json is not None:
         return dict(spec.json)
-    if spec.model != "bpe":
-        raise TokenizerError(
-            f"a {spec.model} tokenizer cannot be rebuilt from a checkpoint's metadata",
-            where=spec.origin,
-            expected="a byte-level BPE with vocabulary and merges",
-            found=spec.model,
-            hint="Put the model's tokenizer.json beside the file, or import from a Hugging Face folder.",
-        )
+    check_buildable(spec)
     cut = PRE_TOKENIZERS[_pre_type(spec)]
     return {
         "version": "1.0",
@@ -54,6 +47,22 @@ def tokenizer_json(spec: TokenizerSpec) -> dict[str, Any]:
             "merges": split_merges(spec.merges, spec.origin),
         },
     }
+
+
+def check_buildable(spec: TokenizerSpec) -> None:
+    """See that it is a kind that metadata can hold, or a whole `tokenizer.json`.
+
+    Raises:
+        TokenizerError: naming the kind.
+    """
+    if spec.json is None and spec.model != "bpe":
+        raise TokenizerError(
+            f"a {spec.model} tokenizer cannot be rebuilt from a checkpoint's metadata",
+            where=spec.origin,
+            expected="a byte-level BPE with vocabulary and merges",
+            found=spec.model,
+            hint="Put the model's tokenizer.json beside the file, or import from a Hugging Face folder.",
+        )
 
 
 def _pre_type(spec: TokenizerSpec) -> str:

@@ -13,7 +13,7 @@ from apr_train.finding import Finding
 from apr_train.formats.apr.layout import Flags
 from apr_train.formats.apr.reader import AprReader
 from apr_train.formats.apr.shards import ShardedReader, open_apr
-from apr_train.formats.checkpoint import TensorView
+from apr_train.formats.checkpoint import Checkpoint, TensorView
 
 STRUCTURE = "APR-STRUCTURE"
 CHECKSUM = "APR-CHECKSUM"
@@ -37,8 +37,25 @@ def validate(path: str | os.PathLike[str], *, data: bool = False, progress: Prog
 
 def check_data(reader: AprReader | ShardedReader, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
     """What `validate` does after the structure was found good: checksums, and with `data` every value."""
-    files = reader.shards if isinstance(reader, ShardedReader) else [reader]
-    return [finding for file in files for finding in _check_file(file, data, progress or _silent)]
+    return [
+        *signature_findings(reader),
+        *(finding for file in _files(reader) for finding in _check_file(file, data, progress or _silent)),
+    ]
+
+
+def signature_findings(checkpoint: Checkpoint) -> list[Finding]:
+    """A warning for each signed file: signatures are not checked here. None for other containers."""
+    files = _files(checkpoint) if isinstance(checkpoint, AprReader | ShardedReader) else []
+    problem = "the file is signed, and the signature was not checked"
+    return [
+        Finding(id=SIGNATURE, where=file.header.path, problem=problem, severity="warning")
+        for file in files
+        if file.flags & Flags.SIGNED
+    ]
+
+
+def _files(reader: AprReader | ShardedReader) -> list[AprReader]:
+    return reader.shards if isinstance(reader, ShardedReader) else [reader]
 
 
 def _silent(count: int) -> None:
@@ -46,13 +63,6 @@ def _silent(count: int) -> None:
 
 
 def _check_file(reader: AprReader, data: bool, progress: Progress) -> Iterator[Finding]:
-    if reader.flags & Flags.SIGNED:
-        yield Finding(
-            id=SIGNATURE,
-            where=reader.header.path,
-            problem="the file is signed, and the signature was not checked",
-            severity="warning",
-        )
     stream = reader.stream(verify=True)
     try:
         for name, entry in reader.entries.items():

@@ -3,7 +3,8 @@
 # DEMO_FOLDER and DEMO_STEPS choose another folder and another length.
 set -euo pipefail
 folder=${DEMO_FOLDER:-demo}
-prompt=$'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
+# It ends without a newline: the tokenizer would cut newline and indentation otherwise than in the text it was trained on.
+prompt=$'class Stack:\n    """A last-in, first-out container."""\n\n    def __init__(self):'
 say() { printf '\n$' >&2 && printf ' %q' "$@" >&2 && printf '\n' >&2 && "$@"; }
 
 docs=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,8 +23,8 @@ print(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
 PY
 )
 [ -e smollm2.apr ] || say apr-train import "$weights" -o smollm2.apr
-say apr-train generate smollm2.apr --prompt "$prompt" --max-tokens 40 > before.txt
+say apr-train generate smollm2.apr --prompt "$prompt" --max-tokens 56 > before.txt
 say apr-train --arch llama370m --init smollm2.apr --steps "${DEMO_STEPS:-30}"
-say apr-train generate runs/llama370m-smollm2 --prompt "$prompt" --max-tokens 40 > after.txt
+say apr-train generate runs/llama370m-smollm2 --prompt "$prompt" --max-tokens 56 > after.txt
 say apr-train eval runs/llama370m-smollm2 --from-scratch --json > scratch.json
 python "$docs/demo_summary.py" runs/llama370m-smollm2 --seconds $((SECONDS - started)) --prompt "$prompt"

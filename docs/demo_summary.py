@@ -39,15 +39,14 @@ def speed(lines: list[dict[str, float]], seconds: int) -> list[str]:
 
 
 def completions(prompt: str) -> list[str]:
-    """What the model wrote after the same prompt before and after, greedily."""
-    shown = [f"completion {when} of\n{indented(prompt)}" for when in ("before", "after")]
-    texts = [indented(Path(f"{when}.txt").read_text()) for when in ("before", "after")]
-    return [f"{title}\n  ->\n{text}" for title, text in zip(shown, texts, strict=True)]
+    """The prompt, and what the model wrote after it before and after the training, greedily."""
+    shown = [f"prompt\n{indented(prompt)}"]
+    return shown + [f"completion {when}\n{indented(Path(f'{when}.txt').read_text())}" for when in ("before", "after")]
 
 
 def indented(text: str) -> str:
     """Each line moved to the right."""
-    return "\n".join(f"    | {line}" for line in text.rstrip("\n").splitlines())
+    return "\n".join(f"    | {line}" for line in text.strip("\n").splitlines())
 
 
 def paths(run: Path) -> list[str]:

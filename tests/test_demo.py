@@ -48,8 +48,8 @@ def test_it_ends_with_speed_completions_and_paths_that_exist(shown):
     folder, texts = shown
     for text in texts:
         assert re.search(r"training speed +[\d,]+ tokens/s", text)
-        assert "completion before of" in text
-        assert "completion after of" in text
+        assert "completion before\n    | " in text
+        assert "completion after\n    | " in text
         written = text[text.rindex("written") :].split()[1:]
         assert len(written) == 5
         assert all((folder.parent / path).exists() for path in written)

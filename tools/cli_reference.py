@@ -31,7 +31,7 @@ A checkpoint is any of `.apr`, safetensors, GGUF, or a Hugging Face folder, told
 
 def reference() -> str:
     """The page: one section for the program, one for each command."""
-    group = cast(CommandGroup, cli)
+    group: CommandGroup = cli
     context = _context(group, "apr-train", None)
     names = group.list_commands(context)
     contents = " · ".join(f"[{name}](#apr-train-{name})" for name in names)

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import contextmanager
 
+import apr_train.cli.conversion
+import apr_train.convert
 import pytest
 import torch
 from apr_train.cli import cli
@@ -148,3 +151,27 @@ def test_an_interrupted_import_leaves_the_old_file_and_no_litter(folder, tmp_pat
     assert b"Traceback" not in errors
     assert (home / "m.apr").read_bytes() == b"old"
     assert [path.name for path in home.iterdir()] == ["m.apr"]
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_the_check_of_a_source_has_a_bar_and_comes_before_anything_is_written(command, apr, tmp_path, monkeypatch):
+    told = {}
+
+    @contextmanager
+    def bar(description, total=None, **how):
+        told[description] = 0
+
+        def advance(count):
+            told[description] += count
+
+        yield advance
+
+    monkeypatch.setattr(apr_train.cli.conversion, "progress_bar", bar)
+    size = apr.stat().st_size
+    invoke(command, apr, "-o", tmp_path / "first")
+    assert told == {"checking m.apr": size - 4}  # all but the checksum itself
+    raw = bytearray(apr.read_bytes())
+    raw[-1] ^= 1
+    apr.write_bytes(raw)
+    monkeypatch.setattr(apr_train.convert.Conversion, "moves", lambda *_: pytest.fail("it went on"))
+    assert "the file is damaged" in invoke(command, apr, "-o", tmp_path / "second", exit_code=1).output

@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 
 from apr_train.cli.output import emit_findings
+from apr_train.cli.progress import progress_bar
 from apr_train.convert import Conversion, Move, prepare
+from apr_train.formats.apr import AprReader, ShardedReader
 from apr_train.formats.apr.validate import signature_findings
 from apr_train.formats.source import open_checkpoint
 from apr_train.registry import Registry
@@ -23,7 +25,13 @@ def prepared(source: Path, *, arch: str | None, rope_layout: str | None, verify:
         click.echo("The checksum over the data is not checked (--no-verify).", err=True)
     with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:  # type: ignore[arg-type] # the choices are RopeRows'
         emit_findings(signature_findings(checkpoint))
-        yield prepare(checkpoint, Registry.discover(), arch=arch)
+        conversion = prepare(checkpoint, Registry.discover(), arch=arch)
+        if isinstance(checkpoint, AprReader | ShardedReader):  # here, with a bar of its own: the first read would do it
+            with progress_bar(
+                f"checking {source.name}", sum(item.nbytes for item in conversion.header.tensors.values())
+            ) as progress:
+                checkpoint.verify_once(progress)
+        yield conversion
 
 
 def describe_result(conversion: Conversion, moves: Sequence[Move], output: Path) -> None:

@@ -17,7 +17,7 @@ from apr_train.formats.apr.index import IndexEntry, parse_index
 from apr_train.formats.apr.layout import HEADER_SIZE, Flags
 from apr_train.formats.apr.metadata import parse_metadata
 from apr_train.formats.apr.quant import decode
-from apr_train.formats.apr.stream import AprStream
+from apr_train.formats.apr.stream import AprStream, Progress
 from apr_train.formats.checkpoint import TensorView
 from apr_train.formats.content_hash import content_hash
 from apr_train.formats.metadata import header_from_apr
@@ -81,13 +81,13 @@ class AprReader:
         """A context that reads tensors in any order and checks the checksum of the same bytes when it is left."""
         return AprStream(self._file, self._fixed, self.entries, verify=self.verify_data if verify is None else verify)
 
-    def verify(self) -> None:
+    def verify(self, progress: Progress | None = None) -> None:
         """Check the trailing CRC32 over the whole file.
 
         Raises:
             FormatError: the file is damaged.
         """
-        self.stream(verify=True).finish()
+        self.stream(verify=True).finish(progress)
         self._verified = True
 
     def read(self, name: str) -> TensorView:
@@ -105,21 +105,22 @@ class AprReader:
     def read_raw(self, name: str) -> memoryview:
         """The tensor's bytes as a view of the memory map."""
         entry = self.entries[name]
-        self._verify_once()
+        self.verify_once()
         return self._file.view(self._fixed.data_offset + entry.offset, entry.size)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Copy the tensor's bytes into a writable buffer of exactly their size, without mapping them."""
-        self._verify_once()
+        self.verify_once()
         self.stream(verify=False).read_into(name, buffer)
 
     def content_hash(self) -> str:
         """SHA-256 over metadata, names, dtypes, shapes and tensor bytes: the same model has the same hash."""
         return content_hash(self.raw_metadata, self.header.tensors, self.read_raw)
 
-    def _verify_once(self) -> None:
+    def verify_once(self, progress: Progress | None = None) -> None:
+        """`verify`, unless that was done before or the file was opened without."""
         if self.verify_data and not self._verified:
-            self.verify()
+            self.verify(progress)
 
     def close(self) -> None:
         """Let go of the file; views that are still held keep the map alive."""

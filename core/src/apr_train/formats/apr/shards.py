@@ -16,6 +16,7 @@ from apr_train.formats.apr.file import InputFile
 from apr_train.formats.apr.layout import Flags
 from apr_train.formats.apr.metadata import parse_metadata
 from apr_train.formats.apr.reader import AprReader
+from apr_train.formats.apr.stream import Progress
 from apr_train.formats.checkpoint import TensorView
 from apr_train.formats.content_hash import content_hash
 from apr_train.formats.metadata import header_from_apr
@@ -171,6 +172,11 @@ class ShardedReader:
         """Check every shard's checksum."""
         for shard in self.shards:
             shard.verify()
+
+    def verify_once(self, progress: Progress | None = None) -> None:
+        """As `AprReader.verify_once`."""
+        for shard in self.shards:
+            shard.verify_once(progress)
 
     def read(self, name: str) -> TensorView:
         """As `AprReader.read`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +18,8 @@ from apr_train.formats.apr.layout import TRAILER_SIZE
 from apr_train.formats.apr.quant import decode
 from apr_train.formats.checkpoint import TensorView
 
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were just read."""
 CHUNK = 1 << 18
 """Bytes read at a time: they stay in the second-level cache until the checksum and the copy have seen them."""
 
@@ -71,8 +73,8 @@ class AprStream:
         if self._verify:
             self._checksum.add(start, len(buffer), crc32(buffer))
 
-    def finish(self) -> None:
-        """Read what was not read yet and compare with the trailer.
+    def finish(self, progress: Progress | None = None) -> None:
+        """Read what was not read yet, telling `progress` of its bytes, and compare with the trailer.
 
         Raises:
             FormatError: the file is damaged, or changed under our hands.
@@ -86,6 +88,8 @@ class AprStream:
                 part = buffer[: min(CHUNK, length - position)]
                 self._file.read_into(start + position, part)
                 self._checksum.add(start + position, len(part), crc32(part))
+                if progress is not None:
+                    progress(len(part))
         stored = int.from_bytes(self._file.read(total, TRAILER_SIZE), "little")
         actual = self._checksum.combined()
         if actual != stored:

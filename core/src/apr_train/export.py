@@ -89,7 +89,7 @@ def _check_target(target: Path, source: Path) -> None:
             found=source,
             hint="Give a folder that does not exist yet.",
         )
-    other = [item.name for item in target.iterdir() if not _is_ours(item)]
+    other = [item.name for item in target.iterdir() if not is_written(item)]
     if other:
         raise OutputError(
             "the folder holds files that an export does not write",
@@ -99,7 +99,8 @@ def _check_target(target: Path, source: Path) -> None:
         )
 
 
-def _is_ours(item: Path) -> bool:
+def is_written(item: Path) -> bool:
+    """Whether a file of a folder has a name that an export writes."""
     return item.is_file() and (item.name in WRITTEN or _WEIGHTS.fullmatch(item.name) is not None)
 
 

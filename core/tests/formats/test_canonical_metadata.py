@@ -237,6 +237,7 @@ def test_provenance_must_be_plain():
             {"rope_theta": 5.0, "partial_rotary_factor": 0.5},
         ),
         ({"rope_scaling": {"type": "default"}, "rope_theta": 5.0}, {"rope_theta": 5.0}),
+        ({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, {"partial_rotary_factor": 0.5}),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
         ({"rope_scaling": None, "head_dim": None}, {}),
     ],

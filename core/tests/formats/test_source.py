@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -65,6 +66,17 @@ def test_an_empty_or_foreign_file_is_an_error_with_the_rule_s_id(content, words,
     path.write_bytes(content)
     with pytest.raises(FormatError, match=f"FALSIFY-APR-PRETRAIN-INIT-004.*{words}"):
         open_checkpoint(path)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="neither a file nor a folder"):
+        open_checkpoint(tmp_path / "pipe")
+
+
+def test_a_path_that_the_system_cannot_look_up_is_an_error_of_ours(tmp_path):
+    with pytest.raises(FormatError, match="cannot be read"):
+        open_checkpoint(tmp_path / ("x" * 5000))
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

@@ -56,16 +56,15 @@ def header_from_hf(
 def canonical_config(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Nulls dropped, `rope_parameters` taken apart: theta lifted, a scaling that is not `default` under `rope_scaling`."""
     plain = {key: value for key, value in config.items() if value is not None and key not in ("architectures", "model_type")}
-    parameters = plain.pop("rope_parameters", None)
-    if isinstance(parameters, Mapping):
-        plain |= _rope_parts(parameters, plain, path)
-    scaling = plain.get("rope_scaling")
-    if isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type", NEUTRAL_ROPE)) == NEUTRAL_ROPE:
-        plain.pop("rope_scaling")
+    for key in ("rope_scaling", "rope_parameters"):  # one table under its older and its newer name
+        parameters = plain.get(key)
+        if isinstance(parameters, Mapping):
+            del plain[key]
+            plain |= _rope_parts(parameters, plain, path, key)
     return plain
 
 
-def _rope_parts(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _rope_parts(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: str, table: str) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in parameters.values()):
         return {"rope_scaling": {"rope_type": "one RoPE per layer type", **parameters}}
     lifted = {key: parameters[key] for key in _LIFTED if parameters.get(key) is not None}
@@ -74,7 +73,7 @@ def _rope_parts(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: s
             raise FormatError(
                 f"config.json has two values of {key}",
                 path=path,
-                field=f"rope_parameters.{key}",
+                field=f"{table}.{key}",
                 expected=plain[key],
                 found=value,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import cast
 
@@ -43,7 +44,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True, rope_l
 
 
 def _open(path: Path, *, verify: bool) -> Checkpoint:
-    if path.is_dir():
+    if _is_folder(path):
         return _open_folder(path, verify=verify)
     magic = _magic(path)
     if magic[:4] == b"GGUF":
@@ -82,14 +83,29 @@ def _open_folder(path: Path, *, verify: bool) -> Checkpoint:
     return SafetensorsReader.open(path)
 
 
+def _is_folder(path: Path) -> bool:
+    """False for a regular file; anything else (a pipe would block the open) is refused."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise FormatError(f"{MISSING}: neither a file nor a folder", path=path, expected=KNOWN)
+    return stat.S_ISDIR(mode)
+
+
+def _unreadable(path: Path, error: OSError) -> FormatError:
+    if isinstance(error, FileNotFoundError):
+        return FormatError(f"{MISSING}: no such file", path=path, expected=KNOWN)
+    return FormatError(f"{MISSING}: cannot be read: {error.strerror}", path=path)
+
+
 def _magic(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             magic = file.read(9)
-    except FileNotFoundError as error:
-        raise FormatError(f"{MISSING}: no such file", path=path, expected=KNOWN) from error
     except OSError as error:
-        raise FormatError(f"{MISSING}: cannot be read: {error.strerror}", path=path) from error
+        raise _unreadable(path, error) from error
     if len(magic) < 9:
         what = f"{len(magic)} bytes" if magic else "an empty file"
         raise FormatError(f"{WRONG_MAGIC}: too short to be a checkpoint", path=path, expected=KNOWN, found=what)

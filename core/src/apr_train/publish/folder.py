@@ -9,7 +9,7 @@ from pathlib import Path
 from apr_train.atomic import replace_folder
 from apr_train.convert import Conversion, Dtype, prepare
 from apr_train.errors import FormatError, OutputError
-from apr_train.export import WRITTEN, fill_folder
+from apr_train.export import fill_folder, is_written
 from apr_train.formats.apr import AprReader, open_apr
 from apr_train.publish.card import model_card
 from apr_train.publish.subject import Subject, Wishes, check_provenance, record_of
@@ -92,8 +92,8 @@ def _check_target(target: Path, artifact: str) -> None:
     """An earlier publication may be replaced; a folder with anything else in it may not."""
     if not target.is_dir():
         return
-    mine = {*WRITTEN, *CARDS, SUMS, artifact}
-    other = [item.name for item in target.iterdir() if item.name not in mine and not item.name.startswith("model")]
+    mine = {*CARDS, SUMS, artifact}
+    other = [item.name for item in target.iterdir() if item.name not in mine and not is_written(item)]
     if other or (any(target.iterdir()) and not (target / SUMS).is_file()):
         raise OutputError(
             "the folder is not an earlier publication",

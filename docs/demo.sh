@@ -9,7 +9,7 @@ say() { printf '\n$' >&2 && printf ' %q' "$@" >&2 && printf '\n' >&2 && "$@"; }
 
 docs=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$folder" && cd "$folder"
-rm -rf runs before.txt after.txt scratch.json
+rm -rf runs before.txt after.txt scratch.json summary.txt
 started=$SECONDS
 
 # The package is there for its one data file; it is looked up, not imported, since its own dependencies are not installed.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read the run's metrics and the demo's own files in the current folder, and print what came of it."""
+    """Read the run's metrics and the demo's own files in the current folder, and print what came of it; summary.txt keeps it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--prompt", required=True)
@@ -15,6 +15,7 @@ def main() -> None:
     given = parser.parse_args()
     lines = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
     text = [*losses(lines), "", *speed(lines, given.seconds), "", *completions(given.prompt), "", *paths(given.run)]
+    Path("summary.txt").write_text("\n".join(text) + "\n")
     sys.stdout.write("\n" + "\n".join(text) + "\n")
 
 

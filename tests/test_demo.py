@@ -50,6 +50,7 @@ def test_it_ends_with_speed_completions_and_paths_that_exist(shown):
         assert re.search(r"training speed +[\d,]+ tokens/s", text)
         assert "completion before\n    | " in text
         assert "completion after\n    | " in text
+        assert text.endswith((folder / "summary.txt").read_text() if text is texts[-1] else "")
         written = text[text.rindex("written") :].split()[1:]
         assert len(written) == 5
         assert all((folder.parent / path).exists() for path in written)

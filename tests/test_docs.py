@@ -100,6 +100,13 @@ def test_the_command_line_page_is_fresh():
     assert (ROOT / "docs" / "cli.md").read_text() == module.reference(), "stale: run make docs"
 
 
+def test_the_readme_shows_what_the_demo_prints():
+    """Real output: paste demo/summary.txt between the marks after `make demo`."""
+    (block,) = re.findall(r"<!-- demo-output -->(.*?)<!-- /demo-output -->", (ROOT / "README.md").read_text(), re.S)
+    labels = ("from scratch", "step 0", "training speed", "prompt", "completion before", "completion after", "written")
+    assert [label for label in labels if label not in block] == []
+
+
 RUNNABLE = [page for page in PAGES if fences(page, "sh run")]
 
 

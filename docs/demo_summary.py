@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read the run's metrics and the demo's own files in the current folder, and print what came of it; summary.txt keeps it."""
+    """Read the run's metrics and the demo's own files in the current folder; print what came of it, and keep it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--prompt", required=True)

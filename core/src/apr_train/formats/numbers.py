@@ -10,12 +10,19 @@ def shortest_f32(value: float) -> float:
     """The decimal with the fewest digits that reads back to the same 32-bit float; nan, inf and overflow are unchanged."""
     if not math.isfinite(value):
         return value
-    try:
-        stored = struct.pack("<f", value)
-    except OverflowError:
+    stored = _f32_bytes(value)
+    if stored is None:
         return value
     for digits in range(1, 10):
         candidate = float(f"{value:.{digits}g}")
-        if struct.pack("<f", candidate) == stored:
+        if _f32_bytes(candidate) == stored:
             return candidate
     return value
+
+
+def _f32_bytes(value: float) -> bytes | None:
+    """None for a number that rounds beyond the largest float32, as fewer digits of a number near it may."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return None

@@ -13,7 +13,7 @@ from apr_train.nn.protocol import LanguageModel
 from apr_train.train.acceleration import uncompiled
 from apr_train.train.precision import Precision
 
-DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""\n'
+DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
 
 
 class TextTokenizer(Protocol):

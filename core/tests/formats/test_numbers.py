@@ -3,10 +3,9 @@ import struct
 
 import numpy as np
 import pytest
+from apr_train.formats.numbers import shortest_f32
 from hypothesis import example, given
 from hypothesis import strategies as st
-
-from apr_train.formats.numbers import shortest_f32
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))

@@ -79,15 +79,13 @@ def _open(file: str | None, rope_layout: RopeRows | None) -> tuple[Header | None
         return None, []
     from apr_train.errors import FormatError
     from apr_train.formats.source import open_checkpoint
-    from apr_train.preflight import opening_finding, unreachable_finding
+    from apr_train.preflight import opening_finding
 
     try:
         with open_checkpoint(file, verify=False, rope_layout=rope_layout) as checkpoint:
             return checkpoint.header, []
     except FormatError as error:
         return None, [opening_finding(error)]
-    except OSError as error:
-        return None, [unreachable_finding(file, error)]
 
 
 def _tokenizer(path: str | None) -> tuple[TokenizerSpec | None, list[Finding]]:

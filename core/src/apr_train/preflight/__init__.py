@@ -5,7 +5,6 @@ from apr_train.preflight.opening import (
     opening_finding,
     read_tokenizer,
     tokenizer_finding,
-    unreachable_finding,
 )
 from apr_train.preflight.report import PreflightInput, Report, Skipped
 from apr_train.preflight.run import preflight
@@ -19,5 +18,4 @@ __all__ = [
     "preflight",
     "read_tokenizer",
     "tokenizer_finding",
-    "unreachable_finding",
 ]

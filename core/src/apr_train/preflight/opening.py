@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import attrs
@@ -37,17 +38,13 @@ def error_finding(rule: str, error: AprTrainError, where: str = "") -> Finding:
 
 def opening_finding(error: FormatError) -> Finding:
     """INIT-003 for a file that is not there, INIT-004 for one that is not what it should be."""
-    finding = error_finding(BAD_FILE if Path(error.path).exists() else MISSING_FILE, error, error.path)
+    there = os.path.exists(error.path)  # noqa: PTH110  # Path's raises for a name that is too long
+    finding = error_finding(BAD_FILE if there else MISSING_FILE, error, error.path)
     if error.field in BY_FIELD:
         return attrs.evolve(finding, id=BY_FIELD[error.field])
     rule, separator, problem = finding.problem.partition(": ")
     # the readers put the rule's id before the message, for those who see the exception alone
     return attrs.evolve(finding, id=rule, problem=problem) if separator and rule in (BAD_FILE, MISSING_FILE) else finding
-
-
-def unreachable_finding(path: str, error: OSError) -> Finding:
-    """INIT-003 for a path that cannot even be looked at: a closed folder above it, a name that is too long."""
-    return Finding(id=MISSING_FILE, where=path, problem=f"cannot be read: {error.strerror}")
 
 
 def tokenizer_finding(error: AprTrainError) -> Finding:

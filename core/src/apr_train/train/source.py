@@ -25,7 +25,6 @@ from apr_train.preflight import (
     preflight,
     read_tokenizer,
     tokenizer_finding,
-    unreachable_finding,
 )
 from apr_train.preflight.tokens import corpus_findings
 from apr_train.registry import Registry
@@ -48,8 +47,6 @@ def open_source(path: str | None, rope_layout: str | None = None) -> Checkpoint 
         return open_checkpoint(path, rope_layout=cast(RopeRows | None, rope_layout))
     except FormatError as error:
         raise PreflightError([opening_finding(error)]) from error
-    except OSError as error:
-        raise PreflightError([unreachable_finding(path, error)]) from error
 
 
 def tied_header(checkpoint: Checkpoint | None) -> Header | None:

@@ -104,6 +104,10 @@ def summed(model, batch):
     return loss, int((batch.targets != -100).sum())
 
 
+def relative(ours, theirs):
+    return float((ours - theirs).norm() / theirs.norm())
+
+
 def compare(place, config, tokenizer, accumulate):
     folder = publish(config, place.folder / "published", tokenizer)
     args = ("--steps", STEPS, "--lr", LR, "--warmup-steps", "2", "--accumulate", accumulate, "--sequence-length", LENGTH)
@@ -117,9 +121,9 @@ def compare(place, config, tokenizer, accumulate):
     with open_apr(place.run("x") / "model.apr") as checkpoint:
         names = [name for name in parameters if name != "lm_head.weight"]
         assert set(checkpoint.header.tensors) == set(names)
-        for name in names:
-            ours_now, theirs = to_torch(checkpoint.read(name)), parameters[name].detach()
-            assert (ours_now - theirs).norm() <= 1e-4 * theirs.norm(), name
+        apart = {name: relative(to_torch(checkpoint.read(name)), parameters[name].detach()) for name in names}
+    # biases start at zero: all of them is AdamW's update, in which a gradient is divided by its own size, rounding included
+    assert {name: far for name, far in apart.items() if far > (1e-2 if name.endswith("bias") else 1e-4)} == {}
     return out
 
 

@@ -83,6 +83,11 @@ def test_nothing_to_write_is_a_usage_error(run):
     assert invoke(run).exit_code == 2
 
 
+def test_page_and_picture_in_one_file_are_a_usage_error(run, tmp_path):
+    assert invoke(run, "-o", tmp_path / "a", "--png", tmp_path / "a").exit_code == 2
+    assert not (tmp_path / "a").exists()
+
+
 def test_help_has_an_example_and_the_page_needs_no_torch_and_no_matplotlib(run, tmp_path):
     assert "Examples: apr-train report" in invoke("--help").output
     code = "import sys; from apr_train.cli import main\ntry: main()\nfinally: print({'torch', 'matplotlib'} & set(sys.modules))"

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import pytest
 from apr_train.report.page import report_page
 from apr_train.report.record import read_records
 
@@ -92,6 +93,13 @@ def test_one_run_has_no_legend_and_no_comparison(make_run):
     assert 'class="legend"' not in page
     assert "What differs" not in page
     assert "All settings" in page
+
+
+@pytest.mark.parametrize(("first", "said"), [("0.0", "from 0.0000</p>"), ("NaN", "from nan</p>"), ("6.9", "from 6.9000 (−")])
+def test_the_change_of_the_loss_is_a_share_only_where_there_is_one(make_run, first, said):
+    path = make_run("a") / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"val_loss": 6.9,', f'"val_loss": {first},', 1))
+    assert said in report_page(read_records([path.parent]))
 
 
 def test_a_run_under_way_says_so(make_run):

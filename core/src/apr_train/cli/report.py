@@ -26,6 +26,8 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
     if output is None and png is None:
         raise click.UsageError("Nothing to write: give -o report.html, or --png curves.png.")
     if png is not None:
+        if output is not None and output.resolve() == png.resolve():
+            raise click.UsageError("-o and --png name the same file.")
         from apr_train.report.png import require_matplotlib
 
         require_matplotlib()

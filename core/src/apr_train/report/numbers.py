@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from attrs import frozen
@@ -66,10 +67,7 @@ def summary_cards(records: Sequence[Record]) -> str:
 
 def _card(run: int, record: Record, item: Numbers, *, best: bool) -> str:
     badge = '<span class="badge">lowest</span>' if best and item.last is not None else ""
-    change = ""
-    if item.first is not None and item.last is not None and item.step > 0:
-        sign = "−" if item.last <= item.first else "+"
-        change = f'<p class="change">from {loss(item.first)} ({sign}{abs(item.last - item.first) / item.first:.0%})</p>'
+    change = f'<p class="change">{_change(item.first, item.last)}</p>' if item.step > 0 else ""
     facts = [f"{count(item.step)} of {count(item.planned)} steps" if item.planned else f"{count(item.step)} steps"]
     facts += [f"perplexity {number(item.perplexity)}"] if item.perplexity is not None else []
     facts += [f"{number(item.speed)} tokens/s"] if item.speed is not None else []
@@ -79,6 +77,14 @@ def _card(run: int, record: Record, item: Numbers, *, best: bool) -> str:
         f'<article class="card run-{run % 8}"><h3>{key(run, record.label)}{badge}</h3>'
         f'<p class="big">{loss(value)}<small>{what}</small></p>{change}<p class="facts">{" · ".join(facts)}</p></article>'
     )
+
+
+def _change(first: float | None, last: float | None) -> str:
+    if first is None or last is None:
+        return ""
+    share = abs(last - first) / first if first > 0 else math.nan
+    sign = "−" if last <= first else "+"
+    return f"from {loss(first)}" + (f" ({sign}{share:.0%})" if math.isfinite(share) else "")
 
 
 def summary_table(records: Sequence[Record]) -> str:

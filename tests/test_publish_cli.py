@@ -231,6 +231,14 @@ def test_a_damaged_file_is_not_published(file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_apr_file_is_refused_with_what_to_give(file, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))
+    assert "apr-train import" in invoke("publish", tmp_path / "x.gguf", "-o", tmp_path / "out", code=1)
+    (tmp_path / "run").mkdir()
+    file.rename(tmp_path / "run/model.apr")
+    assert "Give the file in it" in invoke("publish", tmp_path / "run", "-o", tmp_path / "out", code=1)
+
+
 def test_bad_names_for_the_hub_are_refused(file, tmp_path):
     message = invoke("publish", file, "-o", tmp_path / "out", "--base-model", "/some/path", code=1)
     assert "--base-model" in message

@@ -57,6 +57,14 @@ def test_a_checkpoint_of_another_kind_names_import(tmp_path):
     assert "apr-train import" in done.output
 
 
+def test_a_runs_folder_names_the_file_in_it(file, tmp_path):
+    (tmp_path / "run").mkdir()
+    file.rename(tmp_path / "run/model.apr")
+    done = invoke(tmp_path / "run", "--license", "MIT")
+    assert done.exit_code == 1
+    assert f"Give the file in it: {tmp_path / 'run/model.apr'}" in done.output
+
+
 def test_help_has_an_example_and_the_command_needs_no_torch(file):
     assert "Example: apr-train stamp" in invoke("--help").output
     code = "import sys; from apr_train.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"

@@ -12,6 +12,7 @@ from apr_train.errors import ConfigError, FormatError
 from apr_train.formats.apr import AprReader, Flags, open_apr, rewrite
 from apr_train.formats.apr.in_place import fits_in_place, recover, rewrite_in_place
 from apr_train.licenses import spdx_expression
+from apr_train.train.run_folder import MODEL
 
 Progress = Callable[[int], None]
 LICENSES = ("license", "data_license")
@@ -92,12 +93,19 @@ def _check_unicode(text: str, option: str) -> None:
         raise ConfigError("the value is not valid Unicode", where=option, found=repr(text)) from error
 
 
+def what_to_give(error: FormatError, path: str | os.PathLike[str]) -> str | None:
+    """Where `path` is no `.apr` file: how to get one, or which one lies in that folder."""
+    if error.field == "magic":
+        return f"Convert it first: apr-train import {Path(path).name} -o X.apr."
+    inside = Path(path) / MODEL
+    return f"Give the file in it: {inside}" if inside.is_file() else None
+
+
 def _open(path: str | os.PathLike[str]) -> AprReader:
     try:
         source = open_apr(path)
     except FormatError as error:
-        if error.field == "magic" and error.hint is None:
-            error.hint = f"Convert it first: apr-train import {Path(path).name} -o X.apr."
+        error.hint = error.hint or what_to_give(error, path)
         raise
     if isinstance(source, AprReader) and not source.flags & Flags.SIGNED:
         return source

@@ -14,6 +14,7 @@ from apr_train.formats.apr import AprReader, open_apr
 from apr_train.publish.card import model_card
 from apr_train.publish.subject import Subject, Wishes, check_provenance, record_of
 from apr_train.registry import Registry
+from apr_train.stamp import what_to_give
 
 Progress = Callable[[int], None]
 SUMS = "SHA256SUMS"
@@ -50,13 +51,7 @@ def publish(
         PreflightError: tensors that do not fit the family.
         OutputError: the folder holds other files, or cannot be written.
     """
-    with open_apr(source) as checkpoint:
-        if not isinstance(checkpoint, AprReader):
-            raise FormatError(
-                "a model in shards is not published as it is",
-                path=source,
-                hint="Import it into one file first: apr-train import SRC -o X.apr.",
-            )
+    with _open(source) as checkpoint:
         check_provenance(checkpoint.header.provenance, source)
         artifact = f"{source.stem}.apr"
         _check_target(target, artifact)
@@ -70,6 +65,19 @@ def publish(
             names = sorted(item.name for item in folder.iterdir())
             (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
     return [*names, SUMS]
+
+
+def _open(source: Path) -> AprReader:
+    try:
+        checkpoint = open_apr(source)
+    except FormatError as error:
+        error.hint = error.hint or what_to_give(error, source)
+        raise
+    if isinstance(checkpoint, AprReader):
+        return checkpoint
+    checkpoint.close()
+    hint = "Import it into one file first: apr-train import SRC -o X.apr."
+    raise FormatError("a model in shards is not published as it is", path=source, hint=hint)
 
 
 def _subject(conversion: Conversion, checkpoint: AprReader, source: Path, target: Path, wishes: Wishes) -> Subject:

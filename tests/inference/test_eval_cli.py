@@ -133,6 +133,7 @@ def test_fewer_functions_than_asked_are_said(apr, models):
     ("options", "code", "message"),
     [
         (["--syntax", "5"], 1, "an encoder) does not continue a text"),
+        (["--syntax", "5"], 1, "eval without --syntax"),
         (["--sequence-length", "300"], 3, "1 to 256 usable positions"),
         (["--attention", "nonsense"], 1, "no such attention backend"),
         (["--data", "nowhere"], 1, "no such file"),

@@ -92,6 +92,7 @@ def test_fillers_of_a_mask_have_probabilities(apr, models):
         ("encoder", ["--prompt", "x"], 1, "a masked language model (an encoder) does not continue a text"),
         ("encoder", ["--fill-mask", "no mask here"], 1, "a text with <mask> in it"),
         ("encoder", ["--fill-mask", " "], 1, "the text is empty"),
+        ("encoder", ["--fill-mask", "--prompt", "a <mask>"], 2, "--fill-mask takes the text itself"),
         ("encoder", ["--fill-mask", "<mask>", "--temperature", "1"], 2, "--temperature: only with --prompt"),
         ("encoder", ["--fill-mask", "<mask>" * 300], 1, "longer than the model's positions"),
         ("decoder", [], 2, "Give --prompt"),

@@ -1,10 +1,15 @@
 """Fillers of masks, against logits of the whole text."""
 
+import json
+
+import attrs
 import pytest
 import torch
 from apr_train.attention.masks import Bidirectional
-from apr_train.errors import ConfigError, DataError
+from apr_train.data.tokenizer import build_tokenizer
+from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.inference.fill import fill_mask
+from apr_train.tokenizer_spec import TokenizerSpec
 
 
 def test_fillers_are_the_most_probable_tokens_of_each_mask(make_ready, in_float64):
@@ -34,3 +39,21 @@ def test_a_text_without_a_mask_is_an_error_that_names_it(make_ready):
 def test_a_text_beyond_the_positions_is_refused(make_ready):
     with pytest.raises(ConfigError, match="at most 36 tokens"):
         fill_mask(make_ready("encoder"), "<mask>" + " é数" * 40, count=3)
+
+
+def test_a_tokenizer_without_a_mask_is_an_error_that_says_what_to_give(make_ready):
+    ready = make_ready("encoder")
+    content = json.loads(ready.tokenizer.backend.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<mask>"]
+    del content["model"]["vocab"]["<mask>"]
+    ids = {"eos": 0, "bos": 1, "pad": 3}
+    tokenizer = build_tokenizer(TokenizerSpec(json=content, special_ids=ids, size=320, origin="made here"))
+    with pytest.raises(DataError, match=r"no mask token.*--tokenizer"):
+        fill_mask(attrs.evolve(ready, tokenizer=tokenizer), "x <mask>", count=3)
+
+
+def test_weights_that_are_no_numbers_are_an_error(make_ready):
+    ready = make_ready("encoder")
+    ready.model.head_bias[7] = torch.nan
+    with pytest.raises(RunError, match="not a number"):
+        fill_mask(ready, "x <mask>", count=3)

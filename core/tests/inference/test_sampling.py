@@ -68,9 +68,10 @@ def test_no_temperature_is_too_small_to_draw_with():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_model_that_gives_nan_is_an_error(temperature):
+@pytest.mark.parametrize("logits", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+def test_logits_that_make_no_probabilities_are_an_error(temperature, logits):
     with pytest.raises(RunError, match="not a number"):
-        Sampler(Sampling(temperature=temperature)).choose(torch.tensor([0.0, math.nan]))
+        Sampler(Sampling(temperature=temperature)).choose(torch.tensor(logits))
 
 
 @pytest.mark.parametrize(

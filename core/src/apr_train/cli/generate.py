@@ -21,10 +21,23 @@ EPILOG = """Examples: apr-train generate runs/NAME --prompt "def fib(n):"   ·  
 --temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate encoder.apr --fill-mask "def <mask>(x):" """
 
 
+def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """`--fill-mask --prompt TEXT` would take the option for the text, and complain about the text."""
+    if value == "--prompt":
+        raise click.UsageError(f"{option.opts[0]} takes the text itself, without --prompt: {option.opts[0]} TEXT")
+    return value
+
+
 @click.command("generate", epilog=EPILOG)
 @click.argument("file")
 @click.option("--prompt", help="Start of the text, for a decoder; - reads it from standard input.")
-@click.option("--fill-mask", "masked", metavar="TEXT", help="For an encoder: a text with its mask token; - reads it.")
+@click.option(
+    "--fill-mask",
+    "masked",
+    metavar="TEXT",
+    callback=_text_behind,
+    help="For an encoder: a text with its mask token; - reads it.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens at most. Default: 256, or what the positions allow.")
 @click.option("--temperature", type=float, help="0 (the default): the most likely token; above: draw, flatter the higher.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have this probability.")

@@ -11,6 +11,7 @@ from apr_train.attention.masks import Bidirectional
 from apr_train.data.specials import special_id
 from apr_train.errors import ConfigError, DataError
 from apr_train.inference.model import Ready
+from apr_train.inference.sampling import check_logits
 from apr_train.nn.protocol import LanguageModel
 from apr_train.preflight.tokens import mask_id
 
@@ -35,7 +36,9 @@ def mask_token(ready: Ready) -> tuple[int, str]:
     index = mask_id(ready.header, ready.tokenizer.spec)
     token = None if index is None else ready.tokenizer.token(index)
     if index is None or token is None:
-        raise DataError("the tokenizer has no mask token", where=ready.path)
+        raise DataError(
+            "the tokenizer has no mask token", where=ready.path, hint="Give a tokenizer.json that has one with --tokenizer."
+        )
     return index, token
 
 
@@ -46,6 +49,7 @@ def fill_mask(ready: Ready, text: str, *, count: int) -> list[list[Filler]]:
     Raises:
         DataError: when the text has no mask.
         ConfigError: when it is longer than the model's positions.
+        RunError: when the model's output is not a number.
         TokenizerError: when the tokenizer has no bos or eos.
     """
     index, token = mask_token(ready)
@@ -61,6 +65,7 @@ def fill_mask(ready: Ready, text: str, *, count: int) -> list[list[Filler]]:
     with ready.precision.context(ready.device):
         hidden = model.hidden_states(tokens, mask=Bidirectional(None))
         logits = model.logits(hidden[tokens == index])
+    check_logits(logits, where="--fill-mask")
     best = logits.float().softmax(-1).topk(min(count, logits.shape[-1]))
     return [
         [_filler(ready, int(place), float(share)) for share, place in zip(shares, places, strict=True)]

@@ -37,9 +37,9 @@ Say = Callable[[str], None]
 _OTHER = {
     "decoder": (
         "a masked language model (an encoder) does not continue a text",
-        "Take --fill-mask, with the mask in the text.",
+        "Its own are generate --fill-mask TEXT, with the mask in the text, and eval without --syntax.",
     ),
-    "encoder": ("a causal language model (a decoder) has no mask to fill", "Take --prompt: it continues a text."),
+    "encoder": ("a causal language model (a decoder) has no mask to fill", "Take --prompt TEXT: it continues a text."),
 }
 """What is asked for → what is wrong with a file of the other kind, and what to do."""
 

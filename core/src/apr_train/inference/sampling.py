@@ -50,6 +50,16 @@ def _refuse(where: str, expected: str, found: object) -> None:
     raise ConfigError("out of range", where=where, expected=expected, found=found)
 
 
+def check_logits(logits: Tensor, *, where: str) -> None:
+    """Refuse logits that make no probabilities.
+
+    Raises:
+        RunError: for a NaN or +∞ among them, or -∞ alone.
+    """
+    if not bool(logits.max().isfinite()):  # the largest of numbers with a NaN among them is NaN
+        raise RunError("the model's output is not a number", where=where, hint="Are its weights? See validate --data.")
+
+
 class Sampler:
     """Chooses tokens one after the other; the same seed gives the same tokens for the same logits."""
 
@@ -62,12 +72,9 @@ class Sampler:
         """The next token from logits `[vocab]`.
 
         Raises:
-            RunError: when they hold a NaN.
+            RunError: when they hold a NaN or +∞.
         """
-        if bool(logits.isnan().any()):
-            raise RunError(
-                "the model's output is not a number", where="generation", hint="Are its weights? See validate --data."
-            )
+        check_logits(logits, where="generation")
         if self._sampling.temperature == 0:
             return int(logits.argmax(-1))
         probabilities = filtered(logits, self._sampling).softmax(-1).cpu()

@@ -5,10 +5,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from apr_train.data.corpus import load_corpus
 from apr_train.data.settings import CorpusSettings
 from apr_train.data.tokenizer import build_tokenizer
+from apr_train.formats.apr import AprWriter, TensorSpec
 from apr_train.formats.source import open_checkpoint
 
 
@@ -115,6 +117,19 @@ def test_training_teaches_syntax_and_the_gate_sees_it(apr, models, tmp_path):
         assert (item["error"] is None) >= compiles
     table = apr("eval", models.decoder, "--syntax", 5, "--max-tokens", 32).stdout
     assert f"{after['parsed']} of 5" in table
+
+
+def test_weights_that_are_no_numbers_are_said_and_the_json_stays_json(apr, models, tmp_path):
+    with open_checkpoint(models.decoder / "model.apr") as checkpoint:
+        arrays = {name: np.array(checkpoint.read(name).data) for name in checkpoint.header.tensors}
+        specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
+        with AprWriter(tmp_path / "nan.apr", checkpoint.raw_metadata, specs) as writer:
+            for name, array in arrays.items():
+                writer.write(name, np.full_like(array, np.nan) if name == "model.norm.weight" else array)
+    answer = apr("eval", tmp_path / "nan.apr", "--data", models.corpus, "--seq-len", 32, "--batches", 1, "--json")
+    assert "NaN" not in answer.stdout
+    assert (answer.json["results"][0]["loss"], answer.json["results"][0]["bits_per_byte"]) == (None, None)
+    assert "the loss is not a number" in answer.stderr
 
 
 def test_the_gate_gives_the_same_answer_twice(apr, models):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,7 +56,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
         say(f"rows as in {run}")
     results = [_one(file, settings, options, syntax, max_tokens) for file in files]
     if as_json:
-        emit_json({"schema_version": SCHEMA_VERSION, "results": results})
+        emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
     elif syntax is None:
         _print_measured(results)
     else:
@@ -97,6 +98,8 @@ def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:
         corpus = corpus_for(rows, ready, progress=progress, say=say)
     with progress_bar("measuring", rows.batches, unit="batches") as done:
         found = measure(ready, batches_for(rows, ready, corpus), done=done)
+    if not math.isfinite(found.loss):
+        say(f"warning: {ready.path}: the loss is not a number; validate --data says whether its weights are")
     return _about(ready) | _numbers(found) | _on(rows, corpus)
 
 
@@ -117,6 +120,11 @@ def _numbers(found: Measurement) -> dict[str, Any]:
     import attrs
 
     return attrs.asdict(found)
+
+
+def _finite(item: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in item.items()}
 
 
 def _on(rows: Rows, corpus: Corpus) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def recompute_blocks(model: nn.Module) -> None:
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block in place; all have one graph, so the first one's compilation serves the others."""
     for block in cast(LanguageModel, model).blocks:
-        block.compile(backend=_lean_inductor, dynamic=False)
+        block.forward = torch.compile(block.forward, backend=_lean_inductor, dynamic=False)
 
 
 def _lean_inductor(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:

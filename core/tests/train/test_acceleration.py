@@ -3,7 +3,8 @@
 import pytest
 import torch
 from apr_train.attention.masks import Causal
-from apr_train.train.acceleration import compile_blocks, recompute_blocks
+from apr_train.nn.recompute import recompute_activations
+from apr_train.train.acceleration import compile_blocks
 from apr_train.train.loop import train
 from apr_train.train.metrics import FILE, read_metrics
 from torch._dynamo.utils import counters
@@ -45,7 +46,7 @@ def test_one_compilation_serves_all_blocks_and_gives_the_same_numbers(make_run):
 
 def test_recomputing_keeps_less_and_gives_the_same_numbers(make_run):
     plain, lean = make_run("plain", steps=3), make_run("lean", steps=3)
-    recompute_blocks(lean.model)
+    recompute_activations(lean.model)
     assert saved_bytes(lean) < saved_bytes(plain) / 2
     for run in (plain, lean):
         train(run)

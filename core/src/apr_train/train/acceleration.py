@@ -11,12 +11,6 @@ import torch
 from torch import fx, nn
 
 from apr_train.nn.protocol import LanguageModel
-from apr_train.nn.recompute import recompute_activations
-
-
-def recompute_blocks(model: nn.Module) -> None:
-    """Keep only each block's input for the backward pass."""
-    recompute_activations(cast(LanguageModel, model))
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -14,7 +14,6 @@ from apr_train.errors import RunError
 CONFIG = "config.toml"
 MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
-PREFLIGHT = "preflight.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 _STEP = re.compile(r"step-(\d{6,})")

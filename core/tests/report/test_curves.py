@@ -7,7 +7,7 @@ import pytest
 from apr_train.report.curves import panels, smooth, thinned, ticks
 from apr_train.report.record import read_records
 from apr_train.report.text import duration, loss, number, size
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 
@@ -32,6 +32,7 @@ def test_smoothing_leaves_a_line_where_it_is_and_calms_noise():
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_lie_inside_and_are_evenly_spaced(low, span):
+    assume(span > 1e-8 * abs(low))  # nearer together, float64 itself has no evenly spaced numbers to the test's precision
     found = ticks(low, low + span)
     gaps = np.diff(found)
     assert 2 <= len(found) <= 14

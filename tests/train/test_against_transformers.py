@@ -167,6 +167,15 @@ def test_an_encoder_made_by_transformers_learns(place, roberta, kind):
         assert "freshly initialised: lm_head" in out
 
 
+@pytest.mark.parametrize("kind", ["headed", "bare"])
+def test_a_resumed_run_from_a_folder_ends_in_the_same_bytes(place, roberta, kind):
+    args = ("--init", roberta / kind, "--allow-cold-init", "--steps", "4", "--save-every", "2")
+    for name in ("whole", "back"):
+        place.train(*args, "--run", name)
+    place("--resume", "runs/back/step-000002")
+    place.assert_same_end("whole", "back", step=4)
+
+
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-007")
 def test_an_encoder_is_refused_by_the_causal_objective(place, roberta):
     out = place.train("--init", roberta / "bare", "--objective", "causal-lm", "--run", "x", code=3)

@@ -106,8 +106,9 @@ def test_a_resume_refuses_another_init_and_a_missing_one_is_said(place, taught):
     assert "init.apr is gone" in place("--resume", "runs/x", "--steps", "4")
 
 
-def test_an_earlier_checkpoint_forgets_the_later_ones(place):
-    args = ("--data", place.corpus, *RUN, "--steps", "6", "--precision", "fp32", "--keep", "0")
+@pytest.mark.parametrize("arch", ["llama370m", "qwen2", "codebert"])
+def test_an_earlier_checkpoint_forgets_the_later_ones(place, arch):
+    args = ("--data", place.corpus, *RUN[2:], "--arch", arch, "--steps", "6", "--precision", "fp32", "--keep", "0")
     place(*args, "--run", "whole")
     place(*args, "--run", "back")
     out = place("--resume", "runs/back/step-000003")

@@ -119,7 +119,7 @@ def spec_to_apr(spec: TokenizerSpec) -> dict[str, Any]:
     """The metadata keys that hold a tokenizer: aprender's, and our own one; `spec_from_apr` reads them back."""
     ids = {f"tokenizer.{name}_token_id": spec.special_ids[name] for name in ("bos", "eos") if name in spec.special_ids}
     template = {"chat_template": spec.chat_template} if spec.chat_template is not None else {}
-    ours: dict[str, Any] = {"special_ids": dict(spec.special_ids)}
+    ours: dict[str, Any] = {"special_ids": dict(sorted(spec.special_ids.items()))}
     if spec.json is None:
         vocabulary, merges, pre_type = list(spec.vocabulary), list(spec.merges), spec.pre_type
         ours |= {"added_tokens": [_entry(token) for token in spec.added_tokens], "add_bos": spec.add_bos}

@@ -67,12 +67,13 @@ def our_step(shape: str, precision_name: str, *, compiled: bool) -> Callable[[],
     from apr_train.config import DecoderConfig
     from apr_train.data.batch import Batch
     from apr_train.nn.build import build_model
-    from apr_train.train.acceleration import compile_blocks
+    from apr_train.train.acceleration import compile_blocks, reuse_freed_memory
     from apr_train.train.optimizer import make_optimizer
     from apr_train.train.precision import PRECISIONS
     from apr_train.train.settings import OptimizerSettings
     from apr_train.train.step import train_step
 
+    reuse_freed_memory()
     precision = PRECISIONS[precision_name]
     model = build_model(None, DecoderConfig(**SHAPES[shape]), load_backend("sdpa"))
     model.to(precision.weights).to_empty(device="cpu").initialize(torch.Generator().manual_seed(0))

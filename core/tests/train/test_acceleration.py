@@ -1,5 +1,10 @@
 """Compiled and recomputed blocks: the same numbers, less memory, and no compilation for other shapes."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from apr_train.attention.masks import Causal
@@ -63,3 +68,29 @@ def test_compiled_blocks_keep_nothing_of_the_square_of_the_length(make_run):
         saved_bytes(run)
         kept.append(saved_bytes(run))
     assert kept[1] < 2.1 * kept[0]
+
+
+FAULTS = """
+import resource, torch
+from apr_train.train.acceleration import reuse_freed_memory
+if {reuse}:
+    reuse_freed_memory()
+for _ in range(20):
+    blocks = [torch.ones(4 * 2**20) for _ in range(8)]  # of 16 MiB
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def page_faults(reuse, **tuned):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS.format(reuse=reuse)]
+    return int(subprocess.run(command, env=environment | tuned, check=True, stdout=subprocess.PIPE).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_what_a_step_frees_serves_the_next_one():
+    given_back = page_faults(reuse=False)
+    assert page_faults(reuse=True) < given_back / 4
+    # The user's own tuning stands.
+    assert page_faults(reuse=True, MALLOC_MMAP_THRESHOLD_="1048576") > given_back / 2

@@ -18,7 +18,7 @@ from apr_train.nn.build import build_model
 from apr_train.nn.protocol import LanguageModel
 from apr_train.nn.recompute import recompute_activations
 from apr_train.preflight import Report
-from apr_train.train.acceleration import compile_blocks, make_deterministic
+from apr_train.train.acceleration import compile_blocks, make_deterministic, reuse_freed_memory
 from apr_train.train.objective import mask_kind
 from apr_train.train.precision import Precision
 from apr_train.train.settings import Settings
@@ -60,6 +60,8 @@ def make_model(
 
     Fresh values depend on the seed alone, not on the device. Seeds torch's own generators (dropout) as well.
     """
+    if device.type == "cpu":
+        reuse_freed_memory()
     family, config = cast(Family, report.family), cast(ModelConfig, report.config)
     torch.manual_seed(settings.run.seed)
     generator = torch.Generator().manual_seed(settings.run.seed)

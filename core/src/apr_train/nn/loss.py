@@ -13,7 +13,10 @@ IGNORE = -100
 """Target of a position that does not count."""
 
 CHUNK_ELEMENTS = 64 * 2**20
-"""Logits that are in memory at a time: chunks shorter than some 256 rows make the matrix products slower."""
+"""Logits that are in memory at a time, at most."""
+
+CHUNK_ROWS = 256
+"""Shorter chunks make the matrix products slower; more rows than these are never one chunk."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
@@ -39,7 +42,7 @@ def chunked_cross_entropy(
         bias: `[vocab]` or None.
         targets: `[rows]` int64; `IGNORE` where a row does not count.
         scale: factor on the sum, 1 / tokens of the step, say; free here, a pass over weight's gradient afterwards.
-        chunk: rows at a time; by default `CHUNK_ELEMENTS` / vocab.
+        chunk: rows at a time; by default half of them or `CHUNK_ROWS`, but never more than `CHUNK_ELEMENTS` logits.
         compiled: fuse the softmax with torch.compile (takes seconds the first time, and a C++ compiler on a CPU).
 
     Returns:
@@ -49,11 +52,16 @@ def chunked_cross_entropy(
     count = keep.sum()
     if int(count) < targets.numel():
         hidden, targets = hidden[keep], targets[keep]
-    rows = chunk or max(1, CHUNK_ELEMENTS // weight.shape[0])
+    rows = chunk or _chunk_rows(targets.numel(), weight.shape[0])
     loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
         hidden, weight, bias, targets, scale, _even(targets.numel(), rows), compiled, torch.is_grad_enabled()
     )
     return loss, count
+
+
+def _chunk_rows(total: int, vocab: int) -> int:
+    """At most half of all rows, unless they are few: the float32 logits of the whole batch are never in memory."""
+    return min(max(1, CHUNK_ELEMENTS // vocab), max(CHUNK_ROWS, -(-total // 2)))
 
 
 def _even(total: int, rows: int) -> int:

@@ -90,7 +90,10 @@ def test_bfloat16_weights_are_as_close_to_float64_as_torchs_own(compiled):
         assert relative(mine, exactly) < 1.5 * relative(other, exactly) + 1e-3
 
 
-def test_autocast_computes_in_bfloat16_and_gives_float32_gradients():
+@pytest.mark.parametrize("slices", ["one", "many"])
+def test_autocast_computes_in_bfloat16_and_gives_float32_gradients(slices, monkeypatch):
+    if slices == "many":
+        monkeypatch.setattr("apr_train.nn.loss.SLICE_ELEMENTS", 40)
     *tensors, targets = make(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         ours, _ = chunked_cross_entropy(*tensors, targets, chunk=9)

@@ -15,6 +15,9 @@ IGNORE = -100
 CHUNK_ELEMENTS = 64 * 2**20
 """Logits that are in memory at a time, at most."""
 
+SLICE_ELEMENTS = 8 * 2**20
+"""Gradients of the weight that are in memory in the narrow dtype at a time, at most."""
+
 CHUNK_ROWS = 256
 """Shorter chunks make the matrix products slower; more rows than these are never one chunk."""
 
@@ -118,13 +121,20 @@ class _Gradients:
         self.hidden[rows] = (logits @ weight).mul_(scale)
         if self.in_place:
             torch.addmm(self.weight, logits.T, hidden, beta=int(self.started), alpha=scale, out=self.weight)
-        elif self.started:
-            self.weight.add_(logits.T @ hidden, alpha=scale)
         else:
-            torch.mul(logits.T @ hidden, scale, out=self.weight)
+            self._widen(logits, hidden, scale)
         if self.bias is not None:
             self.bias.add_(logits.sum(0, dtype=self.bias.dtype), alpha=scale)
         self.started = True
+
+    def _widen(self, logits: Tensor, hidden: Tensor, scale: float) -> None:
+        """Add to the weight's gradient some tokens of the vocabulary at a time: the narrow product stays small."""
+        tokens = max(1, SLICE_ELEMENTS // hidden.shape[1])
+        for part, sums in zip(logits.split(tokens, dim=1), self.weight.split(tokens), strict=True):
+            if self.started:
+                sums.add_(part.T @ hidden, alpha=scale)
+            else:
+                torch.mul(part.T @ hidden, scale, out=sums)
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):

@@ -87,8 +87,17 @@ def test_a_size_without_room_for_all_bytes_is_an_error(settings, tmp_path):
         train_bpe(settings, 261, encoder=True, cache_dir=tmp_path)
 
 
+def test_what_a_killed_process_left_beside_the_tokenizers_is_cleared(settings, tmp_path):
+    litter = tmp_path / "tokenizers" / ".another.json.0123.part"
+    litter.parent.mkdir()
+    litter.write_text("{")
+    train_bpe(settings, 300, cache_dir=tmp_path)
+    (path,) = litter.parent.iterdir()
+    assert json.loads(path.read_text())["model"]["type"] == "BPE"
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(settings, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="APR_TRAIN_CACHE"):
         train_bpe(settings, 300, cache_dir=blocked)

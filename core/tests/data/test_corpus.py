@@ -1,8 +1,11 @@
+import fcntl
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from apr_train.data.documents import read_documents
 from apr_train.data.files import find_files
 from apr_train.data.settings import CorpusSettings
 from apr_train.data.split import split_key
+from apr_train.data.survey import survey_corpus
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, DataError, TokenizerError
 from tokenizers import Tokenizer as PlainTokenizer
@@ -161,13 +165,73 @@ def test_a_tokenisation_that_fails_leaves_nothing_behind(settings, tokenizer, tm
 
 def test_a_corpus_that_changes_while_it_is_read_is_an_error(settings, byte_tokenizer, tmp_path, corpus_folder):
     class Meddling(byte_tokenizer):
-        def encode_batch(self, texts):
-            (corpus_folder / "sub" / "module_39.py").write_text("changed = True\n")
-            return super().encode_batch(texts)
+        def id(self, token):
+            (corpus_folder / "sub" / "module_39.py").write_text("changed = True\n")  # after the survey, before the encoding
+            return super().id(token)
 
     with pytest.raises(DataError, match="changed while"):
         load_corpus(settings, Meddling(), cache_dir=tmp_path)
-    assert not list(tmp_path.glob("**/*.partial"))
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_a_corpus_is_read_twice_to_be_tokenised_and_once_when_it_was(settings, tokenizer, tmp_path, corpus_folder, monkeypatch):
+    opened = []
+
+    def counting(files, **options):
+        chosen = list(files)
+        opened.extend(chosen)
+        return read_documents(chosen, **options)
+
+    monkeypatch.setattr("apr_train.data.survey.read_documents", counting)
+    load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    assert Counter(opened) == dict.fromkeys(corpus_folder.rglob("*.py"), 2)
+    load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    assert Counter(opened) == dict.fromkeys(corpus_folder.rglob("*.py"), 3)
+
+
+def test_reading_is_told_in_bytes_of_the_files_and_not_too_often(corpus_folder):
+    line = json.dumps({"text": "word " * 1000, "id": 3}) + "\n"
+    (corpus_folder / "large.jsonl").write_text(line * 1000)
+    total = sum(path.stat().st_size for path in corpus_folder.rglob("*.*"))
+    seen = []
+    survey_corpus(CorpusSettings(data=(str(corpus_folder),)), notice=str, progress=lambda *told: seen.append(told))
+    assert {(stage, whole) for stage, _, whole in seen} == {("read", total)}
+    done = [count for _, count, _ in seen]
+    assert done == sorted(set(done))
+    assert done[-1] == total
+    assert total >> 20 <= len(done) <= 2 + (total >> 20)
+
+
+def test_a_text_that_is_not_utf8_is_left_out_of_a_folder_with_one_notice(settings, tokenizer, tmp_path, corpus_folder, notices):
+    clean = load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    for number in range(5):
+        (corpus_folder / f"latin_{number}.py").write_bytes(b"name = 'caf\xe9'\n")
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path, notice=notices.append)
+    assert (corpus.hash, corpus.train.key) == (clean.hash, clean.train.key)
+    names = ", ".join(str(corpus_folder / f"latin_{number}.py") for number in range(3))
+    assert notices == [f"files left out because they are not UTF-8: 5 ({names}, …)"]
+    tokens = load_corpus(settings, tokenizer, cache_dir=tmp_path / "other").train.ids
+    assert np.array_equal(tokens, clean.train.ids)
+
+
+@pytest.mark.parametrize("name", ["named.py", "lines.jsonl"])
+def test_what_is_not_utf8_is_an_error_in_a_named_file_and_in_jsonl(settings, tokenizer, tmp_path, corpus_folder, name):
+    path = corpus_folder / name
+    path.write_bytes(b'{"text": "caf\xe9"}\n')
+    if name == "named.py":
+        settings = CorpusSettings(data=(*settings.data, str(corpus_folder / "sub" / ".." / name)))
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    assert caught.value.where == f"{path}:1"
+
+
+def test_a_corpus_of_nothing_but_other_encodings_is_an_error(tokenizer, tmp_path, notices):
+    folder = tmp_path / "latin"
+    folder.mkdir()
+    (folder / "a.py").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="empty"):
+        load_corpus(CorpusSettings(data=(str(folder),)), tokenizer, cache_dir=tmp_path, notice=notices.append)
+    assert len(notices) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_variable(settings, tokenizer, tmp_path):
@@ -188,8 +252,10 @@ def test_the_cache_folder_follows_the_variable(monkeypatch, tmp_path):
 
 def test_a_tokenizer_without_end_of_text_is_refused(settings, tokenizer, tmp_path):
     tokenizer.special_ids = {"bos": 256}
-    with pytest.raises(TokenizerError, match="no eos token"):
+    with pytest.raises(TokenizerError, match="no eos token") as caught:
         load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    for word in ("<|endoftext|>", "--tokenizer", "tokenizer_config.json"):
+        assert word in str(caught.value)
 
 
 def test_end_of_text_separates_even_when_eos_ends_a_turn(settings, tokenizer, tmp_path):
@@ -261,3 +327,31 @@ def test_processes_that_tokenise_at_the_same_time_all_get_the_whole(corpus_folde
     assert len({result.stdout for result in results}) == 1
     assert results[0].stdout.endswith(" False\n")
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+
+
+KILLED = """
+import os
+import signal
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import ByteTokenizer
+from apr_train.data.corpus import load_corpus
+from apr_train.data.settings import CorpusSettings
+class Killed(ByteTokenizer):
+    def encode_batch(self, texts):
+        os.kill(os.getpid(), signal.SIGKILL)
+load_corpus(CorpusSettings(data=(sys.argv[2],)), Killed(), cache_dir=Path(sys.argv[3]))
+"""
+
+
+def test_what_a_killed_process_left_is_cleared_when_any_other_corpus_is_tokenised(settings, byte_tokenizer, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), settings.data[0], str(tmp_path)]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    (litter,) = (tmp_path / "tokens").iterdir()
+    live = litter.with_name(".another.tokens.0123.part")
+    with live.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        corpus = load_corpus(settings, byte_tokenizer(bytes_first=3), cache_dir=tmp_path)
+        assert set((tmp_path / "tokens").iterdir()) == {live, corpus.train.path, corpus.validation.path}

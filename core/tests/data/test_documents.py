@@ -1,3 +1,4 @@
+import glob
 import json
 import os
 import sysconfig
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from apr_train.data.documents import read_documents
 from apr_train.data.files import describe, find_files
+from apr_train.data.folders import matches
 from apr_train.errors import DataError
 
 
@@ -92,6 +94,69 @@ def test_globs_go_into_subfolders_and_a_file_reached_twice_is_taken_once(tmp_pat
     expected = [tmp_path / "a.py", tmp_path / "sub" / "b.py"]
     assert find(str(tmp_path / "**" / "*.py")) == expected
     assert find(*map(str, expected), str(tmp_path / "sub" / ".." / "a.py")) == expected
+
+
+def test_globs_leave_out_binary_files_and_a_named_one_is_taken(tmp_path, notices):
+    (tmp_path / "a.py").write_text("x")
+    (tmp_path / "b.py").write_bytes(b"\0")
+    pattern = str(tmp_path / "*.py")
+    assert find(pattern, notices=notices) == [tmp_path / "a.py"]
+    assert notices == [f"{pattern}: 1 of 2 files have NUL bytes and are left out"]
+    assert find(str(tmp_path / "b.py")) == [tmp_path / "b.py"]
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*", "**/*.py", "sub/**/*.py", "*/**", "**/sub", "**/sub/**/b.*"])
+def test_a_double_star_reaches_what_the_standard_glob_reaches(tmp_path, pattern):
+    for name in ("a.py", "sub/b.py", "sub/[x]/sub/b.md", "sub/.hidden/c.py", "sub/.d.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    found = map(Path, glob.glob(str(tmp_path / pattern), recursive=True))  # noqa: PTH207 - what it is compared with
+    below = [inner for path in found for inner in ([path] if path.is_file() else path.rglob("*"))]
+    expected = {path for path in below if path.is_file() and "/." not in str(path)}
+    assert set(find(str(tmp_path / pattern))) == expected
+
+
+def test_links_that_lead_round_in_circles_are_not_followed_and_a_linked_file_is_read(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.py").write_text("x")
+    (folder / "sub" / "b.py").symlink_to(folder / "a.py")
+    (folder / "sub" / "one").symlink_to(folder)
+    expected = [folder / "a.py", folder / "sub" / "b.py"]
+    assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    (folder / "sub" / "two").symlink_to(folder)
+    assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    assert find(str(folder)) == find(str(folder / "**" / "*")) == expected[:1]
+    assert find(str(folder / "sub" / "one")) == [folder / "sub" / "one" / "a.py"]
+
+
+@pytest.mark.parametrize("beside", [".lock", "config.toml"])
+@pytest.mark.parametrize("pattern", ["", "**", "**/*", "*"])
+def test_runs_and_the_cache_are_no_text(tmp_path, monkeypatch, notices, beside, pattern):
+    monkeypatch.setenv("APR_TRAIN_CACHE", str(tmp_path / "cache"))
+    for name in (
+        "a.py",
+        "cache/tokenizers/k.json",
+        "x/identity.json",
+        f"x/{beside}",
+        "x/metrics.jsonl",
+        "x/step-000001/state.json",
+        "y/identity.json",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    argument = str(tmp_path / pattern)
+    assert find(argument, notices=notices) == [tmp_path / "a.py", tmp_path / "y" / "identity.json"]
+    left_out = f"2 ({tmp_path / 'cache'}, {tmp_path / 'x'})"
+    assert notices == [f"{argument}: folders left out as output of apr-train itself: {left_out}"]
+
+
+def test_a_run_that_is_named_is_taken(tmp_path):
+    for name in ("identity.json", "config.toml"):
+        (tmp_path / name).write_text("text")
+    assert find(str(tmp_path)) == [tmp_path / "config.toml", tmp_path / "identity.json"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):

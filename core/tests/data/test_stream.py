@@ -1,5 +1,6 @@
 import json
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -78,6 +79,15 @@ def test_a_batch_larger_than_the_corpus_goes_through_it_more_than_once(stream_of
 def test_a_corpus_too_small_for_one_row_is_an_error(stream_of, objective):
     with pytest.raises(DataError, match="too small for one row"):
         stream_of(lengths=(5,), objective=objective)
+
+
+def test_the_error_of_a_small_corpus_names_the_options_and_not_the_cache(stream_of, tokens_of, tokenizer, tmp_path):
+    tokens = attrs.evolve(tokens_of((5,)), path=tmp_path / "0123.tokens")
+    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 1, "tokenizer": tokenizer}
+    with pytest.raises(DataError, match="too small for one row") as caught:
+        BatchStream(tokens, seed=0, **shared)
+    assert caught.value.where == "--data"
+    assert "--sequence-length" in caught.value.hint
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

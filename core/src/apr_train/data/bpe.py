@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from apr_train.data.cache import CACHE_VARIABLE, cache_folder, cache_key
+from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.protocols import Notice
 from apr_train.data.settings import CorpusSettings
 from apr_train.data.specials import END_OF_TEXT
 from apr_train.data.survey import Survey, survey_corpus
-from apr_train.errors import ConfigError, DataError
+from apr_train.errors import ConfigError
 from apr_train.tokenizer_spec import TokenizerSpec
 
 DECODER_SPECIALS = {"eos": END_OF_TEXT[0]}
@@ -59,7 +57,8 @@ def train_bpe(
     if cached is None:
         tokenizer = _train(survey, vocabulary_size, contents, notice)
         cached = json.loads(tokenizer.to_str())
-        _write(path, tokenizer.to_str(pretty=True))
+        with cached_file(path) as file:
+            file.write(tokenizer.to_str(pretty=True).encode("utf-8"))
     return TokenizerSpec(
         json=cached,
         special_ids={name: contents.index(content) for name, content in specials.items()},
@@ -124,17 +123,3 @@ def _read(path: Path, size: int, specials: tuple[str, ...], notice: Notice) -> d
         return None
     values: dict[str, Any] = json.loads(text)
     return values
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
-        raise DataError("the tokenizer cache cannot be written", where=path.parent, found=error, hint=hint) from error

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
+from io import BufferedWriter, RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
+
+from apr_train.atomic import clear_litter, replace_file
+from apr_train.errors import DataError, OutputError
 
 CACHE_VARIABLE = "APR_TRAIN_CACHE"
 _NAME = "apr-train"
@@ -20,11 +26,36 @@ def cache_folder() -> Path:
     home = Path.home()
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / _NAME
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / _NAME / "Cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / _NAME
 
 
 def cache_key(**parts: Any) -> str:
     """64 hex digits that stand for JSON-able parts."""
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+@contextmanager
+def cached_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes its place in the cache, whole, when the context is left without an error.
+
+    What killed writers left beside it is removed, whichever entry they were writing.
+
+    Raises:
+        DataError: when the cache cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_all_litter(path.parent)
+        with replace_file(path) as raw:
+            file = BufferedWriter(cast(RawIOBase, raw), 1 << 20)
+            yield file
+            file.flush()
+    except (OSError, OutputError) as error:
+        found = error.problem if isinstance(error, OutputError) else error
+        hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
+        raise DataError("the cache cannot be written", where=path.parent, found=found, hint=hint) from error
+
+
+def _clear_all_litter(folder: Path) -> None:
+    for part in folder.glob(".*.part"):
+        clear_litter(folder / part.name[1:].removesuffix(".part").rpartition(".")[0])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-from apr_train.data.cache import CACHE_VARIABLE, cache_folder, cache_key
+from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
 from apr_train.data.encoding import encode_documents
 from apr_train.data.files import describe
-from apr_train.data.protocols import Notice, Progress, TokenizerLike
+from apr_train.data.protocols import Notice, Progress, TokenizerLike, byte_counter
 from apr_train.data.settings import CorpusSettings
 from apr_train.data.specials import separator_id
-from apr_train.data.split import Side
+from apr_train.data.split import HeldOut, Side, in_order
 from apr_train.data.survey import Survey, survey_corpus
 from apr_train.data.token_layout import VERSION, DamagedTokenFile
 from apr_train.data.token_writer import TokenWriter
@@ -63,7 +63,7 @@ def load_corpus(
         settings: which text, and how it is split.
         tokenizer: its fingerprint is part of the cache's key.
         cache_dir: instead of `cache_folder()`.
-        progress: told of the bytes of text encoded.
+        progress: told of the bytes read, then of the bytes of text encoded.
         notice: told of what was left out or mended; a log warning otherwise.
 
     Raises:
@@ -71,7 +71,7 @@ def load_corpus(
         TokenizerError: when the tokenizer has no end-of-text token.
     """
     notice = notice or _log.warning
-    survey = survey_corpus(settings, notice=notice)
+    survey = survey_corpus(settings, notice=notice, progress=progress)
     folder = (cache_dir or cache_folder()) / "tokens"
     separator = separator_id(tokenizer)
     keys = _side_keys(settings, survey, tokenizer, separator)
@@ -123,24 +123,12 @@ def _encode(
     paths: dict[Side, Path],
     progress: Progress | None,
 ) -> None:
-    """Make both token files; each appears under its name only when it is whole."""
-    done = 0
-
-    def report(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress("tokenise", done, survey.text_bytes)
-
-    sides: dict[Side, Iterable[Document]] = {
-        "validation": survey.validation(),
-        "train": survey.train(),
-    }
-    try:
-        for side, documents in sides.items():
-            with TokenWriter(paths[side], key=keys[side], size=tokenizer.size) as writer:
-                encode_documents(documents, tokenizer, writer, separator=separator, done=report)
-                writer.finish()
-    except OSError as error:
-        hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
-        raise DataError("the token cache cannot be written", where=paths["train"].parent, found=error, hint=hint) from error
+    """Make both token files, in one more reading; each appears under its name only when it is whole."""
+    held: HeldOut = {}
+    done = byte_counter(progress, "tokenise", survey.text_bytes)
+    sides: tuple[Side, ...] = ("train", "validation")  # in this order: only all of the one side says what the other is
+    for side in sides:
+        documents: Iterable[Document] = survey.train(held) if side == "train" else in_order(held)
+        with TokenWriter(paths[side], key=keys[side], size=tokenizer.size) as writer:
+            encode_documents(documents, tokenizer, writer, separator=separator, done=done)
+            writer.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,14 @@ TEXT_FIELDS = ("text", "content")
 _BOM = b"\xef\xbb\xbf"
 
 
+class NotUtf8Error(DataError):
+    """Bytes that are no text: an error in what the user named, while what a folder happens to hold can be left out."""
+
+
+def _unwatched(count: int) -> None:
+    """Nobody asked how much has been read."""
+
+
 @frozen
 class Document:
     """One text that belongs together."""
@@ -26,27 +34,40 @@ class Document:
     """All of it, newlines as in the file, without a byte-order mark."""
 
 
-def read_documents(files: Iterable[Path]) -> Iterator[Document]:
+def read_documents(files: Iterable[Path], *, done: Callable[[int], None] = _unwatched) -> Iterator[Document]:
     """All documents that have more than white space in them, one file in memory at a time.
 
+    Args:
+        files: texts, or JSONL by their suffix.
+        done: told of the bytes read.
+
     Raises:
-        DataError: naming file and line, for what is not UTF-8, not JSON, or has no text field.
+        NotUtf8Error: naming file and line; of a text before any of it was given.
+        DataError: naming file and line, for what is not JSON, or has no text field, and for a file that cannot be read.
     """
     for path in files:
         try:
             with path.open("rb") as file:
-                documents = _read_jsonl(path, file) if path.suffix.lower() in JSONL_SUFFIXES else _read_text(path, file)
+                documents = _read_jsonl(path, file, done) if is_jsonl(path) else _read_text(path, file, done)
                 yield from (document for document in documents if document.text.strip())
         except OSError as error:
             raise DataError("cannot be read", where=path, found=error.strerror) from error
 
 
-def _read_text(path: Path, file: BinaryIO) -> Iterator[Document]:
-    yield Document(str(path), _decode(file.read(), path, first_line=1))
+def is_jsonl(path: Path) -> bool:
+    """Whether a file has a document a line."""
+    return path.suffix.lower() in JSONL_SUFFIXES
 
 
-def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[Document]:
+def _read_text(path: Path, file: BinaryIO, done: Callable[[int], None]) -> Iterator[Document]:
+    raw = file.read()
+    done(len(raw))
+    yield Document(str(path), _decode(raw, path, first_line=1))
+
+
+def _read_jsonl(path: Path, file: BinaryIO, done: Callable[[int], None]) -> Iterator[Document]:
     for number, line in enumerate(file, start=1):
+        done(len(line))
         text = _decode(line, path, first_line=number)
         if text.strip():
             where = f"{path}:{number}"
@@ -60,7 +81,7 @@ def _decode(raw: bytes, path: Path, *, first_line: int) -> str:
         before = error.object[: error.start]
         line = first_line + before.count(b"\n")
         column = error.start - before.rfind(b"\n")
-        raise DataError(
+        raise NotUtf8Error(
             "not UTF-8",
             where=f"{path}:{line}",
             found=f"byte 0x{error.object[error.start]:02x} at byte {column} of the line",

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from apr_train.data.folders import COMPILED, is_own_output, matches, walk
 from apr_train.data.protocols import Notice
 from apr_train.errors import DataError
 
 _STDLIB_EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 _SNIFFED = 8192
+_NAMED = 3
 
 
 def find_files(data: Iterable[str], *, notice: Notice) -> list[Path]:
     """The files behind `--data`, or the standard library's own source when there is no `--data`.
 
-    A folder stands for every text file below it: hidden ones, `__pycache__` and files with a NUL byte near their start
-    are left out, the last with a notice. A file that several arguments reach is taken once.
+    A folder stands for every text file below it: hidden names, `__pycache__` and linked folders are left out; with a
+    notice also files with a NUL byte near their start, and what this program wrote itself. The same holds for what a glob
+    matches, while a file or a folder that is named is taken. A file that several arguments reach is taken once.
 
     Raises:
-        DataError: when an argument matches nothing, or is something else than a file or a folder.
+        DataError: when an argument matches nothing, is something else than a file or a folder, or cannot be read.
     """
     arguments = list(data)
-    found = [path for argument in arguments for path in _expand(argument, notice)] if arguments else _standard_library()
+    try:
+        found = [path for argument in arguments for path in _expand(argument, notice)] if arguments else _standard_library()
+    except OSError as error:
+        raise DataError("cannot be read", where=error.filename, found=error.strerror) from error
     unique: dict[Path, Path] = {}
     for path in found:
         unique.setdefault(path.resolve(), path)
@@ -38,60 +42,59 @@ def describe(data: Iterable[str]) -> str:
     return ", ".join(data) or f"the standard library of Python {platform.python_version()} (PSF-2.0)"
 
 
+def counted(paths: Iterable[Path]) -> str:
+    """How many paths, and which the first ones are, for a notice: `5 (a, b, c, …)`."""
+    names = [str(path) for path in paths]
+    shown = names[:_NAMED] + ["…"] * (len(names) > _NAMED)
+    return f"{len(names)} ({', '.join(shown)})"
+
+
 def _expand(argument: str, notice: Notice) -> list[Path]:
     path = Path(argument)
-    found = [argument] if path.exists() else sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - may be absolute
-    matches = [Path(match) for match in found]
-    if not matches:
-        hint = "A glob needs quotes when the shell shall not expand it; ** goes into subfolders."
-        raise DataError("no such file or folder, and no match as a glob", where=argument, hint=hint)
-    files: list[Path] = []
-    for match in matches:
-        if match.is_dir():
-            files += _text_files(match, notice)
-        elif match.is_file():
-            files.append(match)
-        else:
-            raise DataError("neither a file nor a folder", where=match, expected="text or JSONL")
-    if not files:
-        raise DataError("no text file in it", where=argument, expected="at least one file without NUL bytes")
-    return files
-
-
-def _text_files(folder: Path, notice: Notice) -> list[Path]:
-    files = list(_walk(folder, excluded=frozenset()))
-    text = [path for path in files if not _is_binary(path)]
+    if path.is_file():
+        return [path]
+    own: set[Path] = set()
+    files = list(dict.fromkeys(_files_below(path, own) if path.exists() else _matched(argument, own)))
+    text = [file for file in files if not _is_binary(file)]
+    if own:
+        notice(f"{argument}: folders left out as output of apr-train itself: {counted(sorted(own))}")
     if len(text) < len(files):
-        notice(f"{folder}: {len(files) - len(text)} of {len(files)} files have NUL bytes and are left out")
+        notice(f"{argument}: {len(files) - len(text)} of {len(files)} files have NUL bytes and are left out")
+    if not text:
+        raise DataError("no text file in it", where=argument, expected="at least one file without NUL bytes")
     return text
 
 
-def _walk(folder: Path, *, excluded: frozenset[str]) -> Iterator[Path]:
-    """Files below a folder, names sorted, neither hidden nor compiled."""
+def _matched(pattern: str, own: set[Path]) -> Iterator[Path]:
+    found = sorted(set(matches(pattern, own)), key=str)
+    if not found and not own:
+        hint = "A glob needs quotes when the shell shall not expand it; ** goes into subfolders."
+        raise DataError("no such file or folder, and no match as a glob", where=pattern, hint=hint)
+    for path in found:
+        if path.is_file():
+            yield path
+        elif path.is_dir() and is_own_output(path):
+            own.add(path)
+        elif path.name != COMPILED:
+            yield from _files_below(path, own)
 
-    def fail(error: OSError) -> None:
-        raise DataError("cannot be read", where=error.filename or folder, found=error.strerror) from error
 
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {"__pycache__"})
-        for name in sorted(names):
-            path = Path(root, name)
-            if not name.startswith(".") and path.is_file():
-                yield path
+def _files_below(top: Path, own: set[Path], excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
+    if not top.is_dir():
+        raise DataError("neither a file nor a folder", where=top, expected="text or JSONL")
+    for folder, names in walk(top, own, excluded):
+        yield from (path for path in (folder / name for name in names) if path.is_file())
 
 
 def _is_binary(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return b"\0" in file.read(_SNIFFED)
-    except OSError as error:
-        raise DataError("cannot be read", where=path, found=error.strerror) from error
+    with path.open("rb") as file:
+        return b"\0" in file.read(_SNIFFED)
 
 
 def _standard_library() -> list[Path]:
     """The interpreter's own modules, without tests, installed packages and the tables of the machine that built it."""
     folder = Path(sysconfig.get_path("stdlib"))
-    files = _walk(folder, excluded=_STDLIB_EXCLUDED) if folder.is_dir() else iter(())
+    files = _files_below(folder, set(), _STDLIB_EXCLUDED) if folder.is_dir() else iter(())
     modules = [path for path in files if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
     if not modules:
         hint = "Name a corpus with --data."

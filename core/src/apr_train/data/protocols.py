@@ -6,10 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage, the bytes of text done, and the bytes in all."""
+"""Called with the stage (`read`, then `tokenise` unless the cache has the tokens), the bytes done, and the bytes in all."""
 
 Notice = Callable[[str], None]
 """Called with one sentence about something that the user did not ask for but should know."""
+
+_STRIDE = 1 << 20
+
+
+def byte_counter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None]:
+    """A function that is told how many more bytes are done, however few, and reports a megabyte at a time."""
+    done = told = 0
+
+    def count(more: int) -> None:
+        nonlocal done, told
+        done += more
+        if progress is not None and (done - told >= _STRIDE or done == total):
+            told = done
+            progress(stage, done, total)
+
+    return count
 
 
 class TokenizerLike(Protocol):

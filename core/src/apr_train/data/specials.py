@@ -7,6 +7,7 @@ from apr_train.errors import TokenizerError
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 """How GPT-2, Qwen and SmolLM spell it, and Llama 3."""
+_WHERE_NAMED = "tokenizer_config.json, in the same folder as tokenizer.json, says which token it is"
 
 
 def special_id(tokenizer: TokenizerLike, name: str, why: str) -> int:
@@ -17,7 +18,8 @@ def special_id(tokenizer: TokenizerLike, name: str, why: str) -> int:
     """
     if name not in tokenizer.special_ids:
         found = ", ".join(sorted(tokenizer.special_ids)) or "no special token"
-        raise TokenizerError(f"the tokenizer has no {name} token: {why}", expected=name, found=found)
+        hint = f"Give a tokenizer that has one with --tokenizer; {_WHERE_NAMED}."
+        raise TokenizerError(f"the tokenizer has no {name} token: {why}", expected=name, found=found, hint=hint)
     return tokenizer.special_ids[name]
 
 
@@ -30,7 +32,7 @@ def separator_id(tokenizer: TokenizerLike) -> int:
     for token in END_OF_TEXT:
         if (found := tokenizer.id(token)) is not None:
             return found
-    return special_id(tokenizer, "eos", "documents are separated by it")
+    return special_id(tokenizer, "eos", f"documents are separated by it, or by {' or '.join(END_OF_TEXT)}")
 
 
 def never_masked(tokenizer: TokenizerLike) -> list[int]:

@@ -61,28 +61,36 @@ def split_key(text: str) -> int:
     return int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
 
 
-def train_documents(documents: Iterable[Document], split: Split) -> Iterator[Document]:
-    """The documents to learn from, in their order."""
+HeldOut = dict[int, Document]
+"""The documents to validate on, each text once, by their keys."""
+
+
+def train_documents(documents: Iterable[Document], split: Split, held: HeldOut | None = None) -> Iterator[Document]:
+    """The documents to learn from, in their order; when they are through, `held` has the others."""
+    held = {} if held is None else held
     for document in documents:
+        key = split_key(document.text)
         if split.tail_fraction is not None:
-            yield evolve(document, text=_cut(document, split.tail_fraction)[0])
-        elif split_key(document.text) >= split.threshold:
+            head, tail = _cut(document, split.tail_fraction)
+            held.setdefault(key, evolve(document, text=tail))
+            yield evolve(document, text=head)
+        elif key < split.threshold:
+            held.setdefault(key, document)
+        else:
             yield document
 
 
 def held_out(documents: Iterable[Document], split: Split) -> list[Document]:
-    """The documents to validate on, each text once, in the order of their keys.
+    """The documents to validate on, in the order of `in_order`."""
+    held: HeldOut = {}
+    for _ in train_documents(documents, split, held):
+        pass
+    return in_order(held)
 
-    That order is as good as random, and fixed: the first N of them are a fair sample whatever the names of the files.
-    """
-    kept: dict[int, Document] = {}
-    for document in documents:
-        key = split_key(document.text)
-        if split.tail_fraction is not None:
-            kept.setdefault(key, evolve(document, text=_cut(document, split.tail_fraction)[1]))
-        elif key < split.threshold:
-            kept.setdefault(key, document)
-    return [kept[key] for key in sorted(kept)]
+
+def in_order(held: HeldOut) -> list[Document]:
+    """By their keys, which is as good as random, and fixed: the first N are a fair sample whatever the files' names."""
+    return [held[key] for key in sorted(held)]
 
 
 def _cut(document: Document, tail_fraction: float) -> tuple[str, str]:

@@ -21,8 +21,8 @@ _INTEGER_LIMIT = 1 << 63
 class BatchStream:
     """An endless stream of training batches, every row once an epoch, in an order that the seed and the epoch decide.
 
-    The position counts rows, not batches: batch size and accumulation may change at a resume. A batch at an epoch's end
-    takes its last rows from the next epoch.
+    The position counts rows, not batches, so that it means the same for every batch size (a run's own is fixed at its
+    start). A batch at an epoch's end takes its last rows from the next epoch.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ def _require_a_row(rows: int, tokens: TokenFile, length: int) -> None:
     if rows == 0:
         raise DataError(
             "the corpus is too small for one row",
-            where=tokens.path or "--data",
+            where="--data",
             expected=f"more than {length} tokens",
             found=len(tokens),
-            hint="Give more text, or shorter rows with --seq-len.",
+            hint="Give more text, or shorter rows with --sequence-length.",
         )

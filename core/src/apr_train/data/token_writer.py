@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from isal import isal_zlib
 
+from apr_train.data.cache import cached_file
 from apr_train.data.token_layout import HEADER_SIZE, TokenHeader
 from apr_train.errors import TokenizerError
 
 
 class TokenWriter:
-    """Appends documents to a new token file; `finish` puts it under its name, leaving the block without it removes it."""
+    """A context that writes a new token file; `finish` is its last call, and what an error ends is never seen.
+
+    Raises:
+        DataError: when the cache cannot be written.
+    """
 
     def __init__(self, path: Path, *, key: str, size: int) -> None:
-        """`size` is the vocabulary's: it decides between 2 and 4 bytes per id, and bounds the ids.
-
-        Raises:
-            OSError: here and in all methods, when the disk does not take it.
-        """
-        self._path = path
+        """`size` is the vocabulary's: it decides between 2 and 4 bytes per id, and bounds the ids."""
         self._key = bytes.fromhex(key)
         self._size = size
         self._dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
         self._starts = [0]
         self._count = self._max = self._bytes = self._checksum = 0
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._beside.open("xb")
-        self._file.write(bytes(HEADER_SIZE))
+        self._open: AbstractContextManager[BinaryIO] = cached_file(path)
 
     def __enter__(self) -> Self:
+        self._file = self._open.__enter__()
+        self._file.seek(HEADER_SIZE)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
-        self._beside.unlink(missing_ok=True)
+        self._open.__exit__(kind, error, traceback)
 
     def append(self, ids: Sequence[int], *, text_bytes: int) -> None:
         """Add tokens to the current document.
@@ -73,7 +70,7 @@ class TokenWriter:
         self._file.write(data)
 
     def finish(self) -> None:
-        """After the last `end_document`: write the document starts and the header, flush to the disk, and rename."""
+        """After the last `end_document`: write the document starts and the header."""
         header = TokenHeader(
             id_bytes=self._dtype.itemsize,
             token_count=self._count,
@@ -86,7 +83,3 @@ class TokenWriter:
         self._write(np.array(self._starts[:-1], dtype="<u8").tobytes())
         self._file.seek(0)
         self._file.write(header.pack(self._checksum))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._beside.replace(self._path)

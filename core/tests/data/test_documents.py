@@ -127,6 +127,9 @@ def test_links_that_lead_round_in_circles_are_not_followed_and_a_linked_file_is_
     assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
     (folder / "sub" / "two").symlink_to(folder)
     assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "c.py").write_text("x")
+    (folder / "sub" / "three").symlink_to(tmp_path / "outside")
     assert find(str(folder)) == find(str(folder / "**" / "*")) == expected[:1]
     assert find(str(folder / "sub" / "one")) == [folder / "sub" / "one" / "a.py"]
 

@@ -5,6 +5,10 @@ import signal
 import time
 
 import pytest
+from apr_train.errors import RunError
+from apr_train.train.prepare import prepare
+from apr_train.train.resume import plan_resume
+from apr_train.train.settings import Settings
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny", "--sequence-length", "32", "--val-batches", "2", "--attention", "sdpa")
 RUN = (*SCRATCH, "--sample-tokens", "0", "--threads", "1", "--save-every", "3", "--val-every", "4", "--accumulate", "2")
@@ -21,8 +25,12 @@ def wait_for_line(place, name, process, count=1):
 
 
 def kill_until_done(place, name, args, *, kills, seed, longest):
-    """Start, kill -9 after a random time, resume, and again; the last one runs to its end."""
-    draw = random.Random(seed)
+    """Start, kill -9 after a random time, resume, and again; the last one runs to its end.
+
+    At least one kill must have hit a run that had steps left: otherwise nothing was tried.
+    """
+    draw, hits = random.Random(seed), 0
+    last = int(args[args.index("--steps") + 1])
     for number in range(kills):
         resumable = (place.run(name) / "config.toml").exists()
         process = place.start(*(("--resume", place.run(name)) if resumable else (*args, "--run", name)))
@@ -31,6 +39,8 @@ def kill_until_done(place, name, args, *, kills, seed, longest):
         time.sleep(draw.uniform(0, longest))
         process.kill()
         process.communicate()
+        hits += process.returncode == -signal.SIGKILL and place.curve(name)[-1]["step"] < last
+    assert hits
     place("--resume", place.run(name))
 
 
@@ -132,6 +142,63 @@ def test_going_back_behind_the_checkpoint_is_refused(place):
 @pytest.mark.parametrize("path", ["nowhere", "."])
 def test_what_is_no_run_is_said(place, path):
     assert "this is no run" in place("--resume", path, code=1)
+
+
+def test_a_resume_does_not_move_a_run(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    out = place("--resume", "runs/x", "--run", "y", "--out", "elsewhere", code=1)
+    assert "--run was 'x', now 'y'" in out
+    assert "--out was 'runs', now 'elsewhere'" in out
+    place("--resume", "runs/x", "--run", "x", "--out", "runs", "--steps", "3")
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is_now(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x", "--out", "old")
+    (place.folder / "old").rename(place.folder / "new")
+    (place.folder / "old").write_text("no folder")
+    place("--resume", "new/x", "--steps", "3")
+    assert (place.folder / "new" / "x" / "step-000003").is_dir()
+
+
+def test_a_resume_that_another_one_overtook_is_refused(place):
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    plan = plan_resume(place.run("x"), Settings(), ())
+    place("--resume", "runs/x", "--steps", "6")
+    expected = "the run went on meanwhile, expected step-000003, found step-000006"
+    with pytest.raises(RunError, match=expected), prepare(plan.settings, plan, print):
+        pass
+    assert {item.name for item in place.run("x").glob("step-*")} == {"step-000003", "step-000006"}
+
+
+def test_the_display_of_a_resume_starts_at_its_checkpoint(place, monkeypatch):
+    from apr_train.train import prepare as module
+
+    seen, usual = [], module.make_display
+
+    def make_display(steps, *, done, every):
+        seen.append(done)
+        return usual(steps, done=done, every=every)
+
+    monkeypatch.setattr(module, "make_display", make_display)
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    place("--resume", "runs/x", "--steps", "4")
+    assert seen == [0, 3]
+
+
+def test_a_nan_in_step_1_then_a_resume_then_a_report(place):
+    from apr_train.train import step
+
+    args = ("--data", place.corpus, *RUN, "--steps", "3", "--precision", "fp32")
+    place(*args, "--run", "whole")
+    usual = step.scaled_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "scaled_loss", lambda *values, **options: usual(*values, **options) * float("nan"))
+        out = place(*args, "--run", "x", code=1)
+    assert "step 1: INV-TRAIN-007" in out
+    assert "Start a new run with a lower --lr" in out
+    place("--resume", "runs/x")
+    place.assert_same_end("whole", "x", step=3)
+    place("report", "runs/x", "-o", "report.html")
 
 
 def test_a_damaged_checkpoint_is_an_error_not_another_start(place):

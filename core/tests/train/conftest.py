@@ -110,6 +110,7 @@ def go_on(run):
 
     latest = checkpoints(run.folder)[-1].path
     run.model.load_state_dict(load_file(latest / MODEL))
-    load_optimizer(latest, run.model, run.optimizer)
-    run.restore(read_state(latest))
+    state = read_state(latest)
+    load_optimizer(latest, run.model, run.optimizer, step=state["step"])
+    run.restore(state)
     cut_back(run.folder / FILE, run.step)

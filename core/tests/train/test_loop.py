@@ -1,5 +1,6 @@
 """The loop on tiny models: learning, exact resume, refusal of what is not finite."""
 
+import json
 import signal
 
 import pytest
@@ -8,6 +9,7 @@ from apr_train.errors import FormatError, RunError
 from apr_train.train.loop import train
 from apr_train.train.metrics import FILE, MEASURED, read_metrics
 from apr_train.train.run_folder import STATE, checkpoints
+from apr_train.train.signals import StopRequest
 from apr_train.train.state import read_state
 from apr_train.train.step import NonFiniteError
 from attrs import evolve
@@ -135,9 +137,14 @@ def test_a_nan_weight_stops_before_the_optimizer_step(make_run):
             with torch.no_grad():
                 run.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
 
+            before.update({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
+
+    before = {}
     run.display.step = poison
-    with pytest.raises(NonFiniteError, match=r"step 4: INV-TRAIN-007.*layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(NonFiniteError, match=r"step 4: INV-TRAIN-007.*layers\.1\.mlp\.up_proj\.weight") as caught:
         train(run)
+    assert same_bits(before, run.model.state_dict())
+    assert f"--init {run.folder}/step-000002/model.apr" in caught.value.hint
     assert [item.step for item in checkpoints(run.folder)] == [2]
     assert [line.step for line in read_metrics(run.folder / FILE)] == [0, 1, 2, 3]
 
@@ -153,14 +160,23 @@ def test_a_nan_gradient_keeps_the_state_before_the_step(make_run):
     with pytest.raises(NonFiniteError, match=r"step 4.*gradients not finite: layers\.0\.mlp\.gate_proj\.weight\.") as caught:
         train(run)
     hook.remove()
-    assert "step-000003" in caught.value.hint
+    assert f"Start a new run with --init {run.folder}/step-000003/model.apr and a lower --lr" in caught.value.hint
     assert [item.step for item in checkpoints(run.folder)] == [3]
     run = make_run("broken", resume=True, **values)
     train(run)
     assert_same_end(whole, run)
 
 
-def test_a_signal_finishes_the_step_saves_and_the_rest_is_exact(make_run):
+@pytest.fixture(params=["SIGTERM", "SIGHUP"])
+def polite_signal(request):
+    """A signal that nobody ignores, as nohup would make pytest do with SIGHUP."""
+    number = signal.Signals[request.param]
+    before = signal.signal(number, signal.SIG_DFL)
+    yield number
+    signal.signal(number, before)
+
+
+def test_a_signal_finishes_the_step_saves_and_the_rest_is_exact(make_run, polite_signal):
     whole = make_run("whole")
     train(whole)
     run = make_run("stopped")
@@ -169,15 +185,47 @@ def test_a_signal_finishes_the_step_saves_and_the_rest_is_exact(make_run):
     def interrupt(line):
         usual(line)
         if line.step == 2:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(polite_signal)
 
     run.display.step = interrupt
     outcome = train(run)
-    assert outcome.stopped_by == "SIGTERM"
+    assert outcome.stopped_by == polite_signal.name
     assert [item.step for item in checkpoints(run.folder)] == [2]
     run = make_run("stopped", resume=True)
     assert train(run).stopped_by is None
     assert_same_end(whole, run)
+
+
+class LateStop(StopRequest):
+    """A signal that comes right after the loop has looked for the n-th time."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self._looks = looks
+
+    def __bool__(self):
+        seen = super().__bool__()
+        self._looks -= 1
+        if self._looks == 0:
+            self.name = "SIGTERM"
+        return seen
+
+
+@pytest.mark.parametrize("looks", range(1, 7))
+def test_no_moment_for_a_signal_loses_a_step(make_run, monkeypatch, looks):
+    monkeypatch.setattr("apr_train.train.loop.StopRequest", lambda: LateStop(looks))
+    run = make_run(steps=6, save_every=4, keep=1)
+    outcome = train(run)
+    assert outcome.stopped_by == ("SIGTERM" if run.step < 6 else None)
+    assert [item.step for item in checkpoints(run.folder)] == [run.step]
+
+
+def test_a_signal_before_step_1_saves_nothing(make_run):
+    run = make_run()
+    run.display.step = lambda line: signal.raise_signal(signal.SIGTERM)
+    assert train(run).stopped_by == "SIGTERM"
+    assert run.step == 0
+    assert checkpoints(run.folder) == []
 
 
 def test_a_second_signal_is_not_held_back(make_run):
@@ -241,6 +289,37 @@ def test_accumulation_weighs_every_target_token_the_same(make_run):
     for one, other in zip(curve(together)[1:], curve(apart)[1:], strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB"), MemoryError(), None])
+def test_too_little_memory_is_an_error_that_says_what_to_do(make_run, monkeypatch, error):
+    def step(*args, **kwargs):
+        if error is not None:
+            raise error
+        torch.empty(1 << 50, dtype=torch.uint8)  # a petabyte: what torch itself says of a CPU
+
+    monkeypatch.setattr("apr_train.train.loop.train_step", step)
+    with pytest.raises(RunError, match=r"^step 1: not enough memory.*--batch-size.*--recompute"):
+        train(make_run())
+
+
+def test_another_fault_of_torch_stays_what_it_is(make_run, monkeypatch):
+    def step(*args, **kwargs):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("apr_train.train.loop.train_step", step)
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+        train(make_run())
+
+
+@pytest.mark.parametrize("rng", [{}, {"cpu": 3}, {"cpu": "?"}, {"cpu": "AAAA"}])
+def test_a_damaged_random_state_is_an_error_with_its_field(make_run, rng):
+    run = make_run(steps=1)
+    train(run)
+    path = checkpoints(run.folder)[-1].path
+    (path / STATE).write_text(json.dumps({**read_state(path), "rng": rng}))
+    with pytest.raises(FormatError, match=r"state\.json \[rng\.cpu\]"):
+        read_state(path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 2}', '{"version": 1, "step": 1, "tokens": 2, "data": 3}'])

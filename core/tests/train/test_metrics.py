@@ -1,10 +1,11 @@
 """metrics.jsonl: its schema, and the cut back to a step."""
 
 import json
+from pathlib import Path
 
 import attrs
 import pytest
-from apr_train.errors import RunError
+from apr_train.errors import OutputError, RunError
 from apr_train.train.metrics import Metrics, MetricsFile, cut_back, perplexity, read_metrics
 
 
@@ -38,6 +39,28 @@ def test_cut_back_forgets_later_steps_and_a_half_line(tmp_path):
     write(path, [4])
     assert [line.step for line in read_metrics(path)] == [0, 1, 2, 3, 4]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_at_step_0_nothing_is_kept_for_the_start_is_measured_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(3))
+    assert cut_back(path, 0) == []
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_line_holds_what_is_not_json(value):
+    with pytest.raises(ValueError, match="JSON"):
+        Metrics(step=1, loss=value).to_json()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_an_error_with_the_path():
+    with (
+        MetricsFile(Path("/dev/full")) as file,
+        pytest.raises(OutputError, match=r"^/dev/full: cannot be written \(No space left"),
+    ):
+        file.write(Metrics(step=1))
 
 
 @pytest.mark.parametrize("line", ["[]", '{"loss": 1}', '{"step": 1, "colour": 2}', "{"])

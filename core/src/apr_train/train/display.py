@@ -14,6 +14,7 @@ from apr_train.data.protocols import Progress
 from apr_train.train.metrics import Metrics
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import TaskID
 
 
@@ -35,15 +36,16 @@ class Display(Protocol):
 
 @contextmanager
 def progress_bar() -> Iterator[Progress | None]:
-    """A bar for work that counts bytes, which appears with the first count; None where there is no terminal."""
-    if not sys.stdout.isatty():
+    """A bar on stderr for work that counts bytes, which appears with the first count; None where there is no terminal."""
+    if not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, transient=True) as bar:
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -90,14 +92,14 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A progress bar with the last step's numbers under the validations."""
+    """A progress bar with the last step's numbers under the validations; on stdout, as the plain lines are."""
 
-    def __init__(self, steps: int, done: int) -> None:
+    def __init__(self, steps: int, done: int, console: Console | None = None) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._steps = steps
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns)
+        self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task(f"step {done}/{steps}", total=steps, completed=done)
 
     def say(self, text: str) -> None:

@@ -9,8 +9,9 @@ import attrs
 from attrs import frozen
 
 from apr_train.errors import RunError
+from apr_train.train.run_folder import IDENTITY, write_whole
 
-FILE = "identity.json"
+FILE = IDENTITY
 
 
 @frozen(kw_only=True)
@@ -26,8 +27,12 @@ class Identity:
 
 
 def write_identity(folder: Path, identity: Identity) -> None:
-    """Note the inputs in the run's folder."""
-    (folder / FILE).write_text(json.dumps(attrs.asdict(identity), indent=1) + "\n", encoding="utf-8")
+    """Note the inputs in the run's folder.
+
+    Raises:
+        OutputError: when that cannot be written.
+    """
+    write_whole(folder / FILE, json.dumps(attrs.asdict(identity), indent=1) + "\n")
 
 
 def read_identity(folder: Path) -> Identity:

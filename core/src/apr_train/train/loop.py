@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from time import perf_counter
-from typing import Any
 
 import torch
 from attrs import frozen
 
-from apr_train.train.memory import peak_memory
+from apr_train.train.memory import memory_errors, peak_memory
 from apr_train.train.metrics import FILE, Metrics, MetricsFile
 from apr_train.train.optimizer import set_learning_rate
 from apr_train.train.run import Run
+from apr_train.train.run_folder import MODEL, checkpoints
 from apr_train.train.schedule import learning_rate
 from apr_train.train.signals import StopRequest
-from apr_train.train.step import NonFiniteError, train_step
+from apr_train.train.state import broken_weights
+from apr_train.train.step import NON_FINITE, NonFiniteError, train_step
 from apr_train.train.validate import judge_start
 
 
@@ -32,9 +35,17 @@ def train(run: Run) -> Outcome:
     """Take the run to its last step, or to where a signal stops it; everything on disk is whole at every moment.
 
     Raises:
-        RunError: a start that knows nothing (FALSIFY-APR-PRETRAIN-INIT-006).
-        NonFiniteError: INV-TRAIN-007; the state before the bad step is saved.
+        RunError: a start that knows nothing (FALSIFY-APR-PRETRAIN-INIT-006), or not enough memory.
+        NonFiniteError: INV-TRAIN-007; the last good state is saved.
+        OutputError: when the disk is full.
     """
+    try:
+        return _train(run)
+    except NonFiniteError as error:
+        raise _with_hint(run, error) from error
+
+
+def _train(run: Run) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = None
     with StopRequest() as stop, MetricsFile(run.folder / FILE) as metrics, run.display as display:
@@ -43,29 +54,52 @@ def train(run: Run) -> Outcome:
             metrics.write(line)
             display.step(line)
         while run.step < last and not stop:
-            before = run.state()
-            try:
-                line = _step(run)
-            except NonFiniteError as error:
-                metrics.sync()
-                raise _with_last_good_state(run, before, error) from error
-            if _due(run.step, often.val_every, last):
-                line = run.validated(line)
+            line = _advance(run, metrics)
             metrics.write(line)
-            display.step(line)
-            if stop or _due(run.step, often.save_every, last):
-                metrics.sync()
-                run.save()
+            if stop.name != "SIGHUP":  # the terminal is gone
+                display.step(line)
+            if _due(run.step, often.save_every, last):
+                _save(run, metrics)
+        if run.step:
+            _save(run, metrics)  # a checkpoint that is there stays as it is: only a signal leaves something to save here
     return Outcome(last=line, stopped_by=stop.name if run.step < last else None)
 
 
 def _start(run: Run) -> Metrics:
     """Measure the weights that the run starts from, and refuse those of an `--init` that know nothing."""
-    line = run.validated(Metrics(step=0))
+    with memory_errors("step 0"):
+        line = run.validated(Metrics(step=0))
     if run.warm and line.val_loss is not None:
         allow = run.settings.run.allow_cold_init
         run.display.say(judge_start(line.val_loss, run.vocab_size, allow=allow, fresh=run.fresh))
+    return _finite(line)
+
+
+def _advance(run: Run, metrics: MetricsFile) -> Metrics:
+    """One step, validated when it is time; the state before a step that cannot be taken is saved."""
+    before, often = run.state(), run.settings.run
+    with memory_errors(f"step {run.step + 1}"):
+        try:
+            line = _step(run)
+        except NonFiniteError:
+            metrics.sync()
+            if not broken_weights(run.model):
+                run.save(before)
+            raise
+        return _finite(run.validated(line)) if _due(run.step, often.val_every, often.steps) else line
+
+
+def _finite(line: Metrics) -> Metrics:
+    """The line, unless its validation says that the weights are of no use."""
+    if line.val_loss is not None and not math.isfinite(line.val_loss):
+        problem = f"{NON_FINITE}: the validation loss is not finite"
+        raise NonFiniteError(problem, where=f"step {line.step}", found=line.val_loss)
     return line
+
+
+def _save(run: Run, metrics: MetricsFile) -> None:
+    metrics.sync()
+    run.save()
 
 
 def _step(run: Run) -> Metrics:
@@ -105,12 +139,13 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _with_last_good_state(run: Run, before: dict[str, Any], error: NonFiniteError) -> NonFiniteError:
-    """Save the state before the bad step, if its weights are finite, and say where it is."""
-    broken = [name for name, parameter in run.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
-    if broken:
-        hint = f"The weights themselves were not finite any more: {', '.join(broken[:8])}. Resume an earlier checkpoint"
-    else:
-        hint = f"The state before this step is kept in {run.save(before)}"
-    problem, where, found = error.problem, error.where, error.found
-    return NonFiniteError(problem, where=where, found=found, hint=f"{hint}, with a lower --lr or another precision.")
+def _with_hint(run: Run, error: NonFiniteError) -> NonFiniteError:
+    """What to do: not a resume, which would take the same step again."""
+    broken, kept = broken_weights(run.model), checkpoints(run.folder)
+    told = f"Weights that are not finite: {', '.join(broken[:8])}. " if broken else ""
+    source = ""
+    if kept and kept[-1].step:
+        told += f"The last good state is {kept[-1].path}. "
+        source = f"--init {shlex.quote(str(kept[-1].path / MODEL))} and "
+    hint = f"{told}Start a new run with {source}a lower --lr or another --precision."
+    return NonFiniteError(error.problem, where=error.where, found=error.found, hint=hint)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,9 +14,10 @@ from typing import Any, Self
 import attrs
 from attrs import field, frozen
 
-from apr_train.errors import RunError
+from apr_train.errors import OutputError, RunError
+from apr_train.train.run_folder import METRICS, write_whole
 
-FILE = "metrics.jsonl"
+FILE = METRICS
 MEASURED = ("tokens_per_s", "step_time", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 
@@ -42,7 +45,7 @@ class Metrics:
 
     def to_json(self) -> str:
         """One line without its newline."""
-        return json.dumps({name: value for name, value in attrs.asdict(self).items() if value is not None})
+        return json.dumps({name: value for name, value in attrs.asdict(self).items() if value is not None}, allow_nan=False)
 
 
 def perplexity(loss: float) -> float | None:
@@ -51,20 +54,36 @@ def perplexity(loss: float) -> float | None:
 
 
 class MetricsFile:
-    """Appends lines; each is on its way to the disk when `write` returns, and on it after `sync`."""
+    """Appends lines; each is on its way to the disk when `write` returns, and on it after `sync`.
+
+    Raises:
+        OutputError: from every method, when the disk is full or fails.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with self._output_errors():
+            self._file = path.open("ab", buffering=0)
 
     def write(self, metrics: Metrics) -> None:
         """Append one line."""
-        self._file.write(metrics.to_json() + "\n")
-        self._file.flush()
+        left = memoryview(f"{metrics.to_json()}\n".encode())
+        with self._output_errors():
+            while left:
+                left = left[self._file.write(left) :]
 
     def sync(self) -> None:
         """Wait for the disk; done before a checkpoint, which must not know more steps than this file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._output_errors():
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _output_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hint = "Mend that, then go on with --resume."
+            raise OutputError(f"cannot be written ({error.strerror})", where=self._path, hint=hint) from error
 
     def __enter__(self) -> Self:
         return self
@@ -94,12 +113,13 @@ def read_metrics(path: Path) -> list[Metrics]:
 
 
 def cut_back(path: Path, step: int) -> list[Metrics]:
-    """Keep the lines up to `step` and forget later ones, a half-written one included; returns what is kept."""
-    kept = [line for line in read_metrics(path) if line.step <= step] if path.exists() else []
-    beside = path.with_name(f".{path.name}.cut")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(line.to_json() + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """Keep the lines up to `step` and forget later ones, a half-written one included; returns what is kept.
+
+    At step 0 that is nothing: a run that stands there measures its start again.
+
+    Raises:
+        OutputError: when the file cannot be written; it is then as it was.
+    """
+    kept = [line for line in read_metrics(path) if line.step <= step] if step and path.exists() else []
+    write_whole(path, "".join(line.to_json() + "\n" for line in kept))
     return kept

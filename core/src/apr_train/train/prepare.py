@@ -1,45 +1,45 @@
-"""Everything that happens before step 1, in order: source, preflight, tokens, folder, model."""
+"""Everything that happens before step 1, in order: source, preflight, tokens, model, folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
 import torch
 from attrs import frozen
+from torch import nn
 
-from apr_train.atomic import replace_file
 from apr_train.attention import Choice
 from apr_train.config import ModelConfig
-from apr_train.data.batch import Batch
 from apr_train.data.corpus import Corpus, load_corpus
-from apr_train.data.stream import BatchStream, validation_batches
+from apr_train.data.stream import BatchStream
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
+from apr_train.errors import PreflightError
 from apr_train.facade import Family
-from apr_train.family import Layout, Objective
+from apr_train.family import Objective
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.header import Header
 from apr_train.load import LoadReport
 from apr_train.preflight import Report
+from apr_train.preflight.device import device_findings
 from apr_train.train.artifact import ModelFile
 from apr_train.train.assemble import choose_attention, make_model
 from apr_train.train.defaults import resolve, run_stem
 from apr_train.train.display import make_display, progress_bar
 from apr_train.train.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.train.inputs import Inputs, Say, held_out, model_file, training_stream
 from apr_train.train.lock import locked
 from apr_train.train.optimizer import make_optimizer
-from apr_train.train.origin import origin_of
-from apr_train.train.precision import PRECISIONS, choose_device, default_precision
+from apr_train.train.outside import machine, outside_findings
+from apr_train.train.precision import PRECISIONS, choose_device
 from apr_train.train.resume import Resume, restore
-from apr_train.train.run import HeldOut, Run
-from apr_train.train.run_folder import CONFIG, create_run_folder
+from apr_train.train.run import Run
+from apr_train.train.run_folder import CONFIG, new_run_folder, write_whole
 from apr_train.train.settings import Settings
 from apr_train.train.settings_file import to_toml
-from apr_train.train.source import init_hash, judge, open_source, require_known_ids, tokenizer_for
-
-Say = Callable[[str], None]
+from apr_train.train.source import collected, init_hash, judge, open_source, require_known_ids, tokenizer_for
 
 
 @frozen(kw_only=True)
@@ -57,35 +57,29 @@ class Prepared:
 
 
 @frozen(kw_only=True)
-class _Inputs:
-    """What is known before anything of the run is on disk or in memory."""
+class _Parts:
+    """What a run is made of that can fail; a new run's folder comes after it, so that a failed start leaves none."""
 
-    settings: Settings
-    device: torch.device
-    header: Header | None
-    report: Report
-    family: Family
-    config: ModelConfig
-    objective: Objective
-    tokenizer: Tokenizer
-    corpus: Corpus
-    identity: Identity
+    model: nn.Module
+    loaded: LoadReport | None
+    attention: Choice
+    stream: BatchStream
 
 
 def examine(asked: Settings, resume: Resume | None = None) -> tuple[Checkpoint | None, Header | None, Report]:
     """Open the source of the weights and judge the run; the report may hold errors.
 
     Raises:
-        PreflightError: when the source cannot be opened.
+        PreflightError: when the source cannot be opened, with all that can be known without it.
     """
-    device = choose_device(asked.run.device)
-    if resume is not None and resume.model_path is not None:
-        checkpoint = open_source(resume.model_path)
-    else:
-        checkpoint = open_source(asked.model.init, asked.model.rope_layout)
+    device, precision = machine(asked.run)
+    started = None if resume is None else resume.model_path
+    path, layout = (started, None) if started is not None else (asked.model.init, asked.model.rope_layout)
+    checkpoint, unopened = collected(lambda: open_source(path, layout))
+    if unopened:
+        raise PreflightError([*unopened, *device_findings(device), *outside_findings(asked, resume)])
     try:
-        precision = asked.run.precision or default_precision(device)
-        return checkpoint, *judge(asked, checkpoint, device=str(device), precision=precision)
+        return checkpoint, *judge(asked, checkpoint, device=device, precision=precision, resume=resume)
     except BaseException:
         if checkpoint is not None:
             checkpoint.close()
@@ -101,26 +95,27 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
     """
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
-    checkpoint, header, report = examine(asked, resume)
-    try:
+    with ExitStack() as held:
+        checkpoint, header, report = examine(asked, resume)
+        if checkpoint is not None:
+            held.callback(checkpoint.close)
         report.raise_for_errors()
         for finding in report.warnings:
             say(f"warning: {finding}")
+        if resume is not None:
+            held.enter_context(locked(resume.folder))
+            resume.require_unchanged()
         inputs = _gather(asked, resume, checkpoint, header, report, say)
-        folder = resume.folder if resume is not None else _new_folder(inputs)
-        with locked(folder):
-            prepared = _assemble(inputs, folder, resume, checkpoint, say)
-            if checkpoint is not None:
-                checkpoint.close()
-            yield prepared
-    finally:
+        parts = _make(inputs, checkpoint, say)
         if checkpoint is not None:
             checkpoint.close()
+        folder = resume.folder if resume is not None else held.enter_context(_new_folder(inputs))
+        yield _ready(inputs, parts, folder, resume)
 
 
 def _gather(
     asked: Settings, resume: Resume | None, source: Checkpoint | None, header: Header | None, report: Report, say: Say
-) -> _Inputs:
+) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     family, config = cast(Family, report.family), cast(ModelConfig, report.config)
     objective, device = cast(Objective, report.objective), choose_device(asked.run.device)
@@ -133,7 +128,7 @@ def _gather(
     identity = Identity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
     if resume is not None:
         check_identity(read_identity(resume.folder), identity, folder=resume.folder)
-    return _Inputs(
+    return Inputs(
         settings=settings,
         device=device,
         header=header,
@@ -147,92 +142,55 @@ def _gather(
     )
 
 
-def _new_folder(inputs: _Inputs) -> Path:
-    run = inputs.settings.run
-    folder = create_run_folder(Path(run.out), run.run, run_stem(inputs.settings))
-    write_identity(folder, inputs.identity)
-    return folder
-
-
-def _assemble(inputs: _Inputs, folder: Path, resume: Resume | None, source: Checkpoint | None, say: Say) -> Prepared:
-    """Make the model and everything around it; put a resumed run back to where it was."""
+def _make(inputs: Inputs, source: Checkpoint | None, say: Say) -> _Parts:
     settings, device, objective = inputs.settings, inputs.device, inputs.objective
     precision = PRECISIONS[cast(str, settings.run.precision)]
     choice = choose_attention(inputs.family, inputs.config, settings, objective, precision, device)
+    stream = training_stream(inputs, say)
     model, loaded = make_model(inputs.report, choice, source, settings, precision=precision, device=device)
-    write_model = _model_file(inputs)
-    run = Run(
-        settings=settings,
-        folder=folder,
-        model=model,
-        optimizer=make_optimizer(model, settings.optimizer),
-        stream=_stream(inputs, say),
-        held_out=_held_out(inputs),
-        objective=objective,
-        precision=precision,
-        device=device,
-        write_model=write_model,
-        display=make_display(settings.run.steps, done=0, every=settings.run.log_every),
-        warm=settings.model.init is not None,
-        fresh=loaded.fresh if loaded is not None else (),
-        vocab_size=inputs.config.vocab_size,
-    )
+    return _Parts(model=model, loaded=loaded, attention=choice, stream=stream)
+
+
+def _new_folder(inputs: Inputs) -> AbstractContextManager[Path]:
+    run = inputs.settings.run
+    return new_run_folder(Path(run.out), run.run, run_stem(inputs.settings))
+
+
+def _ready(inputs: Inputs, parts: _Parts, folder: Path, resume: Resume | None) -> Prepared:
+    """Put a resumed run back to where it was, and note in the folder what the run is."""
+    run = _run(inputs, parts, folder, done=resume.step if resume is not None else 0)
     if resume is not None:
         restore(run, resume)
-    with replace_file(folder / CONFIG) as file:
-        file.write(to_toml(settings).encode("utf-8"))
+    else:
+        write_identity(folder, inputs.identity)
+    write_whole(folder / CONFIG, to_toml(inputs.settings))
     return Prepared(
         run=run,
         report=inputs.report,
         corpus=inputs.corpus,
         tokenizer=inputs.tokenizer,
-        attention=choice,
-        loaded=loaded,
+        attention=parts.attention,
+        loaded=parts.loaded,
         identity=inputs.identity,
-        write_model=write_model,
+        write_model=cast(ModelFile, run.write_model),
     )
 
 
-def _model_file(inputs: _Inputs) -> ModelFile:
-    return ModelFile(
-        info=inputs.family.info,
-        config=inputs.config,
-        name_map=inputs.family.map_tensor_names(inputs.config, Layout()),
-        header=inputs.header,
-        tokenizer=inputs.tokenizer.spec,
-        origin=origin_of(inputs.settings, inputs.identity, inputs.family),
-    )
-
-
-def _stream(inputs: _Inputs, say: Say) -> BatchStream:
-    data = inputs.settings.data
-    return BatchStream(
-        inputs.corpus.train,
+def _run(inputs: Inputs, parts: _Parts, folder: Path, *, done: int) -> Run:
+    settings, loaded = inputs.settings, parts.loaded
+    return Run(
+        settings=settings,
+        folder=folder,
+        model=parts.model,
+        optimizer=make_optimizer(parts.model, settings.optimizer),
+        stream=parts.stream,
+        held_out=held_out(inputs),
         objective=inputs.objective,
-        sequence_length=cast(int, data.sequence_length),
-        batch_size=cast(int, data.batch_size),
-        seed=inputs.settings.run.seed,
-        tokenizer=inputs.tokenizer,
-        document_mask=data.document_mask,
-        mask_probability=data.mask_probability,
-        on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
+        precision=PRECISIONS[cast(str, settings.run.precision)],
+        device=inputs.device,
+        write_model=model_file(inputs),
+        display=make_display(settings.run.steps, done=done, every=settings.run.log_every),
+        warm=settings.model.init is not None,
+        fresh=loaded.fresh if loaded is not None else (),
+        vocab_size=inputs.config.vocab_size,
     )
-
-
-def _held_out(inputs: _Inputs) -> HeldOut:
-    data = inputs.settings.data
-    batch_size = cast(int, data.batch_size)
-
-    def batches() -> Iterable[Batch]:
-        return validation_batches(
-            inputs.corpus.validation,
-            objective=inputs.objective,
-            sequence_length=cast(int, data.sequence_length),
-            batch_size=batch_size,
-            tokenizer=inputs.tokenizer,
-            document_mask=data.document_mask,
-            mask_probability=data.mask_probability,
-            max_rows=data.val_batches * batch_size,
-        )
-
-    return batches

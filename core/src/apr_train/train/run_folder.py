@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from attrs import frozen
 
-from apr_train.atomic import clear_litter
-from apr_train.errors import RunError
+from apr_train.atomic import clear_litter, replace_file
+from apr_train.errors import OutputError, RunError
+from apr_train.train.lock import FILE as LOCK
+from apr_train.train.lock import InUseError, locked
 
 CONFIG = "config.toml"
+IDENTITY = "identity.json"
+METRICS = "metrics.jsonl"
 MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
 STATE = "state.json"
@@ -33,29 +41,74 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def create_run_folder(out: Path, name: str | None, stem: str) -> Path:
-    """Make the folder of a new run: `name` as asked, else `stem`, or `stem-2` and so on if that is taken.
+@contextmanager
+def new_run_folder(out: Path, name: str | None, stem: str) -> Iterator[Path]:
+    """Make the folder of a new run and hold it: `name` as asked, else `stem`, or `stem-2` and so on if that is taken.
 
     Raises:
-        RunError: when a folder of the name that was asked for holds something.
+        InUseError: when the folder of the name that was asked for holds something, or is another process's.
+        OutputError: when it cannot be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    if name is not None:
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            hint = f"Continue it with --resume {folder}, or take another --run."
-            raise RunError("the run's folder is not empty", where=folder, hint=hint)
-        return folder
-    number = 1
+    with ExitStack() as held:
+        yield held.enter_context(_taken(out / name)) if name is not None else _take_first(out, stem, held)
+
+
+def _take_first(out: Path, stem: str, held: ExitStack) -> Path:
+    numbers = count(2)
+    folder = out / stem
     while True:
-        folder = out / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+        with suppress(InUseError):
+            return held.enter_context(_taken(folder))
+        folder = out / f"{stem}-{next(numbers)}"
+
+
+@contextmanager
+def _taken(folder: Path) -> Iterator[Path]:
+    require_unused(folder)  # before a lock is put into what is somebody's
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"the run's folder cannot be made ({error.strerror})"
+        raise OutputError(problem, where=folder, hint="Take another --run or --out.") from error
+    with locked(folder):
+        require_unused(folder)
+        yield folder
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse a folder that a new run cannot have; one in which a start ended before it trained anything is free again.
+
+    Raises:
+        InUseError: when something else is in it, or it is a file.
+    """
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise InUseError("the run's folder is a file", where=folder, hint="Take another --run.") from error
+    if not _nothing_trained(entries):
+        resume = f"Continue it with --resume {shlex.quote(str(folder))}, or take" if (folder / CONFIG).exists() else "Take"
+        raise InUseError("the run's folder is not empty", where=folder, hint=f"{resume} another --run.")
+
+
+def _nothing_trained(entries: list[Path]) -> bool:
+    """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
+    names = {entry.name for entry in entries if not (entry.name.startswith(".") and entry.name.endswith(".part"))}
+    ours = names <= {LOCK, IDENTITY, CONFIG, METRICS} and (IDENTITY in names or not names & {CONFIG, METRICS})
+    return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write one of the run's small files so that nobody ever sees half of it.
+
+    Raises:
+        OutputError: when it cannot be written; the old one is then as it was.
+    """
+    with replace_file(path) as file:
+        left = memoryview(text.encode("utf-8"))
+        while left:
+            left = left[file.write(left) :]
 
 
 def checkpoints(folder: Path) -> list[StepFolder]:

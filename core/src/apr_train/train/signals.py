@@ -1,4 +1,4 @@
-"""A polite stop: the first SIGINT or SIGTERM ends the run after the step, the second one at once."""
+"""A polite stop: the first SIGINT, SIGTERM or SIGHUP ends the run after the step, another one at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
     """A context in which the first signal only sets `name`; on leaving, the old handlers are back.
 
     The handler that counts is the process's own, so that a second signal does what it would have done without us:
-    KeyboardInterrupt, or the end of the process.
+    KeyboardInterrupt, or the end of the process. Only SIGHUP stays caught: a terminal that closes sends it twice.
     """
 
     def __init__(self) -> None:
@@ -28,17 +28,22 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python delivers signals to the main thread only; a host application keeps its own handlers
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if not _is_unwanted(number)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        self._restore(*SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self._restore()
+        self.name = self.name or signal.Signals(number).name
+        self._restore(signal.SIGINT, signal.SIGTERM)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def _restore(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            if number in self._before:
+                signal.signal(number, self._before.pop(number))
+
+
+def _is_unwanted(number: signal.Signals) -> bool:
+    """Under nohup a closing terminal must not stop the run."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

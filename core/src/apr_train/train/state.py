@@ -13,13 +13,17 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from apr_train.atomic import replace_folder
 from apr_train.errors import FormatError
+from apr_train.formats.safetensors_writer import write_safetensors
+from apr_train.formats.torch_adapter import DTYPE_NAMES, to_view
+from apr_train.header import TensorInfo
 from apr_train.train.optimizer import optimizer_tensors, restore_optimizer
 from apr_train.train.run_folder import MODEL, OPTIMIZER, STATE, prune, step_name
+from apr_train.train.step import NON_FINITE, NonFiniteError
 
 VERSION = 1
 
@@ -57,15 +61,32 @@ def save_checkpoint(
     write_model: ModelWriter,
     keep: int,
 ) -> Path:
-    """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is."""
+    """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
+
+    Raises:
+        NonFiniteError: when a weight is not finite; nothing is written or removed then.
+        OutputError: when it cannot be written; nothing is removed then.
+    """
     target = folder / step_name(state["step"])
     if not target.exists():
+        if broken_weights(model):
+            raise NonFiniteError(f"{NON_FINITE}: the weights are not finite", where=f"step {state['step']}")
         with replace_folder(target) as beside:
             write_model(beside / MODEL, model, step=state["step"])
-            save_file(optimizer_tensors(model, optimizer), beside / OPTIMIZER)
+            _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
     prune(folder, keep)
     return target
+
+
+def broken_weights(model: nn.Module) -> list[str]:
+    """The names of the parameters in which something is NaN or infinite."""
+    return [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    infos = [TensorInfo(name, DTYPE_NAMES[item.dtype], tuple(item.shape), item.nbytes) for name, item in tensors.items()]
+    write_safetensors(path, infos, lambda name: [to_view(tensors[name]).data])
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -86,11 +107,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     for name, kind in wanted.items():
         if not isinstance(state.get(name), kind):
             raise FormatError("not a checkpoint's state", path=path, field=name, expected=kind.__name__, found=state.get(name))
+    _check_rng(state["rng"], path)
     return state
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read the optimizer's state back.
+def _check_rng(state: dict[str, Any], path: Path) -> None:
+    """The CPU's generator has its state there, and it has the length that torch takes."""
+    expected = torch.get_rng_state().numel()
+    try:
+        found = len(base64.b64decode(state["cpu"], validate=True))
+    except (KeyError, TypeError, ValueError):
+        found = 0
+    if found != expected:
+        expects = f"{expected} bytes in base64"
+        raise FormatError("not a state of the random generator", path=path, field="rng.cpu", expected=expects, found=found)
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+    """Read the optimizer's state at `step` back.
 
     Raises:
         FormatError: when the file is damaged.
@@ -101,4 +135,4 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise FormatError("cannot read the optimizer's state", path=path, found=str(error)) from error
-    restore_optimizer(model, optimizer, tensors)
+    restore_optimizer(model, optimizer, tensors, step=step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from apr_train.train.loop import Outcome
 from apr_train.train.metrics import FILE as METRICS
 from apr_train.train.metrics import Metrics
@@ -37,9 +39,10 @@ def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[
     """What came of it, from all lines of metrics.jsonl."""
     run = prepared.run
     if outcome.stopped_by is not None:
+        saved = f"after step {run.step} of {run.settings.run.steps}; everything is saved"
         return {
-            "stopped": f"by {outcome.stopped_by} after step {run.step} of {run.settings.run.steps}; everything is saved",
-            "go on with": f"apr-train --resume {run.folder}",
+            "stopped": f"by {outcome.stopped_by} {saved if run.step else 'before step 1: nothing to save yet'}",
+            "go on with": f"apr-train --resume {shlex.quote(str(run.folder))}",
         }
     told = {}
     measured = [line for line in lines if line.val_loss is not None]

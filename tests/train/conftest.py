@@ -85,6 +85,14 @@ def shared(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def determinism_as_before():
+    """torch's flag is global, and a run that sets it would set it for every test after it."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture
 def place(tmp_path, shared, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
-from apr_train.errors import PreflightError
+import torch
+from apr_train.errors import DataError, PreflightError
 from apr_train.formats.apr import open_apr
 from apr_train.formats.apr.writer import AprWriter, TensorSpec
+from apr_train.train import assemble, finish, source
 from safetensors.torch import load_file
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny")
@@ -46,7 +48,7 @@ def test_names_of_runs_are_counted_up(place):
 
 def test_a_used_name_is_refused(place):
     place.train(*SCRATCH, "--steps", "0", "--run", "x")
-    assert "--resume" in place.train(*SCRATCH, "--steps", "0", "--run", "x", code=1)
+    assert "--resume" in place.train(*SCRATCH, "--steps", "0", "--run", "x", code=3)
 
 
 def test_the_written_settings_make_the_same_run_again(place):
@@ -86,9 +88,11 @@ def test_a_file_that_is_none_stops_before_anything_is_made(place, content, rule)
 
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-001")
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-002")
-def test_without_init_nothing_of_a_checkpoint_is_read(place, taught):
+def test_without_init_nothing_of_a_checkpoint_is_read(place, taught, monkeypatch):
     place.train(*SCRATCH, "--steps", "1", "--run", "plain")
     (place.folder / "model.apr").write_bytes(taught.read_bytes())
+    for module, name in ((source, "open_checkpoint"), (assemble, "load_weights")):
+        monkeypatch.setattr(module, name, lambda *args, name=name, **values: pytest.fail(f"{name} ran"))
     place.train(*SCRATCH, "--steps", "1", "--run", "beside a checkpoint")
     place.assert_same_end("plain", "beside a checkpoint", step=1)
 
@@ -172,10 +176,87 @@ def test_an_encoder_is_refused_by_the_causal_objective(place):
     assert "PREFLIGHT-002" in out
 
 
-@pytest.mark.parametrize("extra", [("--document-mask",), ("--recompute",), ("--deterministic",), ("--schedule", "wsd")])
-def test_options_that_change_the_way_not_the_goal(place, extra):
-    place.train(*SCRATCH, "--steps", "2", "--run", "x", *extra)
-    assert place.curve("x")[-1]["step"] == 2
+def test_a_document_mask_learns_no_document_from_another(place):
+    args = (*SCRATCH, "--steps", "3", "--precision", "fp32", "--batch-size", "8")
+    place.train(*args, "--run", "plain")
+    place.train(*args, "--run", "masked", "--document-mask")
+    plain, masked = place.curve("plain"), place.curve("masked")
+    assert sum(line["targets"] for line in masked[1:]) < sum(line["targets"] for line in plain[1:])
+    assert all(ours["loss"] != theirs["loss"] for ours, theirs in zip(masked[1:], plain[1:], strict=True))
+
+
+def test_a_wsd_schedule_falls_at_the_end(place):
+    shape = ("--schedule", "wsd", "--warmup-steps", "1", "--decay-ratio", "0.4", "--min-lr-ratio", "0.5")
+    place.train(*SCRATCH, "--steps", "5", "--lr", "1e-3", *shape, "--run", "x")
+    rates = [line["lr"] for line in place.curve("x")[1:]]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4])
+
+
+def test_a_deterministic_run_asks_torch_for_it_and_comes_again(place):
+    torch.use_deterministic_algorithms(False)
+    for name in ("one", "two"):
+        place.train(*SCRATCH, "--steps", "2", "--deterministic", "--run", name)
+    assert torch.are_deterministic_algorithms_enabled()
+    place.assert_same_end("one", "two", step=2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+def test_a_compiled_run_validates_and_resumes_like_any_other(place):
+    args = (*SCRATCH, "--steps", "4", "--val-every", "2", "--save-every", "2", "--precision", "fp32")
+    for name in ("whole", "back"):
+        place.train(*args, "--compile", "--run", name)
+    place("--resume", "runs/back/step-000002")
+    place.assert_same_end("whole", "back", step=4)
+    place.train(*args, "--run", "plain")
+    plain, compiled = ([line["val_loss"] for line in place.curve(name) if "val_loss" in line] for name in ("plain", "whole"))
+    assert len(compiled) == 3
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.rule("INV-TRAIN-007")
+def test_a_loss_that_is_no_number_ends_the_run_at_the_last_good_state(place):
+    args = ("--steps", "5", "--save-every", "0", "--precision", "fp32", "--warmup-steps", "0", "--lr", "1e15")
+    out = place.train(*SCRATCH, *args, "--run", "x", code=1)
+    assert "step 2: INV-TRAIN-007" in out
+    assert [item.name for item in place.run("x").glob("step-*")] == ["step-000001"]
+    assert not (place.run("x") / "model.apr").exists()
+
+
+def test_the_sample_is_what_generate_says(place, taught):
+    prompt = "def alpha_beta(count):"
+    args = ("--steps", "0", "--precision", "fp32", "--prompt", prompt, "--sample-tokens", "12", "--run", "x")
+    place.train("--init", taught, *args)
+    sample = (place.run("x") / "MODEL_CARD.md").read_text().partition("## Sample")[2].partition("\n## ")[0]
+    shown = sample.split("```\n")[3].removesuffix("\n")
+    made = place("generate", place.run("x"), "--prompt", prompt, "--max-tokens", "12", "--echo")
+    assert shown.strip()
+    assert prompt + shown in made
+
+
+def test_a_run_is_not_lost_to_a_prompt_without_a_token(place, monkeypatch):
+    def refuse(*args):
+        raise DataError("no token is in the prompt")
+
+    monkeypatch.setattr(finish, "ids_of_prompt", refuse)
+    assert "no sample: no token is in the prompt" in place.train(*SCRATCH, "--steps", "1", "--run", "x")
+    assert "## Sample" not in (place.run("x") / "MODEL_CARD.md").read_text()
+
+
+def test_a_sample_longer_than_the_model_ends_with_its_positions(place):
+    place.train(*SCRATCH, "--steps", "0", "--run", "x", "--sample-tokens", "100000")
+    assert "## Sample" in (place.run("x") / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_tells_memory_as_people_read_it(place):
+    place.train(*SCRATCH, "--steps", "0", "--run", "x", "--precision", "fp32")
+    assert "| memory | weights: 3.3 MB, gradients: 3.3 MB, optimizer: 6.7 MB," in (place.run("x") / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["--data", "--init", "--run", "--prompt"])
+def test_an_empty_text_is_no_path_and_no_prompt(place, option):
+    assert f"({option}): empty" in place(*SCRATCH, option, "", code=1)
+    assert list(place.folder.iterdir()) == []
 
 
 def test_recomputing_gives_the_same_numbers(place):
@@ -184,6 +265,7 @@ def test_recomputing_gives_the_same_numbers(place):
     assert place.curve("kept") == place.curve("again")
 
 
+@pytest.mark.rule("INV-TRAIN-011")
 def test_an_exhausted_corpus_starts_again_and_says_so(place):
     (place.folder / "small.txt").write_text("one two three four five six seven\n" * 60)
     out = place("--data", "small.txt", *SCRATCH, "--sequence-length", "64", "--attention", "sdpa", "--steps", "30")

@@ -2,10 +2,14 @@
 
 import attrs
 import pytest
+import torch
+from apr_train.attention.sdpa import SdpaAttention
 from apr_train.data import corpus as corpora
+from apr_train.data.tokenizer import build_tokenizer
 from apr_train.formats.apr import open_apr
 from apr_train.formats.apr.writer import AprWriter, TensorSpec
 from apr_train.train import prepare
+from tokenizers import Tokenizer, models
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny")
 
@@ -80,3 +84,92 @@ def test_a_token_id_without_a_row_stops_the_run_before_its_folder_is_made(place,
     out = place.train(*SCRATCH, "--steps", "0", code=code)
     assert ("PREFLIGHT-012" in out) == bool(code)
     assert (place.folder / "runs").exists() != bool(code)
+
+
+@pytest.fixture
+def endless(place):
+    """A tokenizer.json without any special token."""
+    path = place.folder / "endless.json"
+    Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).save(str(path))
+    return path
+
+
+@pytest.mark.rule("PREFLIGHT-013", "PREFLIGHT-015", "PREFLIGHT-018", "PREFLIGHT-019")
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_every_fault_of_a_run_is_told_at_once(place, untrained, endless, dry):
+    data = ("--data", "none.txt", "--data", "none/*.py")
+    out = place.train(
+        "--init", untrained, *data, "--tokenizer", endless, "--device", "abacus", "--run", "untrained", *dry, code=3
+    )
+    assert [out.count(f"PREFLIGHT-{number:03d}") for number in (13, 15, 18, 19)] == [1, 1, 1, 2]
+    for part in ("none.txt", "none/*.py", "abacus", "the tokenizer has no eos token", "--resume"):
+        assert part in out
+
+
+def test_a_file_that_does_not_open_does_not_hide_what_can_be_known_without_it(place):
+    out = place.train("--init", "none.apr", "--data", "none.txt", "--device", "abacus", code=3)
+    for rule in ("FALSIFY-APR-PRETRAIN-INIT-003", "PREFLIGHT-015", "PREFLIGHT-019"):
+        assert rule in out
+
+
+@pytest.mark.rule("PREFLIGHT-017")
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_weights_without_a_tokenizer_are_not_trained_on_a_new_one(place, untrained, dry):
+    bare = place.folder / "bare.apr"
+    with open_apr(untrained) as old:
+        build_tokenizer(old.header.tokenizer).save(place.folder / "tok.json")
+        metadata = {key: value for key, value in old.raw_metadata.items() if "tokenizer" not in key}
+        specs = [TensorSpec(tensor.name, *_kind(tensor)) for tensor in old.header.tensors.values()]
+        with AprWriter(bare, metadata, specs) as writer:
+            for name in old.header.tensors:
+                writer.write(name, old.read_raw(name))
+    out = place.train("--init", bare, "--run", "x", *dry, code=3)
+    assert "PREFLIGHT-017" in out
+    assert "--tokenizer" in out
+    assert not place.run("x").exists()
+    assert "ready: 0 errors, 1 warning" in place("check", bare)
+    assert "ready: 0 errors" in place.train("--init", bare, "--tokenizer", "tok.json", "--dry-run")
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
+def test_a_preset_beside_init_is_an_error(place, untrained):
+    out = place.train("--init", untrained, "--preset", "tiny", "--vocab-size", "512", code=3)
+    assert out.count("FALSIFY-APR-PRETRAIN-ARCH-003") == 2
+    assert "expected no --preset, found tiny" in out
+    assert "expected no --vocab-size, found 512" in out
+
+
+@pytest.mark.rule("PREFLIGHT-015")
+@pytest.mark.parametrize(
+    ("arch", "options", "mask"),
+    [
+        ("llama370m", (), "causal"),
+        ("llama370m", ("--document-mask",), "documents"),
+        ("codebert", ("--document-mask",), "bidirectional"),
+    ],
+)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_backends_are_asked_about_the_mask_that_the_run_has(place, monkeypatch, arch, options, mask, deterministic):
+    asked = []
+
+    def supports(self, request):
+        asked.append((request.mask, torch.are_deterministic_algorithms_enabled()))
+
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(SdpaAttention, "supports", supports)
+    option = "--deterministic" if deterministic else "--no-deterministic"
+    place.train("--arch", arch, "--preset", "tiny", *options, option, "--dry-run")
+    assert set(asked) == {(mask, deterministic)}
+
+
+@pytest.mark.rule("PREFLIGHT-014")
+def test_disk_is_asked_for_what_the_run_will_write(place, monkeypatch):
+    """The tiny preset has 836,736 parameters: 3.3 MB as a model, 10 MB as a checkpoint, half of it in bfloat16."""
+    place.train(*SCRATCH, "--steps", "2", "--save-every", "1", "--run", "x", "--precision", "fp32")
+    usage = attrs.make_class("Usage", ["free"])
+    monkeypatch.setattr("apr_train.preflight.environment.shutil.disk_usage", lambda folder: usage(free=14_000_000))
+    place.train(*SCRATCH, "--steps", "30", "--precision", "fp32", "--dry-run")
+    long = (*SCRATCH, "--steps", "300", "--dry-run")
+    assert "3 checkpoints" in place.train(*long, "--precision", "fp32", code=3)
+    place.train(*long, "--precision", "bf16-weights", "--keep", "1")
+    place("--resume", "runs/x", "--steps", "9", "--dry-run")

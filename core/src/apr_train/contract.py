@@ -19,8 +19,6 @@ from apr_train.errors import AprTrainError, FormatError
 LEVELS = ("OPEN", "PARTIAL", "INTEGRATION", "FUNCTIONAL", "DISCHARGED")
 """Evidence, weakest first: none yet; the algorithm tested; through the command line; on real files; on a real run."""
 STAGES = ("build", "preflight", "load", "run")
-BOUND_STAGES = STAGES[:3]
-"""Where a rule must name tests; a `run` rule may be open."""
 
 
 @frozen(kw_only=True)

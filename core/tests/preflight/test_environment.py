@@ -29,13 +29,15 @@ def test_this_machine_says_how_much_memory_is_free():
     assert free_memory("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.2)
 
 
-def test_disk_is_counted_with_both_moments(tmp_path, monkeypatch):
+@pytest.mark.rule("PREFLIGHT-014")
+@pytest.mark.parametrize(("weight_bytes", "checkpoints", "needed"), [(4, 3, 4000), (2, 3, 2000), (4, 0, 400)])
+def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, monkeypatch, weight_bytes, checkpoints, needed):
     class Usage:
-        free = 3 * 100 * 12
+        free = needed
 
     monkeypatch.setattr("apr_train.preflight.environment.shutil.disk_usage", lambda folder: Usage)
-    assert disk_findings(tmp_path, 100, 3, weight_bytes=4) == []
-    assert len(disk_findings(tmp_path, 101, 3, weight_bytes=4)) == 1
+    assert disk_findings(tmp_path, 100, checkpoints, weight_bytes=weight_bytes) == []
+    assert len(disk_findings(tmp_path, 101, checkpoints, weight_bytes=weight_bytes)) == 1
 
 
 def test_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path):

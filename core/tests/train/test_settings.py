@@ -1,17 +1,21 @@
 """Settings: limits, TOML there and back, unknown names, what a resume may change."""
 
+import os
 import tomllib
 
 import attrs
 import pytest
-from apr_train.errors import ConfigError, RunError
-from apr_train.train.option import MAY_CHANGE
+import torch
+from apr_train.data.files import find_files
+from apr_train.errors import ConfigError, DataError, RunError
+from apr_train.train.defaults import absolute_paths, run_stem
+from apr_train.train.option import DECIDES, MAY_CHANGE
 from apr_train.train.settings import GROUPS, Settings
 from apr_train.train.settings_file import check_resume, from_tables, read_toml, to_toml, with_values
 from hypothesis import given
 from hypothesis import strategies as st
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
 def test_defaults_survive_the_file(tmp_path):
@@ -63,11 +67,31 @@ def test_a_key_in_the_wrong_table_is_told_its_place():
         ({"compile": "yes"}, "wrong type, expected bool"),
         ({"data": ["a", 3]}, "wrong type, expected str, found 3"),
         ({"mask_probability": 0.95}, "too large"),
+        ({"data": "src"}, r"data \(--data\): wrong type, expected a list of str, found 'src'"),
+        ({"data": 3}, "expected a list of str, found 3"),
+        ({"data": ["src", ""]}, r"data \(--data\): empty"),
+        ({"init": ""}, r"init \(--init\): empty"),
+        ({"run": ""}, r"run \(--run\): empty"),
+        ({"prompt": ""}, r"prompt \(--prompt\): empty"),
+        ({"seed": 2**63}, "too large"),
     ],
 )
 def test_bad_values_name_the_option(values, message):
     with pytest.raises(ConfigError, match=message):
         with_values(Settings(), values)
+
+
+@pytest.mark.parametrize("data", ['"src"', "3"])
+def test_a_list_in_the_file_is_a_list(tmp_path, data):
+    (tmp_path / "run.toml").write_text(f"[data]\ndata = {data}\n")
+    with pytest.raises(ConfigError, match=r"run\.toml \[data \(--data\)\].*a list of str"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_the_largest_seed_is_one_that_everything_takes():
+    largest = with_values(Settings(), {"seed": 2**63 - 1})
+    assert from_tables(tomllib.loads(to_toml(largest)), where="test") == largest
+    torch.Generator().manual_seed(largest.run.seed)
 
 
 @pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe", b"run = 3"])
@@ -99,6 +123,52 @@ def test_a_resume_names_every_setting_that_must_not_change():
 
 def test_a_resume_may_change_what_is_documented():
     changeable = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if item.metadata[MAY_CHANGE]}
-    check_resume(Settings(), with_values(Settings(), {"steps": 1, "keep": 9, "val_every": 3, "threads": 1, "out": "x"}))
-    assert {"steps", "keep", "val_every", "threads", "out"} <= changeable
-    assert not changeable & {"lr", "seed", "batch_size", "arch", "precision", "data"}
+    check_resume(Settings(), with_values(Settings(), {"steps": 1, "keep": 9, "val_every": 3, "threads": 1}))
+    assert {"steps", "keep", "val_every", "threads"} <= changeable
+    assert not changeable & {"lr", "seed", "batch_size", "arch", "precision", "data", "run", "out"}
+
+
+@pytest.mark.parametrize(
+    ("init", "name"),
+    [
+        ("Qwen2.5-Coder-0.5B", "Qwen2.5-Coder-0.5B"),
+        ("Qwen2.5-Coder-0.5B/", "Qwen2.5-Coder-0.5B"),
+        ("smollm2-v1.5.apr", "smollm2-v1.5"),
+        ("smollm2.Q8_0.GGUF", "smollm2.Q8_0"),
+        ("model.safetensors", "model"),
+        ("gone-0.5B", "gone-0.5B"),
+    ],
+)
+def test_a_run_is_named_after_its_init(tmp_path, monkeypatch, init, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen2.5-Coder-0.5B").mkdir()
+    settings = with_values(Settings(), {"arch": "qwen2", "init": init})
+    for asked in (settings, absolute_paths(settings)):
+        assert run_stem(asked) == f"qwen2-{name}"
+
+
+def test_a_run_from_a_folder_called_like_a_file_keeps_its_whole_name(tmp_path):
+    (tmp_path / "x.apr").mkdir()
+    assert run_stem(with_values(Settings(), {"arch": "qwen2", "init": str(tmp_path / "x.apr")})) == "qwen2-x.apr"
+
+
+@pytest.mark.parametrize("pattern", ["*.py", "a.py", "none/*.py"])
+def test_a_pattern_is_what_the_user_wrote_and_not_where_he_stands(tmp_path, monkeypatch, pattern):
+    here = tmp_path / "code [old]"
+    here.mkdir()
+    (here / "a.py").write_text("one")
+    monkeypatch.chdir(here)
+    (found,) = absolute_paths(with_values(Settings(), {"data": [pattern]})).data.data
+    assert os.path.isabs(found)  # noqa: PTH117  # the setting is a string
+    if pattern == "none/*.py":
+        with pytest.raises(DataError, match="no such file"):
+            find_files([found], notice=print)
+    else:
+        assert find_files([found], notice=print) == [here / "a.py"]
+
+
+def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
+    """model.apr tells the rest, and equal runs in two places give equal bytes."""
+    place = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if not item.metadata[DECIDES]}
+    watched = {"val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
+    assert place == watched | {"init", "tokenizer", "rope_layout", "data", "run", "out", "device", "threads", "allow_cold_init"}

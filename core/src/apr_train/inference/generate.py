@@ -10,8 +10,8 @@ from attrs import Factory, frozen
 from torch import Tensor
 
 from apr_train.attention.masks import Causal
-from apr_train.data.specials import END_OF_TEXT
-from apr_train.errors import ConfigError, DataError
+from apr_train.data.prompt import ending_ids, ids_of_prompt
+from apr_train.errors import ConfigError
 from apr_train.inference.model import Ready
 from apr_train.inference.sampling import Sampler, Sampling
 from apr_train.inference.token_bytes import StopStrings, TextStream
@@ -119,25 +119,12 @@ def next_logits(ready: Ready, ids: Sequence[int], cache: KeyValueCache) -> Tenso
 
 
 def prompt_ids(ready: Ready, prompt: str) -> list[int]:
-    """The prompt's ids, with the bos in front that the tokenizer itself puts there.
+    """The prompt's ids.
 
     Raises:
         DataError: when there is no token in it.
     """
-    if not prompt:
-        raise DataError("the prompt is empty", where="--prompt", expected="the start of a text")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError("the prompt is not UTF-8 text", where="--prompt", found=repr(prompt[:40])) from error
-    plain = ready.tokenizer.encode(prompt)
-    around = ready.tokenizer.encode(prompt, special=True)
-    bos = ready.tokenizer.special_ids.get("bos")
-    # Not what comes behind the text: an eos there would end it before it began.
-    ids = [bos, *plain] if bos is not None and around[: 1 + len(plain)] == [bos, *plain] else plain
-    if not ids:
-        raise DataError("no token is in the prompt", where="--prompt", found=repr(prompt[:40]))
-    return ids
+    return ids_of_prompt(ready.tokenizer, prompt)
 
 
 def room(ready: Ready, prompt_tokens: int, asked: int | None) -> int:
@@ -169,8 +156,5 @@ def default_precision(device: torch.device) -> str:
 
 
 def ends_of_text(ready: Ready) -> frozenset[int]:
-    """The ids that end a text: eos of the tokenizer and of the metadata, and an end of text by name."""
-    stated = ready.header.config.get("eos_token_id")
-    ids = set(stated if isinstance(stated, list) else [stated])
-    ids |= {ready.tokenizer.special_ids.get("eos"), *(ready.tokenizer.id(token) for token in END_OF_TEXT)}
-    return frozenset(index for index in ids if isinstance(index, int))
+    """The ids that end a text."""
+    return ending_ids(ready.tokenizer, ready.header.config)

@@ -10,7 +10,7 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
-from apr_train.attention import Choice, MaskKind, Request, choose_backend
+from apr_train.attention import Choice, MaskKind, Request, choose_backend, mask_kind
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import ConfigError, PreflightError, TokenizerError
@@ -26,7 +26,6 @@ from apr_train.nn.build import build_model
 from apr_train.preflight import PreflightInput, Report, preflight
 from apr_train.registry import Registry
 from apr_train.tokenizer_spec import TokenizerSpec
-from apr_train.train.objective import mask_kind
 from apr_train.train.precision import PRECISIONS, Precision, choose_device
 from apr_train.train.settings import ModelSettings, Settings
 from apr_train.train.source import given_tokenizer, open_source, tied_header

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, cast
 
-from apr_train.attention import Request, choose_backend
+from apr_train.attention import MaskKind, Request, choose_backend
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
 from apr_train.errors import AprTrainError
 from apr_train.facade import Family
@@ -15,7 +15,7 @@ from apr_train.preflight.opening import error_finding
 
 BACKEND = "PREFLIGHT-015"
 MEMORY = "PREFLIGHT-016"
-DEVICES = ("cpu", "cuda")
+_DEVICE = re.compile(r"(?P<kind>cpu|cuda)(:(?P<index>0|[1-9]\d?))?")
 BYTES = {"fp32": 4, "bf16": 4, "bf16-weights": 2}
 """Precision → bytes of one stored weight; under autocast the weights stay float32."""
 LOGIT_ELEMENTS = 64 * 2**20
@@ -26,33 +26,34 @@ Memory = dict[str, int]
 
 def device_findings(device: str) -> list[Finding]:
     """The device exists on this machine. Imports torch for anything but the CPU."""
-    kind = device.partition(":")[0]
-    if kind not in DEVICES:
+    name = _DEVICE.fullmatch(device)
+    if name is None:
         return [_no_device(device, "unknown")]
-    if kind == "cpu":
+    if name["kind"] == "cpu":
         return []
     import torch
 
     if not torch.cuda.is_available():
         return [_no_device(device, "no CUDA device that torch can use")]
-    index, count = device.partition(":")[2] or "0", torch.cuda.device_count()
-    return [] if index.isdecimal() and int(index) < count else [_no_device(device, f"{count} CUDA devices, counted from 0")]
+    count = torch.cuda.device_count()
+    return [] if int(name["index"] or 0) < count else [_no_device(device, f"{count} CUDA devices, counted from 0")]
 
 
 def _no_device(device: str, found: str) -> Finding:
-    return Finding(id=BACKEND, where="--device", problem=f"no device {device} here", expected=" or ".join(DEVICES), found=found)
+    return Finding(
+        id=BACKEND, where="--device", problem=f"no device {device} here", expected="cpu, cuda or cuda:N", found=found
+    )
 
 
 def backend_findings(
-    family: Family, config: ModelConfig, *, device: str, precision: str, objective: str, forced: str | None
+    family: Family, config: ModelConfig, *, device: str, precision: str, mask: MaskKind, forced: str | None
 ) -> tuple[list[Finding], str | None]:
     """The backend that would run, in words with the reasons against the others; or why none can. Imports torch."""
     if not isinstance(config, DecoderConfig | EncoderConfig):
         return [], None
-    mask = "bidirectional" if objective == "masked-lm" else "causal"
     dtype = "F32" if precision == "fp32" else "BF16"
     try:
-        request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=cast(Any, mask))
+        request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=mask)
         return [], str(choose_backend(family.attention_impl(config), request, forced)).removeprefix("attention: ")
     except AprTrainError as error:
         return [error_finding(BACKEND, error, "attention")], None

@@ -15,7 +15,7 @@ SEQUENCE = "PREFLIGHT-009"
 OUT = "PREFLIGHT-013"
 DISK = "PREFLIGHT-014"
 STATE_COPIES = 2
-"""AdamW's two moments, in float32."""
+"""AdamW's two moments, in the weights' own type."""
 
 
 def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding]:
@@ -63,8 +63,9 @@ def _unwritable(out: Path, found: str) -> Finding:
 
 
 def disk_findings(out: Path, parameters: int, checkpoints: int, *, weight_bytes: int) -> list[Finding]:
-    """Room for every checkpoint that lies there at one time: the model and two float32 moments."""
-    needed = checkpoints * parameters * (weight_bytes + 4 * STATE_COPIES)
+    """Room for the checkpoints that are to come, each the model and its two moments, and for the model at the end."""
+    needed = parameters * weight_bytes * (checkpoints * (1 + STATE_COPIES) + 1)
+    plural = "" if checkpoints == 1 else "s"
     folder = _existing(out)
     if not folder.is_dir() or (free := shutil.disk_usage(folder).free) >= needed:
         return []
@@ -72,7 +73,7 @@ def disk_findings(out: Path, parameters: int, checkpoints: int, *, weight_bytes:
         Finding(
             id=DISK,
             where=str(out),
-            problem=f"not enough disk for {checkpoints} checkpoints of {parameters:,} parameters with optimizer state",
+            problem=f"not enough disk for {checkpoints} checkpoint{plural} of {parameters:,} parameters, and the model alone",
             expected=f"{gigabytes(needed)} free",
             found=f"{gigabytes(free)} free",
             hint="Keep fewer checkpoints (--keep), or write elsewhere (--out).",

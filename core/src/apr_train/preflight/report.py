@@ -49,13 +49,17 @@ class PreflightInput:
     out: Path | None = None
     """Folder that the run will write into; it need not exist."""
     checkpoints: int = 3
-    """Checkpoints that lie there at the same time, the half-written one included."""
+    """Checkpoints that come on top of what lies there now, at any one time, the half-written one included."""
     device: str | None = None
     """`cpu` or `cuda`; None asks nothing of the machine and imports no torch."""
     precision: str = "fp32"
     """`fp32`, `bf16` (autocast over float32 weights) or `bf16-weights`."""
     attention: str | None = None
     """An attention backend that is forced."""
+    document_mask: bool = False
+    """Whether attention stays inside documents."""
+    needs_tokenizer: bool = False
+    """Whether a checkpoint without any tokenizer is an error, as for a training on text; else a warning."""
 
 
 @frozen

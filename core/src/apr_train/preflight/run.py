@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import Factory, define
 
+from apr_train.attention import mask_kind
 from apr_train.config import MISSING_FIELD, ModelConfig
 from apr_train.errors import AprTrainError
 from apr_train.facade import Family
@@ -88,7 +89,7 @@ def _from_file(seen: _Examination, header: Header) -> None:
     seen.tokenizer = seen.asked.tokenizer or header.tokenizer
     seen.facts |= file_facts(header)
     if seen.tokenizer is None:
-        seen.findings.append(tokens.no_tokenizer())
+        seen.findings.append(tokens.no_tokenizer(needed=seen.asked.needs_tokenizer))
     family = seen.family
     bogus = bogus_values(header)
     if family is None or kind_of(header) not in (None, family.info.kind):
@@ -170,7 +171,7 @@ def _machine(seen: _Examination) -> None:
         seen.config,
         device=asked.device,
         precision=asked.precision,
-        objective=seen.objective,
+        mask=mask_kind(seen.objective, document_mask=asked.document_mask),
         forced=asked.attention,
     )
     seen.findings += findings

@@ -151,13 +151,15 @@ def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:
     ]
 
 
-def no_tokenizer() -> Finding:
-    """A checkpoint can be checked without one, not trained on text."""
+def no_tokenizer(*, needed: bool) -> Finding:
+    """A checkpoint can be checked without one, not trained on text: new ids would mean nothing to its weights."""
+    consequence = "the ids of its text are not known" if needed else "its size is not checked"
     return Finding(
         id=NO_TOKENIZER,
         where="tokenizer",
-        problem="the checkpoint carries no tokenizer and none was given: its size is not checked",
+        problem=f"the checkpoint carries no tokenizer and none was given: {consequence}",
         expected="a tokenizer in the file, beside it, or --tokenizer",
         found="nothing",
-        severity="warning",
+        hint="Give the tokenizer.json that it was trained with, with --tokenizer.",
+        severity="error" if needed else "warning",
     )

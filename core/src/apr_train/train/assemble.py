@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from apr_train.attention import Choice, Request, choose_backend
+from apr_train.attention import Choice, Request, choose_backend, mask_kind
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
 from apr_train.facade import Family
 from apr_train.family import Objective
@@ -19,7 +19,6 @@ from apr_train.nn.protocol import LanguageModel
 from apr_train.nn.recompute import recompute_activations
 from apr_train.preflight import Report
 from apr_train.train.acceleration import compile_blocks, make_deterministic, reuse_freed_memory
-from apr_train.train.objective import mask_kind
 from apr_train.train.precision import Precision
 from apr_train.train.settings import Settings
 

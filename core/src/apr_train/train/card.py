@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from apr_train.preflight.environment import gigabytes
 from apr_train.train.metrics import Metrics
 from apr_train.train.prepare import Prepared
 from apr_train.train.settings_file import to_toml
@@ -72,7 +73,9 @@ def _sample(sample: tuple[str, str] | None) -> Iterator[str]:
 
 def _preflight(prepared: Prepared) -> Iterator[str]:
     report = prepared.report
-    yield _table(("fact", ""), [(name, _plain(value)) for name, value in report.facts.items()])
+    memory = {name: gigabytes(count) for name, count in report.facts.get("memory", {}).items()}
+    facts = report.facts | ({"memory": memory} if memory else {})
+    yield _table(("fact", ""), [(name, _plain(value)) for name, value in facts.items()])
     findings = [f"- {finding.severity}: {finding}" for finding in report.findings]
     yield "\n".join(findings) if findings else "No finding."
 

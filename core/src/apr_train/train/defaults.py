@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ LR_FROM_SCRATCH = 6e-4
 ROW = {"cpu": 512, "cuda": 1024}
 BATCH = {"cpu": 2, "cuda": 8}
 MOST_WARM_UP = 100
+CHECKPOINT_SUFFIXES = frozenset({".apr", ".gguf", ".safetensors"})
 Group = TypeVar("Group", ModelSettings, DataSettings, OptimizerSettings, RunSettings)
 
 
@@ -48,8 +51,13 @@ def resolve(
 def run_stem(settings: Settings) -> str:
     """`family-x` for `--init x.apr`, `family-preset` from scratch: the name of a run without `--run`."""
     model = settings.model
-    origin = Path(model.init).resolve().stem if model.init is not None else model.preset
+    origin = _name_of(Path(model.init).resolve()) if model.init is not None else model.preset
     return f"{model.arch}-{origin}"
+
+
+def _name_of(path: Path) -> str:
+    """A checkpoint's name without its suffix; a folder has none: `Qwen2.5-Coder-0.5B` is a whole name."""
+    return path.stem if path.suffix.lower() in CHECKPOINT_SUFFIXES and not path.is_dir() else path.name
 
 
 def absolute_paths(settings: Settings) -> Settings:
@@ -59,8 +67,15 @@ def absolute_paths(settings: Settings) -> Settings:
     return attrs.evolve(
         settings,
         model=attrs.evolve(model, init=init, tokenizer=tokenizer),
-        data=attrs.evolve(settings.data, data=tuple(str(Path(item).absolute()) for item in settings.data.data)),
+        data=attrs.evolve(settings.data, data=tuple(_absolute(item) for item in settings.data.data)),
     )
+
+
+def _absolute(item: str) -> str:
+    """A path, or a glob, in which nothing but what the user wrote is a pattern."""
+    here = str(Path.cwd())
+    there = os.path.exists(item)  # noqa: PTH110  # Path's raises for a name that is too long
+    return str(Path(here if there else glob.escape(here), item))
 
 
 def _fill(group: Group, **values: Any) -> Group:

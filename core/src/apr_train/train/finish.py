@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from apr_train.atomic import replace_file
+from apr_train.data.prompt import ending_ids, ids_of_prompt
+from apr_train.errors import DataError
 from apr_train.train.card import model_card
 from apr_train.train.metrics import FILE as METRICS
 from apr_train.train.metrics import Metrics, read_metrics
@@ -27,6 +29,13 @@ def _sample(prepared: Prepared) -> tuple[str, str] | None:
     wanted = run.settings.run
     if run.objective != "causal-lm" or not wanted.sample_tokens:
         return None
-    prompt = wanted.prompt or DEFAULT_PROMPT
-    said = greedy(run.model, prepared.tokenizer, prompt, length=wanted.sample_tokens, precision=run.precision)
-    return prompt, said
+    prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
+    tokenizer, header = prepared.tokenizer, prepared.write_model.header
+    try:
+        ids = ids_of_prompt(tokenizer, prompt)
+    except DataError as error:  # the training is done: a run is not lost to its sample
+        run.display.say(f"no sample: {error}")
+        return None
+    ends = ending_ids(tokenizer, {} if header is None else header.config)
+    made = greedy(run.model, ids, length=wanted.sample_tokens, ends=ends, precision=run.precision)
+    return prompt, tokenizer.decode(made)

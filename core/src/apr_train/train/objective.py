@@ -7,18 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from apr_train.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind
+from apr_train.attention.masks import Bidirectional, Causal, Documents, Mask
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.family import Objective
 from apr_train.nn.loss import chunked_cross_entropy
 from apr_train.nn.protocol import LanguageModel
-
-
-def mask_kind(objective: Objective, *, document_mask: bool) -> MaskKind:
-    """Which kind of mask the run's batches will have; masked-lm never puts two documents into a row."""
-    if objective == "masked-lm":
-        return "bidirectional"
-    return "documents" if document_mask else "causal"
 
 
 def mask_of(batch: Batch, objective: Objective) -> Mask:

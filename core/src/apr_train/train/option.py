@@ -12,6 +12,7 @@ from apr_train.errors import ConfigError
 from apr_train.suggest import did_you_mean
 
 MAY_CHANGE = "may change at a resume"
+DECIDES = "decides what a run computes"
 
 
 def option(
@@ -25,6 +26,7 @@ def option(
     choices: Sequence[str] = (),
     many: bool = False,
     may_change: bool = False,
+    decides: bool = True,
 ) -> Any:
     """An attrs field that knows its help text and its limits.
 
@@ -38,10 +40,11 @@ def option(
         choices: the strings allowed.
         many: a tuple of values.
         may_change: whether a resumed run may have another value than the one it started with.
+        decides: whether the value decides what is computed; a path does not, what lies there is known by its hash.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
-    metadata = {"text": text, "kind": kind, "many": many, MAY_CHANGE: may_change, **limits}
-    return attrs.field(default=default, metadata=metadata, validator=_check, converter=tuple if many else None)
+    metadata = {"text": text, "kind": kind, "many": many, MAY_CHANGE: may_change, DECIDES: decides, **limits}
+    return attrs.field(default=default, metadata=metadata, validator=_check, converter=_to_tuple if many else None)
 
 
 def flag(name: str) -> str:
@@ -49,11 +52,19 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _to_tuple(value: Any) -> Any:
+    """A list as a tuple; what is neither stays, for `_check` to refuse (a string would fall apart into letters)."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject a value of the wrong type or outside the limits, naming the option."""
     if value is None and attribute.default is None:
         return
-    for item in value if attribute.metadata["many"] else (value,):
+    many, kind = attribute.metadata["many"], attribute.metadata["kind"]
+    if many and not isinstance(value, tuple):
+        raise ConfigError("wrong type", where=_where(attribute), expected=f"a list of {kind.__name__}", found=repr(value))
+    for item in value if many else (value,):
         _check_type(attribute, item)
         _check_range(attribute, item)
 
@@ -63,6 +74,8 @@ def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value))
+    if value == "":  # as a path it would be the folder one happens to be in
+        raise ConfigError("empty", where=_where(attribute), expected="a text, or to leave the option out", found="''")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError("not a finite number", where=_where(attribute), found=repr(value))
 

@@ -10,21 +10,18 @@ import torch
 
 from apr_train.facade import Family
 from apr_train.train.identity import Identity
-from apr_train.train.settings import Settings
-
-_OF_THE_PLACE = frozenset({
-    "init", "tokenizer", "rope_layout", "data", "val_batches", "run", "out", "val_every", "save_every", "keep", "log_every",
-    "device", "threads", "allow_cold_init", "prompt", "sample_tokens",
-})  # fmt: skip
-"""Settings that say where and how closely watched a run was, not what it computed."""
+from apr_train.train.option import DECIDES
+from apr_train.train.settings import GROUPS, Settings
 
 
 def origin_of(settings: Settings, identity: Identity, family: Family) -> dict[str, Any]:
     """JSON-able, and equal for equal runs."""
-    groups = attrs.asdict(settings)
-    chosen = {
-        group: {name: value for name, value in values.items() if name not in _OF_THE_PLACE and value is not None}
-        for group, values in groups.items()
-    }
+    chosen = {group: _deciding(getattr(settings, group), cls) for group, cls in GROUPS.items()}
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": str(torch.__version__)}
     return {**attrs.asdict(identity), "settings": chosen, "versions": versions}
+
+
+def _deciding(group: Any, cls: type) -> dict[str, Any]:
+    """The settings that decide what is computed; not where a run was, and how closely it was watched."""
+    values = {item.name: getattr(group, item.name) for item in attrs.fields(cls) if item.metadata[DECIDES]}
+    return {name: value for name, value in values.items() if value is not None}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Collection, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,40 +17,35 @@ from apr_train.train.precision import Precision
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
 
 
-class TextTokenizer(Protocol):
-    """Text to ids and back."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens around it."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of ids."""
-        ...
-
-
 @torch.no_grad()
-def greedy(model: nn.Module, tokenizer: TextTokenizer, prompt: str, *, length: int, precision: Precision) -> str:
-    """The `length` most likely tokens after `prompt`, one after the other; a decoder with a key-value cache."""
+def greedy(model: nn.Module, prompt: Sequence[int], *, length: int, ends: Collection[int], precision: Precision) -> list[int]:
+    """The most likely tokens after the ids of a prompt, one after the other; a decoder with a key-value cache.
+
+    At most `length`, and as many as the model has positions for (of a prompt that is too long, its end); nothing from the
+    first of `ends` on.
+    """
     device = next(model.parameters()).device
     language_model = cast(LanguageModel, model)
-    room = language_model.config.usable_positions - length
-    ids = tokenizer.encode(prompt)[-max(1, room) :]
+    positions = language_model.config.usable_positions
+    length = min(length, positions - 1)
+    tokens = torch.tensor([list(prompt[length - positions :])], device=device)
     training = model.training
     model.eval()
     try:
         with precision.context(device), uncompiled():
-            made = _continue(language_model, torch.tensor([ids], device=device), length)
+            return _continue(language_model, tokens, length, ends)
     finally:
         model.train(training)
-    return tokenizer.decode(made)
 
 
-def _continue(model: LanguageModel, tokens: torch.Tensor, length: int) -> list[int]:
+def _continue(model: LanguageModel, tokens: torch.Tensor, length: int, ends: Collection[int]) -> list[int]:
     cache = KeyValueCache(model.config.num_hidden_layers, max_length=tokens.shape[1] + length)
     made: list[int] = []
     for _ in range(length):
         hidden = model.hidden_states(tokens, mask=Causal(offset=cache.length), cache=cache)
-        made.append(int(model.logits(hidden[:, -1]).argmax(-1)))
-        tokens = torch.tensor([made[-1:]], device=tokens.device)
+        index = int(model.logits(hidden[:, -1]).argmax(-1))
+        if index in ends:
+            break
+        made.append(index)
+        tokens = torch.tensor([[index]], device=tokens.device)
     return made

@@ -26,10 +26,13 @@ from apr_train.preflight import (
     read_tokenizer,
     tokenizer_finding,
 )
-from apr_train.preflight.tokens import corpus_findings
+from apr_train.preflight.tokens import corpus_findings, no_tokenizer
 from apr_train.registry import Registry
 from apr_train.tokenizer_spec import TokenizerSpec
+from apr_train.train.acceleration import make_deterministic
 from apr_train.train.identity import read_identity
+from apr_train.train.outside import checkpoints_to_come, outside_findings, separator_findings
+from apr_train.train.resume import Resume
 from apr_train.train.settings import Settings
 
 T = TypeVar("T")
@@ -83,13 +86,20 @@ def collected(find: Callable[[], T]) -> tuple[T | None, tuple[Finding, ...]]:
         return None, error.findings
 
 
-def judge(settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str) -> tuple[Header | None, Report]:
-    """Every finding about the run, before it costs anything; raises none of them. The header has its tie decided."""
+def judge(
+    settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str, resume: Resume | None = None
+) -> tuple[Header | None, Report]:
+    """Every finding about the run, before it costs anything; raises none of them. The header has its tie decided.
+
+    Asks torch for deterministic algorithms, where the run wants them, before it asks what can run.
+    """
     model, data, run = settings.model, settings.data, settings.run
     header, contradiction = collected(lambda: tied_header(checkpoint))
     if header is None and checkpoint is not None:
         header = checkpoint.header
     tokenizer, unusable = collected(lambda: given_tokenizer(settings))
+    if run.deterministic:
+        make_deterministic()
     report = preflight(
         PreflightInput(
             registry=Registry.discover(),
@@ -101,14 +111,17 @@ def judge(settings: Settings, checkpoint: Checkpoint | None, *, device: str, pre
             tokenizer=tokenizer,
             sequence_length=data.sequence_length,
             batch_size=data.batch_size or 1,
-            out=Path(run.out),
-            checkpoints=run.keep + 1 if run.keep else 1 + run.steps // max(1, run.save_every or run.steps),
+            out=Path(run.out, run.run or "") if resume is None else resume.folder,
+            checkpoints=checkpoints_to_come(run, resume),
             device=device,
             precision=precision,
             attention=model.attention,
+            document_mask=data.document_mask,
+            needs_tokenizer=model.tokenizer is None,
         )
     )
-    return header, attrs.evolve(report, findings=(*contradiction, *unusable, *report.findings))
+    findings = (*contradiction, *unusable, *outside_findings(settings, resume), *separator_findings(report))
+    return header, attrs.evolve(report, findings=(*findings, *report.findings))
 
 
 def require_known_ids(largest: int, config: ModelConfig) -> None:
@@ -127,9 +140,12 @@ def tokenizer_for(settings: Settings, report: Report, config: ModelConfig, famil
 
     Raises:
         DataError: when there is no text to learn from.
+        PreflightError: PREFLIGHT-017; pretrained weights know nothing of the ids of a new tokenizer.
     """
     if report.tokenizer is not None:
         return report.tokenizer
+    if settings.model.init is not None:
+        raise PreflightError([no_tokenizer(needed=True)])
     say(f"no tokenizer given: a byte-level BPE of {config.vocab_size:,} tokens is made from the corpus, once")
     return train_bpe(settings.data.corpus, config.vocab_size, encoder=family.info.kind == "encoder", notice=say)
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import click
 import pytest
 from apr_train.cli import cli
+from apr_train.train.defaults import run_stem
+from apr_train.train.settings import Settings
+from apr_train.train.settings_file import with_values
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "core").glob("*.md"), *ROOT.glob("plugins/*/*.md")])
@@ -103,8 +106,27 @@ def test_the_command_line_page_is_fresh():
 def test_the_readme_shows_what_the_demo_prints():
     """Real output: paste demo/summary.txt between the marks after `make demo`."""
     (block,) = re.findall(r"<!-- demo-output -->(.*?)<!-- /demo-output -->", (ROOT / "README.md").read_text(), re.S)
-    labels = ("from scratch", "step 0", "training speed", "prompt", "completion before", "completion after", "written")
+    labels = ("training speed", "prompt\n", "completion before\n", "completion after\n", "written\n")
     assert [label for label in labels if label not in block] == []
+    told = ("from scratch +", "step 0, from --init +", r"step \d+, trained +", "the demo took ")
+    scratch, start, end, seconds = (float(re.search(label + r"(\d+(\.\d+)?)", block)[1]) for label in told)
+    assert scratch >= 9.3
+    assert start <= 2.6
+    assert end < start
+    assert seconds < 240
+
+
+def test_the_readme_names_runs_as_its_own_trainings_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, made = set(), set()
+    for words in commands(ROOT / "README.md"):
+        named |= {word.split("/")[1] for word in words if words[0] == "apr-train" and word.startswith("runs/")}
+        if words[0] == "apr-train" and "--init" in words:
+            arch, init = (words[words.index(option) + 1] for option in ("--arch", "--init"))
+            (tmp_path / init).mkdir(exist_ok=True)
+            made.add(run_stem(with_values(Settings(), {"arch": arch, "init": init})))
+    assert named
+    assert named <= made
 
 
 RUNNABLE = [page for page in PAGES if fences(page, "sh run")]

@@ -69,7 +69,7 @@ def batches(place, tokenizer, accumulate):
 
 
 def reference_loop(folder, steps, held_out):
-    """Load, measure, three AdamW steps with warm-up, clipping and decay on matrices; transformers and torch only."""
+    """Load, measure, three AdamW steps with warm-up, clipping and decay on matrices, measure; transformers and torch only."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").train()
     groups = [[p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
     optimizer = torch.optim.AdamW(
@@ -80,9 +80,7 @@ def reference_loop(folder, steps, held_out):
     )
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 2, STEPS, min_lr_rate=0.1)
     optimizer.step()  # without gradients it does nothing, but the schedule insists
-    with torch.no_grad():
-        measured = [summed(model, batch) for batch in held_out]
-    losses = [float(sum(loss for loss, _ in measured)) / sum(count for _, count in measured)]
+    losses = [mean_loss(model, held_out)]
     for step in steps:
         schedule.step()
         targets = sum(int((batch.targets != -100).sum()) for batch in step)
@@ -95,7 +93,14 @@ def reference_loop(folder, steps, held_out):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(total)
+    losses.append(mean_loss(model, held_out))
     return losses, dict(model.named_parameters())
+
+
+@torch.no_grad()
+def mean_loss(model, batches):
+    measured = [summed(model, batch) for batch in batches]
+    return float(sum(loss for loss, _ in measured)) / sum(count for _, count in measured)
 
 
 def summed(model, batch):
@@ -116,7 +121,9 @@ def compare(place, config, tokenizer, accumulate):
     steps, held_out = batches(place, tokenizer, accumulate)
     losses, parameters = reference_loop(folder, steps, held_out)
     lines = place.curve("x")
-    ours = [lines[0]["val_loss"], *(line["loss"] for line in lines[1:])]
+    ours = [lines[0]["val_loss"], *(line["loss"] for line in lines[1:]), lines[-1]["val_loss"]]
+    assert len(ours) == STEPS + 2
+    assert abs(ours[0] - ours[-1]) > 1e-3  # the steps changed what the last number measures
     assert ours == pytest.approx(losses, rel=1e-4)
     with open_apr(place.run("x") / "model.apr") as checkpoint:
         names = [name for name in parameters if name != "lm_head.weight"]

@@ -36,7 +36,7 @@ docs: $(STAMP) ## Write the generated pages anew: docs/cli.md from the help, doc
 	$(BIN)/python tools/cli_reference.py > docs/cli.md
 	$(BIN)/apr-train contract --render > docs/contract.md
 
-bench: $(STAMP) ## Run the benchmarks; they print ratios, not wall times of one machine
+bench: $(STAMP) ## Run the benchmarks: ratios, not wall times of one machine (an hour)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 $(STAMP): $(REQUIREMENTS)

@@ -9,7 +9,8 @@ say() { printf '\n$' >&2 && printf ' %q' "$@" >&2 && printf '\n' >&2 && "$@"; }
 
 docs=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$folder" && cd "$folder"
-rm -rf runs before.txt after.txt scratch.json summary.txt
+run=runs/llama370m-smollm2
+rm -rf "$run" before.txt after.txt scratch.json summary.txt
 started=$SECONDS
 
 # The package is there for its one data file; it is looked up, not imported, since its own dependencies are not installed.
@@ -25,6 +26,6 @@ PY
 [ -e smollm2.apr ] || say apr-train import "$weights" -o smollm2.apr
 say apr-train generate smollm2.apr --prompt "$prompt" --max-tokens 56 > before.txt
 say apr-train --arch llama370m --init smollm2.apr --steps "${DEMO_STEPS:-30}"
-say apr-train generate runs/llama370m-smollm2 --prompt "$prompt" --max-tokens 56 > after.txt
-say apr-train eval runs/llama370m-smollm2 --from-scratch --json > scratch.json
-python "$docs/demo_summary.py" runs/llama370m-smollm2 --seconds $((SECONDS - started)) --prompt "$prompt"
+say apr-train generate "$run" --prompt "$prompt" --max-tokens 56 > after.txt
+say apr-train eval "$run" --from-scratch --json > scratch.json
+python "$docs/demo_summary.py" "$run" --seconds $((SECONDS - started)) --prompt "$prompt"

@@ -130,7 +130,7 @@ class _Gradients:
     def _widen(self, logits: Tensor, hidden: Tensor, scale: float) -> None:
         """Add to the weight's gradient some tokens of the vocabulary at a time: the narrow product stays small."""
         tokens = max(1, SLICE_ELEMENTS // hidden.shape[1])
-        for part, sums in zip(logits.split(tokens, dim=1), self.weight.split(tokens), strict=True):
+        for part, sums in zip(torch.split(logits, tokens, dim=1), torch.split(self.weight, tokens), strict=True):
             if self.started:
                 sums.add_(part.T @ hidden, alpha=scale)
             else:

@@ -19,7 +19,8 @@ EMPTY_STREAM = "INV-TRAIN-011"
 
 
 class NonFiniteError(RunError):
-    """The loss or a gradient is NaN or infinite (INV-TRAIN-007); the weights are those of the step before."""
+    """A loss, a gradient or a weight is NaN or infinite (INV-TRAIN-007); after a loss or gradient of a step, the weights are
+    those of the step before."""
 
 
 @frozen(kw_only=True)

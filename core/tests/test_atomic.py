@@ -33,6 +33,22 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["x"]
 
 
+FULL = """
+import resource, sys
+from apr_train.atomic import write_file
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_file(sys.argv[1], b"x" * 5000)
+"""
+
+
+def test_a_part_that_still_fits_is_not_taken_for_all(tmp_path):
+    target = tmp_path / "a"
+    target.write_bytes(b"old")
+    ended = subprocess.run([sys.executable, "-c", FULL, target], check=False, capture_output=True, text=True)
+    assert "OutputError" in ended.stderr
+    assert target.read_bytes() == b"old"
+
+
 def test_permissions_follow_the_old_file_or_the_umask(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
     (tmp_path / "x").chmod(0o640)

@@ -63,7 +63,7 @@ def test_a_refused_cold_start_gives_the_name_back(place):
 
 
 PREPARE, LOOP = "apr_train.train.prepare", "apr_train.train.loop"
-WINDOWS = [f"{PREPARE}.write_identity", "os.fsync", f"{PREPARE}.write_whole", f"{LOOP}._start"]
+WINDOWS = [f"{PREPARE}.write_identity", "os.fsync", f"{PREPARE}.write_file", f"{LOOP}._start"]
 
 
 @pytest.mark.parametrize("window", WINDOWS)

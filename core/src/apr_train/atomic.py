@@ -47,6 +47,31 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         _sync(final.parent)
 
 
+def write_file(target: str | os.PathLike[str], content: bytes) -> None:
+    """Put `content` in the target's place.
+
+    Raises:
+        OutputError: when it cannot be written. The old file is then as it was.
+    """
+    with replace_file(target) as file:
+        write_all(file, content)
+
+
+def write_all(file: BinaryIO, content: bytes | memoryview) -> int:
+    """Write to an unbuffered file until all is written: on a disk that fills up, one call takes a part without an error.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        OSError: when not all of it can be written.
+    """
+    left = view = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+    return view.nbytes
+
+
 @contextmanager
 def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder to fill; leaving the context without an error puts it in the target's place, as a whole.

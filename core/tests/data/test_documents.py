@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.documents import read_documents
-from apr_train.data.files import describe, find_files
+from apr_train.data.files import describe, find_files, require_text
 from apr_train.data.folders import matches
 from apr_train.errors import DataError
 
@@ -205,3 +205,20 @@ def test_every_document_of_the_standard_library_can_be_read():
     documents = list(read_documents(find()))
     assert sum(len(document.text) for document in documents) > 5_000_000
     json.dumps([document.text for document in documents[:5]])
+
+
+def test_one_text_is_enough_to_know_that_there_is_some(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text("text")
+    looked_at = []
+    monkeypatch.setattr("apr_train.data.files._is_binary", lambda path: looked_at.append(path) or path.name == "a")
+    require_text(str(tmp_path))
+    assert looked_at == [tmp_path / "a", tmp_path / "b"]
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: (path / "a").write_bytes(b"a\0b")], ids=["empty", "binary"])
+def test_a_folder_without_text_is_refused_either_way(tmp_path, make):
+    make(tmp_path)
+    for look in (require_text, lambda item: find_files([item], notice=print)):
+        with pytest.raises(DataError, match="no text file"):
+            look(str(tmp_path))

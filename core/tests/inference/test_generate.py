@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 from apr_train.attention.masks import Causal
+from apr_train.data.prompt import ids_of_prompt
 from apr_train.errors import ConfigError, DataError
-from apr_train.inference.generate import Ends, continue_text, ends_of_text, made_tokens, next_logits, prompt_ids, room
+from apr_train.inference.generate import Ends, continue_text, ends_of_text, made_tokens, next_logits, room
 from apr_train.inference.sampling import Sampler, Sampling
 from apr_train.nn.cache import KeyValueCache
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,7 +32,7 @@ def reference(ready):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_greedy_gives_transformers_tokens(make_ready, attention):
     ready = make_ready(attention=attention)
-    ids = prompt_ids(ready, "def alpha(value):")
+    ids = ids_of_prompt(ready.tokenizer, "def alpha(value):")
     expected = reference(ready).generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=30, do_sample=False, pad_token_id=3
     )
@@ -43,7 +44,7 @@ def test_greedy_gives_transformers_tokens(make_ready, attention):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_cached_logits_are_the_uncached_ones(make_ready, in_float64, attention):
     ready = make_ready(attention=attention, precision=in_float64)
-    ids = prompt_ids(ready, "def beta(items):\n    return [x for x in items]")
+    ids = ids_of_prompt(ready.tokenizer, "def beta(items):\n    return [x for x in items]")
     whole = ready.model.logits(ready.model.hidden_states(torch.tensor([ids]), mask=Causal()))[0]
     cache = KeyValueCache(ready.config.num_hidden_layers, max_length=len(ids))
     places = [0, 5, 6, 7, 12, len(ids)]  # pieces of several lengths, one among them
@@ -88,8 +89,8 @@ def test_ends_of_text_are_those_of_tokenizer_and_metadata(make_ready):
 
 
 def test_a_bos_that_the_tokenizer_wants_is_put_in_front_and_its_eos_is_not(make_ready, with_bos):
-    plain = prompt_ids(make_ready(), "def f")
-    assert prompt_ids(make_ready(tokenizer=with_bos), "def f") == [1, *plain]
+    plain = ids_of_prompt(make_ready().tokenizer, "def f")
+    assert ids_of_prompt(make_ready(tokenizer=with_bos).tokenizer, "def f") == [1, *plain]
 
 
 @pytest.mark.parametrize("prompt", ["", "\ud800"])
@@ -113,5 +114,5 @@ def test_tokens_beyond_the_positions_are_refused_before_any_is_made(make_ready):
 
 def test_every_position_can_be_used(make_ready):
     ready = make_ready(max_position_embeddings=16)
-    ids = prompt_ids(ready, "def")
+    ids = ids_of_prompt(ready.tokenizer, "def")
     assert len(list(made_tokens(ready, ids, room(ready, len(ids), None), Sampler(GREEDY)))) == 16 - len(ids)

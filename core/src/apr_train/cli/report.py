@@ -33,11 +33,10 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
         require_matplotlib()
     records = read_records(runs)
     if output is not None:
-        from apr_train.atomic import replace_file
+        from apr_train.atomic import write_file
         from apr_train.report.page import report_page
 
-        with replace_file(output) as file:
-            file.write(report_page(records).encode("utf-8"))
+        write_file(output, report_page(records).encode("utf-8"))
         click.echo(f"{output}: {len(records)} run{'s' * (len(records) > 1)}")
     if png is not None:
         from apr_train.report.png import write_png

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from apr_train.data.folders import COMPILED, is_own_output, matches, walk
@@ -27,14 +28,23 @@ def find_files(data: Iterable[str], *, notice: Notice) -> list[Path]:
         DataError: when an argument matches nothing, is something else than a file or a folder, or cannot be read.
     """
     arguments = list(data)
-    try:
+    with _reading():
         found = [path for argument in arguments for path in _expand(argument, notice)] if arguments else _standard_library()
-    except OSError as error:
-        raise DataError("cannot be read", where=error.filename, found=error.strerror) from error
     unique: dict[Path, Path] = {}
     for path in found:
         unique.setdefault(path.resolve(), path)
     return list(unique.values())
+
+
+def require_text(argument: str) -> None:
+    """Refuse an argument of `--data` behind which there is no text, after a look at the first file that is some.
+
+    Raises:
+        DataError: as `find_files`.
+    """
+    with _reading():
+        if not Path(argument).is_file() and all(map(_is_binary, _found(argument, set()))):
+            raise _no_text(argument)
 
 
 def describe(data: Iterable[str]) -> str:
@@ -49,20 +59,38 @@ def counted(paths: Iterable[Path]) -> str:
     return f"{len(names)} ({', '.join(shown)})"
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError("cannot be read", where=error.filename, found=error.strerror) from error
+
+
 def _expand(argument: str, notice: Notice) -> list[Path]:
     path = Path(argument)
     if path.is_file():
         return [path]
     own: set[Path] = set()
-    files = list(dict.fromkeys(_files_below(path, own) if path.exists() else _matched(argument, own)))
+    files = list(dict.fromkeys(_found(argument, own)))
     text = [file for file in files if not _is_binary(file)]
     if own:
         notice(f"{argument}: folders left out as output of apr-train itself: {counted(sorted(own))}")
     if len(text) < len(files):
         notice(f"{argument}: {len(files) - len(text)} of {len(files)} files have NUL bytes and are left out")
     if not text:
-        raise DataError("no text file in it", where=argument, expected="at least one file without NUL bytes")
+        raise _no_text(argument)
     return text
+
+
+def _no_text(argument: str) -> DataError:
+    return DataError("no text file in it", where=argument, expected="at least one file without NUL bytes")
+
+
+def _found(argument: str, own: set[Path]) -> Iterator[Path]:
+    """Every file below a folder, or that a glob leads to."""
+    path = Path(argument)
+    return _files_below(path, own) if path.exists() else _matched(argument, own)
 
 
 def _matched(pattern: str, own: set[Path]) -> Iterator[Path]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from apr_train.atomic import replace_file
+from apr_train.atomic import replace_file, write_all
 from apr_train.errors import FormatError
 from apr_train.formats.safetensors import INDEX, SINGLE
 from apr_train.formats.safetensors_index import DTYPES
@@ -31,9 +30,9 @@ def write_safetensors(path: Path, tensors: Iterable[TensorInfo], pieces: Pieces)
     """
     ordered = sorted(tensors, key=lambda tensor: (-DTYPES.get(tensor.dtype, 0), tensor.name))
     with replace_file(path) as file:
-        _write_all(file, _front(ordered, path))
+        write_all(file, _front(ordered, path))
         for tensor in ordered:
-            written = sum(_write_all(file, piece) for piece in pieces(tensor.name))
+            written = sum(write_all(file, _bytes_of(piece)) for piece in pieces(tensor.name))
             if written != tensor.nbytes:
                 raise FormatError("data of the wrong size", path=path, field=tensor.name, expected=tensor.nbytes, found=written)
 
@@ -52,12 +51,9 @@ def _front(tensors: Sequence[TensorInfo], path: Path) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _write_all(file: BinaryIO, piece: np.ndarray[Any, Any] | memoryview | bytes) -> int:
-    view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data if isinstance(piece, np.ndarray) else memoryview(piece)
-    left = view = view.cast("B") if view.nbytes else memoryview(b"")
-    while len(left):
-        left = left[os.write(file.fileno(), left) :]
-    return len(view)
+def _bytes_of(piece: np.ndarray[Any, Any] | memoryview) -> memoryview:
+    view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data if isinstance(piece, np.ndarray) else piece
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def write_sharded(folder: Path, tensors: Sequence[TensorInfo], pieces: Pieces, *, limit: int) -> list[str]:

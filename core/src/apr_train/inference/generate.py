@@ -59,7 +59,7 @@ def continue_text(
         ConfigError: when prompt and tokens do not fit the model's positions.
         RunError: when the model's output is not a number.
     """
-    ids = prompt_ids(ready, prompt)
+    ids = ids_of_prompt(ready.tokenizer, prompt)
     length = room(ready, len(ids), ends.max_tokens)
     writer = _Writer(TextStream(ready.tokenizer), StopStrings(ends.stop), ends, emit)
     made: list[int] = []
@@ -116,15 +116,6 @@ def next_logits(ready: Ready, ids: Sequence[int], cache: KeyValueCache) -> Tenso
     with ready.precision.context(ready.device):
         hidden = model.hidden_states(tokens, mask=Causal(offset=cache.length), cache=cache)
         return model.logits(hidden[0, -1])
-
-
-def prompt_ids(ready: Ready, prompt: str) -> list[int]:
-    """The prompt's ids.
-
-    Raises:
-        DataError: when there is no token in it.
-    """
-    return ids_of_prompt(ready.tokenizer, prompt)
 
 
 def room(ready: Ready, prompt_tokens: int, asked: int | None) -> int:

@@ -20,8 +20,9 @@ from itertools import chain, islice, zip_longest
 from attrs import frozen
 
 from apr_train.data.documents import Document
+from apr_train.data.prompt import ids_of_prompt
 from apr_train.errors import DataError
-from apr_train.inference.generate import Ends, continue_text, ends_of_text, prompt_ids
+from apr_train.inference.generate import Ends, continue_text, ends_of_text
 from apr_train.inference.model import Ready
 from apr_train.inference.sampling import Sampling
 
@@ -136,7 +137,7 @@ def _signature(node: Function, lines: Sequence[str]) -> str | None:
 
 
 def _fits(ready: Ready, prompt: str, length: int) -> bool:
-    return len(prompt_ids(ready, prompt)) + length <= ready.config.usable_positions
+    return len(ids_of_prompt(ready.tokenizer, prompt)) + length <= ready.config.usable_positions
 
 
 def _complete(ready: Ready, where: str, prompt: str, length: int) -> Completed:

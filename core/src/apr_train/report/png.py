@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr_train.atomic import replace_file
+from apr_train.atomic import write_file
 from apr_train.errors import ConfigError
 from apr_train.report.curves import Panel, panels
 from apr_train.report.record import Record
@@ -60,8 +60,7 @@ def write_png(records: Sequence[Record], path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": "apr-train"})
-    with replace_file(path) as file:
-        file.write(buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def _draw(panel: Panel, axis: Axes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apr_train.atomic import replace_file
+from apr_train.atomic import write_file
 from apr_train.data.prompt import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.train.card import model_card
@@ -19,8 +19,7 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], tuple[str, str] | None]:
     prepared.write_model(run.folder / MODEL, run.model, step=run.step)
     lines = read_metrics(run.folder / METRICS)
     sample = _sample(prepared)
-    with replace_file(run.folder / CARD) as file:
-        file.write(model_card(prepared, lines, sample).encode("utf-8"))
+    write_file(run.folder / CARD, model_card(prepared, lines, sample).encode("utf-8"))
     return lines, sample
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import attrs
 from attrs import frozen
 
+from apr_train.atomic import write_file
 from apr_train.errors import RunError
-from apr_train.train.run_folder import IDENTITY, write_whole
+from apr_train.train.run_folder import IDENTITY
 
 FILE = IDENTITY
 
@@ -32,7 +33,7 @@ def write_identity(folder: Path, identity: Identity) -> None:
     Raises:
         OutputError: when that cannot be written.
     """
-    write_whole(folder / FILE, json.dumps(attrs.asdict(identity), indent=1) + "\n")
+    write_file(folder / FILE, (json.dumps(attrs.asdict(identity), indent=1) + "\n").encode("utf-8"))
 
 
 def read_identity(folder: Path) -> Identity:

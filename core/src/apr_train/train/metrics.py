@@ -14,8 +14,9 @@ from typing import Any, Self
 import attrs
 from attrs import field, frozen
 
+from apr_train.atomic import write_all, write_file
 from apr_train.errors import OutputError, RunError
-from apr_train.train.run_folder import METRICS, write_whole
+from apr_train.train.run_folder import METRICS
 
 FILE = METRICS
 MEASURED = ("tokens_per_s", "step_time", "memory")
@@ -67,10 +68,8 @@ class MetricsFile:
 
     def write(self, metrics: Metrics) -> None:
         """Append one line."""
-        left = memoryview(f"{metrics.to_json()}\n".encode())
         with self._output_errors():
-            while left:
-                left = left[self._file.write(left) :]
+            write_all(self._file, f"{metrics.to_json()}\n".encode())
 
     def sync(self) -> None:
         """Wait for the disk; done before a checkpoint, which must not know more steps than this file."""
@@ -121,5 +120,5 @@ def cut_back(path: Path, step: int) -> list[Metrics]:
         OutputError: when the file cannot be written; it is then as it was.
     """
     kept = [line for line in read_metrics(path) if line.step <= step] if step and path.exists() else []
-    write_whole(path, "".join(line.to_json() + "\n" for line in kept))
+    write_file(path, "".join(line.to_json() + "\n" for line in kept).encode("utf-8"))
     return kept

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from apr_train.config import MISSING_FIELD
-from apr_train.data.files import find_files
+from apr_train.data.files import require_text
 from apr_train.data.specials import separator_id
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import AprTrainError, DataError, RunError
@@ -50,7 +50,7 @@ def outside_findings(settings: Settings, resume: Resume | None = None) -> list[F
 
 def _text_findings(item: str) -> list[Finding]:
     try:
-        find_files([item], notice=lambda _: None)  # what is left out is said when the text is read
+        require_text(item)
     except DataError as error:
         return [error_finding(TEXT, error, "--data")]
     return []

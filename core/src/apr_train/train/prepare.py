@@ -11,6 +11,7 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from apr_train.atomic import write_file
 from apr_train.attention import Choice
 from apr_train.config import ModelConfig
 from apr_train.data.corpus import Corpus, load_corpus
@@ -36,7 +37,7 @@ from apr_train.train.outside import machine, outside_findings
 from apr_train.train.precision import PRECISIONS, choose_device
 from apr_train.train.resume import Resume, restore
 from apr_train.train.run import Run
-from apr_train.train.run_folder import CONFIG, new_run_folder, write_whole
+from apr_train.train.run_folder import CONFIG, new_run_folder
 from apr_train.train.settings import Settings
 from apr_train.train.settings_file import to_toml
 from apr_train.train.source import collected, init_hash, judge, open_source, require_known_ids, tokenizer_for
@@ -163,7 +164,7 @@ def _ready(inputs: Inputs, parts: _Parts, folder: Path, resume: Resume | None) -
         restore(run, resume)
     else:
         write_identity(folder, inputs.identity)
-    write_whole(folder / CONFIG, to_toml(inputs.settings))
+    write_file(folder / CONFIG, to_toml(inputs.settings).encode("utf-8"))
     return Prepared(
         run=run,
         report=inputs.report,

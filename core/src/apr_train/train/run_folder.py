@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from apr_train.atomic import clear_litter, replace_file
+from apr_train.atomic import clear_litter
 from apr_train.errors import OutputError, RunError
 from apr_train.train.lock import FILE as LOCK
 from apr_train.train.lock import InUseError, locked
@@ -97,18 +97,6 @@ def _nothing_trained(entries: list[Path]) -> bool:
     names = {entry.name for entry in entries if not (entry.name.startswith(".") and entry.name.endswith(".part"))}
     ours = names <= {LOCK, IDENTITY, CONFIG, METRICS} and (IDENTITY in names or not names & {CONFIG, METRICS})
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write one of the run's small files so that nobody ever sees half of it.
-
-    Raises:
-        OutputError: when it cannot be written; the old one is then as it was.
-    """
-    with replace_file(path) as file:
-        left = memoryview(text.encode("utf-8"))
-        while left:
-            left = left[file.write(left) :]
 
 
 def checkpoints(folder: Path) -> list[StepFolder]:

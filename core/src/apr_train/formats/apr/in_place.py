@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import attrs
 from isal.isal_zlib import crc32, crc32_combine
 
-from apr_train.atomic import replace_file
+from apr_train.atomic import write_file
 from apr_train.errors import FormatError, OutputError
 from apr_train.formats.apr.header import parse_header
 from apr_train.formats.apr.layout import HEADER_SIZE, TRAILER_SIZE, UNDO, aligned, padding
@@ -153,8 +153,7 @@ def _writable(path: Path) -> BinaryIO:
 
 def _write_undo(path: Path, front: bytes, size: int, trailer: bytes) -> None:
     content = _UNDO_HEAD.pack(_UNDO_MAGIC, size, len(front), int.from_bytes(trailer, "little")) + front
-    with replace_file(undo_path(path)) as undo:
-        undo.write(content + crc32(content).to_bytes(4, "little"))
+    write_file(undo_path(path), content + crc32(content).to_bytes(4, "little"))
 
 
 def _read_undo(undo: Path, size: int) -> tuple[bytes, bytes]:

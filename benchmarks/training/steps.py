@@ -1,0 +1,75 @@
+"""One training step, ours and theirs, on the same random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from training.shapes import BATCH, LENGTH, SHAPES
+
+OURS, EAGER, COMPILED = "ours", "transformers", "transformers-compiled"
+
+
+def make_step(contender: str, shape: str, precision: str) -> Callable[[], None]:
+    """The contender's step."""
+    if contender == OURS:
+        return our_step(shape, precision)
+    return their_step(shape, precision, compiled=contender == COMPILED)
+
+
+def random_tokens() -> torch.Tensor:
+    """`[batch, length + 1]`."""
+    return torch.randint(0, 49_152, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+
+
+def our_step(shape: str, precision_name: str) -> Callable[[], None]:
+    """One step of the package's own loop."""
+    from apr_train.attention import load_backend
+    from apr_train.config import DecoderConfig
+    from apr_train.data.batch import Batch
+    from apr_train.nn.build import build_model
+    from apr_train.train.acceleration import compile_blocks
+    from apr_train.train.optimizer import make_optimizer
+    from apr_train.train.precision import PRECISIONS
+    from apr_train.train.settings import OptimizerSettings
+    from apr_train.train.step import train_step
+
+    precision = PRECISIONS[precision_name]
+    model = build_model(None, DecoderConfig(**SHAPES[shape]), load_backend("sdpa"))
+    model.to(precision.weights).to_empty(device="cpu").initialize(torch.Generator().manual_seed(0))
+    compile_blocks(model)
+    optimizer = make_optimizer(model, OptimizerSettings(lr=1e-4))
+    ids = random_tokens()
+    batch = Batch(tokens=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), target_count=BATCH * LENGTH)
+    options = {"objective": "causal-lm", "precision": precision, "clip_norm": 1.0, "step": 1, "compiled": True}
+    return lambda: train_step(model, optimizer, [batch], **options)
+
+
+def their_step(shape: str, precision_name: str, *, compiled: bool) -> Callable[[], None]:
+    """One step of a plain loop around transformers' model class and its own loss."""
+    from contextlib import nullcontext
+
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    sizes = dict(SHAPES[shape])
+    bias, theta = sizes.pop("attention_bias"), sizes.pop("rope_theta")
+    kinds = (Qwen2Config, Qwen2ForCausalLM) if bias else (LlamaConfig, LlamaForCausalLM)
+    config = kinds[0](**sizes, rope_parameters={"rope_type": "default", "rope_theta": theta}, use_cache=False)
+    config._attn_implementation = "sdpa"
+    dtype = torch.bfloat16 if precision_name == "bf16-weights" else torch.float32
+    model = kinds[1](config).to(dtype).train()
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    ids = random_tokens()[:, :-1].contiguous()
+
+    def step() -> None:
+        context = torch.autocast("cpu", dtype=torch.bfloat16) if precision_name == "bf16" else nullcontext()
+        with context:
+            loss = forward(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "src"
 
 LAYERS = [
-    {"errors", "finding", "suggest", "tokenizer_spec", "header", "validators", "atomic", "licenses"},
+    {"errors", "rules", "suggest", "tokenizer_spec", "header", "validators", "atomic", "licenses"},
     {
         "config",
         "family",

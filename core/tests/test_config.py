@@ -54,30 +54,30 @@ def refused(cls, values, **changes):
 @pytest.mark.parametrize("name", [name for name, value in DECODER.items() if type(value) is int])
 def test_decoder_sizes_are_positive_integers(name, value):
     message = refused(DecoderConfig, DECODER, **{name: value})
-    assert message == f"DecoderConfig.{name}: not a positive integer, expected an integer > 0, found {value!r}"
+    assert message == f"DecoderConfig [{name}]: not a positive integer, expected an integer > 0, found {value!r}"
 
 
 @pytest.mark.parametrize("value", NOT_A_SIZE)
 @pytest.mark.parametrize("name", [name for name, value in ENCODER.items() if type(value) is int and name != "pad_token_id"])
 def test_encoder_sizes_are_positive_integers(name, value):
-    assert f"EncoderConfig.{name}: not a positive integer" in refused(EncoderConfig, ENCODER, **{name: value})
+    assert f"EncoderConfig [{name}]: not a positive integer" in refused(EncoderConfig, ENCODER, **{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 10**400, "1e-6", False], ids=lambda value: f"{value!r:.9}")
 @pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "initializer_range"])
 def test_real_numbers_are_finite_and_positive(name, value):
-    assert f"DecoderConfig.{name}: not a positive number" in refused(DecoderConfig, DECODER, **{name: value})
+    assert f"DecoderConfig [{name}]: not a positive number" in refused(DecoderConfig, DECODER, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["tie_word_embeddings", "attention_bias", "attention_output_bias", "mlp_bias"])
 def test_flags_are_booleans_not_words(name):
-    assert f"DecoderConfig.{name}: not a boolean" in refused(DecoderConfig, DECODER, **{name: "false"})
+    assert f"DecoderConfig [{name}]: not a boolean" in refused(DecoderConfig, DECODER, **{name: "false"})
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, "0.1", True])
 def test_dropout_is_a_fraction(value):
     message = refused(EncoderConfig, ENCODER, hidden_dropout_prob=value)
-    assert "EncoderConfig.hidden_dropout_prob: not a fraction" in message
+    assert "EncoderConfig [hidden_dropout_prob]: not a fraction" in message
 
 
 def test_kv_heads_divide_heads():
@@ -102,12 +102,12 @@ def test_heads_divide_the_width(cls, values):
 @pytest.mark.parametrize(("cls", "values", "wanted"), [(DecoderConfig, DECODER, "silu"), (EncoderConfig, ENCODER, "gelu")])
 def test_another_activation_is_refused_by_name(cls, values, wanted):
     message = refused(cls, values, hidden_act="gelu_new")
-    assert message == f"{cls.__name__}.hidden_act: activation not implemented, expected {wanted}, found gelu_new"
+    assert message == f"{cls.__name__} [hidden_act]: activation not implemented, expected {wanted}, found gelu_new"
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, "1", True])
 def test_the_padding_token_is_a_token_id(value):
-    assert "EncoderConfig.pad_token_id: not a token id" in refused(EncoderConfig, ENCODER, pad_token_id=value)
+    assert "EncoderConfig [pad_token_id]: not a token id" in refused(EncoderConfig, ENCODER, pad_token_id=value)
 
 
 def test_the_padding_token_is_in_the_vocabulary():

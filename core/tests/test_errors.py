@@ -4,8 +4,7 @@ import inspect
 
 import pytest
 from apr_train import errors
-from apr_train.errors import AprTrainError, ConfigError, FormatError, PluginError, PreflightError
-from apr_train.finding import Finding
+from apr_train.errors import AprTrainError, ConfigError, Finding, FormatError, PluginError, PreflightError
 from apr_train.suggest import closest, did_you_mean
 
 
@@ -22,7 +21,7 @@ def test_a_message_leaves_out_what_is_not_known():
 def test_a_format_error_names_the_file_and_the_field():
     error = FormatError("bad checksum", path="x.apr", field="index", expected="aa", found="bb")
     assert str(error) == "x.apr [index]: bad checksum, expected aa, found bb"
-    assert (error.path, error.field) == ("x.apr", "index")
+    assert (error.finding.subject, error.finding.field) == ("x.apr", "index")
 
 
 def test_a_plugin_error_keeps_whose_fault_it_is():
@@ -32,7 +31,7 @@ def test_a_plugin_error_keeps_whose_fault_it_is():
 
 def test_a_preflight_error_lists_every_error_and_keeps_the_warnings():
     found = [
-        Finding(id=f"R-{n}", where="w", problem="p", severity=kind) for n, kind in enumerate(["error", "warning", "error"])
+        Finding(rule=f"R-{n}", subject="w", problem="p", severity=kind) for n, kind in enumerate(["error", "warning", "error"])
     ]
     error = PreflightError(found)
     assert str(error) == "R-0: w: p\nR-2: w: p"
@@ -40,7 +39,7 @@ def test_a_preflight_error_lists_every_error_and_keeps_the_warnings():
 
 
 def test_a_finding_reads_like_an_error():
-    finding = Finding(id="R-1", where="x.apr", problem="wrong", expected="4", found="5", hint="Make it 4.")
+    finding = Finding(rule="R-1", subject="x.apr", problem="wrong", expected="4", found="5", hint="Make it 4.")
     assert str(finding) == "R-1: x.apr: wrong, expected 4, found 5. Make it 4."
 
 

@@ -1,8 +1,9 @@
 """Matching a map against a file: everything that does not fit is a finding, by name."""
 
 import pytest
+from apr_train import rules
 from apr_train.header import TensorInfo
-from apr_train.load_plan import TENSOR_SET, TENSOR_SHAPE, plan_load
+from apr_train.load_plan import plan_load
 from apr_train.names import NameMap, ignored, rename, tie
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,21 +46,21 @@ def test_ties_and_ignored_tensors_may_be_absent():
 def test_a_missing_tensor_is_named_with_the_closest_one_that_is_there():
     changes = {"model.layers.1.up.weight": None, "model.layers.1.upp.weight": (3, 3)}
     missing, unused = plan(**changes).findings
-    assert (missing.id, missing.expected) == (TENSOR_SET, "model.layers.1.up.weight")
+    assert (missing.rule, missing.expected) == (rules.INIT_007, "model.layers.1.up.weight")
     assert "model.layers.1.upp.weight" in missing.found
-    assert (unused.id, unused.found) == (TENSOR_SET, "model.layers.1.upp.weight")
+    assert (unused.rule, unused.found) == (rules.INIT_007, "model.layers.1.upp.weight")
     assert "model.layers.1.up.weight" in unused.expected
 
 
 def test_a_wrong_shape_names_both_shapes():
     (finding,) = plan(**{"model.embed.weight": (3, 5)}).findings
-    assert (finding.id, finding.expected, finding.found) == (TENSOR_SHAPE, "[5, 3]", "[3, 5]")
+    assert (finding.rule, finding.expected, finding.found) == (rules.INIT_005, "[5, 3]", "[3, 5]")
     assert "file.apr [model.embed.weight]" in finding.where
 
 
 def test_a_copy_of_a_tied_tensor_in_another_shape_is_a_finding():
     (finding,) = plan(**{"lm_head.weight": (6, 3)}).findings
-    assert finding.id == TENSOR_SHAPE
+    assert finding.rule == rules.INIT_005
 
 
 def test_a_group_that_is_absent_as_a_whole_is_fresh():
@@ -85,4 +86,4 @@ def test_every_missing_and_every_extra_tensor_is_reported(data):
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3, 1), (15,)])
 def test_nothing_is_reshaped_even_if_the_number_of_elements_fits(shape):
-    assert [finding.id for finding in plan(**{"model.embed.weight": shape}).findings] == [TENSOR_SHAPE]
+    assert [finding.rule for finding in plan(**{"model.embed.weight": shape}).findings] == [rules.INIT_005]

@@ -7,9 +7,8 @@ import sys
 import pytest
 from apr_train.config import DecoderConfig
 from apr_train.discovery import FAMILIES, WRAPPERS, Found, Source, canonical
-from apr_train.errors import ConfigError, PluginError
+from apr_train.errors import ConfigError, Finding, PluginError
 from apr_train.family import Layout
-from apr_train.finding import Finding
 from apr_train.header import Header, TensorInfo
 from apr_train.names import NameMap
 from apr_train.registry import Registry
@@ -18,7 +17,7 @@ FAMILY = """
 from apr_train.config import DecoderConfig
 from apr_train.errors import ConfigError
 from apr_train.family import FamilyInfo
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 from apr_train.hookspecs import hookimpl
 from apr_train.names import NameMap, rename
 
@@ -55,7 +54,7 @@ ANSWERS = {
     "kind": "decoder",
     "build_config": f"return {CONFIG} if preset else DecoderConfig.from_header(header)",
     "map_tensor_names": "return NameMap.for_config(config, [rename('n', 'norm.weight', 'hidden_size')])",
-    "validate_family": "return [Finding(id='R-1', where=header.path, problem=objective)]",
+    "validate_family": "return [Finding(rule='R-1', subject=header.path, problem=objective)]",
     "attention_impl": "return ['sdpa', 'eager']",
     "build_model": "return None",
 }
@@ -108,7 +107,7 @@ def test_each_hook_answers_through_the_facade(make_registry):
     assert isinstance(config, DecoderConfig)
     assert family.build_config(header=header(config=config.to_dict())) == config
     assert isinstance(family.map_tensor_names(config, Layout()), NameMap)
-    assert family.validate_family(header(), "causal-lm") == [Finding(id="R-1", where="x.apr", problem="causal-lm")]
+    assert family.validate_family(header(), "causal-lm") == [Finding(rule="R-1", subject="x.apr", problem="causal-lm")]
     assert family.attention_impl(config) == ["sdpa", "eager"]
     assert family.build_model(config, None) is None
     assert (family.name, family.distribution, family.version, family.info.kind) == ("one", "dist-one", "2.1", "decoder")

@@ -5,9 +5,8 @@ import json
 import attrs
 import pytest
 from apr_train.config import DecoderConfig
-from apr_train.errors import PluginError, PreflightError
+from apr_train.errors import Finding, PluginError, PreflightError
 from apr_train.family import Layout
-from apr_train.finding import Finding
 from apr_train.header import TensorInfo
 from apr_train.preflight import PreflightInput, preflight
 from apr_train.registry import BrokenPlugin
@@ -49,7 +48,7 @@ class Families:
 
 
 def ids(report):
-    return [finding.id for finding in report.errors]
+    return [finding.rule for finding in report.errors]
 
 
 @pytest.mark.rule("PREFLIGHT-001")
@@ -84,7 +83,7 @@ def test_without_a_file_and_a_family_there_is_nothing_to_go_by(registry):
 
 
 def test_familys_own_findings_are_in_the_report(family, registry, header, monkeypatch):
-    own = Finding(id="PREFLIGHT-005", where="here", problem="odd")
+    own = Finding(rule="PREFLIGHT-005", subject="here", problem="odd")
     monkeypatch.setattr(type(family), "validate_family", lambda self, header, objective: [own])
     assert own in preflight(PreflightInput(registry=registry, header=header)).findings
 
@@ -119,7 +118,7 @@ def test_width_that_is_wrong_alone_explains_every_shape(registry, header):
     wrong = attrs.evolve(wrong, config={**wrong.config, "hidden_size": 224})
     report = preflight(PreflightInput(registry=registry, header=wrong))
     assert [finding.where for finding in report.errors] == ["<qwen2> [hidden_size]"]
-    assert all(finding.id == "FALSIFY-APR-PRETRAIN-INIT-005" for finding in report.explained)
+    assert all(finding.rule == "FALSIFY-APR-PRETRAIN-INIT-005" for finding in report.explained)
     assert len(report.explained) > 20
 
 

@@ -401,7 +401,7 @@ def test_cuda_device_is_counted(monkeypatch, device, here):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [finding.id for finding in device_findings(device)] == ([] if here else ["PREFLIGHT-015"])
+    assert [finding.rule for finding in device_findings(device)] == ([] if here else ["PREFLIGHT-015"])
 
 
 @pytest.mark.rule("PREFLIGHT-016")

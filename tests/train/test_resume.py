@@ -194,7 +194,7 @@ def test_a_nan_in_step_1_then_a_resume_then_a_report(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "scaled_loss", lambda *values, **options: usual(*values, **options) * float("nan"))
         out = place(*args, "--run", "x", code=1)
-    assert "step 1: INV-TRAIN-007" in out
+    assert "INV-TRAIN-007: step 1:" in out
     assert "Start a new run with a lower --lr" in out
     place("--resume", "runs/x")
     place.assert_same_end("whole", "x", step=3)

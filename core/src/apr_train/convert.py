@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from attrs import field, frozen
 
+from apr_train import rules
 from apr_train.config import ModelConfig
-from apr_train.errors import FormatError, OutputError, PreflightError
+from apr_train.errors import Finding, FormatError, OutputError, PreflightError
 from apr_train.facade import Family
 from apr_train.family import Layout
-from apr_train.finding import Finding
 from apr_train.formats.apr import AprWriter, TensorSpec
 from apr_train.formats.casts import cast_pieces
 from apr_train.formats.checkpoint import FLOAT_DTYPES, Checkpoint, TensorView
@@ -24,7 +24,7 @@ from apr_train.formats.metadata import apr_metadata
 from apr_train.formats.tie import resolve_tie
 from apr_train.formats.tokenizer_json import check_buildable
 from apr_train.header import Header, TensorInfo
-from apr_train.load_plan import TENSOR_SET, LoadPlan, plan_load
+from apr_train.load_plan import LoadPlan, plan_load
 from apr_train.operations import Operation, Rename
 from apr_train.preflight.claims import choose_family
 from apr_train.preflight.tensors import dtype_findings, layout_of, rope_row_findings, tie_findings
@@ -146,8 +146,9 @@ def _unequal_duplicates(checkpoint: Checkpoint, plan: LoadPlan) -> list[Finding]
     fills = {entry.parameter: entry.checkpoint for entry in plan.loads}
     return [
         Finding(
-            id=TENSOR_SET,
-            where=f"{checkpoint.header.path} [{entry.checkpoint}]",
+            rule=rules.INIT_007,
+            subject=checkpoint.header.path,
+            field=entry.checkpoint,
             problem="a tied tensor is stored twice, and the two differ",
             expected=f"the bytes of {fills[entry.parameter]}",
             found="other bytes",

@@ -11,9 +11,8 @@ from attrs import field, frozen
 
 from apr_train.config import ModelConfig
 from apr_train.discovery import Source
-from apr_train.errors import AprTrainError, ConfigError, PluginError
+from apr_train.errors import AprTrainError, ConfigError, Finding, PluginError
 from apr_train.family import FamilyInfo, Layout
-from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.names import NameMap
 from apr_train.suggest import nearest

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from apr_train.attention import AttentionBackend
     from apr_train.config import ModelConfig
+    from apr_train.errors import Finding
     from apr_train.family import Layout
-    from apr_train.finding import Finding
     from apr_train.header import Header
     from apr_train.names import NameMap
 

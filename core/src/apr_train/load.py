@@ -10,12 +10,12 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from apr_train.errors import PreflightError, RunError
-from apr_train.finding import Finding
+from apr_train import rules
+from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.formats.streaming import Stream, Streaming
 from apr_train.formats.torch_adapter import TORCH_DTYPES, to_torch
-from apr_train.load_plan import TENSOR_SET, LoadPlan
+from apr_train.load_plan import LoadPlan
 from apr_train.names import Entry
 from apr_train.operations import Rename
 
@@ -127,7 +127,10 @@ def _check_coverage(parameters: Mapping[str, Tensor], plan: LoadPlan, where: str
     ]
     if faults:
         raise PreflightError(
-            [Finding(id=TENSOR_SET, where=f"{where} [{name}]", problem=problem, found=found) for name, problem, found in faults]
+            [
+                Finding(rule=rules.INIT_007, subject=where, field=name, problem=problem, found=found)
+                for name, problem, found in faults
+            ]
         )
 
 
@@ -213,8 +216,9 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def _unequal(first: str, second: str, path: str) -> Finding:
     return Finding(
-        id=TENSOR_SET,
-        where=f"{path} [{second}]",
+        rule=rules.INIT_007,
+        subject=path,
+        field=second,
         problem="a tied tensor is stored twice, and the two differ",
         expected=f"the bytes of {first}",
         found="other bytes",

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-from apr_train.finding import Finding
+from apr_train import rules
+from apr_train.errors import Finding
 from apr_train.header import TensorInfo
 from apr_train.names import Entry, NameMap
 from apr_train.suggest import ClosestTensor
-
-TENSOR_SET = "FALSIFY-APR-PRETRAIN-INIT-007"
-TENSOR_SHAPE = "FALSIFY-APR-PRETRAIN-INIT-005"
 
 
 @frozen(kw_only=True)
@@ -80,8 +78,9 @@ def _unused_findings(unused: list[str], missing: list[str], name_map: NameMap, w
 
 def _missing(name: str, near: str | None, where: str) -> Finding:
     return Finding(
-        id=TENSOR_SET,
-        where=f"{where} [{name}]",
+        rule=rules.INIT_007,
+        subject=where,
+        field=name,
         problem="a tensor of the model is missing from the file",
         expected=name,
         found=f"unused in the file: {near}" if near else "nothing like it",
@@ -91,8 +90,9 @@ def _missing(name: str, near: str | None, where: str) -> Finding:
 
 def _unused(name: str, near: str | None, where: str) -> Finding:
     return Finding(
-        id=TENSOR_SET,
-        where=f"{where} [{name}]",
+        rule=rules.INIT_007,
+        subject=where,
+        field=name,
         problem="a tensor of the file is not used by the model",
         expected=f"closest expected name: {near}" if near else "no such tensor",
         found=name,
@@ -102,8 +102,9 @@ def _unused(name: str, near: str | None, where: str) -> Finding:
 
 def _shape(entry: Entry, tensor: TensorInfo, where: str) -> Finding:
     return Finding(
-        id=TENSOR_SHAPE,
-        where=f"{where} [{entry.checkpoint}]",
+        rule=rules.INIT_005,
+        subject=where,
+        field=entry.checkpoint,
         problem="wrong shape",
         expected=str(list(entry.shape or ())),
         found=str(list(tensor.shape)),

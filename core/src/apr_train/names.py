@@ -153,7 +153,7 @@ def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int, faults: list[
         shape = tuple(_size(symbol, sizes) for symbol in rule.shape) if rule.kind != "ignored" else None
         operation = _operation(rule, shape, sizes)
     except NameMapError as error:
-        faults.append(f"{rule.checkpoint}: {error.problem}")
+        faults.append(f"{rule.checkpoint}: {error.finding.problem}")
         return []
     return [
         Entry(

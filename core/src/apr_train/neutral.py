@@ -12,13 +12,11 @@ from typing import Any
 
 import attrs
 
+from apr_train import rules
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 from apr_train.header import Header
 from apr_train.neutral_keys import ACTIVATIONS, DROPOUTS, HARMLESS, NEUTRAL, ONE, SPECIAL_KEYS
-
-NOT_IMPLEMENTED = "PREFLIGHT-003"
-UNKNOWN_KEY = "PREFLIGHT-004"
 
 
 def config_key_findings(header: Header, config: ModelConfig | None) -> list[Finding]:
@@ -64,8 +62,9 @@ def _field(header: Header, config: ModelConfig | None, key: str, value: Any) -> 
         return []
     return [
         Finding(
-            id=NOT_IMPLEMENTED,
-            where=f"{header.path} [{key}]",
+            rule=rules.PREFLIGHT_003,
+            subject=header.path,
+            field=key,
             problem="the family does not implement this value",
             expected=repr(getattr(config, key)),
             found=repr(value),
@@ -77,8 +76,9 @@ def _field(header: Header, config: ModelConfig | None, key: str, value: Any) -> 
 def _harmful(header: Header, key: str, value: Any, values: tuple[Any, ...], meaning: str) -> Finding:
     neutral = " or ".join(repr(item) for item in values if item is False or (item is not None and item != 0))
     return Finding(
-        id=NOT_IMPLEMENTED,
-        where=f"{header.path} [{key}]",
+        rule=rules.PREFLIGHT_003,
+        subject=header.path,
+        field=key,
         problem=f"the file asks for {meaning}, which the family does not implement",
         expected=f"{neutral} or no such key" if neutral else "no such key",
         found=_short(value),
@@ -88,8 +88,9 @@ def _harmful(header: Header, key: str, value: Any, values: tuple[Any, ...], mean
 
 def _dropout(header: Header, key: str, value: Any) -> Finding:
     return Finding(
-        id=NOT_IMPLEMENTED,
-        where=f"{header.path} [{key}]",
+        rule=rules.PREFLIGHT_003,
+        subject=header.path,
+        field=key,
         problem="this dropout is not implemented and is not applied",
         expected="0.0",
         found=_short(value),
@@ -99,8 +100,9 @@ def _dropout(header: Header, key: str, value: Any) -> Finding:
 
 def _unknown(header: Header, keys: list[str]) -> Finding:
     return Finding(
-        id=UNKNOWN_KEY,
-        where=f"{header.path} [config]",
+        rule=rules.PREFLIGHT_004,
+        subject=header.path,
+        field="config",
         problem="keys that nobody here knows: they are ignored",
         expected="only known keys",
         found=", ".join(sorted(keys)),

@@ -95,7 +95,7 @@ def _check_unicode(text: str, option: str) -> None:
 
 def what_to_give(error: FormatError, path: str | os.PathLike[str]) -> str | None:
     """Where `path` is no `.apr` file: how to get one, or which one lies in that folder."""
-    if error.field == "magic":
+    if error.finding.field == "magic":
         return f"Convert it first: apr-train import {Path(path).name} -o X.apr."
     inside = Path(path) / MODEL
     return f"Give the file in it: {inside}" if inside.is_file() else None
@@ -105,8 +105,7 @@ def _open(path: str | os.PathLike[str]) -> AprReader:
     try:
         source = open_apr(path)
     except FormatError as error:
-        error.hint = error.hint or what_to_give(error, path)
-        raise
+        raise error.amend(hint=error.finding.hint or what_to_give(error, path) or "") from error
     if isinstance(source, AprReader) and not source.flags & Flags.SIGNED:
         return source
     source.close()

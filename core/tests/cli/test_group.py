@@ -9,11 +9,10 @@ import click
 import pytest
 from apr_train.cli import cli
 from apr_train.cli.group import COMMANDS, CommandGroup
-from apr_train.errors import ConfigError, PreflightError
-from apr_train.finding import Finding
+from apr_train.errors import ConfigError, Finding, PreflightError
 from click.testing import CliRunner
 
-FINDING = Finding(id="R-1", where="x.apr", problem="wrong")
+FINDING = Finding(rule="R-1", subject="x.apr", problem="wrong")
 ERRORS = {
     "config": ConfigError("bad width", where="x.apr", hint="Mend it."),
     "preflight": PreflightError([FINDING]),

@@ -5,7 +5,7 @@ import json
 import click
 import pytest
 from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 
 
 def test_a_table_in_a_pipe_is_aligned_and_nothing_is_cut(capsys):
@@ -37,7 +37,7 @@ def test_a_table_without_rows_is_its_heading(capsys, monkeypatch):
 
 
 def test_json_has_attrs_objects_as_objects(capsys):
-    emit_json({"finding": Finding(id="R", where="w", problem="p"), "set": {"b", "a"}, "tuple": (1,)})
+    emit_json({"finding": Finding(rule="R", subject="w", problem="p"), "set": {"b", "a"}, "tuple": (1,)})
     data = json.loads(capsys.readouterr().out)
     assert data["finding"]["id"] == "R"
     assert (data["set"], data["tuple"]) == (["a", "b"], [1])
@@ -54,5 +54,7 @@ def test_pairs_are_padded_to_one_width(capsys):
 
 
 def test_findings_go_to_stderr_errors_first(capsys):
-    emit_findings([Finding(id="W", where="w", problem="p", severity="warning"), Finding(id="E", where="w", problem="p")])
+    emit_findings(
+        [Finding(rule="W", subject="w", problem="p", severity="warning"), Finding(rule="E", subject="w", problem="p")]
+    )
     assert capsys.readouterr().err == "error E: w: p\nwarning W: w: p\n"

@@ -222,7 +222,7 @@ def test_what_is_not_utf8_is_an_error_in_a_named_file_and_in_jsonl(settings, tok
         settings = CorpusSettings(data=(*settings.data, str(corpus_folder / "sub" / ".." / name)))
     with pytest.raises(DataError, match="not UTF-8") as caught:
         load_corpus(settings, tokenizer, cache_dir=tmp_path)
-    assert caught.value.where == f"{path}:1"
+    assert caught.value.finding.where == f"{path}:1"
 
 
 def test_a_corpus_of_nothing_but_other_encodings_is_an_error(tokenizer, tmp_path, notices):

@@ -64,7 +64,7 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, problem):
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(DataError, match=problem) as caught:
         texts(path)
-    assert caught.value.where == f"{path}:3"
+    assert caught.value.finding.where == f"{path}:3"
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -73,8 +73,8 @@ def test_bad_utf8_names_file_line_and_byte(tmp_path, suffix):
     path.write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(DataError, match="not UTF-8") as caught:
         texts(path)
-    assert caught.value.where == f"{path}:2"
-    assert caught.value.found == "byte 0xe9 at byte 14 of the line"
+    assert caught.value.finding.where == f"{path}:2"
+    assert caught.value.finding.found == "byte 0xe9 at byte 14 of the line"
 
 
 def test_folders_are_walked_in_one_order_without_hidden_compiled_and_binary_files(tmp_path, notices):

@@ -86,8 +86,8 @@ def test_the_error_of_a_small_corpus_names_the_options_and_not_the_cache(stream_
     shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 1, "tokenizer": tokenizer}
     with pytest.raises(DataError, match="too small for one row") as caught:
         BatchStream(tokens, seed=0, **shared)
-    assert caught.value.where == "--data"
-    assert "--sequence-length" in caught.value.hint
+    assert caught.value.finding.where == "--data"
+    assert "--sequence-length" in caught.value.finding.hint
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,12 +2,12 @@
 
 import attrs
 from apr_train.cli.report_text import by_layer
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 
 
 def finding(layer, problem="missing"):
     name = f"model.layers.{layer}.mlp.up_proj.weight"
-    return Finding(id="PREFLIGHT-001", where=f"x.apr [{name}]", problem=problem, expected=name)
+    return Finding(rule="PREFLIGHT-001", subject="x.apr", field=name, problem=problem, expected=name)
 
 
 def test_findings_of_many_layers_are_one_with_their_numbers():
@@ -17,7 +17,7 @@ def test_findings_of_many_layers_are_one_with_their_numbers():
 
 
 def test_findings_that_differ_in_more_than_the_layer_stay_apart():
-    findings = [finding(0), finding(1, "wrong shape"), attrs.evolve(finding(2), severity="warning", id="PREFLIGHT-002")]
+    findings = [finding(0), finding(1, "wrong shape"), attrs.evolve(finding(2), severity="warning", rule="PREFLIGHT-002")]
     assert by_layer(findings) == findings
 
 

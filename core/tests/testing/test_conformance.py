@@ -22,7 +22,7 @@ FAULTS = {
     ),
     "a sound file refused": (
         "return []\n",
-        "from apr_train.finding import Finding\n    return [Finding(id='X', where='file', problem='I refuse')]\n",
+        "from apr_train.errors import Finding\n    return [Finding(rule='X', subject='file', problem='I refuse')]\n",
         "a sound file is refused: X: file: I refuse",
     ),
     "a layout refused that every family has": (

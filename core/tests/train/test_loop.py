@@ -141,10 +141,10 @@ def test_a_nan_weight_stops_before_the_optimizer_step(make_run):
 
     before = {}
     run.display.step = poison
-    with pytest.raises(NonFiniteError, match=r"step 4: INV-TRAIN-007.*layers\.1\.mlp\.up_proj\.weight") as caught:
+    with pytest.raises(NonFiniteError, match=r"INV-TRAIN-007: step 4.*layers\.1\.mlp\.up_proj\.weight") as caught:
         train(run)
     assert same_bits(before, run.model.state_dict())
-    assert f"--init {run.folder}/step-000002/model.apr" in caught.value.hint
+    assert f"--init {run.folder}/step-000002/model.apr" in caught.value.finding.hint
     assert [item.step for item in checkpoints(run.folder)] == [2]
     assert [line.step for line in read_metrics(run.folder / FILE)] == [0, 1, 2, 3]
 
@@ -160,7 +160,7 @@ def test_a_nan_gradient_keeps_the_state_before_the_step(make_run):
     with pytest.raises(NonFiniteError, match=r"step 4.*gradients not finite: layers\.0\.mlp\.gate_proj\.weight\.") as caught:
         train(run)
     hook.remove()
-    assert f"Start a new run with --init {run.folder}/step-000003/model.apr and a lower --lr" in caught.value.hint
+    assert f"Start a new run with --init {run.folder}/step-000003/model.apr and a lower --lr" in caught.value.finding.hint
     assert [item.step for item in checkpoints(run.folder)] == [3]
     run = make_run("broken", resume=True, **values)
     train(run)

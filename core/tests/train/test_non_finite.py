@@ -28,18 +28,18 @@ def steps_of(run):
 def test_a_broken_update_replaces_no_good_checkpoint(make_run):
     run = make_run(steps=6, save_every=1, keep=1)
     break_after(run, 3)
-    with pytest.raises(NonFiniteError, match=r"^step 3: INV-TRAIN-007: the weights are not finite") as caught:
+    with pytest.raises(NonFiniteError, match=r"^INV-TRAIN-007: step 3: the weights are not finite") as caught:
         train(run)
     assert steps_of(run) == [2]
-    assert "norm.weight" in caught.value.hint
-    assert f"--init {run.folder}/step-000002/model.apr" in caught.value.hint
+    assert "norm.weight" in caught.value.finding.hint
+    assert f"--init {run.folder}/step-000002/model.apr" in caught.value.finding.hint
 
 
 @pytest.mark.rule("INV-TRAIN-007")
 def test_a_broken_last_update_ends_with_an_error(make_run):
     run = make_run(steps=4, save_every=2, keep=1)
     break_after(run, 4)
-    with pytest.raises(NonFiniteError, match=r"^step 4: INV-TRAIN-007: the validation loss is not finite, found (nan|inf)"):
+    with pytest.raises(NonFiniteError, match=r"^INV-TRAIN-007: step 4: the validation loss is not finite, found (nan|inf)"):
         train(run)
     assert steps_of(run) == [2]
     assert [line.step for line in read_metrics(run.folder / FILE)] == [0, 1, 2, 3]
@@ -53,7 +53,7 @@ def test_a_validation_loss_that_is_none_is_an_error(make_run, monkeypatch, loss,
     measured = lambda *_, **__: Validation(loss=losses.pop(0), accuracy=None, targets=1)  # noqa: E731
     monkeypatch.setattr("apr_train.train.run.validate", measured)
     run = make_run(steps=steps)
-    with pytest.raises(NonFiniteError, match=f"^step {steps}: INV-TRAIN-007: the validation loss is not finite"):
+    with pytest.raises(NonFiniteError, match=f"^INV-TRAIN-007: step {steps}: the validation loss is not finite"):
         train(run)
     assert steps_of(run) == []
     assert [line.step for line in read_metrics(run.folder / FILE)] == written

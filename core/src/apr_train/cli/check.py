@@ -10,7 +10,7 @@ import click
 from apr_train.cli.output import emit_json
 
 if TYPE_CHECKING:
-    from apr_train.finding import Finding
+    from apr_train.errors import Finding
     from apr_train.header import Header, RopeRows
     from apr_train.preflight import Report
     from apr_train.tokenizer_spec import TokenizerSpec

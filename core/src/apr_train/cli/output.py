@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import click
 
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 
 
 def emit_json(data: Any) -> None:
@@ -19,6 +19,8 @@ def emit_json(data: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Finding):
+        return value.to_dict()
     if attrs.has(type(value)):
         return {item.name: getattr(value, item.name) for item in attrs.fields(type(value))}
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ import click
 from apr_train.cli.output import emit_findings, emit_pairs
 
 if TYPE_CHECKING:
-    from apr_train.finding import Finding
+    from apr_train.errors import Finding
     from apr_train.preflight import Report
 
 _LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
@@ -38,8 +38,9 @@ def by_layer(findings: Iterable[Finding]) -> list[Finding]:
     """Findings that differ in the layer's number only, as one that counts them."""
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
-        masked = attrs.evolve(finding, where=_mask(finding.where), expected=_mask(finding.expected), found=_mask(finding.found))
-        groups.setdefault((masked.id, masked.where, masked.problem, masked.expected, masked.found), []).append(finding)
+        same = (finding.rule, finding.subject, finding.problem)
+        masked = (_mask(finding.field), _mask(finding.expected), _mask(finding.found))
+        groups.setdefault((*same, *masked), []).append(finding)
     return [_joined(group) for group in groups.values()]
 
 
@@ -51,10 +52,10 @@ def _joined(group: list[Finding]) -> Finding:
     first = group[0]
     if len(group) == 1:
         return first
-    layers = [int(found.group()) for finding in group if (found := _LAYER.search(finding.where))]
+    layers = [int(found.group()) for finding in group if (found := _LAYER.search(finding.field))]
     return attrs.evolve(
         first,
-        where=_mask(first.where),
+        field=_mask(first.field),
         problem=f"{first.problem} ({len(group)} times, layers {_ranges(layers)})",
         expected=_mask(first.expected),
         found=_mask(first.found),
@@ -86,13 +87,16 @@ def _table(findings: list[Finding], file: str) -> None:
         table.add_column(column, overflow="fold")
     for finding in findings:
         colour = "bold red" if finding.severity == "error" else "bold yellow"
-        table.add_row(Text(f"{finding.severity}\n{finding.id}", style=colour), *(Text(cell) for cell in _cells(finding, file)))
+        table.add_row(
+            Text(f"{finding.severity}\n{finding.rule}", style=colour), *(Text(cell) for cell in _cells(finding, file))
+        )
     Console().print(table)
 
 
 def _cells(finding: Finding, file: str) -> tuple[str, str, str]:
     values = [f"{name} {value}" for name, value in (("expected", finding.expected), ("found", finding.found)) if value]
-    return finding.where.removeprefix(f"{file} "), "\n".join([finding.problem, *values]), finding.hint
+    where = f"[{finding.field}]" if finding.field and finding.subject == file else finding.where
+    return where, "\n".join([finding.problem, *values]), finding.hint
 
 
 def _summary(facts: dict[str, Any]) -> dict[str, object]:

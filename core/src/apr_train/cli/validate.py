@@ -10,7 +10,7 @@ import click
 
 from apr_train.cli.output import emit_findings, emit_json
 from apr_train.cli.progress import progress_bar
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 
 if TYPE_CHECKING:
     from apr_train.formats.checkpoint import Checkpoint
@@ -50,8 +50,8 @@ def _scope(header: Header, data: bool) -> str:
 
 def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
     """The header (None when the structure is at fault) and every finding."""
+    from apr_train import rules
     from apr_train.errors import FormatError
-    from apr_train.formats.apr.validate import STRUCTURE, fault
     from apr_train.formats.source import open_checkpoint
 
     try:
@@ -60,7 +60,7 @@ def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
             with progress_bar(f"validating {path.name}", total) as advance:
                 return checkpoint.header, _check(checkpoint, data, advance)
     except FormatError as error:
-        return None, [fault(STRUCTURE, error)]
+        return None, [error.under(rules.APR_STRUCTURE)]
 
 
 def _check(checkpoint: Checkpoint, data: bool, advance: Callable[[int], None]) -> list[Finding]:

@@ -8,13 +8,11 @@ from typing import Any, ClassVar, Self, cast
 import attrs
 from attrs import field, frozen
 
+from apr_train import rules
 from apr_train.config.strict import build_strictly
-from apr_train.errors import ConfigError
-from apr_train.finding import Finding
+from apr_train.errors import ConfigError, Finding
 from apr_train.header import Header
 from apr_train.validators import boolean, positive, positive_int
-
-MISSING_FIELD = "FALSIFY-APR-PRETRAIN-ARCH-003"
 
 
 @frozen(kw_only=True)
@@ -77,26 +75,27 @@ class ModelConfig:
         values.update(fixed)
         missing = [name for name in cls.REQUIRED if name not in values]
         if missing:
-            raise ConfigError(
-                f"the metadata lacks {', '.join(missing)}",
-                where=header.path,
-                hint="No value is guessed: re-import the file from its source, or add the keys.",
-                findings=[_missing(header.path, name) for name in missing],
-            )
+            raise ConfigError.of(_missing(header.path, name) for name in missing)
         return cls(**values)
 
 
 def require_activation(config: ModelConfig, name: str) -> None:
     """Refuse every activation but the one that this config's block implements."""
     if config.hidden_act != name:
-        where = f"{type(config).__name__}.hidden_act"
-        raise ConfigError("activation not implemented", where=where, expected=name, found=config.hidden_act)
+        raise ConfigError(
+            "activation not implemented",
+            where=type(config).__name__,
+            field="hidden_act",
+            expected=name,
+            found=config.hidden_act,
+        )
 
 
 def _missing(path: str, name: str) -> Finding:
     return Finding(
-        id=MISSING_FIELD,
-        where=f"{path} [{name}]",
+        rule=rules.ARCH_003,
+        subject=path,
+        field=name,
         problem="the checkpoint's metadata does not say",
         expected=f"a value for {name}",
         found="nothing",

@@ -51,7 +51,7 @@ def cached_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
     except (OSError, OutputError) as error:
-        found = error.problem if isinstance(error, OutputError) else error
+        found = error.finding.problem if isinstance(error, OutputError) else error
         hint = f"Make room, or set {CACHE_VARIABLE} to another folder."
         raise DataError("the cache cannot be written", where=path.parent, found=found, hint=hint) from error
 

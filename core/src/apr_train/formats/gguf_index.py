@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
+from apr_train import rules
 from apr_train.errors import FormatError
 from apr_train.formats.ggml import GGML_TYPES, GgmlType
 from apr_train.formats.gguf_values import Cursor
@@ -47,7 +48,7 @@ def read_gguf_index(data: memoryview, path: Path) -> GgufIndex:
     """
     cursor = Cursor(data, path)
     if bytes(cursor.take(4)) != MAGIC:
-        cursor.fail("FALSIFY-APR-PRETRAIN-INIT-004: not a GGUF file", expected=MAGIC, found=bytes(data[:4]))
+        cursor.fail("not a GGUF file", rule=rules.INIT_004, expected=MAGIC, found=bytes(data[:4]))
     _check_version(cursor)
     tensor_count, pair_count = cursor.u64(), cursor.u64()
     metadata = _metadata(cursor, cursor.count(pair_count, 13, "metadata entries"))

@@ -39,9 +39,9 @@ class Cursor:
         self.at = 0
         self.field = "header"
 
-    def fail(self, problem: str, *, expected: object = None, found: object = None) -> NoReturn:
+    def fail(self, problem: str, *, rule: str = "", expected: object = None, found: object = None) -> NoReturn:
         """Raise a FormatError at the current field."""
-        raise FormatError(problem, path=self.path, field=self.field, expected=expected, found=found)
+        raise FormatError(problem, path=self.path, field=self.field, rule=rule, expected=expected, found=found)
 
     def take(self, count: int) -> memoryview:
         """The next bytes."""

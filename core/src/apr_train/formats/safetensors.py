@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from apr_train import rules
 from apr_train.errors import FormatError
 from apr_train.formats.checkpoint import TensorView
 from apr_train.formats.content_hash import content_hash
@@ -101,7 +102,8 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
         return {found[0]: None}
     pickled = sorted(item.name for item in folder.iterdir() if item.suffix in (".bin", ".pt", ".pth"))
     raise FormatError(
-        "FALSIFY-APR-PRETRAIN-INIT-003: the folder holds no safetensors checkpoint",
+        "the folder holds no safetensors checkpoint",
+        rule=rules.INIT_003,
         path=folder,
         expected=f"{SINGLE} or {INDEX}",
         found=", ".join(item.name for item in found) or ", ".join(pickled) or "none of them",

@@ -10,12 +10,11 @@ from typing import cast
 
 import attrs
 
+from apr_train import rules
 from apr_train.errors import FormatError
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.header import RopeRows
 
-MISSING = "FALSIFY-APR-PRETRAIN-INIT-003"
-WRONG_MAGIC = "FALSIFY-APR-PRETRAIN-INIT-004"
 KNOWN = ".apr, safetensors, GGUF, or a Hugging Face folder"
 SHARD = re.compile(r".+-\d+-of-\d+\.apr")
 FOREIGN = {
@@ -58,7 +57,7 @@ def _open(path: Path, *, verify: bool) -> Checkpoint:
 
         return SafetensorsReader.open(path)
     hint = next((f"It looks like {what}." for start, what in FOREIGN.items() if magic.startswith(start)), None)
-    raise FormatError(f"{WRONG_MAGIC}: not a checkpoint", path=path, expected=KNOWN, found=repr(magic[:4]), hint=hint)
+    raise FormatError("not a checkpoint", rule=rules.INIT_004, path=path, expected=KNOWN, found=repr(magic[:4]), hint=hint)
 
 
 def _is_manifest(magic: bytes) -> bool:
@@ -90,14 +89,14 @@ def _is_folder(path: Path) -> bool:
     except OSError as error:
         raise _unreadable(path, error) from error
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise FormatError(f"{MISSING}: neither a file nor a folder", path=path, expected=KNOWN)
+        raise FormatError("neither a file nor a folder", rule=rules.INIT_003, path=path, expected=KNOWN)
     return stat.S_ISDIR(mode)
 
 
 def _unreadable(path: Path, error: OSError) -> FormatError:
     if isinstance(error, FileNotFoundError):
-        return FormatError(f"{MISSING}: no such file", path=path, expected=KNOWN)
-    return FormatError(f"{MISSING}: cannot be read: {error.strerror}", path=path)
+        return FormatError("no such file", rule=rules.INIT_003, path=path, expected=KNOWN)
+    return FormatError(f"cannot be read: {error.strerror}", rule=rules.INIT_003, path=path)
 
 
 def _magic(path: Path) -> bytes:
@@ -108,7 +107,7 @@ def _magic(path: Path) -> bytes:
         raise _unreadable(path, error) from error
     if len(magic) < 9:
         what = f"{len(magic)} bytes" if magic else "an empty file"
-        raise FormatError(f"{WRONG_MAGIC}: too short to be a checkpoint", path=path, expected=KNOWN, found=what)
+        raise FormatError("too short to be a checkpoint", rule=rules.INIT_004, path=path, expected=KNOWN, found=what)
     return magic
 
 
@@ -119,6 +118,7 @@ def _choose_rope_rows(checkpoint: Checkpoint, rope_layout: RopeRows) -> None:
             "the file says another order of the rows of q and k",
             path=header.path,
             field="rope rows",
+            rule=rules.PREFLIGHT_008,
             expected=f"--rope-layout {header.rope_rows}, or none",
             found=rope_layout,
         )

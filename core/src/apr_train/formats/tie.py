@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from apr_train import rules
 from apr_train.errors import FormatError
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.header import Header, TensorInfo, Tie
@@ -74,6 +75,7 @@ def resolve_tie(checkpoint: Checkpoint) -> Header:
             f"metadata says that the head is tied, and {head} is stored with other values",
             path=header.path,
             field="tie_word_embeddings",
+            rule=rules.PREFLIGHT_007,
             expected=f"{head} equal to {embedding}, or tie_word_embeddings false",
             found="a head of its own",
         )

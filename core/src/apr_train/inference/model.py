@@ -10,13 +10,13 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
+from apr_train import rules
 from apr_train.attention import Choice, MaskKind, Request, choose_backend, mask_kind
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
-from apr_train.errors import ConfigError, PreflightError, TokenizerError
+from apr_train.errors import ConfigError, Finding, PreflightError, TokenizerError
 from apr_train.facade import Family
 from apr_train.family import Kind, Objective
-from apr_train.finding import Finding
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.header import Header
 from apr_train.inference.paths import weights_of
@@ -219,8 +219,8 @@ def _attention(examined: Examined, precision: Precision, mask: MaskKind) -> Choi
 def _lacking(examined: Examined) -> Finding:
     names = ", ".join(str(entry.parameter) for entry in examined.plan.fresh)
     return Finding(
-        id="FALSIFY-APR-PRETRAIN-INIT-007",
-        where=examined.wanted.path,
+        rule=rules.INIT_007,
+        subject=examined.wanted.path,
         problem="the file is a base model without the part that predicts tokens",
         expected=names,
         found="nothing of it in the file",

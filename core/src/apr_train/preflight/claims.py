@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from apr_train.errors import PluginError
+from apr_train import rules
+from apr_train.errors import Finding, PluginError
 from apr_train.facade import Family
 from apr_train.family import FamilyInfo
-from apr_train.finding import Finding
 from apr_train.header import Header
-from apr_train.preflight.opening import error_finding
 from apr_train.registry import Registry
 from apr_train.structure import encoder_marks, kind_of
-
-CLAIM = "PREFLIGHT-001"
-OBJECTIVE = "PREFLIGHT-002"
-ENCODER_IN_DECODER = "FALSIFY-APR-PRETRAIN-ARCH-007"
-IDENTITY = "FALSIFY-APR-PRETRAIN-INIT-005"
 
 
 def choose_family(registry: Registry, arch: str | None, header: Header | None) -> tuple[Family | None, list[Finding]]:
@@ -23,7 +17,7 @@ def choose_family(registry: Registry, arch: str | None, header: Header | None) -
         try:
             return registry.family(arch), []
         except PluginError as error:
-            return None, [error_finding(CLAIM, error, "--arch")]
+            return None, [error.under(rules.PREFLIGHT_001, "--arch")]
     if header is None:
         return None, [_nothing_to_choose_by(registry)]
     claimants = registry.claimants(header)
@@ -35,8 +29,9 @@ def choose_family(registry: Registry, arch: str | None, header: Header | None) -
 
 def _silent(header: Header) -> Finding:
     return Finding(
-        id=IDENTITY,
-        where=f"{header.path} [architecture]",
+        rule=rules.INIT_005,
+        subject=header.path,
+        field="architecture",
         problem="the metadata is absent or names no architecture",
         expected="a class or an architecture",
         found="nothing",
@@ -46,8 +41,8 @@ def _silent(header: Header) -> Finding:
 
 def _nothing_to_choose_by(registry: Registry) -> Finding:
     return Finding(
-        id=CLAIM,
-        where="--arch",
+        rule=rules.PREFLIGHT_001,
+        subject="--arch",
         problem="without a file there is nothing to tell the family by",
         expected=f"one of {', '.join(registry.names()) or 'no installed family'}",
         found="nothing",
@@ -60,8 +55,8 @@ def _not_one(registry: Registry, header: Header, claimants: list[Family]) -> Fin
     answers += [f"{fault.name}: broken ({fault.reason})" for fault in registry.broken()]
     several = "several families claim this file" if claimants else "no installed family claims this file"
     return Finding(
-        id=CLAIM,
-        where=header.path,
+        rule=rules.PREFLIGHT_001,
+        subject=header.path,
         problem=f"{several} ({_identity(header)})",
         expected="exactly one",
         found="; ".join(answers) or "no family is installed",
@@ -98,8 +93,8 @@ def encoder_findings(header: Header, family: Family | None, objective: str) -> l
     what = header.hf_class or header.architecture or "an encoder of unknown class"
     return [
         Finding(
-            id=ENCODER_IN_DECODER,
-            where=header.path,
+            rule=rules.ARCH_007,
+            subject=header.path,
             problem="Encoder checkpoint in the decoder-only causal trainer",
             expected="a decoder: causal attention and rotary positions",
             found=f"{what} (it has {mark})",
@@ -114,8 +109,8 @@ def objective_findings(family: Family, objective: str) -> list[Finding]:
         return []
     return [
         Finding(
-            id=OBJECTIVE,
-            where="--objective",
+            rule=rules.PREFLIGHT_002,
+            subject="--objective",
             problem=f"{family.name} ({with_article(family.info.kind)}) cannot be trained on this objective",
             expected=" or ".join(family.info.objectives),
             found=objective,
@@ -140,8 +135,9 @@ def identity_findings(header: Header, info: FamilyInfo) -> list[Finding]:
 
 def _foreign(header: Header, info: FamilyInfo, name: str, found: str, expected: tuple[str, ...]) -> Finding:
     return Finding(
-        id=IDENTITY,
-        where=f"{header.path} [{name}]",
+        rule=rules.INIT_005,
+        subject=header.path,
+        field=name,
         problem=f"the metadata does not say that this is a {info.name} file",
         expected=" or ".join(dict.fromkeys(expected)),
         found=found,

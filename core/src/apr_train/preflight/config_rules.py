@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import attrs
 
-from apr_train.config import MISSING_FIELD, ModelConfig
-from apr_train.errors import AprTrainError, ConfigError
+from apr_train import rules
+from apr_train.config import ModelConfig
+from apr_train.errors import AprTrainError, ConfigError, Finding
 from apr_train.facade import Family
-from apr_train.finding import Finding
 from apr_train.header import Header
-from apr_train.neutral import NOT_IMPLEMENTED
-from apr_train.preflight.opening import error_finding
 
-ABSENT = "FALSIFY-APR-PRETRAIN-INIT-005"
-INCONSISTENT = "PREFLIGHT-005"
 _UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
 
 
@@ -27,7 +23,7 @@ def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None
         try:
             return family.build_config(header=header), findings
         except ConfigError as error:
-            findings += error.findings or [_refused(error, header.path)]
+            findings += error.findings if error.finding.rule else [_refused(error, header.path)]
             name = _unimplemented(error)
         except AprTrainError as error:
             findings.append(_refused(error, header.path))
@@ -38,7 +34,7 @@ def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None
 
 
 def _field(error: AprTrainError) -> str:
-    return (error.where or "").rpartition("Config.")[2]
+    return error.finding.field or error.finding.subject
 
 
 def _unimplemented(error: AprTrainError) -> str | None:
@@ -58,19 +54,20 @@ def config_from_preset(
 
 def _refused(error: AprTrainError, where: str) -> Finding:
     name = _unimplemented(error)
-    rule, field = (INCONSISTENT, _field(error)) if name is None else (NOT_IMPLEMENTED, name)
-    return attrs.evolve(error_finding(rule, error), where=f"{where} [{field}]" if field else where)
+    rule, field = (rules.PREFLIGHT_005, _field(error)) if name is None else (rules.PREFLIGHT_003, name)
+    return attrs.evolve(error.finding, rule=rule, subject=where, field="" if field == where else field)
 
 
 def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:
     """One line over the missing fields: metadata that is absent is a fault of its own."""
-    names = [finding.where.rpartition("[")[2].rstrip("]") for finding in findings if finding.id == MISSING_FIELD]
+    names = [finding.field for finding in findings if finding.rule == rules.ARCH_003]
     if not names:
         return []
     return [
         Finding(
-            id=ABSENT,
-            where=f"{header.path} [metadata]",
+            rule=rules.INIT_005,
+            subject=header.path,
+            field="metadata",
             problem="the metadata is absent or incomplete" if header.config else "the metadata is absent",
             expected=f"values of {', '.join(names)}",
             found="none of them",

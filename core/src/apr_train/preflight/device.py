@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from apr_train import rules
 from apr_train.attention import MaskKind, Request, choose_backend
 from apr_train.config import DecoderConfig, EncoderConfig, ModelConfig
-from apr_train.errors import AprTrainError
+from apr_train.errors import AprTrainError, Finding
 from apr_train.facade import Family
-from apr_train.finding import Finding
 from apr_train.preflight.environment import gigabytes
-from apr_train.preflight.opening import error_finding
 
-BACKEND = "PREFLIGHT-015"
-MEMORY = "PREFLIGHT-016"
 _DEVICE = re.compile(r"(?P<kind>cpu|cuda)(:(?P<index>0|[1-9]\d?))?")
 BYTES = {"fp32": 4, "bf16": 4, "bf16-weights": 2}
 """Precision → bytes of one stored weight; under autocast the weights stay float32."""
@@ -41,7 +38,11 @@ def device_findings(device: str) -> list[Finding]:
 
 def _no_device(device: str, found: str) -> Finding:
     return Finding(
-        id=BACKEND, where="--device", problem=f"no device {device} here", expected="cpu, cuda or cuda:N", found=found
+        rule=rules.PREFLIGHT_015,
+        subject="--device",
+        problem=f"no device {device} here",
+        expected="cpu, cuda or cuda:N",
+        found=found,
     )
 
 
@@ -56,7 +57,7 @@ def backend_findings(
         request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=mask)
         return [], str(choose_backend(family.attention_impl(config), request, forced)).removeprefix("attention: ")
     except AprTrainError as error:
-        return [error_finding(BACKEND, error, "attention")], None
+        return [error.under(rules.PREFLIGHT_015, "attention")], None
 
 
 def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:
@@ -83,8 +84,8 @@ def memory_findings(memory: Memory, device: str, available: Callable[[str], int 
     parts = ", ".join(f"{name} {gigabytes(count)}" for name, count in memory.items())
     return [
         Finding(
-            id=MEMORY,
-            where="--device",
+            rule=rules.PREFLIGHT_016,
+            subject="--device",
             problem=f"a step needs more memory than {device} has free ({parts}, activations on top)",
             expected=f"at least {gigabytes(needed)}",
             found=gigabytes(free),

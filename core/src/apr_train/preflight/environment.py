@@ -7,13 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
+from apr_train import rules
 from apr_train.config import ModelConfig
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 from apr_train.names import NameMap
 
-SEQUENCE = "PREFLIGHT-009"
-OUT = "PREFLIGHT-013"
-DISK = "PREFLIGHT-014"
 STATE_COPIES = 2
 """AdamW's two moments, in the weights' own type."""
 
@@ -24,8 +22,8 @@ def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding
         return []
     return [
         Finding(
-            id=SEQUENCE,
-            where="--seq-len",
+            rule=rules.PREFLIGHT_009,
+            subject="--seq-len",
             problem="the model has no position for every token of a row",
             expected=f"1 to {config.usable_positions} usable positions",
             found=str(sequence_length),
@@ -54,8 +52,8 @@ def out_findings(out: Path) -> list[Finding]:
 
 def _unwritable(out: Path, found: str) -> Finding:
     return Finding(
-        id=OUT,
-        where=str(out),
+        rule=rules.PREFLIGHT_013,
+        subject=str(out),
         problem="the run's folder cannot be written",
         expected="a writable folder",
         found=found,
@@ -71,8 +69,8 @@ def disk_findings(out: Path, parameters: int, checkpoints: int, *, weight_bytes:
         return []
     return [
         Finding(
-            id=DISK,
-            where=str(out),
+            rule=rules.PREFLIGHT_014,
+            subject=str(out),
             problem=f"not enough disk for {checkpoints} checkpoint{plural} of {parameters:,} parameters, and the model alone",
             expected=f"{gigabytes(needed)} free",
             found=f"{gigabytes(free)} free",

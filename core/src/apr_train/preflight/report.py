@@ -8,10 +8,9 @@ from typing import Any
 from attrs import Factory, asdict, field, frozen
 
 from apr_train.config import ModelConfig
-from apr_train.errors import PreflightError
+from apr_train.errors import Finding, PreflightError
 from apr_train.facade import Family
 from apr_train.family import Layout
-from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.load_plan import LoadPlan
 from apr_train.names import NameMap
@@ -116,8 +115,8 @@ class Report:
             "ok": not self.errors,
             "errors": len(self.errors),
             "warnings": len(self.warnings),
-            "findings": [asdict(finding) for finding in self.findings],
-            "explained": [asdict(finding) for finding in self.explained],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "explained": [finding.to_dict() for finding in self.explained],
             "skipped": [asdict(item) for item in self.skipped],
             "family": None if self.family is None else self.family.name,
             "objective": self.objective,

@@ -6,17 +6,16 @@ from typing import Any
 
 from attrs import Factory, define
 
+from apr_train import rules
 from apr_train.attention import mask_kind
-from apr_train.config import MISSING_FIELD, ModelConfig
-from apr_train.errors import AprTrainError
+from apr_train.config import ModelConfig
+from apr_train.errors import AprTrainError, Finding
 from apr_train.facade import Family
 from apr_train.family import Layout
-from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.neutral import config_key_findings
 from apr_train.preflight import claims, config_rules, device, environment, tokens
 from apr_train.preflight.facts import config_facts, file_facts, tensor_facts
-from apr_train.preflight.opening import error_finding
 from apr_train.preflight.report import PreflightInput, Report, Skipped
 from apr_train.preflight.tensors import TensorReport, provisional_tie, tensor_report
 from apr_train.preflight.values import bogus_values
@@ -109,7 +108,7 @@ def _from_file(seen: _Examination, header: Header) -> None:
 def _config(seen: _Examination, family: Family, header: Header, bogus: list[Finding]) -> None:
     config, findings = config_rules.config_from_file(family, header)
     # a config that fails on a value that cannot be says again what bogus_values says of every such value
-    seen.findings += [finding for finding in findings if not bogus or finding.id == MISSING_FIELD]
+    seen.findings += [finding for finding in findings if not bogus or finding.rule == rules.ARCH_003]
     seen.findings += config_rules.absent_findings(header, findings)
     seen.config = None if bogus else config
     known = {finding.where for finding in findings}
@@ -129,7 +128,7 @@ def _family(seen: _Examination, family: Family, header: Header) -> None:
     try:
         seen.findings += family.validate_family(header, seen.objective)
     except AprTrainError as error:
-        seen.findings.append(error_finding(claims.CLAIM, error, f"{family.name}: validate_family"))
+        seen.findings.append(error.under(rules.PREFLIGHT_001, f"{family.name}: validate_family"))
 
 
 def _tokens(seen: _Examination) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from apr_train.finding import Finding
+from apr_train import rules
+from apr_train.errors import Finding
 from apr_train.header import Header, TensorInfo
 from apr_train.names import Rule
 
-CONTRADICTION = "FALSIFY-APR-PRETRAIN-INIT-005"
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
@@ -117,8 +117,9 @@ def _finding(header: Header, symbol: str, value: int, declared: Mapping[str, int
     factors = " and ".join(f"{name} {declared.get(name)}" for name in symbol.split("*"))
     stated = _product(symbol, declared)
     return Finding(
-        id=CONTRADICTION,
-        where=f"{header.path} [{symbol}]",
+        rule=rules.INIT_005,
+        subject=header.path,
+        field=symbol,
         problem="the metadata contradicts the tensors",
         expected=f"{value}, as in the tensors ({witness.name} is {list(witness.shape)})",
         found=f"{stated} in the metadata" + (f" ({factors})" if "*" in symbol else ""),
@@ -128,8 +129,9 @@ def _finding(header: Header, symbol: str, value: int, declared: Mapping[str, int
 
 def _layer_finding(header: Header, layers: int, stated: int) -> Finding:
     return Finding(
-        id=CONTRADICTION,
-        where=f"{header.path} [num_hidden_layers]",
+        rule=rules.INIT_005,
+        subject=header.path,
+        field="num_hidden_layers",
         problem="the metadata contradicts the tensors",
         expected=f"{layers}, as in the tensors",
         found=f"{stated} in the metadata",

@@ -7,20 +7,18 @@ import math
 import attrs
 from attrs import frozen
 
+from apr_train import rules
 from apr_train.config import ModelConfig
-from apr_train.errors import AprTrainError
+from apr_train.errors import AprTrainError, Finding
 from apr_train.facade import Family
 from apr_train.family import Layout
-from apr_train.finding import Finding
 from apr_train.formats.checkpoint import FLOAT_DTYPES
 from apr_train.formats.tie import HEAD_NAMES, tie_contradiction
 from apr_train.header import Header
-from apr_train.load_plan import TENSOR_SET, LoadPlan, plan_load
+from apr_train.load_plan import LoadPlan, plan_load
 from apr_train.names import NameMap
-from apr_train.preflight.opening import ROPE_ROWS, TIE
 from apr_train.preflight.sizes import Contradictions, compare_sizes, template_of
 
-DTYPE = "PREFLIGHT-006"
 _QUANTISED = ("Q", "IQ", "TQ", "APR_Q", "MXFP")
 
 
@@ -61,7 +59,7 @@ def _name_map(header: Header, family: Family, config: ModelConfig | None) -> tup
         return layout, family.map_tensor_names(known, layout), ()
     except AprTrainError as error:
         finding = _no_map(header, error)
-        if finding.id != ROPE_ROWS or layout.rope_rows == "split-half":
+        if finding.rule != rules.PREFLIGHT_008 or layout.rope_rows == "split-half":
             return layout, None, (finding,)
     other = attrs.evolve(layout, rope_rows="split-half")
     return other, family.map_tensor_names(known, other), (finding,)
@@ -78,15 +76,8 @@ def _matched(
 
 
 def _no_map(header: Header, error: AprTrainError) -> Finding:
-    layout_fault = error.where == "rope_rows"
-    return Finding(
-        id=ROPE_ROWS if layout_fault else TENSOR_SET,
-        where=f"{header.path} [{error.where or 'tensor names'}]",
-        problem=error.problem,
-        expected=str(error.expected or ""),
-        found=str(error.found or ""),
-        hint=error.hint or "",
-    )
+    part = error.finding.field or error.finding.subject or "tensor names"
+    return attrs.evolve(error.under(rules.INIT_007), subject=header.path, field=part)
 
 
 def _without_explained(
@@ -94,11 +85,10 @@ def _without_explained(
 ) -> tuple[list[Finding], tuple[Finding, ...]]:
     """Take out what one wrong metadata field (or a wrong tie flag) already explains."""
     corrected = {**name_map.sizes, **sizes.sizes}
-    by_where = {f"{header.path} [{name}]": name for name in (*header.tensors, *name_map.by_checkpoint)}
     left: list[Finding] = []
     explained: list[Finding] = []
     for finding in plan.findings:
-        name = by_where.get(finding.where, "")
+        name = finding.field
         caused = _fits_corrected(header, name_map, name, corrected) or _beyond_layers(name, name_map, sizes)
         caused = caused or (bool(tie) and name in HEAD_NAMES)
         (explained if caused else left).append(finding)
@@ -138,8 +128,9 @@ def tie_findings(header: Header, plan: LoadPlan) -> list[Finding]:
         return []
     return [
         Finding(
-            id=TIE,
-            where=f"{header.path} [tie_word_embeddings]",
+            rule=rules.PREFLIGHT_007,
+            subject=header.path,
+            field="tie_word_embeddings",
             problem=words,
             expected="a flag and a tensor index that agree",
             found=f"tie_word_embeddings {str(header.tie.value).lower()}",
@@ -153,8 +144,9 @@ def dtype_findings(header: Header, plan: LoadPlan) -> list[Finding]:
     used = [header.tensors[entry.checkpoint] for entry in (*plan.loads, *plan.duplicates)]
     return [
         Finding(
-            id=DTYPE,
-            where=f"{header.path} [{tensor.name}]",
+            rule=rules.PREFLIGHT_006,
+            subject=header.path,
+            field=tensor.name,
             problem="not a type that weights can be loaded from",
             expected=f"{', '.join(FLOAT_DTYPES)}, or a block-quantised type",
             found=tensor.dtype,
@@ -170,8 +162,9 @@ def rope_row_findings(header: Header, family: Family) -> list[Finding]:
         return []
     return [
         Finding(
-            id=ROPE_ROWS,
-            where=f"{header.path} [rope_type]",
+            rule=rules.PREFLIGHT_008,
+            subject=header.path,
+            field="rope_type",
             problem="the file does not say in which order the rows of q and k are",
             expected="split-half (Hugging Face) or adjacent (llama.cpp's Llama)",
             found="nothing",

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_train import rules
 from apr_train.config import ModelConfig
-from apr_train.finding import Finding
+from apr_train.errors import Finding
 from apr_train.header import Header
-from apr_train.preflight.opening import BAD_TOKENIZER, CORPUS_ID
 from apr_train.tokenizer_spec import TokenizerSpec
 
-SCRATCH_TARGET = "FALSIFY-APR-PRETRAIN-ARCH-006"
-TOKENIZER_SIZE = "FALSIFY-APR-PRETRAIN-ARCH-010"
-SPECIAL_ID = "PREFLIGHT-010"
-MASK_TOKEN = "PREFLIGHT-011"
-NO_TOKENIZER = "PREFLIGHT-017"
 MASK_SPELLINGS = ("<mask>", "[MASK]", "<|mask|>")
 ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "sep_token_id", "cls_token_id", "unk_token_id")
 UNSET = -1
@@ -30,8 +25,8 @@ def size_findings(tokenizer: TokenizerSpec, config: ModelConfig, *, from_scratch
     larger = size > rows
     return [
         Finding(
-            id=SCRATCH_TARGET if larger and from_scratch else TOKENIZER_SIZE,
-            where=tokenizer.origin or "tokenizer",
+            rule=rules.ARCH_006 if larger and from_scratch else rules.ARCH_010,
+            subject=tokenizer.origin or "tokenizer",
             problem=_size_problem(size, rows, larger=larger, from_scratch=from_scratch),
             expected=f"{rows} tokens" if from_scratch else f"at most {rows} tokens",
             found=f"{size} tokens",
@@ -43,7 +38,7 @@ def size_findings(tokenizer: TokenizerSpec, config: ModelConfig, *, from_scratch
 def _size_problem(size: int, rows: int, *, larger: bool, from_scratch: bool) -> str:
     target = "from-scratch target" if from_scratch else "checkpoint"
     if larger and from_scratch:
-        return f"a tokenizer of {size} tokens does not fit the {target} of {rows} rows (also {TOKENIZER_SIZE})"
+        return f"a tokenizer of {size} tokens does not fit the {target} of {rows} rows (also {rules.ARCH_010})"
     if larger:
         return f"a tokenizer of {size} tokens is out of the bounds of the {target}'s {rows} rows"
     return f"a tokenizer of {size} tokens leaves rows of the {target} of {rows} untrained"
@@ -61,8 +56,8 @@ def kind_findings(tokenizer: TokenizerSpec) -> list[Finding]:
         return []
     return [
         Finding(
-            id=BAD_TOKENIZER,
-            where=tokenizer.origin or "tokenizer",
+            rule=rules.PREFLIGHT_018,
+            subject=tokenizer.origin or "tokenizer",
             problem=f"a {tokenizer.model} tokenizer cannot be rebuilt from the checkpoint's metadata",
             expected="a byte-level BPE with vocabulary and merges, or a tokenizer.json",
             found=tokenizer.model,
@@ -101,8 +96,8 @@ def _inside(value: Any, rows: int) -> bool:
 
 def _special(where: str, value: Any, rows: int) -> Finding:
     return Finding(
-        id=SPECIAL_ID,
-        where=where,
+        rule=rules.PREFLIGHT_010,
+        subject=where,
         problem="a special token id outside the vocabulary",
         expected=f"0 to {rows - 1}",
         found=f"{value!r:.40}",
@@ -115,8 +110,8 @@ def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, object
         return []
     return [
         Finding(
-            id=MASK_TOKEN,
-            where=tokenizer.origin or "tokenizer",
+            rule=rules.PREFLIGHT_011,
+            subject=tokenizer.origin or "tokenizer",
             problem="the masked-lm objective needs a mask token and the tokenizer has none",
             expected=f"a special token such as {MASK_SPELLINGS[0]}",
             found="no mask token",
@@ -141,8 +136,8 @@ def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:
         return []
     return [
         Finding(
-            id=CORPUS_ID,
-            where="the tokenised corpus",
+            rule=rules.PREFLIGHT_012,
+            subject="the tokenised corpus",
             problem="a token id outside the embedding",
             expected=f"0 to {config.vocab_size - 1}",
             found=f"{corpus_max_id} as the largest",
@@ -155,8 +150,8 @@ def no_tokenizer(*, needed: bool) -> Finding:
     """A checkpoint can be checked without one, not trained on text: new ids would mean nothing to its weights."""
     consequence = "the ids of its text are not known" if needed else "its size is not checked"
     return Finding(
-        id=NO_TOKENIZER,
-        where="tokenizer",
+        rule=rules.PREFLIGHT_017,
+        subject="tokenizer",
         problem=f"the checkpoint carries no tokenizer and none was given: {consequence}",
         expected="a tokenizer in the file, beside it, or --tokenizer",
         found="nothing",

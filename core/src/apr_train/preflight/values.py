@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from apr_train.finding import Finding
+from apr_train import rules
+from apr_train.errors import Finding
 from apr_train.header import Header
-
-BOGUS = "FALSIFY-APR-PRETRAIN-INIT-005"
-INCONSISTENT = "PREFLIGHT-005"
 
 COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -55,8 +53,9 @@ def _is_flag(value: Any) -> bool:
 
 def _finding(header: Header, key: str, expected: str) -> Finding:
     return Finding(
-        id=BOGUS,
-        where=f"{header.path} [{key}]",
+        rule=rules.INIT_005,
+        subject=header.path,
+        field=key,
         problem="the metadata has a value that cannot be",
         expected=expected,
         found=f"{header.config[key]!r:.80}",
@@ -78,8 +77,9 @@ def _heads(header: Header) -> list[Finding]:
         return []
     return [
         Finding(
-            id=INCONSISTENT,
-            where=f"{header.path} [num_key_value_heads]",
+            rule=rules.PREFLIGHT_005,
+            subject=header.path,
+            field="num_key_value_heads",
             problem="num_key_value_heads does not divide num_attention_heads",
             expected=f"a divisor of {heads}",
             found=str(kv_heads),

@@ -71,8 +71,7 @@ def _open(source: Path) -> AprReader:
     try:
         checkpoint = open_apr(source)
     except FormatError as error:
-        error.hint = error.hint or what_to_give(error, source)
-        raise
+        raise error.amend(hint=error.finding.hint or what_to_give(error, source) or "") from error
     if isinstance(checkpoint, AprReader):
         return checkpoint
     checkpoint.close()

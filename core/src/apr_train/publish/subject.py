@@ -91,8 +91,7 @@ def check_provenance(provenance: Mapping[str, Any], path: Path) -> None:
             spdx_expression(str(provenance[key]), where=f"{path} [{key}]")
         except ConfigError as error:
             again = f"Set it: apr-train stamp {shlex.quote(str(path))} --{key.replace('_', '-')} SPDX"
-            error.hint = f"{error.hint} {again}" if error.hint else again
-            raise
+            raise error.amend(hint=f"{error.finding.hint} {again}".strip()) from error
 
 
 def record_of(artifact: Path, step: object) -> Record | None:

@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from attrs import frozen
 
+from apr_train import rules
 from apr_train.train.memory import memory_errors, peak_memory
 from apr_train.train.metrics import FILE, Metrics, MetricsFile
 from apr_train.train.optimizer import set_learning_rate
@@ -17,7 +18,7 @@ from apr_train.train.run_folder import MODEL, checkpoints
 from apr_train.train.schedule import learning_rate
 from apr_train.train.signals import StopRequest
 from apr_train.train.state import broken_weights
-from apr_train.train.step import NON_FINITE, NonFiniteError, train_step
+from apr_train.train.step import NonFiniteError, train_step
 from apr_train.train.validate import judge_start
 
 
@@ -92,8 +93,8 @@ def _advance(run: Run, metrics: MetricsFile) -> Metrics:
 def _finite(line: Metrics) -> Metrics:
     """The line, unless its validation says that the weights are of no use."""
     if line.val_loss is not None and not math.isfinite(line.val_loss):
-        problem = f"{NON_FINITE}: the validation loss is not finite"
-        raise NonFiniteError(problem, where=f"step {line.step}", found=line.val_loss)
+        problem, where = "the validation loss is not finite", f"step {line.step}"
+        raise NonFiniteError(problem, rule=rules.INV_TRAIN_007, where=where, found=line.val_loss)
     return line
 
 
@@ -148,4 +149,4 @@ def _with_hint(run: Run, error: NonFiniteError) -> NonFiniteError:
         told += f"The last good state is {kept[-1].path}. "
         source = f"--init {shlex.quote(str(kept[-1].path / MODEL))} and "
     hint = f"{told}Start a new run with {source}a lower --lr or another --precision."
-    return NonFiniteError(error.problem, where=error.where, found=error.found, hint=hint)
+    return error.amend(hint=hint)

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from apr_train.config import MISSING_FIELD
+from apr_train import rules
 from apr_train.data.files import require_text
 from apr_train.data.specials import separator_id
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.errors import AprTrainError, DataError, RunError
-from apr_train.finding import Finding
+from apr_train.errors import AprTrainError, DataError, Finding, RunError
 from apr_train.preflight import Report
 from apr_train.preflight.device import device_findings
-from apr_train.preflight.environment import OUT
-from apr_train.preflight.opening import BAD_TOKENIZER, error_finding
 from apr_train.train.precision import choose_device, default_precision
 from apr_train.train.resume import Resume
 from apr_train.train.run_folder import checkpoints, require_unused
 from apr_train.train.settings import ModelSettings, RunSettings, Settings
-
-TEXT = "PREFLIGHT-019"
 
 
 def machine(run: RunSettings) -> tuple[str, str]:
@@ -52,7 +47,7 @@ def _text_findings(item: str) -> list[Finding]:
     try:
         require_text(item)
     except DataError as error:
-        return [error_finding(TEXT, error, "--data")]
+        return [error.under(rules.PREFLIGHT_019, "--data")]
     return []
 
 
@@ -62,7 +57,7 @@ def _name_findings(run: RunSettings) -> list[Finding]:
     try:
         require_unused(folder)
     except RunError as error:
-        return [error_finding(OUT, error)]
+        return [error.under(rules.PREFLIGHT_013)]
     return []
 
 
@@ -72,8 +67,8 @@ def _preset_findings(model: ModelSettings) -> list[Finding]:
     given = {"--preset": model.preset, "--vocab-size": model.vocab_size}
     return [
         Finding(
-            id=MISSING_FIELD,
-            where=option,
+            rule=rules.ARCH_003,
+            subject=option,
             problem="with --init the config comes from the file, never from a preset",
             expected=f"no {option}",
             found=str(value),
@@ -87,10 +82,10 @@ def _preset_findings(model: ModelSettings) -> list[Finding]:
 def separator_findings(report: Report) -> list[Finding]:
     """Of the tokenizer: that it can be built, and has a token to end a document with."""
     tokenizer = report.tokenizer
-    if tokenizer is None or any(finding.id == BAD_TOKENIZER for finding in report.findings):
+    if tokenizer is None or any(finding.rule == rules.PREFLIGHT_018 for finding in report.findings):
         return []
     try:
         separator_id(build_tokenizer(tokenizer))
     except AprTrainError as error:
-        return [error_finding(BAD_TOKENIZER, error, tokenizer.origin)]
+        return [error.under(rules.PREFLIGHT_018, tokenizer.origin)]
     return []

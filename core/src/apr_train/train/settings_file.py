@@ -60,8 +60,7 @@ def from_tables(tables: Mapping[str, Any], *, where: str) -> Settings:
     try:
         return Settings(**{name: GROUPS[name](**table) for name, table in tables.items()})
     except ConfigError as error:
-        error.where = f"{where} [{error.where}]"
-        raise
+        raise error.amend(subject=where, field=error.finding.field or error.finding.subject) from error
 
 
 def _closest(name: str) -> str:

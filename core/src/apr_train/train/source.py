@@ -11,9 +11,8 @@ import attrs
 from apr_train.config import ModelConfig
 from apr_train.data.bpe import train_bpe
 from apr_train.data.protocols import Notice
-from apr_train.errors import AprTrainError, FormatError, PreflightError
+from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
 from apr_train.facade import Family
-from apr_train.finding import Finding
 from apr_train.formats.checkpoint import Checkpoint
 from apr_train.formats.source import open_checkpoint
 from apr_train.formats.tie import resolve_tie

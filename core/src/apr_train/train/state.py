@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from apr_train import rules
 from apr_train.atomic import replace_folder
 from apr_train.errors import FormatError
 from apr_train.formats.safetensors_writer import write_safetensors
@@ -23,7 +24,7 @@ from apr_train.formats.torch_adapter import DTYPE_NAMES, to_view
 from apr_train.header import TensorInfo
 from apr_train.train.optimizer import optimizer_tensors, restore_optimizer
 from apr_train.train.run_folder import MODEL, OPTIMIZER, STATE, prune, step_name
-from apr_train.train.step import NON_FINITE, NonFiniteError
+from apr_train.train.step import NonFiniteError
 
 VERSION = 1
 
@@ -70,7 +71,7 @@ def save_checkpoint(
     target = folder / step_name(state["step"])
     if not target.exists():
         if broken_weights(model):
-            raise NonFiniteError(f"{NON_FINITE}: the weights are not finite", where=f"step {state['step']}")
+            raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
         with replace_folder(target) as beside:
             write_model(beside / MODEL, model, step=state["step"])
             _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))

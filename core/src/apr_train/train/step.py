@@ -8,14 +8,12 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from apr_train import rules
 from apr_train.data.batch import Batch
 from apr_train.errors import RunError
 from apr_train.family import Objective
 from apr_train.train.objective import scaled_loss
 from apr_train.train.precision import Precision
-
-NON_FINITE = "INV-TRAIN-007"
-EMPTY_STREAM = "INV-TRAIN-011"
 
 
 class NonFiniteError(RunError):
@@ -54,7 +52,7 @@ def train_step(
     """
     targets = sum(batch.target_count for batch in batches)
     if targets == 0:
-        raise RunError(f"{EMPTY_STREAM}: the step has nothing to predict", where=f"step {step}")
+        raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
     loss = _accumulate(model, batches, targets, objective, precision, compiled)
     norm = clip(model, clip_norm)
@@ -114,7 +112,8 @@ def _non_finite(model: nn.Module, step: int, loss: float, norm: float) -> NonFin
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     what = f"loss {loss}, gradient norm {norm}"
     return NonFiniteError(
-        f"{NON_FINITE}: the loss or a gradient is not finite",
+        "the loss or a gradient is not finite",
+        rule=rules.INV_TRAIN_007,
         where=f"step {step}",
         found=f"{what}; gradients not finite: {shown or 'none'}",
     )

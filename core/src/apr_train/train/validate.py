@@ -9,14 +9,13 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from apr_train import rules
 from apr_train.data.batch import Batch
 from apr_train.errors import RunError
 from apr_train.family import Objective
 from apr_train.train.acceleration import uncompiled
 from apr_train.train.objective import head_loss, predicted_positions, right_predictions
 from apr_train.train.precision import Precision
-
-COLD_INIT = "FALSIFY-APR-PRETRAIN-INIT-006"
 
 
 @frozen(kw_only=True)
@@ -72,13 +71,15 @@ def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[st
     """
     limit = min(6.0, math.log(vocab_size) - 3.0)
     if loss <= limit:
-        return f"{COLD_INIT}: validation loss {loss:.3f} at step 0, at most {limit:.3f} was asked: the weights arrived"
-    problem = f"{COLD_INIT}: the weights of --init predict no better than fresh ones"
+        return f"{rules.INIT_006}: validation loss {loss:.3f} at step 0, at most {limit:.3f} was asked: the weights arrived"
+    problem = "the weights of --init predict no better than fresh ones"
     if allow:
-        return f"{problem} (validation loss {loss:.3f} at step 0, limit {limit:.3f}); going on, as --allow-cold-init says"
+        measured = f"validation loss {loss:.3f} at step 0, limit {limit:.3f}"
+        return f"{rules.INIT_006}: {problem} ({measured}); going on, as --allow-cold-init says"
     reason = f"The file has no {', '.join(fresh)}" if fresh else "It may be the wrong tokenizer or file"
     raise RunError(
         problem,
+        rule=rules.INIT_006,
         where="step 0",
         expected=f"a validation loss of at most {limit:.3f}",
         found=f"{loss:.3f} (uniform guessing: {math.log(vocab_size):.3f})",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from apr_train import rules
 from apr_train.config import EncoderConfig, ModelConfig
-from apr_train.errors import NameMapError
+from apr_train.errors import Finding, NameMapError
 from apr_train.family import FamilyInfo, Layout
-from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.hookspecs import hookimpl
 from apr_train.names import NameMap, Rule, ignored, rename, tie
@@ -125,8 +125,9 @@ def validate_family(header: Header, objective: str) -> list[Finding]:
         return []
     return [
         Finding(
-            id="FALSIFY-APR-PRETRAIN-INIT-005",
-            where=f"{header.path} [max_position_embeddings]",
+            rule=rules.INIT_005,
+            subject=header.path,
+            field="max_position_embeddings",
             problem="no position is left for a token: position ids start at pad_token_id + 1",
             expected=f"more than {pad + 1} rows",
             found=str(rows),

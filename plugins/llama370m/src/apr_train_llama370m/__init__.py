@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_train import rules
 from apr_train.config import DecoderConfig, ModelConfig
 from apr_train.decoder_names import decoder_rules, tensors_have
+from apr_train.errors import Finding
 from apr_train.family import FamilyInfo, Layout
-from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.hookspecs import hookimpl
 from apr_train.names import NameMap
-from apr_train.neutral import NOT_IMPLEMENTED
 from apr_train.presets import choose_preset
 
 PRESETS: Mapping[str, DecoderConfig] = {
@@ -99,8 +99,9 @@ def _lost_scaling(header: Header) -> bool:
 
 def _rope_table(header: Header) -> Finding:
     return Finding(
-        id=NOT_IMPLEMENTED,
-        where=f"{header.path} [rope_freqs.weight]",
+        rule=rules.PREFLIGHT_003,
+        subject=header.path,
+        field="rope_freqs.weight",
         problem="RoPE scaling that is stored as a table of factors is not implemented",
         expected="no scaling, or Llama 3's four numbers under rope_scaling",
         found="rope_freqs.weight",
@@ -110,8 +111,9 @@ def _rope_table(header: Header) -> Finding:
 
 def _silent_scaling(header: Header) -> Finding:
     return Finding(
-        id=NOT_IMPLEMENTED,
-        where=f"{header.path} [rope_scaling]",
+        rule=rules.PREFLIGHT_003,
+        subject=header.path,
+        field="rope_scaling",
         problem="this looks like a Llama 3.1 or later, and the file does not say how its RoPE is scaled",
         expected="rope_scaling",
         found="nothing",

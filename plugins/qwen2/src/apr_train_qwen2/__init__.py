@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from apr_train import rules
 from apr_train.config import DecoderConfig, ModelConfig
 from apr_train.decoder_names import decoder_rules
-from apr_train.errors import NameMapError
+from apr_train.errors import Finding, NameMapError
 from apr_train.family import FamilyInfo, Layout
-from apr_train.finding import Finding
 from apr_train.header import Header
 from apr_train.hookspecs import hookimpl
 from apr_train.names import NameMap
@@ -72,7 +72,8 @@ def map_tensor_names(config: DecoderConfig, layout: Layout) -> NameMap:
     if layout.rope_rows == "adjacent":
         raise NameMapError(
             "a Qwen2 file never has its rows of q and k in adjacent pairs",
-            where="rope_rows",
+            field="rope_rows",
+            rule=rules.PREFLIGHT_008,
             expected="split-half",
             found=layout.rope_rows,
             hint="llama.cpp permutes Llama's rows only; leave --rope-layout out.",

@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from apr_train.errors import FormatError
-from apr_train.finding import Finding
+from apr_train import rules
+from apr_train.errors import Finding, FormatError
 from apr_train.formats.apr.layout import Flags
 from apr_train.formats.apr.reader import AprReader
 from apr_train.formats.apr.shards import ShardedReader, open_apr
 from apr_train.formats.checkpoint import Checkpoint, TensorView
 
-STRUCTURE = "APR-STRUCTURE"
-CHECKSUM = "APR-CHECKSUM"
-SIGNATURE = "APR-SIGNATURE"
-NOT_FINITE = "APR-NOT-FINITE"
 Progress = Callable[[int], None]
 
 
@@ -30,7 +26,7 @@ def validate(path: str | os.PathLike[str], *, data: bool = False, progress: Prog
     try:
         reader = open_apr(path, verify=False)
     except FormatError as error:
-        return [fault(STRUCTURE, error)]
+        return [error.under(rules.APR_STRUCTURE)]
     with reader:
         return check_data(reader, data=data, progress=progress)
 
@@ -48,7 +44,7 @@ def signature_findings(checkpoint: Checkpoint) -> list[Finding]:
     files = _files(checkpoint) if isinstance(checkpoint, AprReader | ShardedReader) else []
     problem = "the file is signed, and the signature was not checked"
     return [
-        Finding(id=SIGNATURE, where=file.header.path, problem=problem, severity="warning")
+        Finding(rule=rules.APR_SIGNATURE, subject=file.header.path, problem=problem, severity="warning")
         for file in files
         if file.flags & Flags.SIGNED
     ]
@@ -74,7 +70,7 @@ def _check_file(reader: AprReader, data: bool, progress: Progress) -> Iterator[F
             progress(entry.size)
         stream.finish()
     except FormatError as error:
-        yield fault(CHECKSUM, error)
+        yield error.under(rules.APR_CHECKSUM)
 
 
 def scan_values(path: str, name: str, pieces: Iterable[TensorView]) -> Iterator[Finding]:
@@ -85,8 +81,9 @@ def scan_values(path: str, name: str, pieces: Iterable[TensorView]) -> Iterator[
         nan, infinite = nan + nans, infinite + not_finite - nans
     if nan or infinite:
         yield Finding(
-            id=NOT_FINITE,
-            where=f"{path} [{name}]",
+            rule=rules.APR_NOT_FINITE,
+            subject=path,
+            field=name,
             problem="values that are not finite",
             expected="finite values",
             found=f"{nan} NaN, {infinite} infinite",
@@ -103,19 +100,3 @@ def count_not_finite(view: TensorView) -> tuple[int, int]:
         return 0, 0
     not_finite = array.size - int(np.count_nonzero(np.isfinite(array)))
     return not_finite, int(np.count_nonzero(np.isnan(array))) if not_finite else 0
-
-
-def fault(rule: str, error: FormatError) -> Finding:
-    """A format error as a finding."""
-    return Finding(
-        id=rule,
-        where=error.where or error.path,
-        problem=error.problem,
-        expected=_text(error.expected),
-        found=_text(error.found),
-        hint=error.hint or "",
-    )
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)

@@ -34,7 +34,7 @@ check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribut
 
 docs: $(STAMP) ## Write the generated pages anew: docs/cli.md from the help, docs/contract.md from the contract
 	$(BIN)/python tools/cli_reference.py > docs/cli.md
-	$(BIN)/apr-train contract --render > docs/contract.md
+	$(BIN)/python tools/contract.py --render > docs/contract.md
 
 bench: $(STAMP) ## Run the benchmarks: ratios, not wall times of one machine (an hour)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -2,7 +2,7 @@
 
 import sys
 
-from apr_train.registry import Registry
+from apr_train.family.registry import Registry
 
 registry = Registry.discover()
 found = [family.name for family in registry.families()]

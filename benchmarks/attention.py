@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import click
 import torch
-from apr_train.attention import Causal
-from apr_train.attention.eager import EagerAttention
-from apr_train.attention.sdpa import SdpaAttention
+from apr_train.model.attention import Causal
+from apr_train.model.attention.eager import EagerAttention
+from apr_train.model.attention.sdpa import SdpaAttention
 from torch import Tensor
 from torch.nn import functional as F
 

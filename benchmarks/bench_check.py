@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 import attrs
-from apr_train.family import Layout
-from apr_train.formats.apr import AprWriter, TensorSpec
-from apr_train.formats.metadata import apr_metadata
-from apr_train.registry import Registry
-from apr_train.tokenizer_spec import AddedToken, TokenizerSpec
+from apr_train.artifact.metadata import apr_metadata
+from apr_train.checkpoint.apr import AprWriter, TensorSpec
+from apr_train.checkpoint.tokenizer_spec import AddedToken, TokenizerSpec
+from apr_train.family.card import Layout
+from apr_train.family.registry import Registry
 
 ENTRIES, MERGES, RUNS, LIMIT = 151_665, 151_387, 5, 1.0
 ZEROS = bytes(1 << 22)

@@ -44,9 +44,9 @@ def load_with_transformers(path: Path) -> float:
 
 def import_with_ours(path: Path) -> float:
     """Seconds of opening, planning, dequantising, un-permuting and writing, tokenizer included."""
-    from apr_train.convert import import_to_apr, prepare
-    from apr_train.formats.source import open_checkpoint
-    from apr_train.registry import Registry
+    from apr_train.artifact.convert import import_to_apr, prepare
+    from apr_train.checkpoint.open import open_checkpoint
+    from apr_train.family.registry import Registry
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

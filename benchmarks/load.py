@@ -51,7 +51,7 @@ def _count(shape: tuple[int, ...]) -> int:
 def prepare(folder: Path, size_mb: int) -> int:
     """Write the same weights in both containers; returns their bytes."""
     import numpy as np
-    from apr_train.formats.apr import AprWriter, TensorSpec
+    from apr_train.checkpoint.apr import AprWriter, TensorSpec
     from safetensors.numpy import save_file
 
     random = np.random.default_rng(0)
@@ -85,10 +85,10 @@ def build(size_mb: int) -> Any:
 def measure(side: str, folder: Path, size_mb: int) -> None:
     """One load in this process: seconds, and the growth of peak resident memory, as JSON on stdout."""
     import torch
-    from apr_train.formats.apr import open_apr
-    from apr_train.load import load_weights
-    from apr_train.load_plan import plan_load
-    from apr_train.names import NameMap, rename
+    from apr_train.checkpoint.apr import open_apr
+    from apr_train.family.load_plan import plan_load
+    from apr_train.family.name_map import NameMap, rename
+    from apr_train.model.load import load_weights
     from safetensors.torch import load_file
 
     model = build(size_mb)

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
-from apr_train.formats.source import open_checkpoint
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -343,7 +343,7 @@ def test_a_failed_import_leaves_the_old_file_whole(tmp_path):
 
 
 def test_unknown_row_order_asks_for_rope_layout(tmp_path):
-    from apr_train.formats.apr import AprWriter, TensorSpec
+    from apr_train.checkpoint.apr import AprWriter, TensorSpec
 
     model = decoder("llama")
     model.save_pretrained(tmp_path / "hf")

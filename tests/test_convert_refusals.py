@@ -11,12 +11,12 @@ import time
 import zlib
 from contextlib import contextmanager
 
+import apr_train.artifact.convert
 import apr_train.cli.conversion
-import apr_train.convert
 import pytest
 import torch
+from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
 from apr_train.cli import cli
-from apr_train.formats.apr import AprWriter, TensorSpec, open_apr
 from click.testing import CliRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -132,7 +132,7 @@ def test_an_interrupted_import_leaves_the_old_file_and_no_litter(folder, tmp_pat
     (home / "m.apr").write_bytes(b"old")
     code = (
         "import sys, time\n"
-        "import apr_train.convert as convert\n"
+        "import apr_train.artifact.convert as convert\n"
         "from apr_train.cli import cli\n"
         "data = convert.Conversion.data\n"
         "convert.Conversion.data = lambda *rest: (time.sleep(0.5), data(*rest))[1]\n"
@@ -173,5 +173,5 @@ def test_the_check_of_a_source_has_a_bar_and_comes_before_anything_is_written(co
     raw = bytearray(apr.read_bytes())
     raw[-1] ^= 1
     apr.write_bytes(raw)
-    monkeypatch.setattr(apr_train.convert.Conversion, "moves", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(apr_train.artifact.convert.Conversion, "moves", lambda *_: pytest.fail("it went on"))
     assert "the file is damaged" in invoke(command, apr, "-o", tmp_path / "second", exit_code=1).output

@@ -11,16 +11,16 @@ import attrs
 import gguf
 import pytest
 import torch
-from apr_train.attention import Causal
-from apr_train.attention.dense import allowed
-from apr_train.attention.eager import EagerAttention
-from apr_train.family import Layout
-from apr_train.names import rope_rows
-from apr_train.nn import encoder as encoder_module
-from apr_train.nn.attention import GroupedQueryAttention
-from apr_train.nn.decoder import Decoder
-from apr_train.nn.mlp import GeluMLP
-from apr_train.operations import Rename, RopeRowPermutation
+from apr_train.family.card import Layout
+from apr_train.family.name_map import rope_rows
+from apr_train.family.operations import Rename, RopeRowPermutation
+from apr_train.model import encoder as encoder_module
+from apr_train.model.attention import Causal
+from apr_train.model.attention.dense import allowed
+from apr_train.model.attention.eager import EagerAttention
+from apr_train.model.decoder import Decoder
+from apr_train.model.mlp import GeluMLP
+from apr_train.model.self_attention import GroupedQueryAttention
 from apr_train.testing import (
     FLOAT64,
     ConformanceError,
@@ -219,7 +219,7 @@ def shift_the_causal_mask(by, monkeypatch):
     def shifted(mask, *arguments):
         return allowed(Causal(mask.offset + by), *arguments)
 
-    monkeypatch.setattr("apr_train.attention.eager.allowed", shifted)
+    monkeypatch.setattr("apr_train.model.attention.eager.allowed", shifted)
     decoder()
 
 
@@ -229,7 +229,7 @@ def count_positions_from_zero(monkeypatch):
 
 
 def ignore_the_padding(monkeypatch):
-    monkeypatch.setattr("apr_train.attention.eager.allowed", lambda *arguments: None)
+    monkeypatch.setattr("apr_train.model.attention.eager.allowed", lambda *arguments: None)
     encoder()
 
 

@@ -144,7 +144,7 @@ def test_the_table_for_people_has_the_family_and_the_reasons(site):
 
 LOADED = """
 import sys
-from apr_train.registry import Registry
+from apr_train.family.registry import Registry
 Registry.discover().family("good")
 print(sorted(name for name in sys.modules if name.startswith(("bad_", "twice_", "good_", "apr_train_"))))
 """
@@ -157,7 +157,7 @@ def test_asking_for_one_family_imports_no_other(site):
 
 @pytest.mark.parametrize("name", ["broken", "exiting", "misspelt", "twice"])
 def test_asking_for_a_broken_family_fails_with_its_reason(site, name):
-    done = site.run("-c", f"from apr_train.registry import Registry; Registry.discover().family({name!r})")
+    done = site.run("-c", f"from apr_train.family.registry import Registry; Registry.discover().family({name!r})")
     reason = BROKEN.get(name, "several distributions offer twice, so none is used")
     assert done.returncode == 1
     assert f"PluginError: {'twice' if name == 'twice' else 'bad-' + name}" in done.stderr

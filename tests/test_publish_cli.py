@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
+from apr_train.artifact.publish import RUN_KEY
+from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
-from apr_train.formats.source import open_checkpoint
-from apr_train.publish.folder import RUN_KEY
-from apr_train.train import artifact
+from apr_train.training import model_file as artifact
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -115,7 +115,7 @@ def run_file(original, tmp_path):
     folder = tmp_path / "runs" / "r"
     folder.mkdir(parents=True)
     with open_checkpoint(original[1]) as checkpoint:
-        from apr_train.formats.apr import rewrite
+        from apr_train.checkpoint.apr import rewrite
 
         origin = {"step": 2, "corpus": "c" * 64, "settings": {"optimizer": {"lr": 0.001}}, "versions": {"apr-train": "1"}}
         rewrite(checkpoint, folder / "model.apr", {**checkpoint.raw_metadata, RUN_KEY: origin})

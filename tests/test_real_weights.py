@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.formats.source import open_checkpoint
 from apr_train.testing import installed_family, model_from_file, our_logits
 from click.testing import CliRunner
 from torch.nn import functional as F

@@ -58,7 +58,7 @@ def test_a_picture_is_written_and_is_the_same_each_time(run, tmp_path):
 
 
 def test_without_matplotlib_the_hint_says_how_to_install_it(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("apr_train.report.png.find_spec", lambda name: None)
+    monkeypatch.setattr("apr_train.artifact.report.png.find_spec", lambda name: None)
     done = invoke(run, "--png", tmp_path / "a.png", "-o", tmp_path / "a.html")
     assert done.exit_code == 1
     assert 'pip install "apr-train[report]"' in done.output

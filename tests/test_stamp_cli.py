@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
 from apr_train.cli import cli
-from apr_train.formats.apr import AprWriter, TensorSpec, open_apr
 from click.testing import CliRunner
 
 

@@ -85,8 +85,8 @@ def test_the_finished_family_trains(followed, tmp_path):
 
 COUNT = """
 from math import prod
-from apr_train.family import Layout
-from apr_train.registry import Registry
+from apr_train.family.card import Layout
+from apr_train.family.registry import Registry
 family = Registry.discover().family("mistral")
 names = family.map_tensor_names(family.build_config(preset="7b"), Layout())
 print(sum(prod(entry.shape) for entry in names.fills.values()))

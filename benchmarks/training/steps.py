@@ -25,15 +25,15 @@ def random_tokens() -> torch.Tensor:
 
 def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     """One step of the package's own loop."""
-    from apr_train.attention import load_backend
-    from apr_train.config import DecoderConfig
     from apr_train.data.batch import Batch
-    from apr_train.nn.build import build_model
-    from apr_train.train.acceleration import compile_blocks
-    from apr_train.train.optimizer import make_optimizer
-    from apr_train.train.precision import PRECISIONS
-    from apr_train.train.settings import OptimizerSettings
-    from apr_train.train.step import train_step
+    from apr_train.family.decoder_config import DecoderConfig
+    from apr_train.model.acceleration import compile_blocks
+    from apr_train.model.attention import load_backend
+    from apr_train.model.build import build_model
+    from apr_train.model.device import PRECISIONS
+    from apr_train.run.settings import OptimizerSettings
+    from apr_train.training.optimizer import make_optimizer
+    from apr_train.training.step import train_step
 
     precision = PRECISIONS[precision_name]
     model = build_model(None, DecoderConfig(**SHAPES[shape]), load_backend("sdpa"))

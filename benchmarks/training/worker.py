@@ -35,7 +35,7 @@ def work(contender: str, shape: str, precision: str) -> None:
 if __name__ == "__main__":
     *asked, allocator = sys.argv[1:]
     if allocator == REUSING:
-        from apr_train.train.acceleration import reuse_freed_memory
+        from apr_train.model.acceleration import reuse_freed_memory
 
         reuse_freed_memory()
     work(*asked)

@@ -7,12 +7,12 @@ import attrs
 import gguf
 import numpy as np
 import pytest
+from apr_train.artifact.metadata import apr_metadata
+from apr_train.checkpoint.apr import AprWriter, TensorSpec
+from apr_train.checkpoint.tokenizer_spec import AddedToken, TokenizerSpec
 from apr_train.cli import cli
-from apr_train.family import Layout
-from apr_train.formats.apr import AprWriter, TensorSpec
-from apr_train.formats.metadata import apr_metadata
-from apr_train.registry import Registry
-from apr_train.tokenizer_spec import AddedToken, TokenizerSpec
+from apr_train.family.card import Layout
+from apr_train.family.registry import Registry
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from apr_train.cli import cli
-from apr_train.contract import load_contract
 from click.testing import CliRunner
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -28,7 +28,8 @@ def test_every_key_of_the_json_is_documented(build, check, spec):
 
 
 def test_every_id_of_the_series_is_documented():
-    ids = {rule.id for rule in load_contract(DOCS / "contract.yaml").rules if rule.id.startswith("PREFLIGHT-")}
+    rules = yaml.safe_load((DOCS / "contract.yaml").read_text())["rules"]
+    ids = {rule["id"] for rule in rules if rule["id"].startswith("PREFLIGHT-")}
     assert set(re.findall(r"^\| (PREFLIGHT-\d+) ", (DOCS / "preflight.md").read_text(), re.MULTILINE)) == ids
 
 

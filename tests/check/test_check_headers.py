@@ -4,12 +4,12 @@ import json
 
 import attrs
 import pytest
-from apr_train.config import DecoderConfig
+from apr_train.checkpoint.header import TensorInfo
 from apr_train.errors import Finding, PluginError, PreflightError
-from apr_train.family import Layout
-from apr_train.header import TensorInfo
+from apr_train.family.card import Layout
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.registry import BrokenPlugin
 from apr_train.preflight import PreflightInput, preflight
-from apr_train.registry import BrokenPlugin
 from apr_train.testing.headers import header_from
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -257,8 +257,8 @@ def test_kv_heads_that_do_not_divide_the_heads_are_an_error(build, check):
 
 @pytest.mark.rule("PREFLIGHT-006")
 def test_weights_of_integers_are_an_error(build, check, tmp_path):
-    from apr_train.formats.apr import AprWriter, TensorSpec
-    from apr_train.formats.source import open_checkpoint
+    from apr_train.checkpoint.apr import AprWriter, TensorSpec
+    from apr_train.checkpoint.open import open_checkpoint
 
     sound = build.apr("qwen2")
     assert check(sound).exit_code == 0
@@ -266,7 +266,7 @@ def test_weights_of_integers_are_an_error(build, check, tmp_path):
         tensors = checkpoint.header.tensors.values()
         specs = [TensorSpec(item.name, "I64" if item.name == "model.norm.weight" else "BF16", item.shape) for item in tensors]
         config = build.registry.family("qwen2").build_config(header=checkpoint.header)
-    from apr_train.formats.metadata import apr_metadata
+    from apr_train.artifact.metadata import apr_metadata
 
     with AprWriter(tmp_path / "integers.apr", apr_metadata(config, build.registry.family("qwen2").info), specs) as writer:
         for item in specs:
@@ -375,7 +375,7 @@ def test_disk_without_room_for_the_checkpoints_is_an_error(build, check, tmp_pat
     path = build.apr("qwen2")
     assert check(path, "--out", tmp_path).exit_code == 0
     usage = attrs.make_class("Usage", ["free"])
-    monkeypatch.setattr("apr_train.preflight.environment.shutil.disk_usage", lambda folder: usage(free=10_000_000))
+    monkeypatch.setattr("apr_train.preflight.surroundings.shutil.disk_usage", lambda folder: usage(free=10_000_000))
     message = check(path, "--out", tmp_path).finding("PREFLIGHT-014")
     assert "10.0 MB" in message
 
@@ -397,7 +397,7 @@ def test_device_that_is_not_here_is_an_error(build, check):
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:1", True), ("cuda:2", False), ("cuda:x", False)])
 def test_cuda_device_is_counted(monkeypatch, device, here):
     import torch
-    from apr_train.preflight.device import device_findings
+    from apr_train.preflight.device_rules import device_findings
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -411,7 +411,7 @@ def test_memory_that_does_not_suffice_is_a_warning(build, check, monkeypatch):
     roomy = check(*arguments)
     assert (roomy.exit_code, roomy.ids("warning")) == (0, {"PREFLIGHT-017"})
     assert roomy.report["facts"]["memory"]["weights"] == 4 * 581_456
-    monkeypatch.setattr("apr_train.preflight.device.free_memory", lambda device: 1_000_000)
+    monkeypatch.setattr("apr_train.preflight.device_rules.free_memory", lambda device: 1_000_000)
     small = check(*arguments)
     assert small.exit_code == 0
     assert "1.0 MB" in small.finding("PREFLIGHT-016")

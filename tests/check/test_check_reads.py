@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from apr_train.checkpoint.open import open_checkpoint
 from apr_train.errors import FormatError
-from apr_train.formats.source import open_checkpoint
 
 DATA = 256 * 2**20
 SLACK = 64 * 2**20

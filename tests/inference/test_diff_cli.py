@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from apr_train.family import Layout
-from apr_train.formats.apr import AprWriter, TensorSpec
-from apr_train.formats.casts import bf16_to_f32, f32_to_bf16
-from apr_train.formats.source import open_checkpoint
-from apr_train.registry import Registry
+from apr_train.checkpoint.apr import AprWriter, TensorSpec
+from apr_train.checkpoint.casts import bf16_to_f32, f32_to_bf16
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.family.card import Layout
+from apr_train.family.registry import Registry
 from apr_train.testing.headers import header_from
 from gguf import GGUFWriter
 from safetensors.numpy import load_file, save_file
@@ -248,7 +248,7 @@ def test_nothing_of_torch_is_imported(models):
 
 def test_a_header_made_up_from_a_config_matches_by_parameter():
     """Large files are matched by their headers alone."""
-    from apr_train.diff import match
+    from apr_train.artifact.diff import match
 
     class Opened:
         def __init__(self, header):

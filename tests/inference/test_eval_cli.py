@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from apr_train.checkpoint.apr import AprWriter, TensorSpec
+from apr_train.checkpoint.open import open_checkpoint
 from apr_train.data.corpus import load_corpus
-from apr_train.data.settings import CorpusSettings
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.formats.apr import AprWriter, TensorSpec
-from apr_train.formats.source import open_checkpoint
+from apr_train.run.corpus_settings import CorpusSettings
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from apr_train.export import write_tokenizer
-from apr_train.formats.source import open_checkpoint
+from apr_train.artifact.export import write_tokenizer
+from apr_train.checkpoint.open import open_checkpoint
 
 PROMPT = "def alpha_beta(count):"
 

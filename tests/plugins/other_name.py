@@ -1,9 +1,9 @@
 """FAMILY has another name than the entry point."""
 
-from apr_train.config import DecoderConfig
-from apr_train.family import FamilyInfo
-from apr_train.hookspecs import hookimpl
-from apr_train.names import NameMap, rename
+from apr_train.family.card import FamilyInfo
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.hooks import hookimpl
+from apr_train.family.name_map import NameMap, rename
 
 FAMILY = FamilyInfo(
     name="another",

@@ -1,6 +1,6 @@
 """A wrapper with a plain implementation, which would silently override every family."""
 
-from apr_train.hookspecs import hookimpl
+from apr_train.family.hooks import hookimpl
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from apr_train.hookspecs import hookimpl
+from apr_train.family.hooks import hookimpl
 
 
 @hookimpl(wrapper=True)

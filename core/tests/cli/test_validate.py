@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+from apr_train.checkpoint.apr import AprWriter, TensorSpec
 from apr_train.cli.validate import command
-from apr_train.formats.apr import AprWriter, TensorSpec
 from click.testing import CliRunner
 
 

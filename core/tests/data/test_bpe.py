@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.bpe import train_bpe
-from apr_train.data.settings import CorpusSettings
-from apr_train.data.survey import survey_corpus
+from apr_train.data.scan import survey_corpus
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, DataError
+from apr_train.run.corpus_settings import CorpusSettings
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers import Tokenizer as PlainTokenizer
 

@@ -15,12 +15,12 @@ from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
 from apr_train.data.corpus import held_out_documents, load_corpus
 from apr_train.data.documents import read_documents
-from apr_train.data.files import find_files
-from apr_train.data.settings import CorpusSettings
+from apr_train.data.scan import survey_corpus
+from apr_train.data.sources import find_files
 from apr_train.data.split import split_key
-from apr_train.data.survey import survey_corpus
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, DataError, TokenizerError
+from apr_train.run.corpus_settings import CorpusSettings
 from tokenizers import Tokenizer as PlainTokenizer
 
 EOS = 258
@@ -182,7 +182,7 @@ def test_a_corpus_is_read_twice_to_be_tokenised_and_once_when_it_was(settings, t
         opened.extend(chosen)
         return read_documents(chosen, **options)
 
-    monkeypatch.setattr("apr_train.data.survey.read_documents", counting)
+    monkeypatch.setattr("apr_train.data.scan.read_documents", counting)
     load_corpus(settings, tokenizer, cache_dir=tmp_path)
     assert Counter(opened) == dict.fromkeys(corpus_folder.rglob("*.py"), 2)
     load_corpus(settings, tokenizer, cache_dir=tmp_path)
@@ -305,7 +305,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import ByteTokenizer
 from apr_train.data.corpus import load_corpus
-from apr_train.data.settings import CorpusSettings
+from apr_train.run.corpus_settings import CorpusSettings
 corpus = load_corpus(CorpusSettings(data=(sys.argv[2],)), ByteTokenizer(), cache_dir=Path(sys.argv[3]))
 print(corpus.train.key, int(corpus.train.ids.astype("u8").sum()), "torch" in sys.modules)
 """
@@ -337,7 +337,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import ByteTokenizer
 from apr_train.data.corpus import load_corpus
-from apr_train.data.settings import CorpusSettings
+from apr_train.run.corpus_settings import CorpusSettings
 class Killed(ByteTokenizer):
     def encode_batch(self, texts):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.documents import read_documents
-from apr_train.data.files import describe, find_files, require_text
 from apr_train.data.folders import matches
+from apr_train.data.sources import describe, find_files, require_text
 from apr_train.errors import DataError
 
 
@@ -211,7 +211,7 @@ def test_one_text_is_enough_to_know_that_there_is_some(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name).write_text("text")
     looked_at = []
-    monkeypatch.setattr("apr_train.data.files._is_binary", lambda path: looked_at.append(path) or path.name == "a")
+    monkeypatch.setattr("apr_train.data.sources._is_binary", lambda path: looked_at.append(path) or path.name == "a")
     require_text(str(tmp_path))
     assert looked_at == [tmp_path / "a", tmp_path / "b"]
 

@@ -5,16 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from apr_train.attention import Choice, load_backend
-from apr_train.config import DecoderConfig, EncoderConfig
+from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.header import Header
-from apr_train.inference.model import Ready
-from apr_train.load import LoadReport
-from apr_train.nn.build import build_model
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.inference.ready import Ready
+from apr_train.model.attention import Choice, load_backend
+from apr_train.model.build import build_model
+from apr_train.model.device import Precision
+from apr_train.model.load import LoadReport
 from apr_train.testing.models import randomize
-from apr_train.tokenizer_spec import TokenizerSpec
-from apr_train.train.precision import Precision
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 TEXT = [

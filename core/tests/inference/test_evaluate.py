@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from apr_train.attention.masks import Bidirectional, Causal
 from apr_train.data.batch import IGNORED
 from apr_train.data.stream import validation_batches
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import DataError
 from apr_train.inference.evaluate import measure
+from apr_train.model.attention.masks import Bidirectional, Causal
 from torch.nn import functional as F
 
 DOCUMENTS = ["def größe(x):\n    return x\n", "naïve = '数'\n" * 3, "two words\n", "class A:\n    pass\n" * 4]

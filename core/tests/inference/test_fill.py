@@ -5,11 +5,11 @@ import json
 import attrs
 import pytest
 import torch
-from apr_train.attention.masks import Bidirectional
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.inference.fill import fill_mask
-from apr_train.tokenizer_spec import TokenizerSpec
+from apr_train.model.attention.masks import Bidirectional
 
 
 def test_fillers_are_the_most_probable_tokens_of_each_mask(make_ready, in_float64):

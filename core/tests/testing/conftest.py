@@ -4,17 +4,17 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
-from apr_train.discovery import FAMILIES, Found, Source
-from apr_train.registry import Registry
+from apr_train.family.discovery import FAMILIES, Found, Source
+from apr_train.family.registry import Registry
 
 SOUND = """
 import attrs
-from apr_train.config import DecoderConfig
-from apr_train.decoder_names import decoder_rules
-from apr_train.family import FamilyInfo
-from apr_train.hookspecs import hookimpl
-from apr_train.names import NameMap
-from apr_train.presets import choose_preset
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.decoder_names import decoder_rules
+from apr_train.family.card import FamilyInfo
+from apr_train.family.hooks import hookimpl
+from apr_train.family.name_map import NameMap
+from apr_train.family.presets import choose_preset
 
 TINY = DecoderConfig(
     vocab_size=11, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24,

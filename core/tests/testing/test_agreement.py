@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from apr_train.attention import Bidirectional, Causal, load_backend
-from apr_train.family import Layout
-from apr_train.nn.decoder import Decoder
+from apr_train.family.card import Layout
+from apr_train.model.attention import Bidirectional, Causal, load_backend
+from apr_train.model.decoder import Decoder
 from apr_train.testing import (
     FLOAT32,
     FLOAT64,

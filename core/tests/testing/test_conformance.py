@@ -2,8 +2,8 @@
 
 import pytest
 from apr_train.errors import NameMapError
-from apr_train.family import Layout
-from apr_train.operations import RopeRowPermutation
+from apr_train.family.card import Layout
+from apr_train.family.operations import RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
 from apr_train.testing.conformance import ALL_LAYOUTS, supported_layouts
 

@@ -5,10 +5,10 @@ import json
 import apr_train_codebert
 import pytest
 import torch
-from apr_train.attention import Bidirectional
 from apr_train.cli import cli
-from apr_train.family import Layout
-from apr_train.names import to_checkpoint
+from apr_train.family.card import Layout
+from apr_train.family.name_map import to_checkpoint
+from apr_train.model.attention import Bidirectional
 from apr_train.testing import (
     FLOAT32,
     FLOAT64,

@@ -3,12 +3,12 @@
 import apr_train_codebert as family
 import attrs
 import pytest
-from apr_train.config import EncoderConfig
+from apr_train.checkpoint.header import Header, TensorInfo, Tie
 from apr_train.errors import ConfigError, NameMapError
-from apr_train.family import Layout
-from apr_train.header import Header, TensorInfo, Tie
-from apr_train.load_plan import plan_load
-from apr_train.neutral import config_key_findings
+from apr_train.family.card import Layout
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.load_plan import plan_load
+from apr_train.preflight.config_keys import config_key_findings
 
 # microsoft/codebert-base's published config.json
 CONFIG_JSON = {

@@ -6,9 +6,9 @@ import apr_train_llama370m
 import pytest
 import torch
 from apr_train.cli import cli
-from apr_train.family import Layout
-from apr_train.names import to_checkpoint
-from apr_train.nn.rope import rotary_tables
+from apr_train.family.card import Layout
+from apr_train.family.name_map import to_checkpoint
+from apr_train.model.rope import rotary_tables
 from apr_train.testing import (
     FLOAT32,
     FLOAT64,

@@ -3,12 +3,12 @@
 import apr_train_qwen2 as family
 import attrs
 import pytest
-from apr_train.config import DecoderConfig
+from apr_train.checkpoint.header import Header, TensorInfo, Tie
 from apr_train.errors import ConfigError, NameMapError
-from apr_train.family import Layout
-from apr_train.header import Header, TensorInfo, Tie
-from apr_train.load_plan import plan_load
-from apr_train.neutral import config_key_findings
+from apr_train.family.card import Layout
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.load_plan import plan_load
+from apr_train.preflight.config_keys import config_key_findings
 
 # name: hidden, layers, heads, kv heads, intermediate, vocabulary, tied: the published Qwen2.5-Coder-*-Instruct configs
 PUBLISHED = {

@@ -10,10 +10,10 @@ import click
 from apr_train.cli.output import emit_json
 
 if TYPE_CHECKING:
+    from apr_train.checkpoint.header import Header, RopeRows
+    from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
     from apr_train.errors import Finding
-    from apr_train.header import Header, RopeRows
     from apr_train.preflight import Report
-    from apr_train.tokenizer_spec import TokenizerSpec
 
 FAULTS = 3
 """Exit status when there is an error among the findings."""
@@ -61,8 +61,8 @@ def check(
     """Open what can be opened, judge everything, and add what could not be opened."""
     import attrs
 
+    from apr_train.family.registry import Registry
     from apr_train.preflight import PreflightInput, preflight
-    from apr_train.registry import Registry
 
     header, unopened = _open(file, rope_layout)
     tokenizer, unusable = _tokenizer(tokenizer_path)
@@ -77,8 +77,8 @@ def check(
 def _open(file: str | None, rope_layout: RopeRows | None) -> tuple[Header | None, list[Finding]]:
     if file is None:
         return None, []
+    from apr_train.checkpoint.open import open_checkpoint
     from apr_train.errors import FormatError
-    from apr_train.formats.source import open_checkpoint
     from apr_train.preflight import opening_finding
 
     try:

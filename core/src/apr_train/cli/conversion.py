@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
+from apr_train.artifact.convert import Conversion, Move, prepare
+from apr_train.checkpoint.apr import AprReader, ShardedReader
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.validation import signature_findings
 from apr_train.cli.output import emit_findings
 from apr_train.cli.progress import progress_bar
-from apr_train.convert import Conversion, Move, prepare
-from apr_train.formats.apr import AprReader, ShardedReader
-from apr_train.formats.apr.validate import signature_findings
-from apr_train.formats.source import open_checkpoint
-from apr_train.registry import Registry
+from apr_train.family.registry import Registry
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import click
 from apr_train.cli.output import emit_json, emit_table
 
 if TYPE_CHECKING:
-    from apr_train.diff import Field, TensorDiff
-    from apr_train.header import RopeRows
+    from apr_train.artifact.diff import Field, TensorDiff
+    from apr_train.checkpoint.header import RopeRows
 
 SCHEMA_VERSION = 1
 DIFFERENT, TROUBLE = 1, 2
@@ -56,10 +56,10 @@ def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> Non
 def _compare(
     a: Path, b: Path, *, arch: str | None, rope_layout: RopeRows | None, tolerance: float, verify: bool
 ) -> dict[str, Any]:
+    from apr_train.artifact.diff import about_diff, config_diff, match, tensor_diffs
+    from apr_train.artifact.diff_tokenizer import tokenizer_diff
     from apr_train.cli.progress import progress_bar
-    from apr_train.diff import about_diff, config_diff, match, tensor_diffs
-    from apr_train.diff_tokenizer import tokenizer_diff
-    from apr_train.registry import Registry
+    from apr_train.family.registry import Registry
 
     with _open(a, verify, rope_layout) as left, _open(b, verify, rope_layout) as right:
         matching = match(left, right, Registry.discover(), arch=arch)
@@ -86,8 +86,8 @@ def _compare(
 
 def _open(path: Path, verify: bool, rope_layout: RopeRows | None) -> Any:
     """With the user's word on the rows only where the file itself does not say."""
-    from apr_train.formats.source import open_checkpoint
-    from apr_train.inference.paths import weights_of
+    from apr_train.checkpoint.open import open_checkpoint
+    from apr_train.run.paths import weights_of
 
     path = Path(weights_of(path))
     checkpoint = open_checkpoint(path, verify=verify)

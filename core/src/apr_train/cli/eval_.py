@@ -11,11 +11,11 @@ from apr_train.cli.model_options import NAMES, load, model_options, say
 
 if TYPE_CHECKING:
     from apr_train.data.corpus import Corpus
+    from apr_train.inference.eval_data import Rows
     from apr_train.inference.evaluate import Measurement
-    from apr_train.inference.measured import Rows
-    from apr_train.inference.model import Ready
+    from apr_train.inference.ready import Ready
     from apr_train.inference.syntax import SyntaxReport
-    from apr_train.train.settings import Settings
+    from apr_train.run.settings import Settings
 
 SCHEMA_VERSION = 1
 _ROWS = ("data", "validation_fraction", "sequence_length", "batch_size", "batches", "document_mask", "mask_probability")
@@ -47,7 +47,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
     Of several, all are measured on the same rows: those of the first that belongs to a run. Options win over both.
     """
     from apr_train.cli.output import emit_json
-    from apr_train.inference.measured import settings_of
+    from apr_train.inference.eval_data import settings_of
 
     if max_tokens is not None and syntax is None:
         raise click.UsageError("--max-tokens is only with --syntax.")
@@ -65,11 +65,11 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
 
 def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
+    from apr_train.inference.eval_data import check_rows, rows_for
     from apr_train.inference.evaluate import forget
     from apr_train.inference.generate import default_precision as writing_precision
-    from apr_train.inference.measured import check_rows, rows_for
-    from apr_train.inference.model import Wanted, opened
-    from apr_train.train.precision import default_precision
+    from apr_train.inference.ready import Wanted, opened
+    from apr_train.model.device import default_precision
 
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
     wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
@@ -90,9 +90,9 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
 
 def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:
     from apr_train.cli.progress import progress_bar
+    from apr_train.inference.eval_data import batches_for, corpus_for
     from apr_train.inference.evaluate import measure
-    from apr_train.inference.measured import batches_for, corpus_for
-    from apr_train.train.display import progress_bar as tokenising
+    from apr_train.training.display import progress_bar as tokenising
 
     with tokenising() as progress:
         corpus = corpus_for(rows, ready, progress=progress, say=say)

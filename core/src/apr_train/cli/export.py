@@ -27,9 +27,9 @@ def command(
     source: Path, output: Path, arch: str | None, dtype: str | None, rope_layout: str | None, shard_size: int, verify: bool
 ) -> None:
     """Convert SOURCE (.apr, or any checkpoint) to a folder that transformers loads."""
+    from apr_train.artifact.export import export_to_folder
     from apr_train.cli.conversion import describe_result, prepared
     from apr_train.cli.progress import progress_bar
-    from apr_train.export import export_to_folder
 
     with prepared(source, arch=arch, rope_layout=rope_layout, verify=verify) as conversion:
         total = sum(conversion.header.tensors[entry.checkpoint].nbytes for entry in conversion.plan.loads)

@@ -11,7 +11,7 @@ from apr_train.cli.model_options import load, model_options, say, text_of
 
 if TYPE_CHECKING:
     from apr_train.inference.generate import Continuation
-    from apr_train.inference.model import Ready
+    from apr_train.inference.ready import Ready
 
 SCHEMA_VERSION = 1
 FILLERS = 5
@@ -74,7 +74,7 @@ def _refuse(options: dict[str, Any]) -> None:
 def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
     from apr_train.cli.model_options import NAMES
     from apr_train.inference.generate import default_precision
-    from apr_train.inference.model import Wanted, opened
+    from apr_train.inference.ready import Wanted, opened
 
     wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
     with opened(wanted, kind=kind, say=say) as examined:

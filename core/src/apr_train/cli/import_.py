@@ -26,9 +26,9 @@ DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "keep": "keep"}
 @click.option("--verify/--no-verify", default=True, help="Check the checksum of an .apr source.")
 def command(source: Path, output: Path, arch: str | None, dtype: str | None, rope_layout: str | None, verify: bool) -> None:
     """Convert SOURCE (GGUF, a safetensors file, a Hugging Face folder) to .apr."""
+    from apr_train.artifact.convert import import_to_apr
     from apr_train.cli.conversion import describe_result, prepared
     from apr_train.cli.progress import progress_bar
-    from apr_train.convert import import_to_apr
 
     with prepared(source, arch=arch, rope_layout=rope_layout, verify=verify) as conversion:
         total = sum(conversion.header.tensors[entry.checkpoint].nbytes for entry in conversion.plan.loads)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from apr_train.header import Header
+from apr_train.checkpoint.header import Header
 
 SCHEMA_VERSION = 1
 
@@ -19,9 +19,9 @@ SCHEMA_VERSION = 1
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 def command(file: Path, as_json: bool, tensors: bool) -> None:
     """Show FILE's header: architecture, config, tokenizer, tensors, and which families claim it."""
+    from apr_train.checkpoint.open import open_checkpoint
+    from apr_train.checkpoint.validation import signature_findings
     from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
-    from apr_train.formats.apr.validate import signature_findings
-    from apr_train.formats.source import open_checkpoint
 
     with open_checkpoint(file, verify=False) as checkpoint:
         header = checkpoint.header
@@ -46,7 +46,7 @@ def command(file: Path, as_json: bool, tensors: bool) -> None:
 
 def claimed_by(header: Header) -> list[str]:
     """The installed families that say the file is theirs."""
-    from apr_train.registry import Registry
+    from apr_train.family.registry import Registry
 
     return [family.name for family in Registry.discover().claimants(header)]
 

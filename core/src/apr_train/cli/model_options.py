@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from apr_train.inference.model import Examined, Ready
+    from apr_train.inference.ready import Examined, Ready
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _OPTIONS: tuple[_Decorator, ...] = (
@@ -45,7 +45,7 @@ def say(text: str) -> None:
 def load(examined: Examined, **how: Any) -> Ready:
     """Load with a progress bar; `how` goes to `make_ready`."""
     from apr_train.cli.progress import progress_bar
-    from apr_train.inference.model import make_ready
+    from apr_train.inference.ready import make_ready
 
     with progress_bar("loading", examined.total_bytes) as progress:
         return make_ready(examined, progress=progress, **how)

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from apr_train.cli.output import emit_json, emit_table
-from apr_train.discovery import ENVIRONMENT
 from apr_train.errors import AprTrainError, PluginError
-from apr_train.facade import Family
-from apr_train.registry import BrokenPlugin, Registry, broken_plugin
+from apr_train.family.discovery import ENVIRONMENT
+from apr_train.family.plugin import Family
+from apr_train.family.registry import BrokenPlugin, Registry, broken_plugin
 
 COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objectives", "attention")
 

@@ -33,10 +33,10 @@ def command(
     data's licence: `apr-train stamp` sets them. A result that still lies in its run's folder brings the run's numbers
     along. Nothing is uploaded.
     """
+    from apr_train.artifact.publish import publish
+    from apr_train.artifact.published import Wishes
     from apr_train.cli.progress import progress_bar
-    from apr_train.publish.folder import publish
-    from apr_train.publish.subject import Wishes
-    from apr_train.registry import Registry
+    from apr_train.family.registry import Registry
 
     wishes = Wishes(base_model=base_model, datasets=datasets, languages=languages)
     with progress_bar(f"writing {output.name}") as progress:

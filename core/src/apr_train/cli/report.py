@@ -21,25 +21,25 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
     Curves of loss, validation, learning rate, gradient norm and throughput with values under the pointer; final numbers;
     the settings that differ; what the preflight said; what the models wrote. A run may still be under way.
     """
-    from apr_train.report.record import read_records
+    from apr_train.run.record import read_records
 
     if output is None and png is None:
         raise click.UsageError("Nothing to write: give -o report.html, or --png curves.png.")
     if png is not None:
         if output is not None and output.resolve() == png.resolve():
             raise click.UsageError("-o and --png name the same file.")
-        from apr_train.report.png import require_matplotlib
+        from apr_train.artifact.report.png import require_matplotlib
 
         require_matplotlib()
     records = read_records(runs)
     if output is not None:
+        from apr_train.artifact.report.page import report_page
         from apr_train.atomic import write_file
-        from apr_train.report.page import report_page
 
         write_file(output, report_page(records).encode("utf-8"))
         click.echo(f"{output}: {len(records)} run{'s' * (len(records) > 1)}")
     if png is not None:
-        from apr_train.report.png import write_png
+        from apr_train.artifact.report.png import write_png
 
         write_png(records, png)
         click.echo(f"{png}: {len(records)} run{'s' * (len(records) > 1)}")

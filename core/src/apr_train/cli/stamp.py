@@ -24,8 +24,8 @@ def command(path: Path, license_: str | None, **texts: str | None) -> None:
     Checksums are renewed. Where the padding allows, only header, metadata and checksum are written, in place; otherwise
     the file is copied and replaced as a whole.
     """
+    from apr_train.artifact.provenance import stamp
     from apr_train.cli.progress import progress_bar
-    from apr_train.stamp import stamp
 
     values = {key: value for key, value in {"license": license_, **texts}.items() if value is not None}
     if not values:

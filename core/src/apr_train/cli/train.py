@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import click
 
-from apr_train.train.option import flag
-from apr_train.train.settings import GROUPS, Settings
+from apr_train.run.option import flag
+from apr_train.run.settings import GROUPS, Settings
 
 _ALIASES = {"sequence_length": "--seq-len"}
 
@@ -56,9 +56,9 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
 
 def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Any]:
     """The settings before any is resolved, and the run to go on with."""
-    from apr_train.train.defaults import absolute_paths
-    from apr_train.train.resume import plan_resume
-    from apr_train.train.settings_file import read_toml, stated, with_values
+    from apr_train.run.resume import plan_resume
+    from apr_train.run.settings_file import read_toml, stated, with_values
+    from apr_train.training.defaults import absolute_paths
 
     if resume is None:
         return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given)), None
@@ -70,7 +70,7 @@ def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> t
 def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
     from apr_train.cli.report_text import print_report
     from apr_train.errors import PreflightError
-    from apr_train.train.prepare import examine
+    from apr_train.training.setup import examine
 
     settings, plan = _asked(config, resume, given)
     checkpoint, _, report = examine(settings, plan)
@@ -83,10 +83,10 @@ def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) ->
 
 def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
     from apr_train.cli.output import emit_pairs
-    from apr_train.train.finish import finish
-    from apr_train.train.loop import train
-    from apr_train.train.prepare import prepare
-    from apr_train.train.summary import closing, opening
+    from apr_train.training.finish import finish
+    from apr_train.training.loop import train
+    from apr_train.training.setup import prepare
+    from apr_train.training.summary import closing, opening
 
     settings, plan = _asked(config, resume, given)
     with prepare(settings, plan, click.echo) as prepared:

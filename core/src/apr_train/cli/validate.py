@@ -13,8 +13,8 @@ from apr_train.cli.progress import progress_bar
 from apr_train.errors import Finding
 
 if TYPE_CHECKING:
-    from apr_train.formats.checkpoint import Checkpoint
-    from apr_train.header import Header
+    from apr_train.checkpoint.checkpoint import Checkpoint
+    from apr_train.checkpoint.header import Header
 
 SLICE = 1 << 20
 """Rows of values looked at in one go."""
@@ -51,8 +51,8 @@ def _scope(header: Header, data: bool) -> str:
 def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
     """The header (None when the structure is at fault) and every finding."""
     from apr_train import rules
+    from apr_train.checkpoint.open import open_checkpoint
     from apr_train.errors import FormatError
-    from apr_train.formats.source import open_checkpoint
 
     try:
         with open_checkpoint(path, verify=False) as checkpoint:
@@ -64,9 +64,9 @@ def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
 
 
 def _check(checkpoint: Checkpoint, data: bool, advance: Callable[[int], None]) -> list[Finding]:
-    from apr_train.formats.apr.reader import AprReader
-    from apr_train.formats.apr.shards import ShardedReader
-    from apr_train.formats.apr.validate import check_data
+    from apr_train.checkpoint.apr.reader import AprReader
+    from apr_train.checkpoint.apr.shards import ShardedReader
+    from apr_train.checkpoint.validation import check_data
 
     if isinstance(checkpoint, AprReader | ShardedReader):
         return check_data(checkpoint, data=data, progress=advance)
@@ -75,8 +75,8 @@ def _check(checkpoint: Checkpoint, data: bool, advance: Callable[[int], None]) -
 
 def _scan(checkpoint: Checkpoint, advance: Callable[[int], None]) -> Iterator[Finding]:
     """The values of a container without checksums."""
-    from apr_train.formats.apr.validate import scan_values
-    from apr_train.formats.checkpoint import TensorView
+    from apr_train.checkpoint.checkpoint import TensorView
+    from apr_train.checkpoint.validation import scan_values
 
     for name, tensor in checkpoint.header.tensors.items():
         view = checkpoint.read(name)

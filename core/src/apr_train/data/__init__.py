@@ -2,7 +2,7 @@
 
 Nothing is imported here, so that what only counts documents never loads torch. What the training loop uses:
 
-    apr_train.data.settings     CorpusSettings(data, validation_fraction)
+    apr_train.run.corpus_settings     CorpusSettings(data, validation_fraction)
     apr_train.data.corpus       load_corpus(settings, tokenizer, *, cache_dir, progress, notice) -> Corpus
                                 held_out_documents(settings, *, limit) -> list[Document]
     apr_train.data.tokens       TokenFile: memory-mapped ids of one side of the split, with document starts

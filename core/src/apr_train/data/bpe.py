@@ -10,13 +10,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.protocols import Notice
-from apr_train.data.settings import CorpusSettings
-from apr_train.data.specials import END_OF_TEXT
-from apr_train.data.survey import Survey, survey_corpus
+from apr_train.data.scan import Survey, survey_corpus
+from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.errors import ConfigError
-from apr_train.tokenizer_spec import TokenizerSpec
+from apr_train.run.corpus_settings import CorpusSettings
 
 DECODER_SPECIALS = {"eos": END_OF_TEXT[0]}
 ENCODER_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}

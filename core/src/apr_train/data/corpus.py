@@ -11,16 +11,16 @@ from attrs import frozen
 from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
 from apr_train.data.encoding import encode_documents
-from apr_train.data.files import describe
 from apr_train.data.protocols import Notice, Progress, TokenizerLike, byte_counter
-from apr_train.data.settings import CorpusSettings
-from apr_train.data.specials import separator_id
+from apr_train.data.scan import Survey, survey_corpus
+from apr_train.data.sources import describe
+from apr_train.data.special_tokens import separator_id
 from apr_train.data.split import HeldOut, Side, in_order
-from apr_train.data.survey import Survey, survey_corpus
 from apr_train.data.token_layout import VERSION, DamagedTokenFile
 from apr_train.data.token_writer import TokenWriter
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import DataError
+from apr_train.run.corpus_settings import CorpusSettings
 
 _log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from attrs import frozen
 
+from apr_train.data.chunks import pieces
 from apr_train.data.documents import Document
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.segments import pieces
 from apr_train.data.token_writer import TokenWriter
 
 _BATCH_CHARACTERS = 1 << 22

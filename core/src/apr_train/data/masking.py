@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from apr_train.data.batch import IGNORED
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.specials import never_masked, special_id
+from apr_train.data.special_tokens import never_masked, special_id
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]

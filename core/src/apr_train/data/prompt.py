@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apr_train.data.specials import END_OF_TEXT
+from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import DataError
 

@@ -11,10 +11,10 @@ import torch
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.masking import Masking
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.specials import special_id
+from apr_train.data.special_tokens import special_id
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError
-from apr_train.family import Objective
+from apr_train.family.card import Objective
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

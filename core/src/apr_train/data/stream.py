@@ -12,7 +12,7 @@ from apr_train.data.protocols import TokenizerLike
 from apr_train.data.rows import make_rows
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.family import Objective
+from apr_train.family.card import Objective
 
 _VALIDATION_SEED = 0
 _INTEGER_LIMIT = 1 << 63

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr_train.checkpoint.tokenizer_json import check_merges, tokenizer_json
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.errors import TokenizerError
-from apr_train.formats.tokenizer_json import check_merges, tokenizer_json
-from apr_train.tokenizer_spec import TokenizerSpec
 
 if TYPE_CHECKING:
     import tokenizers

@@ -13,13 +13,13 @@ from attrs import frozen
 from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
+from apr_train.data.objective import head_loss, predicted_positions, right_predictions
 from apr_train.errors import DataError
-from apr_train.family import Objective
-from apr_train.inference.model import Ready
-from apr_train.inference.token_bytes import bytes_of_tokens
-from apr_train.nn.protocol import LanguageModel
-from apr_train.train.metrics import perplexity
-from apr_train.train.objective import head_loss, predicted_positions, right_predictions
+from apr_train.family.card import Objective
+from apr_train.inference.ready import Ready
+from apr_train.inference.text import bytes_of_tokens
+from apr_train.model.protocol import LanguageModel
+from apr_train.run.metrics import perplexity
 
 
 @frozen(kw_only=True)

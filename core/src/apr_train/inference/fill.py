@@ -7,13 +7,13 @@ from typing import cast
 import torch
 from attrs import frozen
 
-from apr_train.attention.masks import Bidirectional
-from apr_train.data.specials import special_id
+from apr_train.data.special_tokens import special_id
 from apr_train.errors import ConfigError, DataError
-from apr_train.inference.model import Ready
+from apr_train.inference.ready import Ready
 from apr_train.inference.sampling import check_logits
-from apr_train.nn.protocol import LanguageModel
-from apr_train.preflight.tokens import mask_id
+from apr_train.model.attention.masks import Bidirectional
+from apr_train.model.protocol import LanguageModel
+from apr_train.preflight.token_rules import mask_id
 
 
 @frozen(kw_only=True)

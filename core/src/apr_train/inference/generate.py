@@ -9,15 +9,15 @@ import torch
 from attrs import Factory, frozen
 from torch import Tensor
 
-from apr_train.attention.masks import Causal
 from apr_train.data.prompt import ending_ids, ids_of_prompt
 from apr_train.errors import ConfigError
-from apr_train.inference.model import Ready
+from apr_train.inference.ready import Ready
 from apr_train.inference.sampling import Sampler, Sampling
-from apr_train.inference.token_bytes import StopStrings, TextStream
-from apr_train.nn.cache import KeyValueCache
-from apr_train.nn.protocol import LanguageModel
-from apr_train.train.precision import default_precision as training_precision
+from apr_train.inference.text import StopStrings, TextStream
+from apr_train.model.attention.masks import Causal
+from apr_train.model.cache import KeyValueCache
+from apr_train.model.device import default_precision as training_precision
+from apr_train.model.protocol import LanguageModel
 
 DEFAULT_LENGTH = 256
 """Tokens at most, where the user does not say."""

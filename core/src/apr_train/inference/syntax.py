@@ -23,7 +23,7 @@ from apr_train.data.documents import Document
 from apr_train.data.prompt import ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.inference.generate import Ends, continue_text, ends_of_text
-from apr_train.inference.model import Ready
+from apr_train.inference.ready import Ready
 from apr_train.inference.sampling import Sampling
 
 LENGTH = 96

@@ -1,5 +1,6 @@
 """Every fault of a run at once, before anything is spent. See docs/preflight.md; importing this needs no torch."""
 
+from apr_train.preflight.judge import preflight
 from apr_train.preflight.opening import (
     corpus_finding,
     opening_finding,
@@ -7,7 +8,6 @@ from apr_train.preflight.opening import (
     tokenizer_finding,
 )
 from apr_train.preflight.report import PreflightInput, Report, Skipped
-from apr_train.preflight.run import preflight
 
 __all__ = [
     "PreflightInput",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import attrs
 
 from apr_train import rules
-from apr_train.config import ModelConfig
+from apr_train.checkpoint.header import Header
 from apr_train.errors import AprTrainError, ConfigError, Finding
-from apr_train.facade import Family
-from apr_train.header import Header
+from apr_train.family.config import ModelConfig
+from apr_train.family.plugin import Family
 
 _UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
 

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from apr_train import rules
+from apr_train.checkpoint.hf_folder import tokenizer_of
+from apr_train.checkpoint.json_text import parse_json
+from apr_train.checkpoint.tokenizer_json import spec_from_json
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.errors import AprTrainError, Finding, FormatError
-from apr_train.formats.hf_folder import tokenizer_of
-from apr_train.formats.json_text import parse_json
-from apr_train.formats.tokenizer_json import spec_from_json
-from apr_train.tokenizer_spec import TokenizerSpec
 
 
 def opening_finding(error: FormatError) -> Finding:

@@ -7,15 +7,15 @@ from typing import Any
 
 from attrs import Factory, asdict, field, frozen
 
-from apr_train.config import ModelConfig
+from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.errors import Finding, PreflightError
-from apr_train.facade import Family
-from apr_train.family import Layout
-from apr_train.header import Header
-from apr_train.load_plan import LoadPlan
-from apr_train.names import NameMap
-from apr_train.registry import Registry
-from apr_train.tokenizer_spec import TokenizerSpec
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.load_plan import LoadPlan
+from apr_train.family.name_map import NameMap
+from apr_train.family.plugin import Family
+from apr_train.family.registry import Registry
 
 SCHEMA_VERSION = 1
 """Of `Report.to_dict`; see docs/preflight.md. Keys may be added within a version, none is removed or changes its meaning."""

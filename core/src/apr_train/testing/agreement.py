@@ -12,13 +12,13 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apr_train.attention import Bidirectional, Causal, Mask
-from apr_train.config import ModelConfig
-from apr_train.facade import Family
-from apr_train.family import Layout
-from apr_train.formats.hf_metadata import header_from_hf
-from apr_train.header import TensorInfo
-from apr_train.names import to_parameters
+from apr_train.checkpoint.header import TensorInfo
+from apr_train.checkpoint.huggingface import header_from_hf
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.name_map import to_parameters
+from apr_train.family.plugin import Family
+from apr_train.model.attention import Bidirectional, Causal, Mask
 from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement
 from apr_train.testing.failure import fail_on
 from apr_train.testing.models import model_from_tensors

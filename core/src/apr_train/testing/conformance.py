@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 from attrs import evolve
 
-from apr_train.config import ModelConfig
+from apr_train.checkpoint.header import Header, RopeRows, Tie
 from apr_train.errors import ConfigError, NameMapError
-from apr_train.facade import Family
-from apr_train.family import Layout
-from apr_train.header import Header, RopeRows, Tie
-from apr_train.names import to_checkpoint, to_parameters
-from apr_train.registry import Registry, claims
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.name_map import to_checkpoint, to_parameters
+from apr_train.family.plugin import Family
+from apr_train.family.registry import Registry, claims
 from apr_train.testing.failure import fail_on
 from apr_train.testing.headers import header_from
 from apr_train.testing.models import meta_model, parameter_shapes, random_tensors

@@ -7,12 +7,12 @@ import os
 import torch
 from torch import nn
 
-from apr_train.facade import Family
-from apr_train.formats.source import open_checkpoint
-from apr_train.formats.tie import resolve_tie
-from apr_train.load import LoadReport, load_weights
-from apr_train.load_plan import plan_load
-from apr_train.preflight.tensors import layout_of
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.tie import resolve_tie
+from apr_train.family.load_plan import plan_load
+from apr_train.family.plugin import Family
+from apr_train.model.load import LoadReport, load_weights
+from apr_train.preflight.tensor_rules import layout_of
 from apr_train.testing.models import meta_model
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from apr_train.config import ModelConfig
-from apr_train.facade import Family
-from apr_train.family import Layout
-from apr_train.header import Header, TensorInfo, Tie
+from apr_train.checkpoint.header import Header, TensorInfo, Tie
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.plugin import Family
 
 
 def header_from(family: Family, config: ModelConfig, layout: Layout | None = None) -> Header:

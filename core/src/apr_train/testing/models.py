@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apr_train.attention import load_backend
-from apr_train.config import ModelConfig
-from apr_train.facade import Family
-from apr_train.family import Layout
-from apr_train.header import TensorInfo
-from apr_train.load_plan import plan_load
-from apr_train.names import NameMap, to_parameters
-from apr_train.nn.build import build_model
+from apr_train.checkpoint.header import TensorInfo
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.load_plan import plan_load
+from apr_train.family.name_map import NameMap, to_parameters
+from apr_train.family.plugin import Family
+from apr_train.model.attention import load_backend
+from apr_train.model.build import build_model
 from apr_train.testing.failure import fail_on
 
 

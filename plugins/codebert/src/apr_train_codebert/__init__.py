@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from apr_train import rules
-from apr_train.config import EncoderConfig, ModelConfig
+from apr_train.checkpoint.header import Header
 from apr_train.errors import Finding, NameMapError
-from apr_train.family import FamilyInfo, Layout
-from apr_train.header import Header
-from apr_train.hookspecs import hookimpl
-from apr_train.names import NameMap, Rule, ignored, rename, tie
-from apr_train.presets import choose_preset
+from apr_train.family.card import FamilyInfo, Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.hooks import hookimpl
+from apr_train.family.name_map import NameMap, Rule, ignored, rename, tie
+from apr_train.family.presets import choose_preset
 
 PRESETS: Mapping[str, EncoderConfig] = {
     "base": EncoderConfig(

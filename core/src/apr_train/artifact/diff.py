@@ -1,0 +1,244 @@
+"""Two checkpoints side by side: what they say about themselves, and tensor by tensor how far their values are apart.
+
+Torch-free. When one installed family claims both files, names and rows are compared in that family's own terms, so that a
+GGUF and the `.apr` made from it agree; otherwise tensors of the same name are. Memory: two tensors at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from attrs import Factory, evolve, field, frozen
+
+from apr_train.checkpoint.casts import bf16_to_f32
+from apr_train.checkpoint.checkpoint import Checkpoint, TensorView
+from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.tie import resolve_tie
+from apr_train.errors import AprTrainError
+from apr_train.family.name_map import NameMap
+from apr_train.family.operations import Operation, Rename
+from apr_train.family.plugin import Family
+from apr_train.family.registry import Registry
+from apr_train.preflight.tensor_rules import layout_of
+
+Array = np.ndarray[Any, Any]
+PIECE = 1 << 20
+"""Elements compared at a time."""
+
+
+@frozen(kw_only=True)
+class Distance:
+    """How far two tensors of one shape are apart."""
+
+    max_abs: float
+    mean_abs: float
+    cosine: float | None
+    """Of both as vectors; None when one is all zeros and they are not the same bytes, or a value is not finite."""
+
+
+@frozen(kw_only=True)
+class TensorDiff:
+    """One tensor, on both sides or on one."""
+
+    name: str
+    """The family's parameter when both files are its; else the name in the files."""
+    a: TensorInfo | None
+    b: TensorInfo | None
+    distance: Distance | None = None
+    """None: missing on one side, or of another shape."""
+
+    @property
+    def status(self) -> str:
+        """`missing in A`, `missing in B`, `shape`, `values` or `same`."""
+        if self.a is None or self.b is None:
+            return "missing in A" if self.a is None else "missing in B"
+        if self.distance is None:
+            return "shape"
+        return "same" if self.distance.max_abs == 0 else "values"
+
+    def differs(self, tolerance: float) -> bool:
+        """Whether it is more than `tolerance` apart anywhere; a NaN on one side alone is."""
+        return self.distance is None or not self.distance.max_abs <= tolerance
+
+
+@frozen(kw_only=True)
+class Field:
+    """One line of metadata that is not the same on both sides."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+@frozen(kw_only=True)
+class Matching:
+    """Which tensors belong together, and in which order of rows."""
+
+    family: str | None
+    """The family in whose terms they are compared; None: by their names in the files."""
+    reason: str
+    """Why so."""
+    sides: tuple[Mapping[str, tuple[TensorInfo, Operation]], Mapping[str, tuple[TensorInfo, Operation]]] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+    """Tensors that the family does not use or that repeat another one."""
+    config: tuple[Mapping[str, Any], Mapping[str, Any]] = field(default=Factory(lambda: ({}, {})), repr=False)
+
+
+def match(a: Checkpoint, b: Checkpoint, registry: Registry, *, arch: str | None = None) -> Matching:
+    """Put tensors of the same meaning side by side.
+
+    Raises:
+        PluginError: for an `arch` that is not installed.
+    """
+    family, reason = _common_family(a.header, b.header, registry, arch)
+    if family is not None:
+        try:
+            return _by_parameter(family, resolve_tie(a), resolve_tie(b), reason)
+        except AprTrainError as error:
+            if arch is not None:
+                raise
+            reason = f"{family.name} claims both, but {error}"
+    sides = (_by_name(a.header), _by_name(b.header))
+    return Matching(family=None, reason=reason, sides=sides, config=(a.header.config, b.header.config))
+
+
+def _common_family(a: Header, b: Header, registry: Registry, arch: str | None) -> tuple[Family | None, str]:
+    if arch is not None:
+        return registry.family(arch), "as --arch says"
+    mine, other = ([family.name for family in registry.claimants(header)] for header in (a, b))
+    common = [name for name in mine if name in other]
+    if len(common) == 1:
+        return registry.family(common[0]), "the only installed family that claims both"
+    claims = f"A: {', '.join(mine) or 'none'}; B: {', '.join(other) or 'none'}"
+    return None, f"not exactly one installed family claims both ({claims})"
+
+
+def _by_name(header: Header) -> dict[str, tuple[TensorInfo, Operation]]:
+    return {name: (tensor, Rename()) for name, tensor in header.tensors.items()}
+
+
+def _by_parameter(family: Family, a: Header, b: Header, reason: str) -> Matching:
+    configs = [family.build_config(header=header) for header in (a, b)]
+    maps = [family.map_tensor_names(config, layout_of(header, family)) for config, header in zip(configs, (a, b), strict=True)]
+    sides = (_parameters(a, maps[0]), _parameters(b, maps[1]))
+    left_out = tuple(
+        f"{name} ({letter})"
+        for letter, header, name_map in (("A", a, maps[0]), ("B", b, maps[1]))
+        for name in header.tensors
+        if name in name_map.by_checkpoint and name_map.by_checkpoint[name].kind in ("tie", "ignored")
+    )
+    config = (configs[0].to_dict(), configs[1].to_dict())
+    return Matching(family=family.name, reason=reason, sides=sides, left_out=left_out, config=config)
+
+
+def _parameters(header: Header, name_map: NameMap) -> dict[str, tuple[TensorInfo, Operation]]:
+    """Parameter → tensor; one that the family does not know keeps its own name."""
+    found: dict[str, tuple[TensorInfo, Operation]] = {}
+    for name, tensor in header.tensors.items():
+        entry = name_map.by_checkpoint.get(name)
+        if entry is None:
+            found[name] = (tensor, Rename())
+        elif entry.kind in ("rename", "rope-rows"):
+            fits = entry.shape == tensor.shape
+            found[str(entry.parameter)] = (tensor, entry.operation if fits else Rename())
+    return found
+
+
+def tensor_diffs(
+    a: Checkpoint, b: Checkpoint, matching: Matching, *, progress: Callable[[int], None] | None = None
+) -> Iterator[TensorDiff]:
+    """Compare all tensors in A's order, then those that only B has; `progress` is told of A's bytes.
+
+    Raises:
+        FormatError: for a tensor that cannot be read.
+    """
+    mine, other = matching.sides
+    for name in [*mine, *(name for name in other if name not in mine)]:
+        left, right = mine.get(name), other.get(name)
+        found = TensorDiff(name=name, a=left[0] if left else None, b=right[0] if right else None)
+        if left is not None and right is not None and left[0].shape == right[0].shape:
+            found = evolve(found, distance=_distance(a, b, left, right))
+        yield found
+        if progress is not None and left is not None:
+            progress(left[0].nbytes)
+
+
+def _distance(
+    a: Checkpoint, b: Checkpoint, left: tuple[TensorInfo, Operation], right: tuple[TensorInfo, Operation]
+) -> Distance:
+    stored_alike = left[0].dtype == right[0].dtype and left[1] == right[1]
+    if stored_alike and _same_bytes(a.read_raw(left[0].name), b.read_raw(right[0].name)):
+        return Distance(max_abs=0.0, mean_abs=0.0, cosine=1.0)
+    sums = _Sums()
+    for pieces in zip(_pieces(a.read(left[0].name), left[1]), _pieces(b.read(right[0].name), right[1]), strict=True):
+        sums = sums.plus(*pieces)
+    return sums.distance()
+
+
+def _same_bytes(a: memoryview, b: memoryview) -> bool:
+    starts = range(0, len(a), 8 * PIECE)
+    pieces = ((a[start : start + 8 * PIECE], b[start : start + 8 * PIECE]) for start in starts)
+    return len(a) == len(b) and all(np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8)) for x, y in pieces)
+
+
+def _pieces(view: TensorView, operation: Operation) -> Iterator[Array]:
+    """The values in the family's order as float64, some at a time."""
+    flat = np.ascontiguousarray(operation.to_parameter(view.data)).reshape(-1)
+    for start in range(0, max(1, flat.size), PIECE):
+        piece = flat[start : start + PIECE]
+        yield (bf16_to_f32(piece) if view.dtype == "BF16" else piece).astype(np.float64)
+
+
+@frozen
+class _Sums:
+    """Of the pieces so far."""
+
+    count: int = 0
+    largest: float = 0.0
+    total: float = 0.0
+    products: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """a·b, a·a, b·b."""
+
+    def plus(self, a: Array, b: Array) -> _Sums:
+        """With one more piece; NaN against NaN and ∞ against the same ∞ are no difference."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+            products = [float(np.dot(x, y)) for x, y in ((a, b), (a, a), (b, b))]
+        return _Sums(
+            self.count + a.size,
+            float(np.maximum(self.largest, apart.max(initial=0.0))),
+            self.total + float(apart.sum()),
+            (self.products[0] + products[0], self.products[1] + products[1], self.products[2] + products[2]),
+        )
+
+    def distance(self) -> Distance:
+        """What they say."""
+        dot, mine, other = self.products
+        known = math.isfinite(dot) and 0 < mine < math.inf and 0 < other < math.inf
+        # √mine·√other, not √(mine·other): that product would overflow first
+        cosine = dot / (math.sqrt(mine) * math.sqrt(other)) if known else None
+        return Distance(max_abs=self.largest, mean_abs=self.total / max(1, self.count), cosine=cosine)
+
+
+def config_diff(matching: Matching) -> list[Field]:
+    """The numbers of the architecture that are not the same: as the family reads them, else as the files say them."""
+    return _fields(*matching.config)
+
+
+def about_diff(a: Header, b: Header) -> list[Field]:
+    """What the files say about themselves beside it: container, names, order of rows, where they come from."""
+    return _fields(_about(a), _about(b))
+
+
+def _about(header: Header) -> dict[str, Any]:
+    facts = {"format": header.format, "class": header.hf_class, "architecture": header.architecture}
+    facts |= {"names": header.names, "rope rows": header.rope_rows, "head": header.tie.reason}
+    return facts | {f"provenance.{name}": value for name, value in header.provenance.items()}
+
+
+def _fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Field]:
+    names = [*a, *(name for name in b if name not in a)]
+    return [Field(name=name, a=a.get(name), b=b.get(name)) for name in names if a.get(name) != b.get(name)]

@@ -1,0 +1,110 @@
+"""What a model's file says about it: the metadata of an `.apr`, and Hugging Face's config.json. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_train.checkpoint.apr.header import ALIASES, ENCODER_EPS, NOT_CONFIG, PROVENANCE, TYPED_TO_HF
+from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.huggingface import NEUTRAL_ROPE
+from apr_train.checkpoint.rope_rows import SPLIT_HALF_TYPE
+from apr_train.checkpoint.tokenizer_metadata import spec_to_apr
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.errors import FormatError
+from apr_train.family.card import FamilyInfo
+from apr_train.family.config import ModelConfig
+
+_HOUSEKEEPING = frozenset({
+    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "_name_or_path",
+    "rope_parameters",
+})  # fmt: skip
+"""Hugging Face keys that say nothing about the mathematics, or that the canonical config has under another name."""
+_OWN_WORDS = frozenset({"attention_output_bias"})
+"""Fields of the core's configs that Hugging Face has no key for: there attention_bias means all four projections."""
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_DROPPED = frozenset(
+    {*_OWN_WORDS, "architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "transformers_version"}
+)
+
+
+def apr_metadata(
+    config: ModelConfig,
+    info: FamilyInfo,
+    *,
+    header: Header | None = None,
+    tokenizer: TokenizerSpec | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    hf_class: str | None = None,
+) -> dict[str, Any]:
+    """The metadata of an `.apr` file of this model: typed keys, then what else changes the mathematics, then the tokenizer.
+
+    `header` is the checkpoint that the model came from: its config keys that no field of `config` stands for are kept
+    under Hugging Face's names. Nothing is taken from a clock. `total_size` and `param_count` are the writer's.
+
+    Raises:
+        FormatError: when a value of `provenance` is no JSON scalar.
+    """
+    values = _config_values(config, header)
+    typed = {key: values.pop(name) for key, name in TYPED_TO_HF.items() if name in values}
+    eps = values.pop(ENCODER_EPS, None)
+    if "rms_norm_eps" not in typed and eps is not None:
+        typed["rms_norm_eps"] = eps
+    forbidden = {alias for aliases in ALIASES.values() for alias in aliases}
+    custom = {key: value for key, value in values.items() if key not in forbidden and key not in NOT_CONFIG}
+    return {
+        "model_type": info.model_type,
+        **_checked_provenance(provenance if provenance is not None else header.provenance if header else {}),
+        "architecture": info.model_type,
+        "hf_architecture": hf_class or info.hf_classes[0],
+        "hf_model_type": info.model_type,
+        **typed,
+        **({"rope_type": SPLIT_HALF_TYPE} if info.kind == "decoder" else {}),
+        **custom,
+        **(spec_to_apr(tokenizer) if tokenizer is not None else {}),
+    }
+
+
+def _config_values(config: ModelConfig, header: Header | None) -> dict[str, Any]:
+    own = config.to_dict()
+    values = {key: value for key, value in (header.config if header else {}).items() if key not in _HOUSEKEEPING}
+    values.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
+    values |= {key: value for key, value in own.items() if value is not None}
+    for key, value in own.items():
+        if value is None:
+            values.pop(key, None)
+    return values
+
+
+def _checked_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in provenance.items():
+        if not isinstance(value, str | int | float | None):
+            raise FormatError("provenance is not a plain value", path="metadata", field=key, expected="text", found=repr(value))
+    return {key: value for key, value in provenance.items() if key in PROVENANCE and value is not None}
+
+
+def hf_config(
+    config: ModelConfig, info: FamilyInfo, *, header: Header | None = None, hf_class: str | None = None, dtype: str = "F32"
+) -> dict[str, Any]:
+    """The config.json of an export: loads in transformers 4 (`rope_theta`) and 5 (`rope_parameters`).
+
+    `header` is where the model came from: its further keys (dropout, token ids, …) are kept.
+    """
+    own = {key: value for key, value in config.to_dict().items() if key not in _OWN_WORDS and value is not None}
+    kept = {key: value for key, value in (header.config if header else {}).items() if key not in _DROPPED and "." not in key}
+    kept.pop("rms_norm_eps" if "layer_norm_eps" in own else "layer_norm_eps", None)
+    return {
+        "architectures": [hf_class or info.hf_classes[0]],
+        "model_type": info.model_type,
+        **kept,
+        **own,
+        **_rope_spellings(own),
+        "dtype": _DTYPE_NAMES.get(dtype, "float32"),
+    }
+
+
+def _rope_spellings(own: Mapping[str, Any]) -> dict[str, Any]:
+    if "rope_theta" not in own:
+        return {}
+    scaling = own.get("rope_scaling") or {"rope_type": NEUTRAL_ROPE}
+    return {"rope_parameters": {"rope_theta": own["rope_theta"], **scaling}}

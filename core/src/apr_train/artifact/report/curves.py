@@ -1,0 +1,150 @@
+"""From metrics to what is drawn: series of points, thinned and smoothed, and the range that they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from attrs import field, frozen
+
+from apr_train.run.record import Record
+
+Point = tuple[int, float]
+MOST_POINTS = 1000
+"""Of one series; more than a screen shows, few enough for a page that opens at once."""
+SMOOTH_FROM = 60
+"""Shorter series are drawn as they are."""
+_LOG_RATIO = 50
+
+
+@frozen(kw_only=True)
+class Quantity:
+    """A field of the metrics that gets a curve of its own."""
+
+    name: str
+    title: str
+    unit: str
+    smooth: bool = False
+    from_zero: bool = False
+    may_be_log: bool = False
+
+
+QUANTITIES = (
+    Quantity(name="loss", title="Training loss", unit="nats per token", smooth=True),
+    Quantity(name="val_loss", title="Validation loss", unit="nats per token"),
+    Quantity(name="val_accuracy", title="Validation accuracy", unit="share of masked tokens", from_zero=True),
+    Quantity(name="lr", title="Learning rate", unit="per step", from_zero=True),
+    Quantity(name="grad_norm", title="Gradient norm", unit="before clipping", smooth=True, may_be_log=True),
+    Quantity(name="tokens_per_s", title="Throughput", unit="tokens per second", smooth=True, from_zero=True),
+)
+
+
+@frozen(kw_only=True)
+class Series:
+    """One run's values of one quantity."""
+
+    run: int
+    """Number of the run in the report."""
+    points: tuple[Point, ...] = field(repr=False)
+    smoothed: tuple[Point, ...] = field(repr=False)
+    """Empty when the points are drawn as they are."""
+
+
+@frozen(kw_only=True)
+class Panel:
+    """One quantity of all runs, on common axes."""
+
+    quantity: Quantity
+    series: tuple[Series, ...]
+    steps: tuple[int, int]
+    values: tuple[float, float]
+    log: bool
+
+    def x(self, step: float) -> float:
+        """Where a step lies, from 0 (left) to 1."""
+        first, last = self.steps
+        return (step - first) / (last - first) if last > first else 0.5
+
+    def y(self, value: float) -> float:
+        """Where a value lies, from 0 (top) to 1 (bottom)."""
+        low, high = map(self._scale, self.values)
+        return 1 - (self._scale(value) - low) / (high - low)
+
+    def _scale(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+
+def panels(records: Sequence[Record]) -> list[Panel]:
+    """A panel for every quantity that any of the runs has."""
+    last = max(record.lines[-1].step for record in records)
+    first = min(record.lines[0].step for record in records)
+    made = (_panel(quantity, records, (first, last)) for quantity in QUANTITIES)
+    return [panel for panel in made if panel is not None]
+
+
+def _panel(quantity: Quantity, records: Sequence[Record], steps: tuple[int, int]) -> Panel | None:
+    series = [item for run, record in enumerate(records) if (item := _series(quantity, run, record)) is not None]
+    values = [value for item in series for _, value in item.points]
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    log = quantity.may_be_log and low > 0 and high / low > _LOG_RATIO
+    if log:
+        bounds = low / 1.2, high * 1.2
+    else:
+        low = min(low, 0.0) if quantity.from_zero else low
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        bounds = (low if quantity.from_zero and low == 0 else low - margin), high + margin
+    return Panel(quantity=quantity, series=tuple(series), steps=steps, values=bounds, log=log)
+
+
+def _series(quantity: Quantity, run: int, record: Record) -> Series | None:
+    points: list[Point] = []
+    for line in record.lines:
+        value: Any = getattr(line, quantity.name)
+        if value is not None and math.isfinite(value):
+            points.append((line.step, float(value)))
+    if not points:
+        return None
+    smoothed = thinned(smooth(points)) if quantity.smooth and len(points) >= SMOOTH_FROM else ()
+    return Series(run=run, points=tuple(thinned(points)), smoothed=tuple(smoothed))
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """The mean of a fortieth of the run around each point; of less at its steep start, so that no curve lags behind."""
+    sums = list(accumulate((value for _, value in points), initial=0.0))
+    reach = max(2, len(points) // 80)
+    made = []
+    for index, (step, _) in enumerate(points):
+        first = index - min(reach, index)
+        last = min(index + min(reach, index), len(points) - 1)
+        made.append((step, (sums[last + 1] - sums[first]) / (last + 1 - first)))
+    return made
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` points that look the same: of each stretch the lowest and the highest, and both ends."""
+    if len(points) <= most:
+        return list(points)
+    buckets = (most - 2) // 2
+    kept = {0, len(points) - 1}
+    for number in range(buckets):
+        stretch = range(number * len(points) // buckets, (number + 1) * len(points) // buckets)
+        kept.add(min(stretch, key=lambda index: points[index][1]))
+        kept.add(max(stretch, key=lambda index: points[index][1]))
+    return [points[index] for index in sorted(kept)]
+
+
+def ticks(low: float, high: float, *, log: bool = False, about: int = 6) -> list[float]:
+    """Round numbers between two bounds."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        digits = (1, 2, 5) if len(decades) <= 3 else (1,)
+        return [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
+    raw = (high - low) / about
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,82 @@
+"""What a family says about itself as plain data, and the layouts its checkpoints come in. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, get_args
+
+from attrs import field, frozen
+
+from apr_train.checkpoint.header import Names, RopeRows
+from apr_train.checkpoint.structure import Kind
+from apr_train.errors import PluginError
+
+API_VERSION = "1.0"
+"""The hook contract that this core speaks; a plugin of another major version is refused."""
+
+Objective = Literal["causal-lm", "masked-lm"]
+
+
+@frozen(kw_only=True)
+class FamilyInfo:
+    """A family's data card; every plugin module exposes one as `FAMILY`.
+
+    Raises:
+        PluginError: naming the field that is wrong.
+    """
+
+    name: str
+    """What `--arch` takes; equal to the entry point's name."""
+    api_version: str
+    """The hook contract that the plugin was written for, `major.minor`. Mandatory: no default."""
+    kind: Kind
+    """decoder: causal attention, rotary positions; encoder: bidirectional."""
+    objectives: tuple[Objective, ...]
+    """What it can be trained on; the first is the default."""
+    hf_classes: tuple[str, ...]
+    """Hugging Face classes whose files are this family's; the first is written at an export."""
+    model_type: str
+    """`model_type` of a Hugging Face config.json."""
+    gguf_architectures: tuple[str, ...] = ()
+    """`general.architecture` of GGUF files that are this family's."""
+    presets: tuple[str, ...] = field(default=())
+    """Names that `build_config(preset=…)` answers."""
+    default_preset: str
+    """The preset of a run without `--init` and `--preset`."""
+    base_prefix: str = "model."
+    """Prefix that Hugging Face's headed class puts before the base model's tensor names."""
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("objectives", "hf_classes", "gguf_architectures", "presets"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                self._refuse(name, "a tuple of strings", value)
+        for name in ("name", "model_type", "base_prefix"):
+            if not isinstance(getattr(self, name), str):
+                self._refuse(name, "a string", getattr(self, name))
+        if not isinstance(self.api_version, str) or not re.fullmatch(r"\d+\.\d+", self.api_version):
+            self._refuse("api_version", "a string major.minor", self.api_version)
+        if self.kind not in get_args(Kind):
+            self._refuse("kind", " or ".join(get_args(Kind)), self.kind)
+        if not self.objectives or set(self.objectives) - set(get_args(Objective)):
+            self._refuse("objectives", f"some of {', '.join(get_args(Objective))}", self.objectives)
+        if not self.hf_classes:
+            self._refuse("hf_classes", "at least one class", self.hf_classes)
+        if self.default_preset not in self.presets:
+            self._refuse("default_preset", f"one of the presets: {', '.join(self.presets)}", self.default_preset)
+
+    def _refuse(self, field_name: str, expected: str, found: object) -> None:
+        problem = f"FAMILY.{field_name} is wrong"
+        raise PluginError(problem, where=self.name, expected=expected, found=repr(found))
+
+
+@frozen(kw_only=True)
+class Layout:
+    """Which spelling of a family's checkpoint a name map is for."""
+
+    names: Names = "hf"
+    """`hf` (also what `.apr` uses) or `gguf`."""
+    rope_rows: RopeRows = "split-half"
+    """Order of the rows of q and k in the file; the model always has split halves."""
+    bare: bool = False
+    """Hugging Face base-model file: names without `FamilyInfo.base_prefix`, and no head."""

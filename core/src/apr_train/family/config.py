@@ -1,0 +1,103 @@
+"""What every architecture's config has, and how it is read from a header or a dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, cast
+
+import attrs
+from attrs import field, frozen
+
+from apr_train import rules
+from apr_train.checkpoint.header import Header
+from apr_train.errors import ConfigError, Finding
+from apr_train.family.from_dict import build_strictly
+from apr_train.family.validators import boolean, positive, positive_int
+
+
+@frozen(kw_only=True)
+class ModelConfig:
+    """What every architecture has. Sizes are counts of elements; names are Hugging Face's."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
+    """Fields that must come from the file when a config is read from a header: never defaulted."""
+
+    vocab_size: int = field(validator=positive_int)
+    """Rows of the embedding matrix, reserved ones included."""
+    hidden_size: int = field(validator=positive_int)
+    """Width of the residual stream."""
+    num_hidden_layers: int = field(validator=positive_int)
+    """Number of blocks."""
+    num_attention_heads: int = field(validator=positive_int)
+    """Query heads."""
+    intermediate_size: int = field(validator=positive_int)
+    """Width inside the MLP."""
+    max_position_embeddings: int = field(validator=positive_int)
+    """Positions that the model knows (rows of the position table, for an encoder)."""
+    tie_word_embeddings: bool = field(validator=boolean)
+    """Whether the head is the embedding matrix itself."""
+    hidden_act: str = "silu"
+    """Activation inside the MLP."""
+    initializer_range: float = field(default=0.02, validator=positive)
+    """Standard deviation of freshly initialised matrices."""
+
+    @property
+    def usable_positions(self) -> int:
+        """The longest sequence that the model can be trained on."""
+        return self.max_position_embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON-able data; `from_dict` reads it back to an equal config."""
+        return attrs.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigError: on unknown or missing keys, or on a value that a validator rejects.
+        """
+        return cast(Self, build_strictly(cls, values, where=cls.__name__))
+
+    @classmethod
+    def from_header(cls, header: Header, **fixed: Any) -> Self:
+        """Read a config from a checkpoint's header; nothing in `REQUIRED` is defaulted.
+
+        `fixed` holds what the architecture itself decides (Qwen2's biases, say) and wins over the file.
+
+        Raises:
+            ConfigError: with one finding per required field that the file does not have.
+        """
+        names = {item.name for item in attrs.fields(cls)}
+        values = {key: value for key, value in header.config.items() if key in names}
+        if header.tie.value is not None:
+            values["tie_word_embeddings"] = header.tie.value
+        values.update(fixed)
+        missing = [name for name in cls.REQUIRED if name not in values]
+        if missing:
+            raise ConfigError.of(_missing(header.path, name) for name in missing)
+        return cls(**values)
+
+
+def require_activation(config: ModelConfig, name: str) -> None:
+    """Refuse every activation but the one that this config's block implements."""
+    if config.hidden_act != name:
+        raise ConfigError(
+            "activation not implemented",
+            where=type(config).__name__,
+            field="hidden_act",
+            expected=name,
+            found=config.hidden_act,
+        )
+
+
+def _missing(path: str, name: str) -> Finding:
+    return Finding(
+        rule=rules.ARCH_003,
+        subject=path,
+        field=name,
+        problem="the checkpoint's metadata does not say",
+        expected=f"a value for {name}",
+        found="nothing",
+        hint="No value is guessed: re-import the file from its source.",
+    )

@@ -1,0 +1,81 @@
+"""The config of an encoder: learnt positions, LayerNorm, bidirectional attention, masked-LM head."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from attrs import field, frozen
+
+from apr_train.errors import ConfigError
+from apr_train.family.config import ModelConfig, require_activation
+from apr_train.family.validators import fraction, positive, positive_int, token_id
+
+
+@frozen(kw_only=True)
+class EncoderConfig(ModelConfig):
+    """A post-norm encoder: learnt positions, LayerNorm, full bidirectional attention, GELU MLP, masked-LM head."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = (
+        "vocab_size",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "layer_norm_eps",
+        "pad_token_id",
+        "tie_word_embeddings",
+    )
+
+    hidden_act: str = "gelu"
+    """Only the exact (erf) GELU."""
+    type_vocab_size: int = field(validator=positive_int)
+    """Rows of the token-type table."""
+    layer_norm_eps: float = field(validator=positive)
+    """Added to the variance before the root."""
+    pad_token_id: int = field(validator=token_id)
+    """Padding token; RoBERTa's position ids start at this + 1."""
+    hidden_dropout_prob: float = field(default=0.1, validator=fraction)
+    """Dropout on embeddings and block outputs, in training."""
+    attention_probs_dropout_prob: float = field(default=0.1, validator=fraction)
+    """Dropout on attention probabilities, in training."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                "hidden_size is not divisible by num_attention_heads",
+                where=type(self).__name__,
+                found=f"{self.hidden_size} / {self.num_attention_heads}",
+            )
+        require_activation(self, "gelu")
+        if self.pad_token_id >= self.vocab_size:
+            raise ConfigError(
+                "pad_token_id outside the vocabulary",
+                where=type(self).__name__,
+                expected=f"0 to {self.vocab_size - 1}",
+                found=self.pad_token_id,
+            )
+
+        if self.usable_positions < 1:
+            raise ConfigError(
+                "no position is left for a token",
+                where=type(self).__name__,
+                expected=f"max_position_embeddings > {self.pad_token_id + 1}",
+                found=self.max_position_embeddings,
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Full attention: one k and v per query head."""
+        return self.num_attention_heads
+
+    @property
+    def usable_positions(self) -> int:
+        """Position ids start at pad_token_id + 1, so that many rows are never used by a real token."""
+        return self.max_position_embeddings - self.pad_token_id - 1

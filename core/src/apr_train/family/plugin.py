@@ -1,0 +1,155 @@
+"""One family as the core sees it: each call goes to that plugin's hook, through all wrappers, and is type-checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import field, frozen
+
+from apr_train.checkpoint.header import Header
+from apr_train.errors import AprTrainError, ConfigError, Finding, PluginError
+from apr_train.family.card import FamilyInfo, Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.discovery import Source
+from apr_train.family.name_map import NameMap
+from apr_train.suggest import nearest
+
+if TYPE_CHECKING:
+    import pluggy
+    from torch import nn
+
+    from apr_train.model.attention import AttentionBackend
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@frozen(eq=False, kw_only=True)
+class Family:
+    """An installed family, imported and checked; make it with `Registry.family`.
+
+    Every method raises `PluginError` (naming distribution, version and hook, the original exception as its cause)
+    when the plugin fails or answers with a wrong type, and passes other `AprTrainError`s on as they are.
+    """
+
+    info: FamilyInfo
+    source: Source
+    manager: pluggy.PluginManager = field(repr=False)
+    owners: Mapping[str, Source] = field(repr=False)
+    """Module name → plugin, of this family and all wrappers: whose fault an exception is."""
+
+    @property
+    def name(self) -> str:
+        """What `--arch` takes."""
+        return self.info.name
+
+    @property
+    def distribution(self) -> str:
+        """The distribution that the family comes from."""
+        return self.source.distribution
+
+    @property
+    def version(self) -> str:
+        """That distribution's version."""
+        return self.source.version
+
+    def build_config(self, preset: str | None = None, header: Header | None = None) -> ModelConfig:
+        """Make a config from a preset's name or from a header, exactly one of them.
+
+        Raises:
+            ConfigError: an unknown preset (the message lists the family's), or fields that the header lacks.
+            PluginError: see the class.
+        """
+        if (preset is None) == (header is None):
+            raise ConfigError("exactly one of preset and header makes a config", where=self.name)
+        if preset is not None and preset not in self.info.presets:
+            raise ConfigError(
+                f"{self.name} has no such preset",
+                where="--preset",
+                expected=f"one of {', '.join(self.info.presets)}",
+                found=preset,
+                hint=nearest(preset, self.info.presets),
+            )
+        answer = self._call("build_config", preset=preset, header=header)
+        return self._typed("build_config", answer, ModelConfig)
+
+    def map_tensor_names(self, config: ModelConfig, layout: Layout) -> NameMap:
+        """The name map of this config for one spelling of checkpoint."""
+        return self._typed("map_tensor_names", self._call("map_tensor_names", config=config, layout=layout), NameMap)
+
+    def validate_family(self, header: Header, objective: str) -> list[Finding]:
+        """The family's own findings about a checkpoint that is its."""
+        answer = self._call("validate_family", header=header, objective=objective)
+        return [self._typed("validate_family", item, Finding) for item in self._sequence("validate_family", answer)]
+
+    def attention_impl(self, config: ModelConfig) -> list[str | AttentionBackend]:
+        """Attention backends by name, or as objects of the family's own, most wanted first."""
+        answer = self._sequence("attention_impl", self._call("attention_impl", config=config))
+        wrong = [item for item in answer if not _is_backend(item)]
+        if wrong or not answer:
+            found = _shown(wrong[0]) if wrong else "an empty list"
+            raise self._wrong("attention_impl", "at least one name or attention backend", found)
+        return list(answer)
+
+    def build_model(self, config: ModelConfig, attention: AttentionBackend) -> nn.Module | None:
+        """The family's own module, or None: then the core assembles it from the config. Imports torch."""
+        from torch import nn
+
+        answer = self._call("build_model", config=config, attention=attention)
+        return None if answer is None else self._typed("build_model", answer, nn.Module)
+
+    def _call(self, hook: str, **arguments: Any) -> Any:
+        try:
+            return getattr(self.manager.hook, hook)(**arguments)
+        except (AprTrainError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit, and the panic of an extension module
+            culprit = _culprit(error.__traceback__, self.owners) or self.source
+            logger.debug("%s [%s], hook %s", culprit.where, culprit.name, hook, exc_info=error)
+            raise culprit.error(f"the hook raised {type(error).__name__}: {error}", hook=hook) from error
+
+    def _typed(self, hook: str, answer: Any, kind: type[T]) -> T:
+        if not isinstance(answer, kind):
+            raise self._wrong(hook, kind.__name__, _described(answer))
+        return answer
+
+    def _sequence(self, hook: str, answer: Any) -> Sequence[Any]:
+        if not isinstance(answer, list | tuple):
+            raise self._wrong(hook, "a list", _described(answer))
+        return answer
+
+    def _wrong(self, hook: str, expected: str, found: str) -> PluginError:
+        wrappers = sorted(source.where for source in self.owners.values() if source is not self.source)
+        hint = f"Wrappers that may have changed the answer: {', '.join(wrappers)}." if wrappers else None
+        return self.source.error("the answer is of the wrong type", hook=hook, expected=expected, found=found, hint=hint)
+
+
+def _described(answer: Any) -> str:
+    return "None (no answer)" if answer is None else f"{type(answer).__name__} {_shown(answer)}"
+
+
+def _shown(answer: Any) -> str:
+    try:
+        return f"{answer!r:.80}"
+    except Exception as error:  # the message about a wrong answer must not fail because of it
+        return f"(its repr raised {type(error).__name__})"
+
+
+def _is_backend(item: Any) -> bool:
+    """A name, or something shaped like a backend; by shape, for the protocol's module imports torch."""
+    if isinstance(item, str):
+        return bool(item)
+    return callable(item) and isinstance(getattr(item, "name", None), str) and callable(getattr(item, "supports", None))
+
+
+def _culprit(trace: TracebackType | None, owners: Mapping[str, Source]) -> Source | None:
+    """The plugin whose code the exception came out of: the innermost frame that belongs to one."""
+    found = None
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        found = next((owner for name, owner in owners.items() if f"{module}.".startswith(f"{name}.")), found)
+        trace = trace.tb_next
+    return found

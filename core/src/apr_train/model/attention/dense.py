@@ -1,0 +1,28 @@
+"""Masks as plain boolean matrices, for the reference and for kernels that take one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apr_train.errors import AttentionError
+from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask
+
+
+def allowed(mask: Mask, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
+    """Say which query may see which key: `[batch or 1, 1, query length, key length]` bool, or None for all."""
+    match mask:
+        case Causal(offset=offset):
+            return causal(query_length, key_length, offset, device)[None, None]
+        case Bidirectional(keep=keep):
+            return None if keep is None else keep[:, None, None, :].expand(-1, 1, query_length, -1)
+        case Documents(ids=ids):
+            same = ids[:, None, :, None] == ids[:, None, None, :]
+            return same & causal(query_length, key_length, 0, device)
+    raise AttentionError("this mask was prepared for another backend", where="attention", found=type(mask).__name__)
+
+
+def causal(query_length: int, key_length: int, offset: int, device: torch.device) -> Tensor:
+    """`[query length, key length]` bool: key ≤ offset + query."""
+    queries = torch.arange(query_length, device=device)[:, None] + offset
+    return torch.arange(key_length, device=device)[None, :] <= queries

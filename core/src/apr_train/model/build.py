@@ -1,0 +1,61 @@
+"""From a config to a model without memory; the loader then gives its parameters their storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from apr_train.errors import PluginError
+from apr_train.family.config import ModelConfig
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.model.attention import AttentionBackend
+from apr_train.model.decoder import Decoder
+from apr_train.model.encoder import Encoder
+from apr_train.model.protocol import LanguageModel
+
+BuildHook = Callable[[ModelConfig, AttentionBackend], nn.Module | None]
+"""A family's `build_model`; None for an answer means the core's own."""
+
+
+def build_model(hook: BuildHook | None, config: ModelConfig, attention: AttentionBackend) -> nn.Module:
+    """Make the model on the meta device: the family's own module if its hook answers, else the core's.
+
+    Raises:
+        PluginError: when the family's module does not satisfy `LanguageModel`, or has allocated memory, or when
+            neither the family nor the core can build this kind of config.
+    """
+    with torch.device("meta"):
+        own = hook(config, attention) if hook is not None else None
+        model = own if own is not None else _from_config(config, attention)
+    _check(model)
+    return model
+
+
+def _from_config(config: ModelConfig, attention: AttentionBackend) -> nn.Module:
+    if isinstance(config, DecoderConfig):
+        return Decoder(config, attention)
+    if isinstance(config, EncoderConfig):
+        return Encoder(config, attention)
+    raise PluginError(
+        "the core cannot build a model from this config",
+        where="build_model",
+        expected="DecoderConfig, EncoderConfig, or a module from the family's own build_model",
+        found=type(config).__name__,
+    )
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, LanguageModel):
+        lacking = [name for name in dir(LanguageModel) if not name.startswith("_") and not hasattr(model, name)]
+        raise PluginError(
+            "not a language model",
+            where="build_model",
+            expected="an nn.Module with the members of apr_train.model.protocol.LanguageModel",
+            found=f"{type(model).__name__} without {', '.join(lacking)}",
+        )
+    real = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta]
+    if real:
+        raise PluginError("memory was allocated", where="build_model", expected="meta tensors only", found=", ".join(real))

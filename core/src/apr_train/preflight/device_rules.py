@@ -1,0 +1,118 @@
+"""What only the machine knows: whether the device is there, which attention backend runs, whether memory suffices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from apr_train import rules
+from apr_train.errors import AprTrainError, Finding
+from apr_train.family.config import ModelConfig
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.plugin import Family
+from apr_train.model.attention import MaskKind, Request, choose_backend
+from apr_train.preflight.surroundings import gigabytes
+
+_DEVICE = re.compile(r"(?P<kind>cpu|cuda)(:(?P<index>0|[1-9]\d?))?")
+BYTES = {"fp32": 4, "bf16": 4, "bf16-weights": 2}
+"""Precision → bytes of one stored weight; under autocast the weights stay float32."""
+LOGIT_ELEMENTS = 64 * 2**20
+"""Logits that are in memory at a time, at most (the loss works in chunks)."""
+
+Memory = dict[str, int]
+
+
+def device_findings(device: str) -> list[Finding]:
+    """The device exists on this machine. Imports torch for anything but the CPU."""
+    name = _DEVICE.fullmatch(device)
+    if name is None:
+        return [_no_device(device, "unknown")]
+    if name["kind"] == "cpu":
+        return []
+    import torch
+
+    if not torch.cuda.is_available():
+        return [_no_device(device, "no CUDA device that torch can use")]
+    count = torch.cuda.device_count()
+    return [] if int(name["index"] or 0) < count else [_no_device(device, f"{count} CUDA devices, counted from 0")]
+
+
+def _no_device(device: str, found: str) -> Finding:
+    return Finding(
+        rule=rules.PREFLIGHT_015,
+        subject="--device",
+        problem=f"no device {device} here",
+        expected="cpu, cuda or cuda:N",
+        found=found,
+    )
+
+
+def backend_findings(
+    family: Family, config: ModelConfig, *, device: str, precision: str, mask: MaskKind, forced: str | None
+) -> tuple[list[Finding], str | None]:
+    """The backend that would run, in words with the reasons against the others; or why none can. Imports torch."""
+    if not isinstance(config, DecoderConfig | EncoderConfig):
+        return [], None
+    dtype = "F32" if precision == "fp32" else "BF16"
+    try:
+        request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=mask)
+        return [], str(choose_backend(family.attention_impl(config), request, forced)).removeprefix("attention: ")
+    except AprTrainError as error:
+        return [error.under(rules.PREFLIGHT_015, "attention")], None
+
+
+def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:
+    """Bytes that a training step certainly needs; activations come on top and depend on the backend.
+
+    AdamW keeps two moments in the weights' own type; logits are made in chunks, in that type and in float32.
+    """
+    weight = BYTES[precision]
+    logits = min(tokens * vocab_size, max(LOGIT_ELEMENTS, vocab_size))
+    return {
+        "weights": parameters * weight,
+        "gradients": parameters * weight,
+        "optimizer": 2 * parameters * weight,
+        "logits": logits * (4 if precision == "fp32" else 6),
+    }
+
+
+def memory_findings(memory: Memory, device: str, available: Callable[[str], int | None] | None = None) -> list[Finding]:
+    """A warning if the estimate is more than what is free: an estimate is no proof."""
+    free = (available or free_memory)(device)
+    needed = sum(memory.values())
+    if free is None or needed <= free:
+        return []
+    parts = ", ".join(f"{name} {gigabytes(count)}" for name, count in memory.items())
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_016,
+            subject="--device",
+            problem=f"a step needs more memory than {device} has free ({parts}, activations on top)",
+            expected=f"at least {gigabytes(needed)}",
+            found=gigabytes(free),
+            hint="Train in --precision bf16-weights, or a smaller model.",
+            severity="warning",
+        )
+    ]
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes free on the device; None where nobody can say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0]) if torch.cuda.is_available() else None
+    return _available_on_host()
+
+
+def _available_on_host() -> int | None:
+    """Linux's own estimate of what can be taken without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123  # a kernel interface, not a file of ours
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None  # no such interface on this system: the estimate is left unjudged, as the caller says
+    return None

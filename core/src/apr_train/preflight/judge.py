@@ -1,0 +1,212 @@
+"""The preflight itself: every rule in turn, each on what the ones before it found out, none stopping the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import Factory, define
+
+from apr_train import rules
+from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.structure import kind_of
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.errors import AprTrainError, Finding
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.plugin import Family
+from apr_train.model.attention import mask_kind
+from apr_train.preflight import config_rules
+from apr_train.preflight import device_rules as device
+from apr_train.preflight import family_rules as claims
+from apr_train.preflight import surroundings as environment
+from apr_train.preflight import token_rules as tokens
+from apr_train.preflight.config_keys import config_key_findings
+from apr_train.preflight.report import PreflightInput, Report, Skipped
+from apr_train.preflight.summary import config_facts, file_facts, tensor_facts
+from apr_train.preflight.tensor_rules import TensorReport, provisional_tie, tensor_report
+from apr_train.preflight.value_rules import bogus_values
+
+
+@define
+class _Examination:
+    """What is known so far."""
+
+    asked: PreflightInput
+    findings: list[Finding] = Factory(list)
+    skipped: list[Skipped] = Factory(list)
+    facts: dict[str, Any] = Factory(dict)
+    family: Family | None = None
+    objective: str = "causal-lm"
+    config: ModelConfig | None = None
+    tensors: TensorReport | None = None
+    tokenizer: TokenizerSpec | None = None
+
+    def skip(self, what: str, because: str) -> None:
+        self.skipped.append(Skipped(what, because))
+
+
+def preflight(asked: PreflightInput) -> Report:
+    """Judge a run before it costs anything: from the header, the family and the settings, without tensor data.
+
+    Imports torch only when a device is asked about. Never raises for a bad file or setting: everything is a finding.
+    """
+    seen = _Examination(asked)
+    header = None if asked.header is None else provisional_tie(asked.header)
+    _claims(seen, header)
+    if header is None:
+        _from_scratch(seen)
+    else:
+        _from_file(seen, header)
+    _tokens(seen)
+    _surroundings(seen)
+    _machine(seen)
+    return _report(seen)
+
+
+def _claims(seen: _Examination, header: Header | None) -> None:
+    asked = seen.asked
+    seen.family, findings = claims.choose_family(asked.registry, asked.arch, header)
+    seen.findings += findings
+    seen.objective = asked.objective or (seen.family.info.objectives[0] if seen.family else "causal-lm")
+    encoder = [] if header is None else claims.encoder_findings(header, seen.family, seen.objective)
+    seen.findings += encoder
+    if seen.family is not None:
+        if not encoder:
+            seen.findings += claims.objective_findings(seen.family, seen.objective)
+        if header is not None and asked.arch is not None:
+            seen.findings += claims.identity_findings(header, seen.family.info)
+
+
+def _from_scratch(seen: _Examination) -> None:
+    seen.tokenizer = seen.asked.tokenizer
+    if seen.family is None:
+        seen.skip("config, tokenizer size, positions", "the family is not known")
+        return
+    seen.config, findings = config_rules.config_from_preset(seen.family, seen.asked.preset, seen.asked.vocab_size)
+    seen.findings += findings
+    if seen.config is None:
+        seen.skip("tokenizer size, positions, special ids", "there is no config")
+
+
+def _from_file(seen: _Examination, header: Header) -> None:
+    seen.tokenizer = seen.asked.tokenizer or header.tokenizer
+    seen.facts |= file_facts(header)
+    if seen.tokenizer is None:
+        seen.findings.append(tokens.no_tokenizer(needed=seen.asked.needs_tokenizer))
+    family = seen.family
+    bogus = bogus_values(header)
+    if family is None or kind_of(header) not in (None, family.info.kind):
+        because = (
+            "the family is not known"
+            if family is None
+            else f"{family.name} is {claims.with_article(family.info.kind)}, the file is not"
+        )
+        seen.findings += bogus + config_key_findings(header, None)
+        seen.skip("config, tensor names and shapes, family's own rules", because)
+        return
+    _config(seen, family, header, bogus)
+    _tensors(seen, family, header, bogus)
+    _family(seen, family, header)
+
+
+def _config(seen: _Examination, family: Family, header: Header, bogus: list[Finding]) -> None:
+    config, findings = config_rules.config_from_file(family, header)
+    # a config that fails on a value that cannot be says again what bogus_values says of every such value
+    seen.findings += [finding for finding in findings if not bogus or finding.rule == rules.ARCH_003]
+    seen.findings += config_rules.absent_findings(header, findings)
+    seen.config = None if bogus else config
+    known = {finding.where for finding in findings}
+    seen.findings += [finding for finding in config_key_findings(header, seen.config) if finding.where not in known]
+    if seen.config is None:
+        seen.skip("tensor set both ways, special ids, positions, tokenizer size", "the metadata gives no config")
+
+
+def _tensors(seen: _Examination, family: Family, header: Header, bogus: list[Finding]) -> None:
+    seen.tensors = tensor_report(header, family, seen.config)
+    contradicted = {finding.where for finding in seen.tensors.findings}
+    seen.findings += [finding for finding in bogus if finding.where not in contradicted]
+    seen.findings += seen.tensors.findings
+
+
+def _family(seen: _Examination, family: Family, header: Header) -> None:
+    try:
+        seen.findings += family.validate_family(header, seen.objective)
+    except AprTrainError as error:
+        seen.findings.append(error.under(rules.PREFLIGHT_001, f"{family.name}: validate_family"))
+
+
+def _tokens(seen: _Examination) -> None:
+    config, header = seen.config, seen.asked.header
+    seen.findings += tokens.mask_findings(header, seen.tokenizer, seen.objective)
+    if config is None:
+        return
+    if seen.tokenizer is not None:
+        seen.findings += tokens.kind_findings(seen.tokenizer)
+        seen.findings += tokens.size_findings(seen.tokenizer, config, from_scratch=header is None)
+    seen.findings += tokens.special_id_findings(header, seen.tokenizer, config)
+    if seen.asked.corpus_max_id is not None:
+        seen.findings += tokens.corpus_findings(seen.asked.corpus_max_id, config)
+
+
+def _surroundings(seen: _Examination) -> None:
+    asked = seen.asked
+    if asked.sequence_length is not None and seen.config is not None:
+        seen.findings += environment.sequence_findings(asked.sequence_length, seen.config)
+    if asked.out is None:
+        return
+    seen.findings += environment.out_findings(asked.out)
+    if (parameters := _parameters(seen)) is not None:
+        weight_bytes = device.BYTES[asked.precision]
+        seen.findings += environment.disk_findings(asked.out, parameters, asked.checkpoints, weight_bytes=weight_bytes)
+
+
+def _machine(seen: _Examination) -> None:
+    asked = seen.asked
+    if asked.device is None:
+        return
+    missing = device.device_findings(asked.device)
+    seen.findings += missing
+    if missing or seen.family is None or seen.config is None:
+        seen.skip("attention backend, memory", "the device is not here" if missing else "there is no config")
+        return
+    findings, seen.facts["attention"] = device.backend_findings(
+        seen.family,
+        seen.config,
+        device=asked.device,
+        precision=asked.precision,
+        mask=mask_kind(seen.objective, document_mask=asked.document_mask),
+        forced=asked.attention,
+    )
+    seen.findings += findings
+    if (parameters := _parameters(seen)) is not None:
+        batch = asked.batch_size * (asked.sequence_length or seen.config.usable_positions)
+        memory = device.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision)
+        seen.facts["memory"] = memory
+        seen.findings += device.memory_findings(memory, asked.device)
+
+
+def _parameters(seen: _Examination) -> int | None:
+    """Parameters of the model that would be trained; None while there is no name map."""
+    if seen.tensors is not None and seen.tensors.name_map is not None:
+        return environment.parameter_count(seen.tensors.name_map)
+    if seen.family is None or seen.config is None or seen.asked.header is not None:
+        return None
+    return environment.parameter_count(seen.family.map_tensor_names(seen.config, Layout()))
+
+
+def _report(seen: _Examination) -> Report:
+    tensors = seen.tensors
+    facts = seen.facts | config_facts(seen.config, seen.family, seen.tokenizer) | tensor_facts(seen.asked.header, tensors)
+    return Report(
+        findings=tuple(sorted(seen.findings, key=lambda finding: finding.severity != "error")),
+        explained=() if tensors is None else tensors.explained,
+        skipped=tuple(seen.skipped),
+        facts=facts,
+        family=seen.family,
+        objective=seen.objective,
+        config=seen.config,
+        layout=None if tensors is None else tensors.layout,
+        name_map=None if tensors is None else tensors.name_map,
+        plan=None if tensors is None else tensors.plan,
+        tokenizer=seen.tokenizer,
+    )

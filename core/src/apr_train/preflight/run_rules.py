@@ -1,0 +1,81 @@
+"""What a run meets that neither checkpoint nor family decides: the machine, the disk, the text, the run's name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from apr_train import rules
+from apr_train.data.sources import require_text
+from apr_train.data.special_tokens import separator_id
+from apr_train.data.tokenizer import build_tokenizer
+from apr_train.errors import AprTrainError, DataError, Finding, RunError
+from apr_train.preflight import Report
+from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.resume import Resume
+from apr_train.run.settings import ModelSettings, RunSettings, Settings
+
+
+def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
+    """How many checkpoints lie there at one time on top of those that do now, the one that is being written included."""
+    done = 0 if resume is None or resume.checkpoint is None else resume.checkpoint.step
+    if done >= run.steps:
+        return 0
+    every = run.save_every or run.steps
+    left = -(-run.steps // every) - done // every
+    there = 0 if resume is None else len(checkpoints(resume.folder))
+    return min(left, max(1, run.keep + 1 - there)) if run.keep else left
+
+
+def outside_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
+    """The text of `--data` is there; of a new run, the name is free, and nothing but the file says what `--init` is."""
+    texts = [finding for item in settings.data.data for finding in _text_findings(item)]
+    return texts if resume is not None else [*texts, *_name_findings(settings.run), *_preset_findings(settings.model)]
+
+
+def _text_findings(item: str) -> list[Finding]:
+    try:
+        require_text(item)
+    except DataError as error:
+        return [error.under(rules.PREFLIGHT_019, "--data")]
+    return []
+
+
+def _name_findings(run: RunSettings) -> list[Finding]:
+    if run.run is None or not os.path.isdir(folder := Path(run.out, run.run)):  # noqa: PTH112  # Path's raises for a long name
+        return []
+    try:
+        require_unused(folder)
+    except RunError as error:
+        return [error.under(rules.PREFLIGHT_013)]
+    return []
+
+
+def _preset_findings(model: ModelSettings) -> list[Finding]:
+    if model.init is None:
+        return []
+    given = {"--preset": model.preset, "--vocab-size": model.vocab_size}
+    return [
+        Finding(
+            rule=rules.ARCH_003,
+            subject=option,
+            problem="with --init the config comes from the file, never from a preset",
+            expected=f"no {option}",
+            found=str(value),
+            hint="Leave it out, or leave out --init to train from scratch.",
+        )
+        for option, value in given.items()
+        if value is not None
+    ]
+
+
+def separator_findings(report: Report) -> list[Finding]:
+    """Of the tokenizer: that it can be built, and has a token to end a document with."""
+    tokenizer = report.tokenizer
+    if tokenizer is None or any(finding.rule == rules.PREFLIGHT_018 for finding in report.findings):
+        return []
+    try:
+        separator_id(build_tokenizer(tokenizer))
+    except AprTrainError as error:
+        return [error.under(rules.PREFLIGHT_018, tokenizer.origin)]
+    return []

@@ -1,0 +1,160 @@
+"""Token ids against the embedding: the tokenizer's size, special ids, the mask token, an already tokenised corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_train import rules
+from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.errors import Finding
+from apr_train.family.config import ModelConfig
+
+MASK_SPELLINGS = ("<mask>", "[MASK]", "<|mask|>")
+ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "sep_token_id", "cls_token_id", "unk_token_id")
+UNSET = -1
+"""Older configs write -1 for a padding token that does not exist."""
+
+
+def size_findings(tokenizer: TokenizerSpec, config: ModelConfig, *, from_scratch: bool) -> list[Finding]:
+    """More strings than rows never; fewer only for a checkpoint, where the rest of the rows are reserved."""
+    size, rows = tokenizer.size, config.vocab_size
+    if size == rows or (size < rows and not from_scratch):
+        return []
+    larger = size > rows
+    return [
+        Finding(
+            rule=rules.ARCH_006 if larger and from_scratch else rules.ARCH_010,
+            subject=tokenizer.origin or "tokenizer",
+            problem=_size_problem(size, rows, larger=larger, from_scratch=from_scratch),
+            expected=f"{rows} tokens" if from_scratch else f"at most {rows} tokens",
+            found=f"{size} tokens",
+            hint=_size_hint(size, from_scratch),
+        )
+    ]
+
+
+def _size_problem(size: int, rows: int, *, larger: bool, from_scratch: bool) -> str:
+    target = "from-scratch target" if from_scratch else "checkpoint"
+    if larger and from_scratch:
+        return f"a tokenizer of {size} tokens does not fit the {target} of {rows} rows (also {rules.ARCH_010})"
+    if larger:
+        return f"a tokenizer of {size} tokens is out of the bounds of the {target}'s {rows} rows"
+    return f"a tokenizer of {size} tokens leaves rows of the {target} of {rows} untrained"
+
+
+def _size_hint(size: int, from_scratch: bool) -> str:
+    if from_scratch:
+        return f"Choose the target with --vocab-size {size}, or another tokenizer."
+    return "Take the checkpoint's own tokenizer."
+
+
+def kind_findings(tokenizer: TokenizerSpec) -> list[Finding]:
+    """A kind that metadata cannot hold needs its tokenizer.json."""
+    if tokenizer.json is not None or tokenizer.model == "bpe":
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_018,
+            subject=tokenizer.origin or "tokenizer",
+            problem=f"a {tokenizer.model} tokenizer cannot be rebuilt from the checkpoint's metadata",
+            expected="a byte-level BPE with vocabulary and merges, or a tokenizer.json",
+            found=tokenizer.model,
+            hint="Give the model's tokenizer.json with --tokenizer.",
+        )
+    ]
+
+
+def special_id_findings(header: Header | None, tokenizer: TokenizerSpec | None, config: ModelConfig) -> list[Finding]:
+    """Every special id that metadata or tokenizer name lies inside the vocabulary."""
+    named: dict[str, Any] = {}
+    if tokenizer is not None:
+        named |= {f"{tokenizer.origin or 'tokenizer'} [{name}]": value for name, value in tokenizer.special_ids.items()}
+    if header is not None:
+        named |= {f"{header.path} [{key}]": value for key, value in _ids(header.config).items()}
+    return [
+        _special(where, value, config.vocab_size) for where, value in named.items() if not _inside(value, config.vocab_size)
+    ]
+
+
+def _ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that are there, lists taken apart (a Llama 3 has three ends of text)."""
+    ids: dict[str, Any] = {}
+    for key in ID_KEYS:
+        value = config.get(key)
+        items = value if isinstance(value, list) else [value]
+        ids |= {
+            key if len(items) == 1 else f"{key}.{place}": item for place, item in enumerate(items) if item not in (None, UNSET)
+        }
+    return ids
+
+
+def _inside(value: Any, rows: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows
+
+
+def _special(where: str, value: Any, rows: int) -> Finding:
+    return Finding(
+        rule=rules.PREFLIGHT_010,
+        subject=where,
+        problem="a special token id outside the vocabulary",
+        expected=f"0 to {rows - 1}",
+        found=f"{value!r:.40}",
+    )
+
+
+def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, objective: str) -> list[Finding]:
+    """Masked-language modelling needs a token to mask with."""
+    if objective != "masked-lm" or tokenizer is None or mask_id(header, tokenizer) is not None:
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_011,
+            subject=tokenizer.origin or "tokenizer",
+            problem="the masked-lm objective needs a mask token and the tokenizer has none",
+            expected=f"a special token such as {MASK_SPELLINGS[0]}",
+            found="no mask token",
+            hint="Take the tokenizer that the encoder was trained with.",
+        )
+    ]
+
+
+def mask_id(header: Header | None, tokenizer: TokenizerSpec) -> int | None:
+    """The id of the mask token: as the tokenizer or the metadata say, else by the usual spellings."""
+    stated = tokenizer.special_ids.get("mask", header.config.get("mask_token_id") if header else None)
+    if isinstance(stated, int):
+        return stated
+    added = (token.id for token in tokenizer.added_tokens if token.content in MASK_SPELLINGS)
+    plain = (tokenizer.vocabulary.index(word) for word in MASK_SPELLINGS if word in tokenizer.vocabulary)
+    return next(added, next(plain, None))
+
+
+def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:
+    """No token of the corpus lies outside the embedding."""
+    if 0 <= corpus_max_id < config.vocab_size:
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_012,
+            subject="the tokenised corpus",
+            problem="a token id outside the embedding",
+            expected=f"0 to {config.vocab_size - 1}",
+            found=f"{corpus_max_id} as the largest",
+            hint="The corpus was tokenised for another model.",
+        )
+    ]
+
+
+def no_tokenizer(*, needed: bool) -> Finding:
+    """A checkpoint can be checked without one, not trained on text: new ids would mean nothing to its weights."""
+    consequence = "the ids of its text are not known" if needed else "its size is not checked"
+    return Finding(
+        rule=rules.PREFLIGHT_017,
+        subject="tokenizer",
+        problem=f"the checkpoint carries no tokenizer and none was given: {consequence}",
+        expected="a tokenizer in the file, beside it, or --tokenizer",
+        found="nothing",
+        hint="Give the tokenizer.json that it was trained with, with --tokenizer.",
+        severity="error" if needed else "warning",
+    )

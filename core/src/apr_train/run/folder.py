@@ -1,0 +1,142 @@
+"""runs/NAME: its name, what lies where in it, and which checkpoints it holds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from attrs import frozen
+
+from apr_train.atomic import clear_litter
+from apr_train.errors import OutputError, RunError
+from apr_train.run.lock import FILE as LOCK
+from apr_train.run.lock import InUseError, locked
+
+CONFIG = "config.toml"
+IDENTITY = "identity.json"
+METRICS = "metrics.jsonl"
+MODEL = "model.apr"
+CARD = "MODEL_CARD.md"
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+_STEP = re.compile(r"step-(\d{6,})")
+_DYING = ".removed-"
+
+
+@frozen
+class StepFolder:
+    """A checkpoint: `step-000500/` with model.apr, optimizer.safetensors and state.json."""
+
+    path: Path
+    step: int
+
+
+def step_name(step: int) -> str:
+    """`step-000500`."""
+    return f"step-{step:06d}"
+
+
+@contextmanager
+def new_run_folder(out: Path, name: str | None, stem: str) -> Iterator[Path]:
+    """Make the folder of a new run and hold it: `name` as asked, else `stem`, or `stem-2` and so on if that is taken.
+
+    Raises:
+        InUseError: when the folder of the name that was asked for holds something, or is another process's.
+        OutputError: when it cannot be made.
+    """
+    with ExitStack() as held:
+        yield held.enter_context(_taken(out / name)) if name is not None else _take_first(out, stem, held)
+
+
+def _take_first(out: Path, stem: str, held: ExitStack) -> Path:
+    numbers = count(2)
+    folder = out / stem
+    while True:
+        with suppress(InUseError):
+            return held.enter_context(_taken(folder))
+        folder = out / f"{stem}-{next(numbers)}"
+
+
+@contextmanager
+def _taken(folder: Path) -> Iterator[Path]:
+    require_unused(folder)  # before a lock is put into what is somebody's
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"the run's folder cannot be made ({error.strerror})"
+        raise OutputError(problem, where=folder, hint="Take another --run or --out.") from error
+    with locked(folder):
+        require_unused(folder)
+        yield folder
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse a folder that a new run cannot have; one in which a start ended before it trained anything is free again.
+
+    Raises:
+        InUseError: when something else is in it, or it is a file.
+    """
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise InUseError("the run's folder is a file", where=folder, hint="Take another --run.") from error
+    if not _nothing_trained(entries):
+        resume = f"Continue it with --resume {shlex.quote(str(folder))}, or take" if (folder / CONFIG).exists() else "Take"
+        raise InUseError("the run's folder is not empty", where=folder, hint=f"{resume} another --run.")
+
+
+def _nothing_trained(entries: list[Path]) -> bool:
+    """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
+    names = {entry.name for entry in entries if not (entry.name.startswith(".") and entry.name.endswith(".part"))}
+    ours = names <= {LOCK, IDENTITY, CONFIG, METRICS} and (IDENTITY in names or not names & {CONFIG, METRICS})
+    return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
+
+
+def checkpoints(folder: Path) -> list[StepFolder]:
+    """The whole checkpoints of a run, oldest first; a half-written one has another name and is not among them."""
+    found = [(entry, _STEP.fullmatch(entry.name)) for entry in folder.iterdir()] if folder.is_dir() else []
+    folders = [StepFolder(entry, int(match[1])) for entry, match in found if match and entry.is_dir()]
+    return sorted(folders, key=lambda item: item.step)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, StepFolder | None]:
+    """The run's folder and the checkpoint to go on from: the latest of `runs/NAME`, or `runs/NAME/step-000500` itself.
+
+    None instead of a checkpoint: the run was interrupted before its first one.
+
+    Raises:
+        RunError: when this is no run.
+    """
+    match = _STEP.fullmatch(path.name)
+    if match and (path.parent / CONFIG).exists() and path.is_dir():
+        return path.parent, StepFolder(path, int(match[1]))
+    if (path / CONFIG).exists():
+        whole = checkpoints(path)
+        return path, whole[-1] if whole else None
+    found = "no such folder" if not path.exists() else "nothing of the kind"
+    raise RunError("this is no run", where=path, expected=f"a folder with {CONFIG}, or a {step_name(500)} in one", found=found)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint so that no moment leaves half of one under its name."""
+    dying = folder.with_name(_DYING + folder.name)
+    shutil.rmtree(dying, ignore_errors=True)  # what an earlier kill left; if it resists, the rename says so
+    folder.rename(dying)
+    shutil.rmtree(dying)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints (0: all), and clear away what killed writers and removals left."""
+    for leftover in folder.glob(f"{_DYING}*"):
+        shutil.rmtree(leftover)
+    for leftover in folder.glob(".step-*.part"):
+        clear_litter(folder / leftover.name[1:].partition(".")[0])
+    for old in checkpoints(folder)[:-keep] if keep else []:
+        remove_checkpoint(old.path)

@@ -1,0 +1,124 @@
+"""metrics.jsonl: one line a step, readable while the run goes on, cut back at a resume. Schema: docs/metrics.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+from attrs import field, frozen
+
+from apr_train.atomic import write_all, write_file
+from apr_train.errors import OutputError, RunError
+from apr_train.run.folder import METRICS
+
+FILE = METRICS
+MEASURED = ("tokens_per_s", "step_time", "memory")
+"""Fields that differ between two runs that are otherwise equal bit for bit."""
+
+
+def _unit(unit: str, text: str, **arguments: Any) -> Any:
+    return field(metadata={"unit": unit, "text": text}, **arguments)
+
+
+@frozen(kw_only=True)
+class Metrics:
+    """One line; a field that does not apply is left out."""
+
+    step: int = _unit("steps", "Optimizer steps done; 0 is before the first one and has a validation only.")
+    loss: float | None = _unit("nats", "Mean loss per target token over the step, before its update.", default=None)
+    lr: float | None = _unit("", "Learning rate of the step.", default=None)
+    grad_norm: float | None = _unit("", "Norm of the whole gradient, before clipping.", default=None)
+    targets: int | None = _unit("tokens", "Target tokens of the step: those that the loss counts.", default=None)
+    tokens: int | None = _unit("tokens", "Tokens that the model has read since step 0.", default=None)
+    tokens_per_s: float | None = _unit("tokens/s", "Tokens read in the step by the time that it took.", default=None)
+    step_time: float | None = _unit("s", "Time of the step, without validation and saving.", default=None)
+    memory: int | None = _unit("bytes", "Peak so far: resident memory on a CPU, allocated memory on CUDA.", default=None)
+    val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
+    perplexity: float | None = _unit("", "exp(val_loss).", default=None)
+    val_accuracy: float | None = _unit("", "Masked-LM: share of masked tokens that are predicted right.", default=None)
+
+    def to_json(self) -> str:
+        """One line without its newline."""
+        return json.dumps({name: value for name, value in attrs.asdict(self).items() if value is not None}, allow_nan=False)
+
+
+def perplexity(loss: float) -> float | None:
+    """`exp(loss)`; None where that is no finite number."""
+    return math.exp(loss) if loss < 700 else None
+
+
+class MetricsFile:
+    """Appends lines; each is on its way to the disk when `write` returns, and on it after `sync`.
+
+    Raises:
+        OutputError: from every method, when the disk is full or fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._output_errors():
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, metrics: Metrics) -> None:
+        """Append one line."""
+        with self._output_errors():
+            write_all(self._file, f"{metrics.to_json()}\n".encode())
+
+    def sync(self) -> None:
+        """Wait for the disk; done before a checkpoint, which must not know more steps than this file."""
+        with self._output_errors():
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _output_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hint = "Mend that, then go on with --resume."
+            raise OutputError(f"cannot be written ({error.strerror})", where=self._path, hint=hint) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Read the lines back; a last line that was cut off by a crash is left out.
+
+    Raises:
+        RunError: for any other line that is not as documented.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    known = set(attrs.fields_dict(Metrics))
+    read = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RunError(f"line {number} is not JSON: {error.msg}", where=path) from error
+        if not isinstance(values, dict) or "step" not in values or set(values) - known:
+            raise RunError(f"line {number} is not a line of metrics", where=path, expected=f"keys among {sorted(known)}")
+        read.append(Metrics(**values))
+    return read
+
+
+def cut_back(path: Path, step: int) -> list[Metrics]:
+    """Keep the lines up to `step` and forget later ones, a half-written one included; returns what is kept.
+
+    At step 0 that is nothing: a run that stands there measures its start again.
+
+    Raises:
+        OutputError: when the file cannot be written; it is then as it was.
+    """
+    kept = [line for line in read_metrics(path) if line.step <= step] if step and path.exists() else []
+    write_file(path, "".join(line.to_json() + "\n" for line in kept).encode("utf-8"))
+    return kept

@@ -1,0 +1,105 @@
+"""A run's folder read back: metrics, settings, preflight, sample."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from apr_train.errors import RunError
+from apr_train.run.card_text import Card, parse_card
+from apr_train.run.folder import CARD, CONFIG
+from apr_train.run.metrics import FILE as METRICS
+from apr_train.run.metrics import Metrics, read_metrics
+from apr_train.run.paths import run_of
+from apr_train.run.settings_file import read_toml
+
+
+@frozen(kw_only=True)
+class Record:
+    """What a run's folder holds, checked."""
+
+    folder: Path
+    label: str
+    """How the run is called beside the others."""
+    lines: tuple[Metrics, ...] = field(repr=False)
+    """At least one, by step."""
+    settings: Mapping[str, Any] = field(repr=False)
+    """`optimizer.lr` → value; what is None is left out."""
+    card: Card | None = field(repr=False)
+    """None while the run has not ended."""
+
+    @property
+    def measured(self) -> tuple[Metrics, ...]:
+        """The lines with a validation."""
+        return tuple(line for line in self.lines if line.val_loss is not None)
+
+
+def read_records(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
+    """Read several runs; those of the same name are told apart by their paths.
+
+    Raises:
+        RunError: as `read_record`, or a run that is named twice.
+    """
+    records = [read_record(path) for path in paths]
+    folders = Counter(record.folder.resolve() for record in records)
+    twice = [str(folder) for folder, count in folders.items() if count > 1]
+    if twice:
+        raise RunError("a run is named twice", where=", ".join(twice))
+    names = Counter(record.label for record in records)
+    return [attrs.evolve(item, label=str(item.folder)) if names[item.label] > 1 else item for item in records]
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """Read one run: its folder, or a checkpoint in it.
+
+    Raises:
+        RunError: no such folder, a run without metrics, or a damaged line (by number).
+        ConfigError: settings that cannot be read.
+    """
+    given = Path(path)
+    folder = (run_of(given) if given.exists() else None) or given
+    if not folder.is_dir():
+        raise RunError("no such run", where=given, expected=f"a folder with {CONFIG} and {METRICS}")
+    lines = _lines(folder / METRICS)
+    card = folder / CARD
+    groups = attrs.asdict(read_toml(folder / CONFIG))
+    return Record(
+        folder=folder,
+        label=folder.resolve().name,
+        lines=tuple(lines),
+        settings={
+            f"{group}.{name}": value for group, values in groups.items() for name, value in values.items() if value is not None
+        },
+        card=parse_card(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None,
+    )
+
+
+def _lines(path: Path) -> list[Metrics]:
+    hint = "Give the folder that a training run wrote: runs/NAME."
+    if not path.is_file():
+        raise RunError("the run has no metrics", where=path.parent, expected=METRICS, found="no such file", hint=hint)
+    try:
+        lines = read_metrics(path)
+    except UnicodeDecodeError as error:
+        raise RunError("the metrics are not UTF-8", where=path, found=f"byte {error.start}") from error
+    if not lines:
+        raise RunError("the run has no metrics yet", where=path, found="no line", hint="Wait for its first validation.")
+    for number, line in enumerate(lines, 1):
+        _check(line, number, path, lines[number - 2].step if number > 1 else -1)
+    return lines
+
+
+def _check(line: Metrics, number: int, path: Path, before: int) -> None:
+    """What `read_metrics` leaves open: every value is a number, and steps go up."""
+    for name, value in attrs.asdict(line).items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RunError(f"line {number}: {name} is no number", where=path, found=repr(value)[:80])
+    if not isinstance(line.step, int) or line.step <= before:
+        expected = f"a whole number above {before}"
+        raise RunError(f"line {number}: the step is wrong", where=path, expected=expected, found=line.step)

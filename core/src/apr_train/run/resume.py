@@ -1,0 +1,75 @@
+"""Going on with a run: from which checkpoint, with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from attrs import frozen
+
+from apr_train.errors import RunError
+from apr_train.run.folder import CONFIG, MODEL, StepFolder, find_checkpoint
+from apr_train.run.settings import Settings
+from apr_train.run.settings_file import check_resume, read_toml, with_values
+
+
+@frozen(kw_only=True)
+class Resume:
+    """A run that goes on."""
+
+    path: Path
+    """What the user named: the run, or one checkpoint in it."""
+    folder: Path
+    checkpoint: StepFolder | None
+    """None: the run was interrupted before its first checkpoint and starts over."""
+    settings: Settings
+
+    @property
+    def model_path(self) -> str | None:
+        """Where the weights are; None when the run starts over."""
+        return None if self.checkpoint is None else str(self.checkpoint.path / MODEL)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+    def require_unchanged(self) -> None:
+        """Look again, now that the folder is held: another process may have gone on, or gone back, since the first look.
+
+        Raises:
+            RunError: when another checkpoint is the one to go on from.
+        """
+        _, now = find_checkpoint(self.path)
+        if now != self.checkpoint:
+            planned, found = ("no checkpoint" if item is None else item.path.name for item in (self.checkpoint, now))
+            hint = "Give the same command again."
+            raise RunError("the run went on meanwhile", where=self.folder, expected=planned, found=found, hint=hint)
+
+
+def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume:
+    """Find the run, and put those settings that the user stated on top of its own.
+
+    Args:
+        path: `runs/NAME`, or one checkpoint in it.
+        wanted: holds the stated values.
+        stated: the names of the fields that count.
+
+    Raises:
+        RunError: when there is no run, or a setting differs that must not.
+        ConfigError: when its config.toml is damaged.
+    """
+    folder, checkpoint = find_checkpoint(path)
+    started = read_toml(folder / CONFIG)
+    values = {
+        name: getattr(group, name)
+        for group in (wanted.model, wanted.data, wanted.optimizer, wanted.run)
+        for name in stated
+        if hasattr(group, name)
+    }
+    wanted = with_values(started, values)
+    check_resume(started, wanted)
+    if checkpoint is not None and checkpoint.step > wanted.run.steps:
+        expected, found = f"at least {checkpoint.step}, where the checkpoint stands", wanted.run.steps
+        raise RunError("the run is beyond its last step already", where="--steps", expected=expected, found=found)
+    return Resume(path=path, folder=folder, checkpoint=checkpoint, settings=wanted)

@@ -1,0 +1,151 @@
+"""Every setting of a training run: four frozen groups, which are the tables of `--config run.toml`."""
+
+from __future__ import annotations
+
+from attrs import Factory, frozen
+
+from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.run.option import option
+
+MAX_SEED = 2**63 - 1
+"""What torch and TOML have room for."""
+
+
+@frozen(kw_only=True)
+class ModelSettings:
+    """[model]: what is trained, and from where."""
+
+    arch: str | None = option(
+        None, "Family to train; may be left out when exactly one installed family claims --init.", kind=str
+    )
+    init: str | None = option(
+        None,
+        "Checkpoint to start from: .apr, safetensors, GGUF, or a Hugging Face folder. Without it: from scratch.",
+        kind=str,
+        decides=False,
+    )
+    preset: str | None = option(None, "Named config of the family, for a run without --init.", kind=str)
+    tokenizer: str | None = option(
+        None,
+        "A tokenizer.json; otherwise the checkpoint's own, or, without --init, one trained on the corpus.",
+        kind=str,
+        decides=False,
+    )
+    vocab_size: int | None = option(None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1)
+    rope_layout: str | None = option(
+        None,
+        "Order of the rows of q and k in --init, for a file that does not say.",
+        kind=str,
+        choices=("split-half", "adjacent"),
+        decides=False,
+    )
+    objective: str | None = option(
+        None, "What is learnt; the family's first objective by default.", kind=str, choices=("causal-lm", "masked-lm")
+    )
+    attention: str | None = option(None, "Force one attention backend, or fail with its reason.", kind=str)
+
+
+@frozen(kw_only=True)
+class DataSettings:
+    """[data]: what it is trained on, and in which portions."""
+
+    data: tuple[str, ...] = option(
+        (),
+        "Files, folders, globs or JSONL; without it the Python standard library's own source.",
+        kind=str,
+        many=True,
+        decides=False,
+    )
+    validation_fraction: float = option(0.05, "Share of the documents that is held out.", kind=float, above=0, maximum=0.9)
+    sequence_length: int | None = option(None, "Tokens in a row.", kind=int, minimum=3)
+    batch_size: int | None = option(None, "Rows in one forward and backward pass.", kind=int, minimum=1)
+    accumulate: int = option(1, "Passes whose gradients make one step.", kind=int, minimum=1)
+    document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
+    mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
+    val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1, decides=False)
+
+    @property
+    def corpus(self) -> CorpusSettings:
+        """What decides the text and its two sides."""
+        return CorpusSettings(data=self.data, validation_fraction=self.validation_fraction)
+
+
+@frozen(kw_only=True)
+class OptimizerSettings:
+    """[optimizer]: AdamW and the way of its learning rate."""
+
+    lr: float | None = option(None, "Peak learning rate.", kind=float, above=0)
+    schedule: str = option(
+        "cosine", "How the rate falls after warm-up.", kind=str, choices=("cosine", "linear", "constant", "wsd")
+    )
+    warmup_steps: int | None = option(None, "Steps of linear warm-up.", kind=int, minimum=0)
+    min_lr_ratio: float = option(0.1, "Where the rate ends, as a share of the peak.", kind=float, minimum=0, maximum=1)
+    decay_ratio: float = option(0.2, "wsd: share of all steps in which the rate falls.", kind=float, minimum=0, maximum=1)
+    weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", kind=float, minimum=0)
+    beta1: float = option(0.9, "AdamW's first-moment decay.", kind=float, minimum=0, maximum=0.9999)
+    beta2: float = option(0.95, "AdamW's second-moment decay.", kind=float, minimum=0, maximum=0.9999)
+    eps: float = option(1e-8, "AdamW's epsilon.", kind=float, above=0)
+    clip_norm: float = option(1.0, "Largest gradient norm; 0 does not clip.", kind=float, minimum=0)
+
+
+@frozen(kw_only=True)
+class RunSettings:
+    """[run]: how long, how, and what is written."""
+
+    run: str | None = option(None, "Name of the run's folder; made from the model's name otherwise.", kind=str, decides=False)
+    out: str = option("runs", "Folder that holds the runs.", kind=str, decides=False)
+    steps: int = option(
+        200, "Optimizer steps in all; 0 only loads, validates and writes.", kind=int, minimum=0, may_change=True
+    )
+    val_every: int = option(
+        50, "Steps between validations; 0 for first and last only.", kind=int, minimum=0, may_change=True, decides=False
+    )
+    save_every: int = option(
+        100, "Steps between checkpoints; 0 for the last only.", kind=int, minimum=0, may_change=True, decides=False
+    )
+    keep: int = option(2, "Checkpoints that are kept; 0 keeps all.", kind=int, minimum=0, may_change=True, decides=False)
+    log_every: int = option(
+        10, "Steps between lines when there is no terminal.", kind=int, minimum=1, may_change=True, decides=False
+    )
+    precision: str | None = option(
+        None,
+        "fp32; bf16: float32 weights under autocast; bf16-weights: everything in bfloat16. bf16 where the hardware has it.",
+        kind=str,
+        choices=("fp32", "bf16", "bf16-weights"),
+    )
+    compile: bool = option(False, "Compile the blocks with torch.compile.", kind=bool)
+    recompute: bool = option(False, "Recompute each block in the backward pass: less memory, more time.", kind=bool)
+    device: str | None = option(None, "cpu or cuda; cuda when there is one.", kind=str, decides=False)
+    threads: int | None = option(
+        None, "CPU threads; torch's own choice otherwise.", kind=int, minimum=1, may_change=True, decides=False
+    )
+    seed: int = option(0, "Seed of initialisation, data order, masking and dropout.", kind=int, minimum=0, maximum=MAX_SEED)
+    deterministic: bool = option(False, "Deterministic algorithms, on CUDA slower.", kind=bool)
+    allow_cold_init: bool = option(
+        False,
+        "Go on although the loss at step 0 says that the weights of --init know nothing.",
+        kind=bool,
+        may_change=True,
+        decides=False,
+    )
+    prompt: str | None = option(None, "Start of the sample that ends a run.", kind=str, may_change=True, decides=False)
+    sample_tokens: int = option(32, "Tokens of that sample; 0 for none.", kind=int, minimum=0, may_change=True, decides=False)
+
+
+@frozen(kw_only=True)
+class Settings:
+    """All settings of a run."""
+
+    model: ModelSettings = Factory(ModelSettings)
+    data: DataSettings = Factory(DataSettings)
+    optimizer: OptimizerSettings = Factory(OptimizerSettings)
+    run: RunSettings = Factory(RunSettings)
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "optimizer": OptimizerSettings,
+    "run": RunSettings,
+}
+"""TOML table → its class."""

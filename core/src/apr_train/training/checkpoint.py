@@ -1,0 +1,139 @@
+"""Checkpoints that a run can go on from, bit for bit: model.apr, optimizer.safetensors, state.json.
+
+Written into a folder of another name, synced, then renamed as a whole: what is called `step-000500` is complete.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from apr_train import rules
+from apr_train.atomic import replace_folder
+from apr_train.checkpoint.header import TensorInfo
+from apr_train.checkpoint.safetensors_writer import write_safetensors
+from apr_train.errors import FormatError
+from apr_train.model.tensors import DTYPE_NAMES, to_view
+from apr_train.run.folder import MODEL, OPTIMIZER, STATE, prune, step_name
+from apr_train.training.optimizer import optimizer_tensors, restore_optimizer
+from apr_train.training.step import NonFiniteError
+
+VERSION = 1
+
+
+class ModelWriter(Protocol):
+    """Writes the model with everything that belongs to it into one file."""
+
+    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+        """Write `path`; the same model at the same step gives the same bytes."""
+        ...
+
+
+def rng_state(device: torch.device) -> dict[str, str]:
+    """torch's random generators as text: the only global ones that the loop draws from (dropout)."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: base64.b64encode(value.numpy().tobytes()).decode("ascii") for name, value in state.items()}
+
+
+def restore_rng(state: Mapping[str, str], device: torch.device) -> None:
+    """Put the generators back."""
+    decoded = {name: torch.frombuffer(bytearray(base64.b64decode(value)), dtype=torch.uint8) for name, value in state.items()}
+    torch.set_rng_state(decoded["cpu"])
+    if device.type == "cuda" and "cuda" in decoded:
+        torch.cuda.set_rng_state(decoded["cuda"], device)
+
+
+def save_checkpoint(
+    folder: Path,
+    state: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    write_model: ModelWriter,
+    keep: int,
+) -> Path:
+    """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
+
+    Raises:
+        NonFiniteError: when a weight is not finite; nothing is written or removed then.
+        OutputError: when it cannot be written; nothing is removed then.
+    """
+    target = folder / step_name(state["step"])
+    if not target.exists():
+        if broken_weights(model):
+            raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
+        with replace_folder(target) as beside:
+            write_model(beside / MODEL, model, step=state["step"])
+            _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
+            (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
+    prune(folder, keep)
+    return target
+
+
+def broken_weights(model: nn.Module) -> list[str]:
+    """The names of the parameters in which something is NaN or infinite."""
+    return [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    infos = [TensorInfo(name, DTYPE_NAMES[item.dtype], tuple(item.shape), item.nbytes) for name, item in tensors.items()]
+    write_safetensors(path, infos, lambda name: [to_view(tensors[name]).data])
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's state.json.
+
+    Raises:
+        FormatError: when it is not what `save_checkpoint` writes.
+    """
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError("not a checkpoint's state", path=path, found=str(error)) from error
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        raise FormatError("another version of the state", path=path, field="version", expected=VERSION, found=found)
+    wanted = {"step": int, "tokens": int, "data": dict, "rng": dict}
+    for name, kind in wanted.items():
+        if not isinstance(state.get(name), kind):
+            raise FormatError("not a checkpoint's state", path=path, field=name, expected=kind.__name__, found=state.get(name))
+    _check_rng(state["rng"], path)
+    return state
+
+
+def _check_rng(state: dict[str, Any], path: Path) -> None:
+    """The CPU's generator has its state there, and it has the length that torch takes."""
+    expected = torch.get_rng_state().numel()
+    try:
+        found = len(base64.b64decode(state["cpu"], validate=True))
+    except (KeyError, TypeError, ValueError):
+        found = 0
+    if found != expected:
+        expects = f"{expected} bytes in base64"
+        raise FormatError("not a state of the random generator", path=path, field="rng.cpu", expected=expects, found=found)
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+    """Read the optimizer's state at `step` back.
+
+    Raises:
+        FormatError: when the file is damaged.
+        RunError: when it is of another model.
+    """
+    path = checkpoint / OPTIMIZER
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FormatError("cannot read the optimizer's state", path=path, found=str(error)) from error
+    restore_optimizer(model, optimizer, tensors, step=step)

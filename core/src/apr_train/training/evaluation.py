@@ -1,0 +1,87 @@
+"""The loss on held-out rows, and the verdict on the weights before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from apr_train import rules
+from apr_train.data.batch import Batch
+from apr_train.data.objective import head_loss, predicted_positions, right_predictions
+from apr_train.errors import RunError
+from apr_train.family.card import Objective
+from apr_train.model.acceleration import uncompiled
+from apr_train.model.device import Precision
+
+
+@frozen(kw_only=True)
+class Validation:
+    """One measurement."""
+
+    loss: float
+    """Mean over the target tokens, nats."""
+    accuracy: float | None
+    """Masked-lm: share of right predictions."""
+    targets: int
+
+
+@torch.no_grad()
+def validate(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, precision: Precision) -> Validation:
+    """Measure without dropout and without gradients; the model is back in training mode afterwards.
+
+    Raises:
+        RunError: when the batches hold no target.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with uncompiled():
+            sums = [_one(model, batch.to(device), objective, precision) for batch in batches]
+    finally:
+        model.train(training)
+    targets = sum(count for _, _, count in sums)
+    if targets == 0:
+        raise RunError("the validation has nothing to predict", where="--val-batches")
+    right = sum(right for _, right, _ in sums)
+    accuracy = right / targets if objective == "masked-lm" else None
+    return Validation(loss=math.fsum(loss for loss, _, _ in sums) / targets, accuracy=accuracy, targets=targets)
+
+
+def _one(model: nn.Module, batch: Batch, objective: Objective, precision: Precision) -> tuple[float, int, int]:
+    with precision.context(batch.tokens.device):
+        hidden, targets = predicted_positions(model, batch, objective)
+        loss = head_loss(model, hidden, targets)
+        right = int(right_predictions(model, hidden, targets)) if objective == "masked-lm" else 0
+    return float(loss), right, batch.target_count
+
+
+def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[str] = ()) -> str:
+    """Decide from the loss at step 0 whether the weights of `--init` really arrived.
+
+    The limit is min(6.0, ln(vocabulary) − 3.0): far below the loss of a model that has learnt nothing. Returns the verdict.
+    `fresh` names the parameters that the file did not have: they are the likely reason.
+
+    Raises:
+        RunError: FALSIFY-APR-PRETRAIN-INIT-006, unless `allow`.
+    """
+    limit = min(6.0, math.log(vocab_size) - 3.0)
+    if loss <= limit:
+        return f"{rules.INIT_006}: validation loss {loss:.3f} at step 0, at most {limit:.3f} was asked: the weights arrived"
+    problem = "the weights of --init predict no better than fresh ones"
+    if allow:
+        measured = f"validation loss {loss:.3f} at step 0, limit {limit:.3f}"
+        return f"{rules.INIT_006}: {problem} ({measured}); going on, as --allow-cold-init says"
+    reason = f"The file has no {', '.join(fresh)}" if fresh else "It may be the wrong tokenizer or file"
+    raise RunError(
+        problem,
+        rule=rules.INIT_006,
+        where="step 0",
+        expected=f"a validation loss of at most {limit:.3f}",
+        found=f"{loss:.3f} (uniform guessing: {math.log(vocab_size):.3f})",
+        hint=f"{reason}; --allow-cold-init trains all the same.",
+    )

@@ -1,0 +1,152 @@
+"""The training loop: read it top to bottom."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from time import perf_counter
+
+import torch
+from attrs import frozen
+
+from apr_train import rules
+from apr_train.model.memory import memory_errors, peak_memory
+from apr_train.run.folder import MODEL, checkpoints
+from apr_train.run.metrics import FILE, Metrics, MetricsFile
+from apr_train.training.checkpoint import broken_weights
+from apr_train.training.evaluation import judge_start
+from apr_train.training.optimizer import set_learning_rate
+from apr_train.training.run import Run
+from apr_train.training.schedule import learning_rate
+from apr_train.training.signals import StopRequest
+from apr_train.training.step import NonFiniteError, train_step
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """How the loop ended."""
+
+    last: Metrics | None
+    """The last line that was written; None when there was nothing left to do."""
+    stopped_by: str | None = None
+    """The signal that ended it early, such as `SIGINT`."""
+
+
+def train(run: Run) -> Outcome:
+    """Take the run to its last step, or to where a signal stops it; everything on disk is whole at every moment.
+
+    Raises:
+        RunError: a start that knows nothing (FALSIFY-APR-PRETRAIN-INIT-006), or not enough memory.
+        NonFiniteError: INV-TRAIN-007; the last good state is saved.
+        OutputError: when the disk is full.
+    """
+    try:
+        return _train(run)
+    except NonFiniteError as error:
+        raise _with_hint(run, error) from error
+
+
+def _train(run: Run) -> Outcome:
+    last, often = run.settings.run.steps, run.settings.run
+    line = None
+    with StopRequest() as stop, MetricsFile(run.folder / FILE) as metrics, run.display as display:
+        if run.step == 0:
+            line = _start(run)
+            metrics.write(line)
+            display.step(line)
+        while run.step < last and not stop:
+            line = _advance(run, metrics)
+            metrics.write(line)
+            if stop.name != "SIGHUP":  # the terminal is gone
+                display.step(line)
+            if _due(run.step, often.save_every, last):
+                _save(run, metrics)
+        if run.step:
+            _save(run, metrics)  # a checkpoint that is there stays as it is: only a signal leaves something to save here
+    return Outcome(last=line, stopped_by=stop.name if run.step < last else None)
+
+
+def _start(run: Run) -> Metrics:
+    """Measure the weights that the run starts from, and refuse those of an `--init` that know nothing."""
+    with memory_errors("step 0"):
+        line = run.validated(Metrics(step=0))
+    if run.warm and line.val_loss is not None:
+        allow = run.settings.run.allow_cold_init
+        run.display.say(judge_start(line.val_loss, run.vocab_size, allow=allow, fresh=run.fresh))
+    return _finite(line)
+
+
+def _advance(run: Run, metrics: MetricsFile) -> Metrics:
+    """One step, validated when it is time; the state before a step that cannot be taken is saved."""
+    before, often = run.state(), run.settings.run
+    with memory_errors(f"step {run.step + 1}"):
+        try:
+            line = _step(run)
+        except NonFiniteError:
+            metrics.sync()
+            if not broken_weights(run.model):
+                run.save(before)
+            raise
+        return _finite(run.validated(line)) if _due(run.step, often.val_every, often.steps) else line
+
+
+def _finite(line: Metrics) -> Metrics:
+    """The line, unless its validation says that the weights are of no use."""
+    if line.val_loss is not None and not math.isfinite(line.val_loss):
+        problem, where = "the validation loss is not finite", f"step {line.step}"
+        raise NonFiniteError(problem, rule=rules.INV_TRAIN_007, where=where, found=line.val_loss)
+    return line
+
+
+def _save(run: Run, metrics: MetricsFile) -> None:
+    metrics.sync()
+    run.save()
+
+
+def _step(run: Run) -> Metrics:
+    """One optimizer step; moves the run's position."""
+    settings, step = run.settings, run.step + 1
+    rate = learning_rate(step, settings.run.steps, settings.optimizer)
+    set_learning_rate(run.optimizer, rate)
+    begin = perf_counter()
+    result = train_step(
+        run.model,
+        run.optimizer,
+        [run.stream.next_batch().to(run.device) for _ in range(settings.data.accumulate)],
+        objective=run.objective,
+        precision=run.precision,
+        clip_norm=settings.optimizer.clip_norm,
+        step=step,
+        compiled=settings.run.compile,
+    )
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+    seconds = perf_counter() - begin
+    run.step, run.tokens = step, run.tokens + result.tokens
+    return Metrics(
+        step=step,
+        loss=result.loss,
+        lr=rate,
+        grad_norm=result.grad_norm,
+        targets=result.targets,
+        tokens=run.tokens,
+        tokens_per_s=result.tokens / seconds,
+        step_time=seconds,
+        memory=peak_memory(run.device),
+    )
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _with_hint(run: Run, error: NonFiniteError) -> NonFiniteError:
+    """What to do: not a resume, which would take the same step again."""
+    broken, kept = broken_weights(run.model), checkpoints(run.folder)
+    told = f"Weights that are not finite: {', '.join(broken[:8])}. " if broken else ""
+    source = ""
+    if kept and kept[-1].step:
+        told += f"The last good state is {kept[-1].path}. "
+        source = f"--init {shlex.quote(str(kept[-1].path / MODEL))} and "
+    hint = f"{told}Start a new run with {source}a lower --lr or another --precision."
+    return error.amend(hint=hint)

@@ -1,0 +1,60 @@
+"""model.apr: the weights with the tokenizer and where they come from, in a file that any command opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from torch import Tensor, nn
+
+from apr_train.artifact.metadata import apr_metadata
+from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
+from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.family.card import FamilyInfo
+from apr_train.family.config import ModelConfig
+from apr_train.family.name_map import NameMap
+from apr_train.model.tensors import DTYPE_NAMES, to_view
+
+RUN_KEY = "apr_train.run"
+"""Our custom metadata key: the run's inputs by hash, its settings, versions and step. No clock, path or name."""
+
+
+@frozen(kw_only=True)
+class ModelFile:
+    """Writes model.apr; the same weights at the same step give the same bytes."""
+
+    info: FamilyInfo
+    config: ModelConfig
+    name_map: NameMap
+    """For Hugging Face names, split-half rows."""
+    header: Header | None
+    """Of the checkpoint that the run started from: its provenance is inherited."""
+    tokenizer: TokenizerSpec
+    origin: Mapping[str, Any]
+    """What goes under `apr_train.run`, the step excepted."""
+
+    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+        """Write the file, one tensor at a time.
+
+        Raises:
+            OutputError: when it cannot be written; an old file is then as it was.
+        """
+        tensors = {
+            entry.checkpoint: entry.operation.to_checkpoint(model.get_parameter(name).detach())
+            for name, entry in self.name_map.fills.items()
+        }
+        specs = [TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+        with AprWriter(path, self._metadata(tensors, step), specs) as writer:
+            for name, tensor in tensors.items():
+                writer.write(name, to_view(tensor).data)
+
+    def _metadata(self, tensors: Mapping[str, Tensor], step: int) -> dict[str, Any]:
+        return {
+            **apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer),
+            "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+            "param_count": sum(tensor.numel() for tensor in tensors.values()),
+            RUN_KEY: {**self.origin, "step": step},
+        }

@@ -1,0 +1,103 @@
+"""A run that is ready to go: everything that the loop uses, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, evolve, field
+from torch import nn
+
+from apr_train.data.batch import Batch
+from apr_train.data.stream import BatchStream
+from apr_train.family.card import Objective
+from apr_train.model.device import Precision
+from apr_train.run.folder import METRICS, checkpoints, remove_checkpoint
+from apr_train.run.metrics import Metrics, cut_back, perplexity
+from apr_train.run.resume import Resume
+from apr_train.run.settings import Settings
+from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
+from apr_train.training.display import Display
+from apr_train.training.evaluation import validate
+
+HeldOut = Callable[[], Iterable[Batch]]
+"""Gives the validation batches, the same ones each time."""
+
+
+@define(kw_only=True)
+class Run:
+    """A run and its position; `train` moves it on."""
+
+    settings: Settings
+    """Resolved: nothing that the loop reads is None."""
+    folder: Path
+    model: nn.Module = field(repr=False)
+    optimizer: torch.optim.Optimizer = field(repr=False)
+    stream: BatchStream = field(repr=False)
+    held_out: HeldOut = field(repr=False)
+    objective: Objective
+    precision: Precision
+    device: torch.device
+    write_model: ModelWriter = field(repr=False)
+    display: Display = field(repr=False)
+    warm: bool = False
+    """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
+    fresh: tuple[str, ...] = ()
+    """Parameters that this checkpoint did not have."""
+    vocab_size: int
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens read since step 0."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the run stands: all that a resume needs besides weights and optimizer."""
+        return {"step": self.step, "tokens": self.tokens, "data": self.stream.state_dict(), "rng": rng_state(self.device)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go where `state` stands."""
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.stream.load_state_dict(state["data"])
+        restore_rng(state["rng"], self.device)
+
+    def save(self, state: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint of the present state, or of one of a moment ago with the same weights."""
+        return save_checkpoint(
+            self.folder,
+            self.state() if state is None else state,
+            model=self.model,
+            optimizer=self.optimizer,
+            write_model=self.write_model,
+            keep=self.settings.run.keep,
+        )
+
+    def validated(self, line: Metrics) -> Metrics:
+        """The line with a validation in it."""
+        measured = validate(self.model, self.held_out(), objective=self.objective, precision=self.precision)
+        loss, accuracy = measured.loss, measured.accuracy
+        return evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
+
+
+def restore(run: Run, resume: Resume) -> None:
+    """Put optimizer, data position, random generators and metrics back to the checkpoint.
+
+    Later checkpoints are forgotten if the user named this one; otherwise it is the latest, and none is removed.
+
+    Raises:
+        FormatError: for a damaged file of the checkpoint.
+        RunError: for one of another model or data.
+    """
+    checkpoint = resume.checkpoint
+    if checkpoint is None:
+        (run.folder / METRICS).unlink(missing_ok=True)
+        return
+    state = read_state(checkpoint.path)
+    load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"])
+    run.restore(state)
+    for later in checkpoints(run.folder) if resume.path == checkpoint.path else []:
+        if later.step > checkpoint.step:
+            run.display.say(f"forgetting {later.path.name}: the run goes on from {checkpoint.path.name}")
+            remove_checkpoint(later.path)
+    cut_back(run.folder / METRICS, checkpoint.step)

@@ -1,0 +1,120 @@
+"""The page: complete, safe, alone in the world, and the same each time."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from apr_train.artifact.report.page import report_page
+from apr_train.run.record import read_records
+
+VOID = {"meta", "path", "br"}
+
+
+class Outline(HTMLParser):
+    """Fails on tags that do not close in order; keeps attributes and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.attributes, self.text, self.tags = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def test_tags_close_and_nothing_is_loaded(make_run):
+    page = report_page(read_records([make_run("a"), make_run("b", seed=1, lr=1e-3)]))
+    found = outline(page)
+    assert not {name for name, _ in found.attributes} & {"src", "href", "srcset", "onclick", "onload"}
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|import\(|fetch\(", page)
+    assert "default-src &#x27;none&#x27;" in page
+
+
+def test_curves_settings_preflight_samples_and_numbers_are_there(make_run):
+    runs = [make_run("a"), make_run("b", seed=1, lr=1e-3, findings="- warning: PREFLIGHT-004: little <room>")]
+    page = report_page(read_records(runs))
+    found = outline(page)
+    text = " ".join(found.text)
+    for words in ("Training loss", "Validation loss", "Learning rate", "Gradient norm", "Throughput"):
+        assert words in text
+    assert page.count('<path class="curve run-0"') == 5
+    assert page.count('<path class="curve run-1"') == 5
+    differing = page.partition('id="what-differs"')[2].partition("<details>")[0]
+    assert "optimizer.lr" in differing
+    assert "optimizer.schedule" not in differing
+    assert "run.run" not in page
+    assert "PREFLIGHT-004: little <room>" in text
+    assert "Return the n-th <Fibonacci> number." in text
+    assert "2.2200" in text
+
+
+def test_the_embedded_data_is_the_metrics(make_run):
+    folder = make_run("a", steps=40)
+    page = report_page(read_records([folder]))
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert data["panels"]["loss"]["series"][0]["points"] == [[line["step"], line["loss"]] for line in lines[1:]]
+    assert data["panels"]["val_loss"]["series"][0]["points"] == [[x["step"], x["val_loss"]] for x in lines if "val_loss" in x]
+
+
+def test_markup_in_names_and_texts_is_shown_not_obeyed(make_run):
+    evil = "<script>alert(1)<"
+    folder = make_run(evil, arch="</style><b>", findings=f"- error: X: {evil}/script>")
+    page = report_page(read_records([folder]))
+    assert page.count("<script") == 2
+    assert "<b>" not in page
+    outline(page)
+
+
+def test_one_run_has_no_legend_and_no_comparison(make_run):
+    page = report_page(read_records([make_run("a")]))
+    assert 'class="legend"' not in page
+    assert "What differs" not in page
+    assert "All settings" in page
+
+
+@pytest.mark.parametrize(("first", "said"), [("0.0", "from 0.0000</p>"), ("NaN", "from nan</p>"), ("6.9", "from 6.9000 (−")])
+def test_the_change_of_the_loss_is_a_share_only_where_there_is_one(make_run, first, said):
+    path = make_run("a") / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"val_loss": 6.9,', f'"val_loss": {first},', 1))
+    assert said in report_page(read_records([path.parent]))
+
+
+def test_a_run_under_way_says_so(make_run):
+    page = report_page(read_records([make_run("a", card=False)]))
+    assert "until then its preflight" in page
+    assert "Samples" not in page
+
+
+def test_the_same_runs_give_the_same_page_and_many_steps_a_small_one(make_run):
+    folder = make_run("a", steps=20_000)
+    page = report_page(read_records([folder]))
+    assert page == report_page(read_records([folder]))
+    assert len(page) < 600_000
+
+
+def test_more_runs_than_colours_are_told_apart_by_dashes(make_run):
+    page = report_page(read_records([make_run(f"r{number}", steps=5, seed=number) for number in range(10)]))
+    assert '<path class="curve run-0 again" data-run="8"' in page

@@ -1,0 +1,240 @@
+"""Configs: one clear message for each bad value, and dicts that read back to an equal config."""
+
+import math
+
+import pytest
+from apr_train.checkpoint.header import Header, Tie
+from apr_train.errors import ConfigError
+from apr_train.family.card import FamilyInfo
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.rope_scaling import RopeScaling
+from hypothesis import given
+from hypothesis import strategies as st
+
+DECODER = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+ENCODER = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "max_position_embeddings": 66,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "tie_word_embeddings": True,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+NOT_A_SIZE = [0, -1, 1.5, "8", True, None]
+
+
+def refused(cls, values, **changes):
+    with pytest.raises(ConfigError) as caught:
+        cls(**{**values, **changes})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", NOT_A_SIZE)
+@pytest.mark.parametrize("name", [name for name, value in DECODER.items() if type(value) is int])
+def test_decoder_sizes_are_positive_integers(name, value):
+    message = refused(DecoderConfig, DECODER, **{name: value})
+    assert message == f"DecoderConfig [{name}]: not a positive integer, expected an integer > 0, found {value!r}"
+
+
+@pytest.mark.parametrize("value", NOT_A_SIZE)
+@pytest.mark.parametrize("name", [name for name, value in ENCODER.items() if type(value) is int and name != "pad_token_id"])
+def test_encoder_sizes_are_positive_integers(name, value):
+    assert f"EncoderConfig [{name}]: not a positive integer" in refused(EncoderConfig, ENCODER, **{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 10**400, "1e-6", False], ids=lambda value: f"{value!r:.9}")
+@pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "initializer_range"])
+def test_real_numbers_are_finite_and_positive(name, value):
+    assert f"DecoderConfig [{name}]: not a positive number" in refused(DecoderConfig, DECODER, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["tie_word_embeddings", "attention_bias", "attention_output_bias", "mlp_bias"])
+def test_flags_are_booleans_not_words(name):
+    assert f"DecoderConfig [{name}]: not a boolean" in refused(DecoderConfig, DECODER, **{name: "false"})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, "0.1", True])
+def test_dropout_is_a_fraction(value):
+    message = refused(EncoderConfig, ENCODER, hidden_dropout_prob=value)
+    assert "EncoderConfig [hidden_dropout_prob]: not a fraction" in message
+
+
+def test_kv_heads_divide_heads():
+    message = refused(DecoderConfig, DECODER, num_key_value_heads=3)
+    assert message == "DecoderConfig: num_key_value_heads does not divide num_attention_heads, expected a divisor of 4, found 3"
+
+
+def test_an_odd_head_cannot_be_rotated():
+    assert "head_dim is odd, RoPE rotates pairs" in refused(DecoderConfig, DECODER, head_dim=5)
+
+
+def test_head_dim_is_the_width_over_the_heads_unless_given():
+    assert DecoderConfig(**DECODER).head_dim == 4
+    assert DecoderConfig(**DECODER, head_dim=8).head_dim == 8
+
+
+@pytest.mark.parametrize(("cls", "values"), [(DecoderConfig, DECODER), (EncoderConfig, ENCODER)])
+def test_heads_divide_the_width(cls, values):
+    assert "hidden_size is not divisible by num_attention_heads" in refused(cls, values, hidden_size=18)
+
+
+@pytest.mark.parametrize(("cls", "values", "wanted"), [(DecoderConfig, DECODER, "silu"), (EncoderConfig, ENCODER, "gelu")])
+def test_another_activation_is_refused_by_name(cls, values, wanted):
+    message = refused(cls, values, hidden_act="gelu_new")
+    assert message == f"{cls.__name__} [hidden_act]: activation not implemented, expected {wanted}, found gelu_new"
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, "1", True])
+def test_the_padding_token_is_a_token_id(value):
+    assert "EncoderConfig [pad_token_id]: not a token id" in refused(EncoderConfig, ENCODER, pad_token_id=value)
+
+
+def test_the_padding_token_is_in_the_vocabulary():
+    assert "pad_token_id outside the vocabulary, expected 0 to 99, found 100" in refused(
+        EncoderConfig, ENCODER, pad_token_id=100
+    )
+
+
+def test_an_encoder_has_a_position_left_for_a_token():
+    assert EncoderConfig(**ENCODER).usable_positions == 64
+    assert "no position is left" in refused(EncoderConfig, ENCODER, max_position_embeddings=2)
+
+
+@given(
+    heads=st.sampled_from([(1, 1), (4, 1), (4, 2), (14, 2)]),
+    half=st.integers(1, 8),
+    scaled=st.booleans(),
+    tied=st.booleans(),
+    theta=st.floats(1, 1e7),
+)
+def test_a_decoder_config_reads_back_from_its_dict(heads, half, scaled, tied, theta):
+    changes = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "hidden_size": heads[0] * half * 2}
+    scaling = LLAMA3 if scaled else None
+    config = DecoderConfig(**{**DECODER, **changes, "rope_theta": theta, "tie_word_embeddings": tied, "rope_scaling": scaling})
+    assert DecoderConfig.from_dict(config.to_dict()) == config
+
+
+def test_an_encoder_config_reads_back_from_its_dict():
+    config = EncoderConfig(**ENCODER)
+    assert EncoderConfig.from_dict(config.to_dict()) == config
+
+
+def test_an_unknown_key_is_an_error_with_the_closest_name():
+    with pytest.raises(ConfigError, match=r"unknown keys num_atention_heads.*did you mean num_attention_heads\?"):
+        DecoderConfig.from_dict({**DECODER, "num_atention_heads": 4})
+
+
+def test_every_missing_key_is_named():
+    with pytest.raises(ConfigError, match="missing keys vocab_size, rope_theta"):
+        DecoderConfig.from_dict({key: value for key, value in DECODER.items() if key not in ("vocab_size", "rope_theta")})
+
+
+@pytest.mark.parametrize(("cls", "values"), [(DecoderConfig, DECODER), (EncoderConfig, ENCODER)])
+def test_a_header_that_lacks_fields_gets_one_finding_for_each(cls, values):
+    for name in cls.REQUIRED:
+        with pytest.raises(ConfigError) as caught:
+            cls.from_header(Header(path="x.apr", format="apr", config={key: values[key] for key in values if key != name}))
+        assert [finding.where for finding in caught.value.findings] == [f"x.apr [{name}]"]
+    with pytest.raises(ConfigError) as caught:
+        cls.from_header(Header(path="x.apr", format="apr"))
+    assert [finding.where for finding in caught.value.findings] == [f"x.apr [{name}]" for name in cls.REQUIRED]
+
+
+def test_a_header_gives_a_config_and_the_observed_tie_wins_over_the_written_one():
+    header = Header(path="x", format="apr", config={**DECODER, "unrelated": 1}, tie=Tie(False, "lm_head differs"))
+    config = DecoderConfig.from_header(header, attention_bias=True)
+    assert config == DecoderConfig(**{**DECODER, "tie_word_embeddings": False}, attention_bias=True)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope"])
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_another_rope_scaling_is_refused_by_name(key, kind):
+    message = refused(DecoderConfig, DECODER, rope_scaling={key: kind, "factor": 2.0})
+    assert (
+        message == f"rope_scaling.rope_type: this RoPE scaling is not implemented, expected llama3 or no scaling, found {kind}"
+    )
+
+
+@pytest.mark.parametrize("value", [None, {}, {"rope_type": "default"}, {"type": "default", "rope_theta": 1e4}])
+def test_the_default_rope_scaling_is_none(value):
+    assert DecoderConfig(**DECODER, rope_scaling=value).rope_scaling is None
+
+
+def test_llama3_scaling_is_read_whatever_the_kind_is_called():
+    plain = {"type" if key == "rope_type" else key: value for key, value in LLAMA3.items()}
+    assert DecoderConfig(**DECODER, rope_scaling={**plain, "rope_theta": 5e5}).rope_scaling == RopeScaling(**LLAMA3)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"factor": 8.0}, "missing keys rope_type"),
+        ({"rope_type": "llama3", "factor": 8.0}, "missing keys low_freq_factor"),
+        ({**LLAMA3, "beta_fast": 1}, "unknown keys beta_fast"),
+        ({**LLAMA3, "low_freq_factor": 4.0}, "low_freq_factor is not below high_freq_factor"),
+        ("llama3", "not a table"),
+    ],
+)
+def test_a_malformed_rope_scaling_is_refused(value, message):
+    assert message in refused(DecoderConfig, DECODER, rope_scaling=value)
+
+
+CARD = {
+    "name": "x",
+    "api_version": "1.0",
+    "kind": "decoder",
+    "objectives": ("causal-lm",),
+    "hf_classes": ("XForCausalLM",),
+    "model_type": "x",
+    "presets": ("tiny",),
+    "default_preset": "tiny",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("api_version", "1"),
+        ("api_version", 1.0),
+        ("model_type", None),
+        ("base_prefix", None),
+        ("objectives", (["causal-lm"],)),
+        ("presets", (1, "tiny")),
+        ("kind", "both"),
+        ("objectives", ()),
+        ("objectives", ("causal",)),
+        ("hf_classes", ()),
+        ("hf_classes", "XForCausalLM"),
+        ("presets", ["tiny"]),
+        ("default_preset", "huge"),
+    ],
+)
+def test_a_data_card_that_contradicts_itself_names_the_field(name, value):
+    from apr_train.errors import PluginError
+
+    FamilyInfo(**CARD)
+    with pytest.raises(PluginError, match=rf"FAMILY\.{name} is wrong"):
+        FamilyInfo(**{**CARD, name: value})

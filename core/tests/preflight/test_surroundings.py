@@ -1,0 +1,48 @@
+"""Estimates and limits that need no file."""
+
+import pytest
+from apr_train.preflight.device_rules import estimate_memory, free_memory, memory_findings
+from apr_train.preflight.surroundings import disk_findings, gigabytes, out_findings
+
+
+def test_memory_of_fp32_is_four_numbers_of_four_bytes_a_parameter():
+    memory = estimate_memory(1000, 50, 8, "fp32")
+    assert memory == {"weights": 4000, "gradients": 4000, "optimizer": 8000, "logits": 1600}
+
+
+def test_memory_of_bf16_weights_is_half():
+    assert sum(estimate_memory(1000, 1, 0, "bf16-weights").values()) == 8000
+
+
+def test_logits_are_made_in_chunks_and_so_bounded():
+    assert estimate_memory(1, 151_936, 10**6, "fp32")["logits"] == 4 * 64 * 2**20
+
+
+@pytest.mark.parametrize(("free", "count"), [(None, 0), (400, 0), (399, 1)])
+def test_memory_is_a_warning_only_when_it_surely_does_not_suffice(free, count):
+    findings = memory_findings({"weights": 400}, "cpu", lambda device: free)
+    assert [finding.severity for finding in findings] == ["warning"] * count
+
+
+def test_this_machine_says_how_much_memory_is_free():
+    psutil = pytest.importorskip("psutil")
+    assert free_memory("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.rule("PREFLIGHT-014")
+@pytest.mark.parametrize(("weight_bytes", "checkpoints", "needed"), [(4, 3, 4000), (2, 3, 2000), (4, 0, 400)])
+def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, monkeypatch, weight_bytes, checkpoints, needed):
+    class Usage:
+        free = needed
+
+    monkeypatch.setattr("apr_train.preflight.surroundings.shutil.disk_usage", lambda folder: Usage)
+    assert disk_findings(tmp_path, 100, checkpoints, weight_bytes=weight_bytes) == []
+    assert len(disk_findings(tmp_path, 101, checkpoints, weight_bytes=weight_bytes)) == 1
+
+
+def test_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path):
+    assert out_findings(tmp_path / "a" / "b") == []
+
+
+def test_bytes_read_like_people_write_them():
+    assert [gigabytes(1.5e9), gigabytes(2e6)] == ["1.5 GB", "2.0 MB"]

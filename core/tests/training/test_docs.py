@@ -1,0 +1,43 @@
+"""docs/training.md tells every setting as it is."""
+
+from types import SimpleNamespace
+
+import attrs
+import pytest
+import torch
+from apr_train.run.option import MAY_CHANGE, flag
+from apr_train.run.settings import GROUPS, Settings
+from apr_train.training.defaults import resolve
+
+
+def rows(repository, group):
+    """Option → the cells of its line."""
+    text = (repository / "docs" / "training.md").read_text(encoding="utf-8")
+    section = text.partition(f"### [{group}]\n")[2].partition("\n#")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| `--")]
+    return {option.strip("`"): cells for option, *cells in lines}
+
+
+@pytest.fixture(scope="module")
+def resolved():
+    family = SimpleNamespace(name="some", default_preset="tiny")
+    config = SimpleNamespace(usable_positions=64)
+    return resolve(Settings(), family=family, config=config, objective="causal-lm", device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_setting_is_documented_in_its_table(repository, resolved, group):
+    told = rows(repository, group)
+    assert list(told) == [flag(item.name) for item in attrs.fields(GROUPS[group])]
+    for item in attrs.fields(GROUPS[group]):
+        default, resume, meaning = told[flag(item.name)]
+        assert default == default_of(item, getattr(getattr(resolved, group), item.name))
+        assert resume == ("may change" if item.metadata[MAY_CHANGE] else "fixed")
+        assert meaning.startswith(item.metadata["text"])
+
+
+def default_of(item, resolved):
+    """What the page calls it: a value, what the run decides, or nothing at all."""
+    if item.default in (None, ()):
+        return "none" if resolved in (None, ()) else "decided by the run"
+    return str(item.default).lower() if isinstance(item.default, bool) else str(item.default)

@@ -1,0 +1,174 @@
+"""Settings: limits, TOML there and back, unknown names, what a resume may change."""
+
+import os
+import tomllib
+
+import attrs
+import pytest
+import torch
+from apr_train.data.sources import find_files
+from apr_train.errors import ConfigError, DataError, RunError
+from apr_train.run.option import DECIDES, MAY_CHANGE
+from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings_file import check_resume, from_tables, read_toml, to_toml, with_values
+from apr_train.training.defaults import absolute_paths, run_stem
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+def test_defaults_survive_the_file(tmp_path):
+    (tmp_path / "run.toml").write_text(to_toml(Settings()), encoding="utf-8")
+    assert read_toml(tmp_path / "run.toml") == Settings()
+
+
+@given(
+    arch=TEXT,
+    data=st.lists(TEXT, max_size=3),
+    lr=st.floats(min_value=1e-300, max_value=1e300),
+    steps=st.integers(0, 2**62),
+    compile=st.booleans(),
+)
+def test_any_values_survive_the_file(arch, data, lr, steps, compile):
+    settings = with_values(Settings(), {"arch": arch, "data": data, "lr": lr, "steps": steps, "compile": compile})
+    assert from_tables(tomllib.loads(to_toml(settings)), where="test") == settings
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    (tmp_path / "run.toml").write_text("[run]\nsteps = 7\nseed = 3\n")
+    settings = with_values(read_toml(tmp_path / "run.toml"), {"steps": 9})
+    assert (settings.run.steps, settings.run.seed) == (9, 3)
+
+
+def test_unknown_keys_offer_the_closest_name_all_at_once():
+    tables = {"run": {"stpes": 3}, "optimiser": {}, "data": {"batch_sise": 2}}
+    with pytest.raises(ConfigError) as caught:
+        from_tables(tables, where="run.toml")
+    message = str(caught.value)
+    for part in ("run.stpes: did you mean steps?", "did you mean optimizer?", "data.batch_sise: did you mean batch_size?"):
+        assert part in message
+
+
+def test_a_key_in_the_wrong_table_is_told_its_place():
+    with pytest.raises(ConfigError, match=r"data\.steps: did you mean run\.steps\?"):
+        from_tables({"data": {"steps": 3}}, where="run.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": -1}, r"steps \(--steps\): too small, expected at least 0, found -1"),
+        ({"steps": True}, "wrong type, expected int, found True"),
+        ({"steps": 1.5}, "wrong type"),
+        ({"lr": 0.0}, "more than 0"),
+        ({"lr": float("nan")}, "not a finite number"),
+        ({"precision": "bf61"}, "did you mean bf16"),
+        ({"compile": "yes"}, "wrong type, expected bool"),
+        ({"data": ["a", 3]}, "wrong type, expected str, found 3"),
+        ({"mask_probability": 0.95}, "too large"),
+        ({"data": "src"}, r"data \(--data\): wrong type, expected a list of str, found 'src'"),
+        ({"data": 3}, "expected a list of str, found 3"),
+        ({"data": ["src", ""]}, r"data \(--data\): empty"),
+        ({"init": ""}, r"init \(--init\): empty"),
+        ({"run": ""}, r"run \(--run\): empty"),
+        ({"prompt": ""}, r"prompt \(--prompt\): empty"),
+        ({"seed": 2**63}, "too large"),
+    ],
+)
+def test_bad_values_name_the_option(values, message):
+    with pytest.raises(ConfigError, match=message):
+        with_values(Settings(), values)
+
+
+@pytest.mark.parametrize("data", ['"src"', "3"])
+def test_a_list_in_the_file_is_a_list(tmp_path, data):
+    (tmp_path / "run.toml").write_text(f"[data]\ndata = {data}\n")
+    with pytest.raises(ConfigError, match=r"run\.toml \[data \(--data\)\].*a list of str"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_the_largest_seed_is_one_that_everything_takes():
+    largest = with_values(Settings(), {"seed": 2**63 - 1})
+    assert from_tables(tomllib.loads(to_toml(largest)), where="test") == largest
+    torch.Generator().manual_seed(largest.run.seed)
+
+
+@pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe", b"run = 3"])
+def test_a_bad_file_is_an_error_with_its_name(tmp_path, content):
+    (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.toml"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_a_missing_file_is_an_error_with_its_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml.*cannot read"):
+        read_toml(tmp_path / "none.toml")
+
+
+def test_every_setting_has_a_text_and_a_unique_name():
+    names = [item.name for cls in GROUPS.values() for item in attrs.fields(cls)]
+    assert len(names) == len(set(names))
+    assert all(item.metadata["text"].endswith(".") for cls in GROUPS.values() for item in attrs.fields(cls))
+
+
+def test_a_resume_names_every_setting_that_must_not_change():
+    wanted = with_values(Settings(), {"seed": 1, "batch_size": 4, "steps": 99})
+    with pytest.raises(RunError) as caught:
+        check_resume(Settings(), wanted)
+    assert "--seed was 0, now 1" in str(caught.value)
+    assert "--batch-size was None, now 4" in str(caught.value)
+    assert "--steps" not in str(caught.value)
+
+
+def test_a_resume_may_change_what_is_documented():
+    changeable = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if item.metadata[MAY_CHANGE]}
+    check_resume(Settings(), with_values(Settings(), {"steps": 1, "keep": 9, "val_every": 3, "threads": 1}))
+    assert {"steps", "keep", "val_every", "threads"} <= changeable
+    assert not changeable & {"lr", "seed", "batch_size", "arch", "precision", "data", "run", "out"}
+
+
+@pytest.mark.parametrize(
+    ("init", "name"),
+    [
+        ("Qwen2.5-Coder-0.5B", "Qwen2.5-Coder-0.5B"),
+        ("Qwen2.5-Coder-0.5B/", "Qwen2.5-Coder-0.5B"),
+        ("smollm2-v1.5.apr", "smollm2-v1.5"),
+        ("smollm2.Q8_0.GGUF", "smollm2.Q8_0"),
+        ("model.safetensors", "model"),
+        ("gone-0.5B", "gone-0.5B"),
+    ],
+)
+def test_a_run_is_named_after_its_init(tmp_path, monkeypatch, init, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen2.5-Coder-0.5B").mkdir()
+    settings = with_values(Settings(), {"arch": "qwen2", "init": init})
+    for asked in (settings, absolute_paths(settings)):
+        assert run_stem(asked) == f"qwen2-{name}"
+
+
+def test_a_run_from_a_folder_called_like_a_file_keeps_its_whole_name(tmp_path):
+    (tmp_path / "x.apr").mkdir()
+    assert run_stem(with_values(Settings(), {"arch": "qwen2", "init": str(tmp_path / "x.apr")})) == "qwen2-x.apr"
+
+
+@pytest.mark.parametrize("pattern", ["*.py", "a.py", "none/*.py"])
+def test_a_pattern_is_what_the_user_wrote_and_not_where_he_stands(tmp_path, monkeypatch, pattern):
+    here = tmp_path / "code [old]"
+    here.mkdir()
+    (here / "a.py").write_text("one")
+    monkeypatch.chdir(here)
+    (found,) = absolute_paths(with_values(Settings(), {"data": [pattern]})).data.data
+    assert os.path.isabs(found)  # noqa: PTH117  # the setting is a string
+    if pattern == "none/*.py":
+        with pytest.raises(DataError, match="no such file"):
+            find_files([found], notice=print)
+    else:
+        assert find_files([found], notice=print) == [here / "a.py"]
+
+
+def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
+    """model.apr tells the rest, and equal runs in two places give equal bytes."""
+    place = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if not item.metadata[DECIDES]}
+    watched = {"val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
+    assert place == watched | {"init", "tokenizer", "rope_layout", "data", "run", "out", "device", "threads", "allow_cold_init"}

@@ -1,0 +1,223 @@
+"""Interrupted runs go on bit for bit, through the command line, whatever ended them."""
+
+import random
+import signal
+import time
+
+import pytest
+from apr_train.errors import RunError
+from apr_train.run.resume import plan_resume
+from apr_train.run.settings import Settings
+from apr_train.training.setup import prepare
+
+SCRATCH = ("--arch", "llama370m", "--preset", "tiny", "--sequence-length", "32", "--val-batches", "2", "--attention", "sdpa")
+RUN = (*SCRATCH, "--sample-tokens", "0", "--threads", "1", "--save-every", "3", "--val-every", "4", "--accumulate", "2")
+
+
+def wait_for_line(place, name, process, count=1):
+    """Until metrics.jsonl has some lines, or the process has ended."""
+    path = place.run(name) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
+
+
+def kill_until_done(place, name, args, *, kills, seed, longest):
+    """Start, kill -9 after a random time, resume, and again; the last one runs to its end.
+
+    At least one kill must have hit a run that had steps left: otherwise nothing was tried.
+    """
+    draw, hits = random.Random(seed), 0
+    last = int(args[args.index("--steps") + 1])
+    for number in range(kills):
+        resumable = (place.run(name) / "config.toml").exists()
+        process = place.start(*(("--resume", place.run(name)) if resumable else (*args, "--run", name)))
+        lines = len(place.curve(name)) if (place.run(name) / "metrics.jsonl").exists() else 0
+        wait_for_line(place, name, process, lines + 1 if number else 1)
+        time.sleep(draw.uniform(0, longest))
+        process.kill()
+        process.communicate()
+        hits += process.returncode == -signal.SIGKILL and place.curve(name)[-1]["step"] < last
+    assert hits
+    place("--resume", place.run(name))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-weights"])
+def test_a_run_killed_at_random_moments_ends_the_same(place, precision):
+    args = ("--data", place.corpus, *RUN, "--steps", "40", "--precision", precision)
+    place(*args, "--run", "whole")
+    kill_until_done(place, "killed", args, kills=2, seed=len(precision), longest=0.5)
+    place.assert_same_end("whole", "killed", step=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["llama370m", "codebert"])
+def test_a_run_killed_many_times_ends_the_same(place, precision, arch):
+    run = (*RUN[2:], "--arch", arch, "--steps", "400", "--precision", precision, "--batch-size", "3")
+    args = ("--data", place.corpus, *run)
+    place(*args, "--run", "whole")
+    kill_until_done(place, "killed", args, kills=15, seed=7, longest=1.5)
+    place.assert_same_end("whole", "killed", step=400)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(place, number):
+    args = ("--data", place.corpus, *RUN, "--steps", "40", "--precision", "fp32")
+    process = place.start(*args, "--run", "stopped")
+    wait_for_line(place, "stopped", process, 4)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"by {number.name} after step" in out
+    assert "apr-train --resume runs/stopped" in out
+    place("--resume", "runs/stopped")
+    place(*args, "--run", "whole")
+    place.assert_same_end("whole", "stopped", step=40)
+
+
+def test_dropout_and_masks_go_on_where_they_were(place):
+    args = ("--data", place.corpus, *RUN[2:], "--arch", "codebert", "--precision", "fp32", "--batch-size", "3")
+    place(*args, "--steps", "9", "--run", "whole", "--schedule", "constant")
+    place(*args, "--steps", "4", "--run", "longer", "--schedule", "constant")
+    place("--resume", "runs/longer", "--steps", "9")
+    whole, longer = (place.curve(name) for name in ("whole", "longer"))
+    drop = {"val_loss", "perplexity", "val_accuracy"}
+    assert [{key: line[key] for key in line if key not in drop} for line in whole] == [
+        {key: line[key] for key in line if key not in drop} for line in longer
+    ]
+
+
+def test_a_resume_refuses_other_settings_by_name(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    out = place("--resume", "runs/x", "--seed", "3", "--batch-size", "4", "--steps", "5", code=1)
+    assert "--seed was 0, now 3" in out
+    assert "--batch-size was 2, now 4" in out
+    assert "--steps" not in out
+
+
+def test_a_resume_refuses_another_corpus(place):
+    text = place.folder / "text.py"
+    text.write_text("def one():\n    return 1\n" * 200)
+    place("--data", text, *RUN, "--steps", "2", "--run", "x")
+    text.write_text("def two():\n    return 2\n" * 200)
+    assert "changed: the text of --data" in place("--resume", "runs/x", "--steps", "4", code=1)
+
+
+def test_a_resume_refuses_another_init_and_a_missing_one_is_said(place, taught):
+    init = place.folder / "init.apr"
+    init.write_bytes(taught.read_bytes())
+    place.train("--init", init, "--steps", "2", "--run", "x")
+    init.write_bytes((place.run("x") / "model.apr").read_bytes())
+    assert "changed: the file of --init" in place("--resume", "runs/x", "--steps", "4", code=1)
+    init.unlink()
+    assert "init.apr is gone" in place("--resume", "runs/x", "--steps", "4")
+
+
+@pytest.mark.parametrize("arch", ["llama370m", "qwen2", "codebert"])
+def test_an_earlier_checkpoint_forgets_the_later_ones(place, arch):
+    args = ("--data", place.corpus, *RUN[2:], "--arch", arch, "--steps", "6", "--precision", "fp32", "--keep", "0")
+    place(*args, "--run", "whole")
+    place(*args, "--run", "back")
+    out = place("--resume", "runs/back/step-000003")
+    assert "forgetting step-000006" in out
+    place.assert_same_end("whole", "back", step=6)
+
+
+def test_a_finished_run_writes_its_end_again(place):
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    model = (place.run("x") / "model.apr").read_bytes()
+    (place.run("x") / "model.apr").unlink()
+    place("--resume", "runs/x")
+    assert (place.run("x") / "model.apr").read_bytes() == model
+
+
+def test_going_back_behind_the_checkpoint_is_refused(place):
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    assert "at least 3" in place("--resume", "runs/x", "--steps", "2", code=1)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "."])
+def test_what_is_no_run_is_said(place, path):
+    assert "this is no run" in place("--resume", path, code=1)
+
+
+def test_a_resume_does_not_move_a_run(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    out = place("--resume", "runs/x", "--run", "y", "--out", "elsewhere", code=1)
+    assert "--run was 'x', now 'y'" in out
+    assert "--out was 'runs', now 'elsewhere'" in out
+    place("--resume", "runs/x", "--run", "x", "--out", "runs", "--steps", "3")
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is_now(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x", "--out", "old")
+    (place.folder / "old").rename(place.folder / "new")
+    (place.folder / "old").write_text("no folder")
+    place("--resume", "new/x", "--steps", "3")
+    assert (place.folder / "new" / "x" / "step-000003").is_dir()
+
+
+def test_a_resume_that_another_one_overtook_is_refused(place):
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    plan = plan_resume(place.run("x"), Settings(), ())
+    place("--resume", "runs/x", "--steps", "6")
+    expected = "the run went on meanwhile, expected step-000003, found step-000006"
+    with pytest.raises(RunError, match=expected), prepare(plan.settings, plan, print):
+        pass
+    assert {item.name for item in place.run("x").glob("step-*")} == {"step-000003", "step-000006"}
+
+
+def test_the_display_of_a_resume_starts_at_its_checkpoint(place, monkeypatch):
+    from apr_train.training import setup as module
+
+    seen, usual = [], module.make_display
+
+    def make_display(steps, *, done, every):
+        seen.append(done)
+        return usual(steps, done=done, every=every)
+
+    monkeypatch.setattr(module, "make_display", make_display)
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    place("--resume", "runs/x", "--steps", "4")
+    assert seen == [0, 3]
+
+
+def test_a_nan_in_step_1_then_a_resume_then_a_report(place):
+    from apr_train.training import step
+
+    args = ("--data", place.corpus, *RUN, "--steps", "3", "--precision", "fp32")
+    place(*args, "--run", "whole")
+    usual = step.scaled_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "scaled_loss", lambda *values, **options: usual(*values, **options) * float("nan"))
+        out = place(*args, "--run", "x", code=1)
+    assert "INV-TRAIN-007: step 1:" in out
+    assert "Start a new run with a lower --lr" in out
+    place("--resume", "runs/x")
+    place.assert_same_end("whole", "x", step=3)
+    place("report", "runs/x", "-o", "report.html")
+
+
+def test_a_damaged_checkpoint_is_an_error_not_another_start(place):
+    place("--data", place.corpus, *RUN, "--steps", "3", "--run", "x")
+    path = place.run("x") / "step-000003" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "optimizer.safetensors" in place("--resume", "runs/x", "--steps", "4", code=1)
+    model = place.run("x") / "step-000003" / "model.apr"
+    data = bytearray(model.read_bytes())
+    data[-200] ^= 1
+    model.write_bytes(bytes(data))
+    assert "model.apr" in place("--resume", "runs/x", "--steps", "4", code=1)
+
+
+def test_two_processes_do_not_share_a_folder(place):
+    process = place.start("--data", place.corpus, *RUN, "--steps", "2000", "--run", "x")
+    wait_for_line(place, "x", process, 2)
+    try:
+        assert "another process is training in this folder" in place("--resume", "runs/x", code=1)
+    finally:
+        process.kill()
+        process.communicate()

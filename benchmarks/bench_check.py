@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr import AprWriter, TensorSpec
-from apr_train.checkpoint.tokenizer_spec import AddedToken, TokenizerSpec
+from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.family.card import Layout
 from apr_train.family.registry import Registry
 

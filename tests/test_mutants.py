@@ -19,8 +19,7 @@ from apr_train.model.attention import Causal
 from apr_train.model.attention.dense import allowed
 from apr_train.model.attention.eager import EagerAttention
 from apr_train.model.decoder import Decoder
-from apr_train.model.mlp import GeluMLP
-from apr_train.model.self_attention import GroupedQueryAttention
+from apr_train.model.layers import GeluMLP, GroupedQueryAttention
 from apr_train.testing import (
     FLOAT64,
     ConformanceError,

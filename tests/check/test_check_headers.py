@@ -10,7 +10,7 @@ from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.registry import BrokenPlugin
 from apr_train.preflight import PreflightInput, preflight
-from apr_train.testing.headers import header_from
+from apr_train.testing.conformance import header_from
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

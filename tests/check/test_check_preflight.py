@@ -6,7 +6,7 @@ import os
 import attrs
 import pytest
 import transformers
-from apr_train.data.token_writer import TokenWriter
+from apr_train.data.tokens import TokenWriter
 
 SMALL = {
     "vocab_size": 64,
@@ -375,7 +375,7 @@ def test_disk_without_room_for_the_checkpoints_is_an_error(build, check, tmp_pat
     path = build.apr("qwen2")
     assert check(path, "--out", tmp_path).exit_code == 0
     usage = attrs.make_class("Usage", ["free"])
-    monkeypatch.setattr("apr_train.preflight.surroundings.shutil.disk_usage", lambda folder: usage(free=10_000_000))
+    monkeypatch.setattr("apr_train.preflight.machine_rules.shutil.disk_usage", lambda folder: usage(free=10_000_000))
     message = check(path, "--out", tmp_path).finding("PREFLIGHT-014")
     assert "10.0 MB" in message
 
@@ -397,7 +397,7 @@ def test_device_that_is_not_here_is_an_error(build, check):
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:1", True), ("cuda:2", False), ("cuda:x", False)])
 def test_cuda_device_is_counted(monkeypatch, device, here):
     import torch
-    from apr_train.preflight.device_rules import device_findings
+    from apr_train.preflight.machine_rules import device_findings
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -411,7 +411,7 @@ def test_memory_that_does_not_suffice_is_a_warning(build, check, monkeypatch):
     roomy = check(*arguments)
     assert (roomy.exit_code, roomy.ids("warning")) == (0, {"PREFLIGHT-017"})
     assert roomy.report["facts"]["memory"]["weights"] == 4 * 581_456
-    monkeypatch.setattr("apr_train.preflight.device_rules.free_memory", lambda device: 1_000_000)
+    monkeypatch.setattr("apr_train.preflight.machine_rules.free_memory", lambda device: 1_000_000)
     small = check(*arguments)
     assert small.exit_code == 0
     assert "1.0 MB" in small.finding("PREFLIGHT-016")

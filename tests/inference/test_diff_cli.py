@@ -12,7 +12,7 @@ from apr_train.checkpoint.casts import bf16_to_f32, f32_to_bf16
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.family.card import Layout
 from apr_train.family.registry import Registry
-from apr_train.testing.headers import header_from
+from apr_train.testing.conformance import header_from
 from gguf import GGUFWriter
 from safetensors.numpy import load_file, save_file
 

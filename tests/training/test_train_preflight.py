@@ -167,7 +167,7 @@ def test_disk_is_asked_for_what_the_run_will_write(place, monkeypatch):
     """The tiny preset has 836,736 parameters: 3.3 MB as a model, 10 MB as a checkpoint, half of it in bfloat16."""
     place.train(*SCRATCH, "--steps", "2", "--save-every", "1", "--run", "x", "--precision", "fp32")
     usage = attrs.make_class("Usage", ["free"])
-    monkeypatch.setattr("apr_train.preflight.surroundings.shutil.disk_usage", lambda folder: usage(free=14_000_000))
+    monkeypatch.setattr("apr_train.preflight.machine_rules.shutil.disk_usage", lambda folder: usage(free=14_000_000))
     place.train(*SCRATCH, "--steps", "30", "--precision", "fp32", "--dry-run")
     long = (*SCRATCH, "--steps", "300", "--dry-run")
     assert "3 checkpoints" in place.train(*long, "--precision", "fp32", code=3)

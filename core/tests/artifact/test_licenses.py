@@ -1,7 +1,7 @@
 """SPDX expressions, and the Hub's names for them."""
 
 import pytest
-from apr_train.artifact.licenses import hub_license, spdx_expression
+from apr_train.artifact.provenance import hub_license, spdx_expression
 from apr_train.errors import ConfigError
 
 

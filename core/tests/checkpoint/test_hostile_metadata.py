@@ -4,10 +4,9 @@ import json
 
 import pytest
 from apr_train.checkpoint.apr.header import ALIASES, PROVENANCE, TYPED_TO_HF, header_from_apr
-from apr_train.checkpoint.gguf_metadata import KEYS, header_from_gguf
+from apr_train.checkpoint.gguf import KEYS, header_from_gguf
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.hf_folder import tokenizer_of
-from apr_train.checkpoint.huggingface import header_from_hf
+from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.checkpoint.tokenizer_metadata import KEY, spec_to_apr
 from apr_train.data.tokenizer import build_tokenizer

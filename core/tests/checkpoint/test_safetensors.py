@@ -9,8 +9,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.safetensors import SafetensorsReader
-from apr_train.checkpoint.safetensors_writer import write_safetensors, write_sharded
+from apr_train.checkpoint.safetensors import SafetensorsReader, write_safetensors, write_sharded
 from apr_train.errors import FormatError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -1,8 +1,7 @@
 """Encoder or decoder by tensor names alone."""
 
 import pytest
-from apr_train.checkpoint.header import Header, TensorInfo
-from apr_train.checkpoint.structure import encoder_marks, kind_of
+from apr_train.checkpoint.header import Header, TensorInfo, encoder_marks, kind_of
 
 NAMES = {
     "roberta.encoder.layer.11.output.dense.weight": "encoder",

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import tokenizers
 from apr_train.checkpoint.gguf import GgufReader
-from apr_train.checkpoint.hf_folder import tokenizer_of
+from apr_train.checkpoint.header import AddedToken, TokenizerSpec
+from apr_train.checkpoint.huggingface import tokenizer_of
 from apr_train.checkpoint.pre_tokenizers import PRE_TOKENIZERS, pre_type_of
-from apr_train.checkpoint.tokenizer_infer import infer_added
 from apr_train.checkpoint.tokenizer_json import spec_from_json
-from apr_train.checkpoint.tokenizer_metadata import KEY, spec_from_apr, spec_from_gguf, spec_to_apr
-from apr_train.checkpoint.tokenizer_spec import AddedToken, TokenizerSpec
+from apr_train.checkpoint.tokenizer_metadata import KEY, infer_added, spec_from_apr, spec_from_gguf, spec_to_apr
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import FormatError, TokenizerError
 from hypothesis import given, settings

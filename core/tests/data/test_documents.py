@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.documents import read_documents
-from apr_train.data.folders import matches
-from apr_train.data.sources import describe, find_files, require_text
+from apr_train.data.sources import describe, find_files, matches, require_text
 from apr_train.errors import DataError
 
 

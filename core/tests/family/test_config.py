@@ -6,9 +6,8 @@ import pytest
 from apr_train.checkpoint.header import Header, Tie
 from apr_train.errors import ConfigError
 from apr_train.family.card import FamilyInfo
-from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.decoder_config import DecoderConfig, RopeScaling
 from apr_train.family.encoder_config import EncoderConfig
-from apr_train.family.rope_scaling import RopeScaling
 from hypothesis import given
 from hypothesis import strategies as st
 

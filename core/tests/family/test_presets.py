@@ -2,7 +2,7 @@
 
 import pytest
 from apr_train.errors import ConfigError
-from apr_train.family.presets import choose_preset
+from apr_train.family.config import choose_preset
 
 
 def test_preset_is_found_by_name():

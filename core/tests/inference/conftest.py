@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig

@@ -5,7 +5,7 @@ import json
 import attrs
 import pytest
 import torch
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.inference.fill import fill_mask

@@ -4,10 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from apr_train.data.prompt import ids_of_prompt
+from apr_train.data.special_tokens import ids_of_prompt
 from apr_train.errors import ConfigError, DataError
-from apr_train.inference.generate import Ends, continue_text, ends_of_text, made_tokens, next_logits, room
-from apr_train.inference.sampling import Sampler, Sampling
+from apr_train.inference.generate import Ends, Sampler, Sampling, continue_text, ends_of_text, made_tokens, next_logits, room
 from apr_train.model.attention.masks import Causal
 from apr_train.model.cache import KeyValueCache
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from apr_train.errors import ConfigError, RunError
-from apr_train.inference.sampling import Sampler, Sampling, filtered
+from apr_train.inference.generate import Sampler, Sampling, filtered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

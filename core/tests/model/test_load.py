@@ -139,7 +139,7 @@ def test_every_parameter_has_the_files_values_in_the_wanted_dtype(tmp_path, stor
 
 
 def test_pieces_smaller_than_a_tensor_make_the_same_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("apr_train.checkpoint.apr.stream.CHUNK", 24)
+    monkeypatch.setattr("apr_train.checkpoint.apr.reader.CHUNK", 24)
     values = tensors(head=True, pooler=True)
     for dtype in (torch.float32, torch.float64):
         model = meta_model()

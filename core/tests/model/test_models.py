@@ -9,12 +9,11 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import Bidirectional, Causal, Documents, load_backend
-from apr_train.model.build import build_model
+from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.cache import KeyValueCache
 from apr_train.model.decoder import Decoder
 from apr_train.model.encoder import Encoder, position_ids
 from apr_train.model.protocol import LanguageModel
-from apr_train.model.recompute import recompute_activations
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForMaskedLM
 

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.rope_scaling import RopeScaling
-from apr_train.model.norm import RMSNorm
+from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.model.layers import RMSNorm
 from apr_train.model.rope import inverse_frequencies, rotary_tables, rotate
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -1,8 +1,14 @@
 """Estimates and limits that need no file."""
 
 import pytest
-from apr_train.preflight.device_rules import estimate_memory, free_memory, memory_findings
-from apr_train.preflight.surroundings import disk_findings, gigabytes, out_findings
+from apr_train.preflight.machine_rules import (
+    disk_findings,
+    estimate_memory,
+    free_memory,
+    gigabytes,
+    memory_findings,
+    out_findings,
+)
 
 
 def test_memory_of_fp32_is_four_numbers_of_four_bytes_a_parameter():
@@ -35,7 +41,7 @@ def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, mo
     class Usage:
         free = needed
 
-    monkeypatch.setattr("apr_train.preflight.surroundings.shutil.disk_usage", lambda folder: Usage)
+    monkeypatch.setattr("apr_train.preflight.machine_rules.shutil.disk_usage", lambda folder: Usage)
     assert disk_findings(tmp_path, 100, checkpoints, weight_bytes=weight_bytes) == []
     assert len(disk_findings(tmp_path, 101, checkpoints, weight_bytes=weight_bytes)) == 1
 

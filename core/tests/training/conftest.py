@@ -104,8 +104,8 @@ def make_run(tmp_path):
 
 
 def go_on(run):
-    from apr_train.run.folder import MODEL, checkpoints
-    from apr_train.run.metrics import FILE, cut_back
+    from apr_train.run.folder import METRICS, MODEL, checkpoints
+    from apr_train.run.metrics import cut_back
     from apr_train.training.checkpoint import load_optimizer, read_state
 
     latest = checkpoints(run.folder)[-1].path
@@ -113,4 +113,4 @@ def go_on(run):
     state = read_state(latest)
     load_optimizer(latest, run.model, run.optimizer, step=state["step"])
     run.restore(state)
-    cut_back(run.folder / FILE, run.step)
+    cut_back(run.folder / METRICS, run.step)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from apr_train.model.acceleration import compile_blocks
 from apr_train.model.attention.masks import Causal
-from apr_train.model.recompute import recompute_activations
-from apr_train.run.metrics import FILE, read_metrics
+from apr_train.model.build import recompute_activations
+from apr_train.run.folder import METRICS
+from apr_train.run.metrics import read_metrics
 from apr_train.training.loop import train
 from torch._dynamo.utils import counters
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def losses(run):
-    return [line.loss for line in read_metrics(run.folder / FILE)[1:]]
+    return [line.loss for line in read_metrics(run.folder / METRICS)[1:]]
 
 
 def saved_bytes(run):

@@ -5,8 +5,8 @@ import torch
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.model.acceleration import compile_blocks
 from apr_train.model.attention import Causal, load_backend
+from apr_train.model.build import recompute_activations
 from apr_train.model.decoder import Decoder
-from apr_train.model.recompute import recompute_activations
 
 CONFIG = DecoderConfig(
     vocab_size=61,

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import attrs
 import pytest
 import torch
-from apr_train.run.option import MAY_CHANGE, flag
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
 from apr_train.training.defaults import resolve
 
 

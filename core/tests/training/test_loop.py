@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 from apr_train.errors import FormatError, RunError
-from apr_train.run.folder import STATE, checkpoints
-from apr_train.run.metrics import FILE, MEASURED, read_metrics
+from apr_train.run.folder import METRICS, STATE, checkpoints
+from apr_train.run.metrics import MEASURED, read_metrics
 from apr_train.training.checkpoint import read_state
 from apr_train.training.loop import train
 from apr_train.training.signals import StopRequest
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 def curve(run):
     """All metrics but time and memory."""
-    return [evolve(line, **dict.fromkeys(MEASURED)) for line in read_metrics(run.folder / FILE)]
+    return [evolve(line, **dict.fromkeys(MEASURED)) for line in read_metrics(run.folder / METRICS)]
 
 
 def same_bits(one, other):
@@ -65,7 +65,7 @@ def kill_at(run, step, place):
 def test_a_run_learns_and_writes_every_step(make_run):
     run = make_run(steps=30, lr=1e-2, val_every=10)
     outcome = train(run)
-    lines = read_metrics(run.folder / FILE)
+    lines = read_metrics(run.folder / METRICS)
     assert [line.step for line in lines] == list(range(31))
     assert [line.step for line in lines if line.val_loss is not None] == [0, 10, 20, 30]
     assert outcome.last == lines[-1]
@@ -146,7 +146,7 @@ def test_a_nan_weight_stops_before_the_optimizer_step(make_run):
     assert same_bits(before, run.model.state_dict())
     assert f"--init {run.folder}/step-000002/model.apr" in caught.value.finding.hint
     assert [item.step for item in checkpoints(run.folder)] == [2]
-    assert [line.step for line in read_metrics(run.folder / FILE)] == [0, 1, 2, 3]
+    assert [line.step for line in read_metrics(run.folder / METRICS)] == [0, 1, 2, 3]
 
 
 @pytest.mark.rule("INV-TRAIN-007")
@@ -276,7 +276,7 @@ def test_no_steps_only_validate(make_run):
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     assert train(run).last.val_loss is not None
     assert same_bits(before, run.model.state_dict())
-    assert [line.step for line in read_metrics(run.folder / FILE)] == [0]
+    assert [line.step for line in read_metrics(run.folder / METRICS)] == [0]
 
 
 def test_accumulation_weighs_every_target_token_the_same(make_run):

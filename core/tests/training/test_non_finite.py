@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from apr_train.run.folder import checkpoints
-from apr_train.run.metrics import FILE, read_metrics
+from apr_train.run.folder import METRICS, checkpoints
+from apr_train.run.metrics import read_metrics
 from apr_train.training.evaluation import Validation
 from apr_train.training.loop import train
 from apr_train.training.step import NonFiniteError
@@ -42,7 +42,7 @@ def test_a_broken_last_update_ends_with_an_error(make_run):
     with pytest.raises(NonFiniteError, match=r"^INV-TRAIN-007: step 4: the validation loss is not finite, found (nan|inf)"):
         train(run)
     assert steps_of(run) == [2]
-    assert [line.step for line in read_metrics(run.folder / FILE)] == [0, 1, 2, 3]
+    assert [line.step for line in read_metrics(run.folder / METRICS)] == [0, 1, 2, 3]
 
 
 @pytest.mark.rule("INV-TRAIN-007")
@@ -56,7 +56,7 @@ def test_a_validation_loss_that_is_none_is_an_error(make_run, monkeypatch, loss,
     with pytest.raises(NonFiniteError, match=f"^INV-TRAIN-007: step {steps}: the validation loss is not finite"):
         train(run)
     assert steps_of(run) == []
-    assert [line.step for line in read_metrics(run.folder / FILE)] == written
+    assert [line.step for line in read_metrics(run.folder / METRICS)] == written
 
 
 @pytest.mark.rule("INV-TRAIN-007")
@@ -71,5 +71,5 @@ def test_a_nan_in_step_1_keeps_the_start_and_a_resume_measures_it_once(make_run)
     assert steps_of(run) == [0]
     run = make_run("broken", resume=True, steps=3)
     train(run)
-    ends = [[(line.step, line.loss, line.val_loss) for line in read_metrics(item.folder / FILE)] for item in (run, whole)]
+    ends = [[(line.step, line.loss, line.val_loss) for line in read_metrics(item.folder / METRICS)] for item in (run, whole)]
     assert ends[0] == ends[1]

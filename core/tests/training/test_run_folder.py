@@ -2,8 +2,7 @@
 
 import pytest
 from apr_train.errors import OutputError
-from apr_train.run.folder import new_run_folder, require_unused
-from apr_train.run.lock import InUseError, locked
+from apr_train.run.folder import InUseError, locked, new_run_folder, require_unused
 
 START = {"identity.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
 LITTER = (".identity.json.0123456789ab.part", ".config.toml.0123456789ab.part")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from apr_train.model.attention.masks import Causal
 from apr_train.model.device import PRECISIONS
-from apr_train.training.sample import greedy
+from apr_train.training.finish import greedy
 
 PROMPT = (3, 5, 7, 9)
 

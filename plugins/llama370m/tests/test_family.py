@@ -6,8 +6,7 @@ import pytest
 from apr_train.checkpoint.header import Header, TensorInfo, Tie
 from apr_train.errors import ConfigError
 from apr_train.family.card import Layout
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.rope_scaling import RopeScaling
+from apr_train.family.decoder_config import DecoderConfig, RopeScaling
 from apr_train.preflight.config_keys import config_key_findings
 
 SMOLLM2 = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from apr_train.artifact.front_matter import yaml_text
-from apr_train.artifact.licenses import hub_license, spdx_expression
+from apr_train.artifact.provenance import hub_license, spdx_expression
 from apr_train.artifact.published import HUB_ID, Subject
 from apr_train.run.metrics import Metrics
 

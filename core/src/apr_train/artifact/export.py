@@ -12,9 +12,8 @@ from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces, Progress
 from apr_train.artifact.metadata import hf_config
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.checkpoint import FLOAT_DTYPES
-from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.safetensors_writer import write_sharded
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import TensorInfo, TokenizerSpec
+from apr_train.checkpoint.safetensors import write_sharded
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import OutputError
 

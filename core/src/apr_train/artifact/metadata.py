@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_train.checkpoint.apr.header import ALIASES, ENCODER_EPS, NOT_CONFIG, PROVENANCE, TYPED_TO_HF
-from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.huggingface import NEUTRAL_ROPE
 from apr_train.checkpoint.rope_rows import SPLIT_HALF_TYPE
 from apr_train.checkpoint.tokenizer_metadata import spec_to_apr
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.errors import FormatError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig

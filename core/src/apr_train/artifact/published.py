@@ -11,10 +11,9 @@ from typing import Any
 from attrs import field, frozen
 
 from apr_train.artifact.convert import Conversion
-from apr_train.artifact.licenses import spdx_expression
+from apr_train.artifact.provenance import spdx_expression
 from apr_train.errors import ConfigError
-from apr_train.run.folder import MODEL, STATE
-from apr_train.run.paths import run_of
+from apr_train.run.folder import MODEL, STATE, run_of
 from apr_train.run.record import Record, read_record
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -1,14 +1,17 @@
-"""The one interface of every container: a header, and tensors as numpy views."""
+"""The one interface of every container: a header, tensors as numpy views, streams of bytes, a hash of the content."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from attrs import field, frozen
 
-from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.header import Header, TensorInfo
 
 FLOAT_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Safetensors' spelling → bytes per element."""
@@ -48,3 +51,48 @@ class Checkpoint(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class Stream(Protocol):
+    """One pass over a file, in any order; nothing that was read may be used before the context has been left.
+
+    Leaving it raises `FormatError` when the bytes do not have the file's checksum.
+    """
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill a writable buffer of exactly the tensor's stored size."""
+        ...
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """The tensor's bytes in order; each piece is valid until the next."""
+        ...
+
+    def values(self, name: str) -> Iterator[TensorView]:
+        """The tensor's elements in order, flat, decoded to float32 if block-quantised; each is valid until the next."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A checkpoint that can be streamed."""
+
+    verify_data: bool
+    """Whether a stream checks the data unless told otherwise."""
+
+    def stream(self, *, verify: bool | None = None) -> Stream:
+        """Start a pass; `verify` None does as the checkpoint was opened."""
+        ...
+
+
+def content_hash(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read_raw: Callable[[str], memoryview]) -> str:
+    """SHA-256 over canonical JSON of the metadata, then each tensor in name order; lower-case hex."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=repr).encode(errors="replace"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, tensor.dtype, list(tensor.shape), tensor.nbytes]).encode())
+        digest.update(read_raw(name))
+    return digest.hexdigest()

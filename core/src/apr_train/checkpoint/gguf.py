@@ -1,17 +1,127 @@
-"""GGUF checkpoints: llama.cpp's files, read-only."""
+"""GGUF checkpoints (llama.cpp's files, read-only): the reader, and their metadata as the canonical header."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from apr_train.checkpoint.checkpoint import TensorView
-from apr_train.checkpoint.content_hash import content_hash
+from apr_train.checkpoint.checkpoint import TensorView, content_hash
 from apr_train.checkpoint.ggml import dequantize
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
-from apr_train.checkpoint.gguf_metadata import header_from_gguf
+from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.numbers import shortest_f32
+from apr_train.checkpoint.rope_rows import gguf_rope_rows
+from apr_train.checkpoint.tie import embedding_name, tie_from_index
+from apr_train.checkpoint.tokenizer_metadata import spec_beside, spec_from_gguf
 from apr_train.checkpoint.views import map_file, plain_view
+from apr_train.errors import FormatError
+
+KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "attention.scale": "attention_multiplier",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+"""Key below the architecture's prefix → Hugging Face's name."""
+TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
+GENERAL = {
+    "general.name": "name",
+    "general.description": "description",
+    "general.author": "author",
+    "general.license": "license",
+    "general.version": "version",
+}
+_ZERO_IS_NONE = frozenset({"num_experts", "num_experts_per_tok", "sliding_window"})
+
+
+def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Header:
+    """The canonical header of a GGUF file; `metadata` is its parsed key-value section.
+
+    32-bit floats are spelled as people wrote them (1e-5, not 9.999999747378752e-06). The vocabulary size is the
+    metadata's, or the embedding matrix's rows; absent kv heads mean as many as query heads (that is GGUF's definition).
+
+    Raises:
+        FormatError: without `general.architecture`, or when tokenizer metadata is malformed.
+    """
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise FormatError("GGUF metadata names no architecture", path=path, field="general.architecture")
+    config = _config(metadata, architecture, tensors)
+    return Header(
+        path=path,
+        format="gguf",
+        architecture=architecture.lower(),
+        config=config,
+        tensors=tensors,
+        names="gguf",
+        rope_rows=gguf_rope_rows(architecture.lower()),
+        tie=tie_from_index(config, tensors),
+        tokenizer=spec_from_gguf(path, metadata) or spec_beside(Path(path)),
+        provenance={
+            "original_format": "gguf",
+            **{name: metadata[key] for key, name in GENERAL.items() if isinstance(metadata.get(key), str)},
+        },
+    )
+
+
+def _config(metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for key, name in KEYS.items():
+        value = _plain(metadata.get(f"{architecture}.{key}"))
+        if value is not None and not (value == 0 and name in _ZERO_IS_NONE):
+            config[name] = value
+    for key, name in TOKEN_IDS.items():
+        if isinstance(metadata.get(f"tokenizer.ggml.{key}"), int):
+            config[name] = metadata[f"tokenizer.ggml.{key}"]
+    if "num_attention_heads" in config:
+        config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    embedding = embedding_name(tensors)
+    if embedding is not None and len(tensors[embedding].shape) == 2:
+        config.setdefault("vocab_size", tensors[embedding].shape[0])
+    return config | _rope(metadata, architecture, config)
+
+
+def _rope(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """RoPE on part of a head, and scalings: both change the mathematics and must be seen by the preflight."""
+    found: dict[str, Any] = {}
+    width = metadata.get(f"{architecture}.rope.dimension_count")
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        head_dim = config.get("head_dim", hidden // heads)
+        if isinstance(head_dim, int) and head_dim > 0 and width != head_dim:
+            found["partial_rotary_factor"] = width / head_dim
+    prefix = f"{architecture}.rope.scaling."
+    scaling = {key.removeprefix(prefix): _plain(value) for key, value in metadata.items() if key.startswith(prefix)}
+    kind = scaling.pop("type", "none")
+    if kind != "none":
+        found["rope_scaling"] = {"rope_type": kind, **scaling}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """One number per model: a per-layer array counts when all layers agree, else it stays a list for the family to judge."""
+    if isinstance(value, list):
+        value = value[0] if value and all(item == value[0] for item in value) else value
+    return shortest_f32(value) if isinstance(value, float) else value
 
 
 class GgufReader:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from attrs import Factory, field, frozen
-
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 
 Names = Literal["hf", "gguf"]
 RopeRows = Literal["split-half", "adjacent"]
@@ -71,3 +70,80 @@ class Header:
                 count *= size
             total += count
         return total
+
+
+@frozen(kw_only=True)
+class AddedToken:
+    """One token outside the BPE vocabulary's merges, with the flags that `tokenizers` keeps."""
+
+    id: int
+    content: str
+    special: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+
+@frozen(kw_only=True)
+class TokenizerSpec:
+    """A byte-level BPE tokenizer's data, or a whole `tokenizer.json`; or the name of a kind that cannot be built.
+
+    Exactly one of the two: `vocabulary` and `merges` (from `.apr` or GGUF metadata), or `json` (the parsed
+    content of a `tokenizer.json`, which wins because it says everything).
+    """
+
+    model: str = "bpe"
+    """`bpe`, or another kind by name (`sentencepiece`, `wordpiece`), which is refused when it is built without `json`."""
+    vocabulary: tuple[str, ...] = field(default=(), repr=False)
+    """Token strings in the byte-level alphabet; the index is the id."""
+    merges: tuple[str, ...] = field(default=(), repr=False)
+    """`"a b"` in rank order."""
+    pre_type: str | None = None
+    """GGUF's `tokenizer.ggml.pre`: `gpt-2`, `qwen2`, `smollm`, `llama-bpe`, `default`."""
+    json: Mapping[str, Any] | None = field(default=None, repr=False)
+    added_tokens: tuple[AddedToken, ...] = field(default=(), repr=False)
+    special_ids: Mapping[str, int] = Factory(dict)
+    """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as the source says."""
+    chat_template: str | None = field(default=None, repr=False)
+    size: int = 0
+    """Largest id + 1, added tokens included."""
+    add_bos: bool = False
+    """Whether `bos` is put in front of a text that is encoded with special tokens; `json` says it itself."""
+    notes: tuple[str, ...] = ()
+    """What was concluded because the source does not say, one sentence each."""
+    origin: str = ""
+    """Where it came from, for messages: the path and the kind of source."""
+
+
+Kind = Literal["decoder", "encoder"]
+"""decoder: causal attention, rotary positions; encoder: bidirectional."""
+
+_ENCODER = re.compile(
+    r"(^|\.)encoder\.layer\.\d+\."  # BERT and its descendants
+    r"|(^|\.)(position|token_type)_embeddings\.weight$"
+    r"|^token_types\.weight$"  # the same, in GGUF
+    r"|^blk\.\d+\.attn_output_norm\.weight$"  # GGUF: a norm after attention
+)
+_DECODER = re.compile(r"^(model\.)?layers\.\d+\.self_attn\.|^blk\.\d+\.(attn|ffn)_norm\.weight$")
+
+
+def encoder_marks(names: Iterable[str]) -> list[str]:
+    """The tensor names that only an encoder has, for messages."""
+    return [name for name in names if _ENCODER.search(name)]
+
+
+def kind_of(header: Header) -> Kind | None:
+    """What the tensors show: learnt position or token-type embeddings and `encoder.layer.` make an encoder.
+
+    None when the names show neither, as in a file of no known structure.
+    """
+    return kind_of_tensors(header.tensors)
+
+
+def kind_of_tensors(names: Iterable[str]) -> Kind | None:
+    """`kind_of` for a header in the making: from the tensor names alone."""
+    names = list(names)
+    if encoder_marks(names):
+        return "encoder"
+    return "decoder" if any(_DECODER.search(name) for name in names) else None

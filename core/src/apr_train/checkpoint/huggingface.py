@@ -1,14 +1,87 @@
-"""Hugging Face's config.json in both directions: transformers 4 and 5 spellings → the canonical header, and back."""
+"""Hugging Face's files beside the weights: config.json as the canonical header, the tokenizer's files, the README's licence."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.files import parse_json
+from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import tie_from_index
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import FormatError
+
+SPECIAL = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+_LICENSE = re.compile(r"^license:[ \t]*['\"]?([^'\"\s#][^'\"\n#]*)", re.MULTILINE)
+README_BYTES = 1 << 16
+
+
+def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
+    """The folder's tokenizer.json with its special ids and chat template; None if there is no tokenizer.json.
+
+    Raises:
+        FormatError: when one of the files is not what it should be.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    content = parse_json(path)
+    settings = _optional(folder / "tokenizer_config.json")
+    named = _optional(folder / "special_tokens_map.json") | settings
+    return spec_from_json(
+        content, str(path), special_ids=_special_ids(content, named, config), chat_template=_template(folder, settings)
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return parse_json(path) if path.is_file() else {}
+
+
+def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
+    """By the tokenizer's own settings (tokens), else by config.json (ids)."""
+    ids = {}
+    for name in SPECIAL:
+        token = named.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, Mapping) else token
+        index = _id_of(content, token) if isinstance(token, str) else config.get(f"{name}_token_id")
+        if isinstance(index, list) and index:
+            index = index[0]
+        if isinstance(index, int) and not isinstance(index, bool) and index >= 0:
+            ids[name] = index
+    return ids
+
+
+def _id_of(content: Mapping[str, Any], token: str) -> int | None:
+    for added in content.get("added_tokens") or ():
+        if isinstance(added, Mapping) and added.get("content") == token:
+            return added.get("id")
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    return vocabulary.get(token) if isinstance(vocabulary, Mapping) else None
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    separate = folder / "chat_template.jinja"
+    if separate.is_file():
+        return separate.read_text(encoding="utf-8", errors="replace")
+    template = settings.get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def readme_license(folder: Path) -> str | None:
+    """The `license:` line of README.md's front matter, if there is one."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        text = file.read(README_BYTES).decode("utf-8", "replace")
+    front = _FRONT_MATTER.search(text)
+    line = _LICENSE.search(front.group(1)) if front else None
+    return line.group(1).strip() if line else None
+
 
 NEUTRAL_ROPE = "default"
 _LIFTED = ("rope_theta", "partial_rotary_factor")

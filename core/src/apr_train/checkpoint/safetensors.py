@@ -1,22 +1,159 @@
-"""safetensors checkpoints: one file, or a Hugging Face folder with config.json, shards and tokenizer."""
+"""safetensors: one file or a Hugging Face folder, its header checked before anything is touched; and the writer.
+
+Format: 8 bytes of little-endian length, that many bytes of JSON, then the tensors' bytes without holes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TypeGuard
+
+import numpy as np
+from attrs import frozen
 
 from apr_train import rules
-from apr_train.checkpoint.checkpoint import TensorView
-from apr_train.checkpoint.content_hash import content_hash
+from apr_train.atomic import replace_file, write_all
+from apr_train.checkpoint.checkpoint import TensorView, content_hash
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.hf_folder import readme_license, tokenizer_of
-from apr_train.checkpoint.huggingface import header_from_hf
-from apr_train.checkpoint.json_text import parse_json
-from apr_train.checkpoint.safetensors_index import Extent, read_index
+from apr_train.checkpoint.huggingface import header_from_hf, readme_license, tokenizer_of
 from apr_train.checkpoint.views import map_file, plain_view
 from apr_train.errors import FormatError
+
+DTYPES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+"""safetensors' spelling → bytes per element."""
+MAX_HEADER = 100_000_000
+"""The safetensors library's own limit."""
+MAX_DIMENSIONS = 64
+
+
+@frozen
+class Extent:
+    """Where a tensor's bytes lie in its file."""
+
+    start: int
+    end: int
+
+
+@frozen(kw_only=True)
+class Index:
+    """A checked header: tensors, absolute extents, and the free-form string metadata."""
+
+    tensors: Mapping[str, TensorInfo]
+    extents: Mapping[str, Extent]
+    metadata: Mapping[str, str]
+
+
+def read_index(path: Path) -> Index:
+    """Read and check a file's header; of the data only its length is looked at.
+
+    Raises:
+        FormatError: for a length that lies, JSON that is none, unknown dtypes, wrong sizes, holes or overlaps.
+    """
+    try:
+        with path.open("rb") as file:
+            file_size = path.stat().st_size
+            raw = _header_bytes(file, file_size, path)
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+    entries = _entries(raw, path)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(item, str) for item in metadata.values()):
+        raise FormatError("not a table of strings", path=path, field="__metadata__")
+    base = 8 + len(raw)
+    tensors: dict[str, TensorInfo] = {}
+    extents: dict[str, Extent] = {}
+    for name, entry in entries.items():
+        tensors[name], (start, end) = _tensor(name, entry, path)
+        extents[name] = Extent(base + start, base + end)
+    _check_cover(extents, base, file_size, path)
+    return Index(tensors=tensors, extents=extents, metadata=metadata)
+
+
+def _header_bytes(file: BinaryIO, file_size: int, path: Path) -> bytes:
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise FormatError(
+            "too short for a safetensors file", path=path, expected="at least 8 bytes", found=f"{file_size} bytes"
+        )
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(MAX_HEADER, file_size - 8):
+        limit = min(MAX_HEADER, file_size - 8)
+        raise FormatError("the header is longer than the file", path=path, field="header length", expected=limit, found=length)
+    return file.read(length)
+
+
+def _entries(raw: bytes, path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise FormatError("a key is there twice", path=path, field="header")
+        return table
+
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the header is not valid JSON: {error}", path=path, field="header") from error
+    if not isinstance(entries, dict):
+        raise FormatError("the header is not an object", path=path, field="header")
+    return entries
+
+
+def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
+    field = _printable(name)
+    if not name or "\0" in name or field != name:
+        raise FormatError("not a usable tensor name", path=path, field=field)
+    if not isinstance(entry, dict):
+        raise FormatError("not an object", path=path, field=field)
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FormatError(
+            "unknown dtype", path=path, field=field, expected=f"one of {', '.join(DTYPES)}", found=repr(dtype)[:40]
+        )
+    if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise FormatError("not a shape", path=path, field=field, expected="non-negative integers", found=repr(shape)[:80])
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError("not a pair of offsets", path=path, field=field, found=repr(offsets)[:80])
+    nbytes = DTYPES[dtype] * math.prod(shape)
+    if offsets[1] - offsets[0] != nbytes:
+        found = offsets[1] - offsets[0]
+        raise FormatError("size and shape disagree", path=path, field=field, expected=f"{nbytes} bytes", found=found)
+    return TensorInfo(name, dtype, tuple(shape), nbytes), (offsets[0], offsets[1])
+
+
+def _printable(name: str) -> str:
+    """The name without lone surrogates, which JSON can smuggle in and no file system or terminal takes."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sizes(value: Any) -> TypeGuard[list[int]]:
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value)
+
+
+def _check_cover(extents: Mapping[str, Extent], base: int, file_size: int, path: Path) -> None:
+    """The tensors must cover the data from its first byte to its last, once: that is safetensors' own rule."""
+    at = base
+    for name, extent in sorted(extents.items(), key=lambda item: (item[1].start, item[1].end)):
+        if extent.start != at:
+            problem = "overlaps another tensor" if extent.start < at else "leaves a hole before it"
+            raise FormatError(problem, path=path, field=name, expected=at - base, found=extent.start - base)
+        at = extent.end
+    if at != file_size:
+        raise FormatError(
+            "the file is not as long as its header says", path=path, expected=f"{at} bytes", found=f"{file_size} bytes",
+            hint="It is truncated, or something was appended.",
+        )  # fmt: skip
+
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -139,3 +276,78 @@ def _check_shard(
             expected=f"{len(expected)} tensors" + (f", {missing[0]} among them" if missing else ""),
             found=f"{len(found)} tensors" + (f", {extra[0]} among them" if extra else ""),
         )
+
+
+Pieces = Callable[[str], Iterable[np.ndarray[Any, Any] | memoryview]]
+"""Tensor name → its bytes, in pieces."""
+METADATA = {"format": "pt"}
+"""transformers refuses a file without it."""
+
+
+def write_safetensors(path: Path, tensors: Iterable[TensorInfo], pieces: Pieces) -> None:
+    """Write one file, beside it first and then renamed; peak memory is one piece.
+
+    Raises:
+        FormatError: for a dtype that safetensors does not have, or data of the wrong size.
+        OutputError: when the file cannot be written.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (-DTYPES.get(tensor.dtype, 0), tensor.name))
+    with replace_file(path) as file:
+        write_all(file, _front(ordered, path))
+        for tensor in ordered:
+            written = sum(write_all(file, _bytes_of(piece)) for piece in pieces(tensor.name))
+            if written != tensor.nbytes:
+                raise FormatError("data of the wrong size", path=path, field=tensor.name, expected=tensor.nbytes, found=written)
+
+
+def _front(tensors: Sequence[TensorInfo], path: Path) -> bytes:
+    """The length and the JSON header, padded with spaces so that the data starts at a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": METADATA}
+    at = 0
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise FormatError("safetensors has no such dtype", path=path, field=tensor.name, found=tensor.dtype)
+        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _bytes_of(piece: np.ndarray[Any, Any] | memoryview) -> memoryview:
+    view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data if isinstance(piece, np.ndarray) else piece
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def write_sharded(folder: Path, tensors: Sequence[TensorInfo], pieces: Pieces, *, limit: int) -> list[str]:
+    """Write `model.safetensors`, or numbered shards of at most `limit` bytes (one tensor may be larger) and their index.
+
+    Returns the names of the weight files.
+
+    Raises:
+        FormatError, OutputError: as `write_safetensors`.
+    """
+    shards = _split(tensors, limit)
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, shards[0], pieces)
+        return [SINGLE]
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard, pieces)
+    weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    _write_index(folder / INDEX, weight_map, sum(tensor.nbytes for tensor in tensors))
+    return names
+
+
+def _split(tensors: Sequence[TensorInfo], limit: int) -> list[list[TensorInfo]]:
+    shards: list[list[TensorInfo]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(item.nbytes for item in shards[-1]) + tensor.nbytes > limit:
+            shards.append([])
+        shards[-1].append(tensor)
+    return shards
+
+
+def _write_index(path: Path, weight_map: Mapping[str, str], total: int) -> None:
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -7,17 +7,34 @@ aprender's keys hold vocabulary, merges and the type of the pre-tokenizer. What 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint.json_text import parse_json
+from apr_train.checkpoint.files import parse_json
+from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
-from apr_train.checkpoint.tokenizer_flat import JOINT, flatten, rebuild
-from apr_train.checkpoint.tokenizer_infer import infer_added
-from apr_train.checkpoint.tokenizer_json import PADDING, added_tokens, spec_from_json
-from apr_train.checkpoint.tokenizer_spec import AddedToken, TokenizerSpec
+from apr_train.checkpoint.tokenizer_json import JOINT, PADDING, added_tokens, flatten, rebuild, spec_from_json
 from apr_train.errors import FormatError
+
+CONTROL_LIKE = re.compile(r"<\|.+\|>|</?[a-z_]+>", re.DOTALL)
+"""How published models spell control tokens: `<|im_start|>`, `<repo_name>`, `</s>`."""
+
+
+def infer_added(vocabulary: Sequence[str], merges: Sequence[str], special_ids: Mapping[str, int]) -> tuple[AddedToken, ...]:
+    """Tokens of more than one symbol that no merge makes; special are those that look like control tokens.
+
+    Padding rows (`[PAD7]`) are not tokens. A merge's result is the two parts without the space between them.
+    """
+    made = {merge.replace(" ", "", 1) for merge in merges}
+    marked = set(special_ids.values())
+    return tuple(
+        AddedToken(id=index, content=token, special=index in marked or CONTROL_LIKE.fullmatch(token) is not None)
+        for index, token in enumerate(vocabulary)
+        if index in marked or (len(token) > 1 and token not in made and not PADDING.fullmatch(token))
+    )
+
 
 KEY = "tokenizer.apr_train"
 """Our one custom key; aprender ignores it."""

@@ -10,8 +10,7 @@ import click
 from apr_train.cli.output import emit_json
 
 if TYPE_CHECKING:
-    from apr_train.checkpoint.header import Header, RopeRows
-    from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+    from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
     from apr_train.errors import Finding
     from apr_train.preflight import Report
 
@@ -103,7 +102,7 @@ def _tokenizer(path: str | None) -> tuple[TokenizerSpec | None, list[Finding]]:
 def _largest_id(path: str | None) -> tuple[int | None, list[Finding]]:
     if path is None:
         return None, []
-    from apr_train.data.token_layout import HEADER_SIZE, DamagedTokenFile, unpack_header
+    from apr_train.data.tokens import HEADER_SIZE, DamagedTokenFile, unpack_header
     from apr_train.errors import DataError
     from apr_train.preflight import corpus_finding
 

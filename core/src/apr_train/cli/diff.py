@@ -56,8 +56,7 @@ def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> Non
 def _compare(
     a: Path, b: Path, *, arch: str | None, rope_layout: RopeRows | None, tolerance: float, verify: bool
 ) -> dict[str, Any]:
-    from apr_train.artifact.diff import about_diff, config_diff, match, tensor_diffs
-    from apr_train.artifact.diff_tokenizer import tokenizer_diff
+    from apr_train.artifact.diff import about_diff, config_diff, match, tensor_diffs, tokenizer_diff
     from apr_train.cli.progress import progress_bar
     from apr_train.family.registry import Registry
 
@@ -87,7 +86,7 @@ def _compare(
 def _open(path: Path, verify: bool, rope_layout: RopeRows | None) -> Any:
     """With the user's word on the rows only where the file itself does not say."""
     from apr_train.checkpoint.open import open_checkpoint
-    from apr_train.run.paths import weights_of
+    from apr_train.run.folder import weights_of
 
     path = Path(weights_of(path))
     checkpoint = open_checkpoint(path, verify=verify)

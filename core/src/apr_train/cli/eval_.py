@@ -11,8 +11,7 @@ from apr_train.cli.model_options import NAMES, load, model_options, say
 
 if TYPE_CHECKING:
     from apr_train.data.corpus import Corpus
-    from apr_train.inference.eval_data import Rows
-    from apr_train.inference.evaluate import Measurement
+    from apr_train.inference.evaluate import Measurement, Rows
     from apr_train.inference.ready import Ready
     from apr_train.inference.syntax import SyntaxReport
     from apr_train.run.settings import Settings
@@ -47,7 +46,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
     Of several, all are measured on the same rows: those of the first that belongs to a run. Options win over both.
     """
     from apr_train.cli.output import emit_json
-    from apr_train.inference.eval_data import settings_of
+    from apr_train.inference.evaluate import settings_of
 
     if max_tokens is not None and syntax is None:
         raise click.UsageError("--max-tokens is only with --syntax.")
@@ -65,8 +64,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
 
 def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
-    from apr_train.inference.eval_data import check_rows, rows_for
-    from apr_train.inference.evaluate import forget
+    from apr_train.inference.evaluate import check_rows, forget, rows_for
     from apr_train.inference.generate import default_precision as writing_precision
     from apr_train.inference.ready import Wanted, opened
     from apr_train.model.device import default_precision
@@ -90,8 +88,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
 
 def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:
     from apr_train.cli.progress import progress_bar
-    from apr_train.inference.eval_data import batches_for, corpus_for
-    from apr_train.inference.evaluate import measure
+    from apr_train.inference.evaluate import batches_for, corpus_for, measure
     from apr_train.training.display import progress_bar as tokenising
 
     with tokenising() as progress:

@@ -83,8 +83,7 @@ def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
 
 def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
     from apr_train.errors import DataError
-    from apr_train.inference.generate import Ends, continue_text, ends_of_text
-    from apr_train.inference.sampling import Sampling
+    from apr_train.inference.generate import Ends, Sampling, continue_text, ends_of_text
 
     if not prompt:  # before a model is loaded for nothing
         raise DataError("the prompt is empty", where="--prompt", expected="the start of a text")

@@ -9,8 +9,7 @@ from typing import Any
 import attrs
 import click
 
-from apr_train.run.option import flag
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import GROUPS, Settings, flag
 
 _ALIASES = {"sequence_length": "--seq-len"}
 

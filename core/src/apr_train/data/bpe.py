@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.protocols import Notice
 from apr_train.data.scan import Survey, survey_corpus

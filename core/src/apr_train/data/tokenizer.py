@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.checkpoint.tokenizer_json import check_merges, tokenizer_json
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.errors import TokenizerError
 
 if TYPE_CHECKING:

@@ -1,22 +1,96 @@
-"""Token ids of one side of a corpus, read through a memory map."""
+"""Token files: the ids of one side of a corpus, written once, read through a memory map.
+
+A header of 128 bytes, little-endian, stands in front of the ids and the document starts:
+
+0    magic `APRTOKEN`
+8    version, bytes per id (2 or 4)                  2 × u32
+16   ids, documents, largest id, bytes of text       4 × u64
+48   the key that the file was made for              32 bytes
+80   CRC-32 of everything after the header, then of the 80 bytes above       u32
+84   zeros
+128  the ids, padded with zeros to a multiple of 8, then the documents' starts as u64
+"""
 
 from __future__ import annotations
 
 import mmap
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from attrs import field, frozen
 from isal import isal_zlib
 
-from apr_train.data.token_layout import (
-    HEADER_SIZE,
-    DamagedTokenFile,
-    TokenHeader,
-    checksum_matches,
-    unpack_header,
-)
+from apr_train.data.cache import cached_file
+from apr_train.errors import TokenizerError
+
+MAGIC = b"APRTOKEN"
+VERSION = 1
+HEADER_SIZE = 128
+_FIELDS = struct.Struct("<8sIIQQQQ32s")
+_CHECKSUM = struct.Struct("<I")
+
+
+class DamagedTokenFile(Exception):
+    """A cached file that is not what it should be; the cache answers by making it again, so no user sees this."""
+
+
+@frozen(kw_only=True)
+class TokenHeader:
+    """The numbers in front of a token file."""
+
+    id_bytes: int
+    token_count: int
+    document_count: int
+    max_token_id: int
+    text_bytes: int
+    key: bytes
+
+    @property
+    def starts_offset(self) -> int:
+        """Byte offset of the document starts."""
+        end = HEADER_SIZE + self.token_count * self.id_bytes
+        return end + -end % 8
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the whole file."""
+        return self.starts_offset + 8 * self.document_count
+
+    def pack(self, body_checksum: int) -> bytes:
+        """The header's bytes; `body_checksum` is the CRC-32 of all that follows it."""
+        fields = _FIELDS.pack(
+            MAGIC, VERSION, self.id_bytes, self.token_count, self.document_count, self.max_token_id, self.text_bytes, self.key
+        )
+        return (fields + _CHECKSUM.pack(isal_zlib.crc32(fields, body_checksum))).ljust(HEADER_SIZE, b"\0")
+
+
+def unpack_header(raw: bytes) -> TokenHeader:
+    """Read a header.
+
+    Raises:
+        DamagedTokenFile: when it is short, or not one.
+    """
+    if len(raw) < HEADER_SIZE:
+        raise DamagedTokenFile(f"{len(raw)} bytes are too few for a header")
+    magic, version, id_bytes, tokens, documents, largest, text_bytes, key = _FIELDS.unpack_from(raw)
+    if magic != MAGIC or version != VERSION or id_bytes not in (2, 4):
+        raise DamagedTokenFile("not a token file of this version")
+    return TokenHeader(
+        id_bytes=id_bytes, token_count=tokens, document_count=documents, max_token_id=largest, text_bytes=text_bytes, key=key
+    )
+
+
+def checksum_matches(raw_header: bytes, body_checksum: int) -> bool:
+    """Whether header and body are what was written."""
+    fields = raw_header[: _FIELDS.size]
+    (stored,) = _CHECKSUM.unpack_from(raw_header, _FIELDS.size)
+    return bool(stored == isal_zlib.crc32(fields, body_checksum))
+
 
 _CHUNK = 1 << 22
 
@@ -97,3 +171,72 @@ def _checksum(view: memoryview) -> int:
     for begin in range(0, len(view), _CHUNK):
         checksum = isal_zlib.crc32(view[begin : begin + _CHUNK], checksum)
     return checksum
+
+
+class TokenWriter:
+    """A context that writes a new token file; `finish` is its last call, and what an error ends is never seen.
+
+    Raises:
+        DataError: when the cache cannot be written.
+    """
+
+    def __init__(self, path: Path, *, key: str, size: int) -> None:
+        """`size` is the vocabulary's: it decides between 2 and 4 bytes per id, and bounds the ids."""
+        self._key = bytes.fromhex(key)
+        self._size = size
+        self._dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
+        self._starts = [0]
+        self._count = self._max = self._bytes = self._checksum = 0
+        self._open: AbstractContextManager[BinaryIO] = cached_file(path)
+
+    def __enter__(self) -> Self:
+        self._file = self._open.__enter__()
+        self._file.seek(HEADER_SIZE)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def append(self, ids: Sequence[int], *, text_bytes: int) -> None:
+        """Add tokens to the current document.
+
+        Raises:
+            TokenizerError: for an id outside the vocabulary.
+        """
+        self._bytes += text_bytes
+        if len(ids):
+            self._append_ids(np.asarray(ids, dtype=np.int64))
+
+    def end_document(self, separator: int) -> None:
+        """Close the current document with the end-of-text token."""
+        self._append_ids(np.array([separator], dtype=np.int64))
+        self._starts.append(self._count)
+
+    def _append_ids(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+        smallest, largest = int(ids.min()), int(ids.max())
+        if smallest < 0 or largest >= self._size:
+            problem = "the tokenizer gives an id outside its own vocabulary"
+            found = smallest if smallest < 0 else largest
+            raise TokenizerError(problem, expected=f"0 to {self._size - 1}", found=found)
+        self._max = max(self._max, largest)
+        self._count += len(ids)
+        self._write(ids.astype(self._dtype).tobytes())
+
+    def _write(self, data: bytes) -> None:
+        self._checksum = isal_zlib.crc32(data, self._checksum)
+        self._file.write(data)
+
+    def finish(self) -> None:
+        """After the last `end_document`: write the document starts and the header."""
+        header = TokenHeader(
+            id_bytes=self._dtype.itemsize,
+            token_count=self._count,
+            document_count=len(self._starts) - 1,
+            max_token_id=self._max,
+            text_bytes=self._bytes,
+            key=self._key,
+        )
+        self._write(bytes(header.starts_offset - self._file.tell()))
+        self._write(np.array(self._starts[:-1], dtype="<u8").tobytes())
+        self._file.seek(0)
+        self._file.write(header.pack(self._checksum))

@@ -7,8 +7,7 @@ from typing import Literal, get_args
 
 from attrs import field, frozen
 
-from apr_train.checkpoint.header import Names, RopeRows
-from apr_train.checkpoint.structure import Kind
+from apr_train.checkpoint.header import Kind, Names, RopeRows
 from apr_train.errors import PluginError
 
 API_VERSION = "1.0"

@@ -1,9 +1,10 @@
-"""What every architecture's config has, and how it is read from a header or a dict."""
+"""What every architecture's config has: validated fields, read from a header, a dict, or a preset's name."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import attrs
 from attrs import field, frozen
@@ -11,8 +12,70 @@ from attrs import field, frozen
 from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.errors import ConfigError, Finding
-from apr_train.family.from_dict import build_strictly
-from apr_train.family.validators import boolean, positive, positive_int
+from apr_train.suggest import did_you_mean
+
+
+def build_strictly(cls: type[Any], values: Mapping[str, Any], *, where: str) -> Any:
+    """Make an attrs object from a dict; unknown and missing keys are errors that name them.
+
+    Raises:
+        ConfigError: naming all unknown keys (with the closest known one) or all missing ones.
+    """
+    known = {item.name for item in attrs.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        hint = "; ".join(f"{key}: {did_you_mean(key, known)}" for key in unknown)
+        raise ConfigError(f"unknown keys {', '.join(unknown)}", where=where, hint=hint)
+    missing = [item.name for item in attrs.fields(cls) if item.default is attrs.NOTHING and item.name not in values]
+    if missing:
+        raise ConfigError(f"missing keys {', '.join(missing)}", where=where)
+    return cls(**values)
+
+
+def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but a number above zero that a float can hold (booleans are not numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        problem = "not a positive number"
+        raise ConfigError(
+            problem, where=type(instance).__name__, field=attribute.name, expected="a number > 0", found=repr(value)
+        )
+
+
+def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but an integer above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        problem = "not a positive integer"
+        raise ConfigError(
+            problem, where=type(instance).__name__, field=attribute.name, expected="an integer > 0", found=repr(value)
+        )
+
+
+def token_id(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but an integer of zero or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            "not a token id", where=type(instance).__name__, field=attribute.name, expected="an integer >= 0", found=repr(value)
+        )
+
+
+def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but true or false: a string "false" is true in Python."""
+    if not isinstance(value, bool):
+        raise ConfigError(
+            "not a boolean", where=type(instance).__name__, field=attribute.name, expected="true or false", found=repr(value)
+        )
+
+
+def fraction(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything outside [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(
+            "not a fraction", where=type(instance).__name__, field=attribute.name, expected="in [0, 1)", found=repr(value)
+        )
+
+
+def _refusal(problem: str, instance: object, attribute: attrs.Attribute[Any], expected: str, value: Any) -> ConfigError:
+    return ConfigError(problem, where=type(instance).__name__, field=attribute.name, expected=expected, found=repr(value))
 
 
 @frozen(kw_only=True)
@@ -101,3 +164,18 @@ def _missing(path: str, name: str) -> Finding:
         found="nothing",
         hint="No value is guessed: re-import the file from its source.",
     )
+
+
+C = TypeVar("C", bound=ModelConfig)
+
+
+def choose_preset(presets: Mapping[str, C], name: str | None, *, family: str) -> C:
+    """Return the config of that name.
+
+    Raises:
+        ConfigError: naming the family, the unknown preset and the nearest one.
+    """
+    if name is None or name not in presets:
+        found = "nothing" if name is None else name
+        raise ConfigError("no such preset", where=f"{family} preset", found=found, hint=did_you_mean(str(name), presets))
+    return presets[name]

@@ -7,8 +7,7 @@ from typing import ClassVar
 from attrs import field, frozen
 
 from apr_train.errors import ConfigError
-from apr_train.family.config import ModelConfig, require_activation
-from apr_train.family.validators import fraction, positive, positive_int, token_id
+from apr_train.family.config import ModelConfig, fraction, positive, positive_int, require_activation, token_id
 
 
 @frozen(kw_only=True)

@@ -11,8 +11,7 @@ from typing import Self
 
 from attrs import frozen
 
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.structure import kind_of
+from apr_train.checkpoint.header import Header, kind_of
 from apr_train.errors import PluginError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.discovery import ENVIRONMENT, FAMILIES, WRAPPERS, Found, Source, allowed_from_environment, discover

@@ -12,9 +12,7 @@ from torch import nn
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.structure import Kind
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import Header, Kind, TokenizerSpec
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import ConfigError, Finding, PreflightError, TokenizerError
 from apr_train.family.card import Objective
@@ -29,7 +27,7 @@ from apr_train.model.build import build_model
 from apr_train.model.device import PRECISIONS, Precision, choose_device
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.preflight import PreflightInput, Report, preflight
-from apr_train.run.paths import weights_of
+from apr_train.run.folder import weights_of
 from apr_train.run.settings import ModelSettings, Settings
 from apr_train.training.source import given_tokenizer, open_source, tied_header
 

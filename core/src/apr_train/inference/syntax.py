@@ -20,11 +20,10 @@ from itertools import chain, islice, zip_longest
 from attrs import frozen
 
 from apr_train.data.documents import Document
-from apr_train.data.prompt import ids_of_prompt
+from apr_train.data.special_tokens import ids_of_prompt
 from apr_train.errors import DataError
-from apr_train.inference.generate import Ends, continue_text, ends_of_text
+from apr_train.inference.generate import Ends, Sampling, continue_text, ends_of_text
 from apr_train.inference.ready import Ready
-from apr_train.inference.sampling import Sampling
 
 LENGTH = 96
 """Tokens of a completion at most, where the user does not say."""

@@ -1,11 +1,13 @@
-"""From a config to a model without memory; the loader then gives its parameters their storage."""
+"""From a config to a model without memory, and activation checkpointing around its blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from apr_train.errors import PluginError
 from apr_train.family.config import ModelConfig
@@ -59,3 +61,13 @@ def _check(model: nn.Module) -> None:
     real = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta]
     if real:
         raise PluginError("memory was allocated", where="build_model", expected="meta tensors only", found=", ".join(real))
+
+
+def recompute_activations(model: LanguageModel) -> None:
+    """Checkpoint every block of `model` (Chen et al. 2016); parameter names stay as they are.
+
+    Works on a family's own module too. Dropout draws the same numbers again. Compile the blocks' `forward` first, where
+    wanted: `block.compile()`, before or after, finds the checkpoint before any tensor work and compiles nothing.
+    """
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

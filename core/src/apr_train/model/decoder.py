@@ -12,11 +12,8 @@ from apr_train.family.decoder_config import DecoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
 from apr_train.model.cache import KeyValueCache
-from apr_train.model.init import initialize
-from apr_train.model.mlp import SwiGLU
-from apr_train.model.norm import RMSNorm
+from apr_train.model.layers import GroupedQueryAttention, RMSNorm, SwiGLU, initialize
 from apr_train.model.rope import Rotary, rotary_tables
-from apr_train.model.self_attention import GroupedQueryAttention
 
 
 class DecoderBlock(nn.Module):
@@ -101,5 +98,5 @@ class Decoder(nn.Module):
         return self.logits(self.hidden_states(tokens, mask=mask, positions=positions, cache=cache))
 
     def initialize(self, generator: torch.Generator, names: Collection[str] | None = None) -> None:
-        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.init`."""
+        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.layers`."""
         initialize(self, self.config.initializer_range, generator, names)

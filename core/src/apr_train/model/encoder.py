@@ -13,9 +13,7 @@ from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
 from apr_train.model.cache import KeyValueCache
-from apr_train.model.init import initialize
-from apr_train.model.mlp import GeluMLP
-from apr_train.model.self_attention import FullAttention
+from apr_train.model.layers import FullAttention, GeluMLP, initialize
 
 
 class Embeddings(nn.Module):
@@ -148,5 +146,5 @@ class Encoder(nn.Module):
         return self.logits(self.hidden_states(tokens, mask=mask, positions=positions))
 
     def initialize(self, generator: torch.Generator, names: Collection[str] | None = None) -> None:
-        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.init`."""
+        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.layers`."""
         initialize(self, self.config.initializer_range, generator, names)

@@ -11,8 +11,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from apr_train import rules
-from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.streaming import Stream, Streaming
+from apr_train.checkpoint.checkpoint import Checkpoint, Stream, Streaming
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.name_map import Entry

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.rope_scaling import RopeScaling
+from apr_train.family.decoder_config import DecoderConfig, RopeScaling
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, each `[batch or 1, length, 1, head_dim / 2]`."""

@@ -18,7 +18,140 @@ from apr_train.errors import Finding
 from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
-from apr_train.preflight.config_key_tables import ACTIVATIONS, DROPOUTS, HARMLESS, NEUTRAL, ONE, SPECIAL_KEYS
+
+OFF = (False, 0, None)
+ONE = (1,)
+
+NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "use_mrope": (OFF, "multimodal rotary sections"),
+    "rope_interleaved": (OFF, "rotary embedding of adjacent pairs"),
+    "partial_rotary_factor": (ONE, "rotary embedding of a part of each head"),
+    "rotary_emb_fraction": (ONE, "rotary embedding of a part of each head"),
+    "rope_percent": (ONE, "rotary embedding of a part of each head"),
+    "rope_interleave": (OFF, "rotary embedding of adjacent pairs"),
+    "rope_ratio": (ONE, "another rotary base"),
+    "rope_local_theta": ((), "a second rotary base for local layers"),
+    "local_rope_theta": ((), "a second rotary base for local layers"),
+    "global_rope_theta": ((), "a second rotary base for local layers"),
+    "rotary_pct": (ONE, "rotary embedding of a part of each head"),
+    "rope_local_base_freq": ((), "a second rotary base for local layers"),
+    "alibi": (OFF, "linear position biases"),
+    "position_embedding_type": (("absolute",), "relative position embeddings"),
+    "relative_attention": (OFF, "relative position embeddings"),
+    "sinusoidal_embeddings": (OFF, "computed position embeddings"),
+    "use_rope": ((True,), "no rotary positions"),
+    "attention_bias": (OFF, "biases on the attention projections"),
+    "attention_output_bias": (OFF, "a bias on the attention output"),
+    "attention_out_bias": (OFF, "a bias on the attention output"),
+    "qkv_bias": (OFF, "biases on q, k and v"),
+    "use_qkv_bias": (OFF, "biases on q, k and v"),
+    "add_qkv_bias": (OFF, "biases on q, k and v"),
+    "add_bias_linear": (OFF, "biases on the projections"),
+    "lm_head_bias": (OFF, "a bias on the head"),
+    "mlp_bias": (OFF, "biases in the MLP"),
+    "use_bias": (OFF, "biases on the projections"),
+    "attn_logit_softcapping": (OFF, "a soft cap on attention scores"),
+    "final_logit_softcapping": (OFF, "a soft cap on the logits"),
+    "attn_logit_softcap": (OFF, "a soft cap on attention scores"),
+    "final_logit_softcap": (OFF, "a soft cap on the logits"),
+    "logits_soft_cap": (OFF, "a soft cap on the logits"),
+    "attn_temperature_tuning": (OFF, "attention scores scaled by position"),
+    "scale_attn_weights": ((True,), "unscaled attention scores"),
+    "scale_attn_by_inverse_layer_idx": (OFF, "attention scores scaled by layer"),
+    "key_multiplier": (ONE, "scaled keys"),
+    "lm_head_multiplier": (ONE, "scaled logits"),
+    "dim_model_base": ((), "scaled logits"),
+    "scale_embedding": (OFF, "scaled embeddings"),
+    "normalize_embedding": (OFF, "normalised embeddings"),
+    "emb_layer_norm_before": (OFF, "another norm of the embeddings"),
+    "token_dropout": (OFF, "embeddings scaled by the number of masked tokens"),
+    "logit_scale": (ONE, "scaled logits"),
+    "logits_scaling": (ONE, "scaled logits"),
+    "embedding_multiplier": (ONE, "scaled embeddings"),
+    "scale_emb": (ONE, "scaled embeddings"),
+    "residual_multiplier": (ONE, "scaled residual branches"),
+    "scale_depth": ((), "scaled residual branches"),
+    "use_qk_norm": (OFF, "norms on queries and keys"),
+    "qk_norm": (OFF, "norms on queries and keys"),
+    "qk_layernorm": (OFF, "norms on queries and keys"),
+    "use_query_key_norm": (OFF, "norms on queries and keys"),
+    "clip_qkv": (OFF, "clipped queries, keys and values"),
+    "use_parallel_residual": (OFF, "attention and MLP in parallel"),
+    "parallel_attn": (OFF, "attention and MLP in parallel"),
+    "new_decoder_architecture": (OFF, "attention and MLP in parallel"),
+    "post_norm": (OFF, "norms after the blocks"),
+    "use_post_norm": (OFF, "norms after the blocks"),
+    "apply_residual_connection_post_layernorm": (OFF, "residual branches that start after the norm"),
+    "layer_norm_elementwise_affine": ((True,), "norms without weights"),
+    "hidden_act": ((), "another activation"),
+    "swiglu_limit": ((), "a clipped activation"),
+    "swiglu_alpha": ((), "another activation"),
+    "kv_lora_rank": (OFF, "latent attention"),
+    "q_lora_rank": (OFF, "latent attention"),
+    "num_kv_shared_layers": (OFF, "keys and values shared between layers"),
+    "hidden_size_per_layer_input": (OFF, "embeddings for each layer"),
+    "interleaved_sliding_window": (OFF, "attention that differs between layers"),
+    "global_attn_every_n_layers": ((0, 1), "attention that differs between layers"),
+    "local_attention": (OFF, "a sliding attention window"),
+    "attention_window_size": (OFF, "a sliding attention window"),
+    "attention_chunk_size": (OFF, "attention in chunks"),
+    "use_bidirectional_attention": (OFF, "attention to later tokens"),
+    "is_decoder": (OFF, "causal attention in an encoder"),
+    "add_cross_attention": (OFF, "cross attention"),
+    "is_encoder_decoder": (OFF, "an encoder-decoder"),
+    "num_experts": (OFF, "a mixture of experts"),
+    "num_local_experts": (OFF, "a mixture of experts"),
+    "n_routed_experts": (OFF, "a mixture of experts"),
+    "num_experts_per_tok": (OFF, "a mixture of experts"),
+    "n_shared_experts": (OFF, "a mixture of experts"),
+    "shared_expert_intermediate_size": (OFF, "a mixture of experts"),
+    "moe_intermediate_size": (OFF, "a mixture of experts"),
+    "quantization_config": (OFF, "weights packed by a quantiser"),
+}
+"""Key → neutral values and what any other value asks for; no neutral value means that the key must be absent."""
+
+DROPOUTS = frozenset({
+    "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout", "emb_pdrop", "embd_pdrop",
+    "embedding_dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop", "mlp_dropout", "resid_pdrop", "residual_dropout",
+})  # fmt: skip
+"""Regularisation during training: ignoring it does not make the weights wrong, so it is a warning."""
+
+ACTIVATIONS = frozenset({"activation", "activation_function", "hidden_activation"})
+"""Other spellings of hidden_act: the value must be the one that the block has."""
+
+WINDOW_KEYS = frozenset({
+    "use_sliding_window", "sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types",
+})  # fmt: skip
+SPECIAL_KEYS = (
+    WINDOW_KEYS
+    | ACTIVATIONS
+    | {
+        "rope_scaling",
+        "attention_multiplier",
+        "query_pre_attn_scalar",
+        "no_rope_layers",
+        "no_rope_layer_interval",
+        "rotary_dim",
+        "embedding_size",
+    }
+)
+
+HARMLESS = frozenset({
+    "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "cls_token_id", "cross_attention_hidden_size",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
+    "eos_token_id", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "gradient_checkpointing", "id2label", "init_std", "is_llama_config", "label2id", "layer_norm_eps", "length_penalty",
+    "mask_token_id", "max_length", "max_window_layers", "min_length", "model_type", "no_repeat_ngram_size",
+    "norm_topk_prob", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "original_max_position_embeddings", "output_attentions", "output_hidden_states", "output_past", "output_router_logits",
+    "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "rms_norm_eps", "rope_type", "router_aux_loss_coef",
+    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
+    "transformers_weights", "typical_p", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+})  # fmt: skip
+"""Keys of training, generation and bookkeeping that leave the forward pass as it is."""
 
 
 def config_key_findings(header: Header, config: ModelConfig | None) -> list[Finding]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from apr_train import rules
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.structure import encoder_marks, kind_of
+from apr_train.checkpoint.header import Header, encoder_marks, kind_of
 from apr_train.errors import Finding, PluginError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.plugin import Family

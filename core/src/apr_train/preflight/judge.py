@@ -7,24 +7,17 @@ from typing import Any
 from attrs import Factory, define
 
 from apr_train import rules
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.structure import kind_of
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import Header, TokenizerSpec, kind_of
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.model.attention import mask_kind
-from apr_train.preflight import config_rules
-from apr_train.preflight import device_rules as device
-from apr_train.preflight import family_rules as claims
-from apr_train.preflight import surroundings as environment
-from apr_train.preflight import token_rules as tokens
+from apr_train.preflight import config_rules, family_rules, machine_rules, token_rules
 from apr_train.preflight.config_keys import config_key_findings
-from apr_train.preflight.report import PreflightInput, Report, Skipped
-from apr_train.preflight.summary import config_facts, file_facts, tensor_facts
+from apr_train.preflight.config_rules import bogus_values
+from apr_train.preflight.report import PreflightInput, Report, Skipped, config_facts, file_facts, tensor_facts
 from apr_train.preflight.tensor_rules import TensorReport, provisional_tie, tensor_report
-from apr_train.preflight.value_rules import bogus_values
 
 
 @define
@@ -65,16 +58,16 @@ def preflight(asked: PreflightInput) -> Report:
 
 def _claims(seen: _Examination, header: Header | None) -> None:
     asked = seen.asked
-    seen.family, findings = claims.choose_family(asked.registry, asked.arch, header)
+    seen.family, findings = family_rules.choose_family(asked.registry, asked.arch, header)
     seen.findings += findings
     seen.objective = asked.objective or (seen.family.info.objectives[0] if seen.family else "causal-lm")
-    encoder = [] if header is None else claims.encoder_findings(header, seen.family, seen.objective)
+    encoder = [] if header is None else family_rules.encoder_findings(header, seen.family, seen.objective)
     seen.findings += encoder
     if seen.family is not None:
         if not encoder:
-            seen.findings += claims.objective_findings(seen.family, seen.objective)
+            seen.findings += family_rules.objective_findings(seen.family, seen.objective)
         if header is not None and asked.arch is not None:
-            seen.findings += claims.identity_findings(header, seen.family.info)
+            seen.findings += family_rules.identity_findings(header, seen.family.info)
 
 
 def _from_scratch(seen: _Examination) -> None:
@@ -92,14 +85,14 @@ def _from_file(seen: _Examination, header: Header) -> None:
     seen.tokenizer = seen.asked.tokenizer or header.tokenizer
     seen.facts |= file_facts(header)
     if seen.tokenizer is None:
-        seen.findings.append(tokens.no_tokenizer(needed=seen.asked.needs_tokenizer))
+        seen.findings.append(token_rules.no_tokenizer(needed=seen.asked.needs_tokenizer))
     family = seen.family
     bogus = bogus_values(header)
     if family is None or kind_of(header) not in (None, family.info.kind):
         because = (
             "the family is not known"
             if family is None
-            else f"{family.name} is {claims.with_article(family.info.kind)}, the file is not"
+            else f"{family.name} is {family_rules.with_article(family.info.kind)}, the file is not"
         )
         seen.findings += bogus + config_key_findings(header, None)
         seen.skip("config, tensor names and shapes, family's own rules", because)
@@ -137,39 +130,39 @@ def _family(seen: _Examination, family: Family, header: Header) -> None:
 
 def _tokens(seen: _Examination) -> None:
     config, header = seen.config, seen.asked.header
-    seen.findings += tokens.mask_findings(header, seen.tokenizer, seen.objective)
+    seen.findings += token_rules.mask_findings(header, seen.tokenizer, seen.objective)
     if config is None:
         return
     if seen.tokenizer is not None:
-        seen.findings += tokens.kind_findings(seen.tokenizer)
-        seen.findings += tokens.size_findings(seen.tokenizer, config, from_scratch=header is None)
-    seen.findings += tokens.special_id_findings(header, seen.tokenizer, config)
+        seen.findings += token_rules.kind_findings(seen.tokenizer)
+        seen.findings += token_rules.size_findings(seen.tokenizer, config, from_scratch=header is None)
+    seen.findings += token_rules.special_id_findings(header, seen.tokenizer, config)
     if seen.asked.corpus_max_id is not None:
-        seen.findings += tokens.corpus_findings(seen.asked.corpus_max_id, config)
+        seen.findings += token_rules.corpus_findings(seen.asked.corpus_max_id, config)
 
 
 def _surroundings(seen: _Examination) -> None:
     asked = seen.asked
     if asked.sequence_length is not None and seen.config is not None:
-        seen.findings += environment.sequence_findings(asked.sequence_length, seen.config)
+        seen.findings += machine_rules.sequence_findings(asked.sequence_length, seen.config)
     if asked.out is None:
         return
-    seen.findings += environment.out_findings(asked.out)
+    seen.findings += machine_rules.out_findings(asked.out)
     if (parameters := _parameters(seen)) is not None:
-        weight_bytes = device.BYTES[asked.precision]
-        seen.findings += environment.disk_findings(asked.out, parameters, asked.checkpoints, weight_bytes=weight_bytes)
+        weight_bytes = machine_rules.BYTES[asked.precision]
+        seen.findings += machine_rules.disk_findings(asked.out, parameters, asked.checkpoints, weight_bytes=weight_bytes)
 
 
 def _machine(seen: _Examination) -> None:
     asked = seen.asked
     if asked.device is None:
         return
-    missing = device.device_findings(asked.device)
+    missing = machine_rules.device_findings(asked.device)
     seen.findings += missing
     if missing or seen.family is None or seen.config is None:
         seen.skip("attention backend, memory", "the device is not here" if missing else "there is no config")
         return
-    findings, seen.facts["attention"] = device.backend_findings(
+    findings, seen.facts["attention"] = machine_rules.backend_findings(
         seen.family,
         seen.config,
         device=asked.device,
@@ -180,18 +173,18 @@ def _machine(seen: _Examination) -> None:
     seen.findings += findings
     if (parameters := _parameters(seen)) is not None:
         batch = asked.batch_size * (asked.sequence_length or seen.config.usable_positions)
-        memory = device.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision)
+        memory = machine_rules.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision)
         seen.facts["memory"] = memory
-        seen.findings += device.memory_findings(memory, asked.device)
+        seen.findings += machine_rules.memory_findings(memory, asked.device)
 
 
 def _parameters(seen: _Examination) -> int | None:
     """Parameters of the model that would be trained; None while there is no name map."""
     if seen.tensors is not None and seen.tensors.name_map is not None:
-        return environment.parameter_count(seen.tensors.name_map)
+        return machine_rules.parameter_count(seen.tensors.name_map)
     if seen.family is None or seen.config is None or seen.asked.header is not None:
         return None
-    return environment.parameter_count(seen.family.map_tensor_names(seen.config, Layout()))
+    return machine_rules.parameter_count(seen.family.map_tensor_names(seen.config, Layout()))
 
 
 def _report(seen: _Examination) -> Report:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from apr_train import rules
-from apr_train.checkpoint.hf_folder import tokenizer_of
-from apr_train.checkpoint.json_text import parse_json
+from apr_train.checkpoint.files import parse_json
+from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.checkpoint.huggingface import tokenizer_of
 from apr_train.checkpoint.tokenizer_json import spec_from_json
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.errors import AprTrainError, Finding, FormatError
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_train import rules
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.errors import Finding
 from apr_train.family.config import ModelConfig
 

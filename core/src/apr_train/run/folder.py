@@ -1,7 +1,9 @@
-"""runs/NAME: its name, what lies where in it, and which checkpoints it holds."""
+"""runs/NAME: its name, what lies where in it, its lock, its checkpoints, and what a user may name to mean it."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shlex
 import shutil
@@ -14,8 +16,37 @@ from attrs import frozen
 
 from apr_train.atomic import clear_litter
 from apr_train.errors import OutputError, RunError
-from apr_train.run.lock import FILE as LOCK
-from apr_train.run.lock import InUseError, locked
+
+LOCK = ".lock"
+
+
+class InUseError(RunError):
+    """A folder that a new run cannot have: it holds something, or another process is training in it."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        InUseError: when another process trains in it.
+        OutputError: when there can be no lock in it.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        problem = f"the run's folder cannot be locked ({error.strerror})"
+        raise OutputError(problem, where=folder / LOCK, hint="Check the path and its permissions.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "Wait for it to end, or take another --run."
+            raise InUseError("another process is training in this folder", where=folder, hint=hint) from error
+        yield
+    finally:
+        os.close(descriptor)
+
 
 CONFIG = "config.toml"
 IDENTITY = "identity.json"
@@ -140,3 +171,16 @@ def prune(folder: Path, keep: int) -> None:
         clear_litter(folder / leftover.name[1:].partition(".")[0])
     for old in checkpoints(folder)[:-keep] if keep else []:
         remove_checkpoint(old.path)
+
+
+def weights_of(path: str | Path) -> str:
+    """The file itself for one step of a run, whose folder holds the optimizer's tensors, too; else the path as it is."""
+    folder = Path(path)
+    return str(folder / MODEL) if (folder / STATE).is_file() and (folder / MODEL).is_file() else str(path)
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run that a checkpoint belongs to: `runs/NAME` for itself, its model.apr, or one of its steps."""
+    found = Path(path).absolute()
+    nearest = [found, found.parent, found.parent.parent]
+    return next((folder for folder in nearest if all((folder / name).is_file() for name in (CONFIG, IDENTITY))), None)

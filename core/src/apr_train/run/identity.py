@@ -12,8 +12,6 @@ from apr_train.atomic import write_file
 from apr_train.errors import RunError
 from apr_train.run.folder import IDENTITY
 
-FILE = IDENTITY
-
 
 @frozen(kw_only=True)
 class Identity:
@@ -33,7 +31,7 @@ def write_identity(folder: Path, identity: Identity) -> None:
     Raises:
         OutputError: when that cannot be written.
     """
-    write_file(folder / FILE, (json.dumps(attrs.asdict(identity), indent=1) + "\n").encode("utf-8"))
+    write_file(folder / IDENTITY, (json.dumps(attrs.asdict(identity), indent=1) + "\n").encode("utf-8"))
 
 
 def read_identity(folder: Path) -> Identity:
@@ -43,9 +41,9 @@ def read_identity(folder: Path) -> Identity:
         RunError: when it is not there or is something else.
     """
     try:
-        return Identity(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return Identity(**json.loads((folder / IDENTITY).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise RunError("the run does not say what it was started on", where=folder / FILE, found=error) from error
+        raise RunError("the run does not say what it was started on", where=folder / IDENTITY, found=error) from error
 
 
 def check_identity(started: Identity, now: Identity, *, folder: Path) -> None:

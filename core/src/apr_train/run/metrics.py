@@ -16,9 +16,7 @@ from attrs import field, frozen
 
 from apr_train.atomic import write_all, write_file
 from apr_train.errors import OutputError, RunError
-from apr_train.run.folder import METRICS
 
-FILE = METRICS
 MEASURED = ("tokens_per_s", "step_time", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 

@@ -9,8 +9,7 @@ import attrs
 
 from apr_train.family.plugin import Family
 from apr_train.run.identity import Identity
-from apr_train.run.option import DECIDES
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import DECIDES, GROUPS, Settings
 
 
 def origin_of(settings: Settings, identity: Identity, family: Family, *, torch: str) -> dict[str, Any]:

@@ -13,10 +13,8 @@ from attrs import field, frozen
 
 from apr_train.errors import RunError
 from apr_train.run.card_text import Card, parse_card
-from apr_train.run.folder import CARD, CONFIG
-from apr_train.run.metrics import FILE as METRICS
+from apr_train.run.folder import CARD, CONFIG, METRICS, run_of
 from apr_train.run.metrics import Metrics, read_metrics
-from apr_train.run.paths import run_of
 from apr_train.run.settings_file import read_toml
 
 

@@ -1,11 +1,105 @@
-"""Every setting of a training run: four frozen groups, which are the tables of `--config run.toml`."""
+"""Every setting of a run, each with its help, limits and rules for a resume: the tables of `--config run.toml`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
 from attrs import Factory, frozen
 
+from apr_train.errors import ConfigError
 from apr_train.run.corpus_settings import CorpusSettings
-from apr_train.run.option import option
+from apr_train.suggest import did_you_mean
+
+MAY_CHANGE = "may change at a resume"
+DECIDES = "decides what a run computes"
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    kind: type,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[str] = (),
+    many: bool = False,
+    may_change: bool = False,
+    decides: bool = True,
+) -> Any:
+    """An attrs field that knows its help text and its limits.
+
+    Args:
+        default: the value without a word from the user; None means that the run decides (see `defaults`).
+        text: the field's docstring, and its `--help`.
+        kind: bool, int, float or str; of the items when `many`.
+        minimum: the least value allowed.
+        above: a value that is already too small.
+        maximum: the greatest value allowed.
+        choices: the strings allowed.
+        many: a tuple of values.
+        may_change: whether a resumed run may have another value than the one it started with.
+        decides: whether the value decides what is computed; a path does not, what lies there is known by its hash.
+    """
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
+    metadata = {"text": text, "kind": kind, "many": many, MAY_CHANGE: may_change, DECIDES: decides, **limits}
+    return attrs.field(default=default, metadata=metadata, validator=_check, converter=_to_tuple if many else None)
+
+
+def flag(name: str) -> str:
+    """`batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _to_tuple(value: Any) -> Any:
+    """A list as a tuple; what is neither stays, for `_check` to refuse (a string would fall apart into letters)."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject a value of the wrong type or outside the limits, naming the option."""
+    if value is None and attribute.default is None:
+        return
+    many, kind = attribute.metadata["many"], attribute.metadata["kind"]
+    if many and not isinstance(value, tuple):
+        raise ConfigError("wrong type", where=_where(attribute), expected=f"a list of {kind.__name__}", found=repr(value))
+    for item in value if many else (value,):
+        _check_type(attribute, item)
+        _check_range(attribute, item)
+
+
+def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:
+    kind: type = attribute.metadata["kind"]
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value))
+    if value == "":  # as a path it would be the folder one happens to be in
+        raise ConfigError("empty", where=_where(attribute), expected="a text, or to leave the option out", found="''")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError("not a finite number", where=_where(attribute), found=repr(value))
+
+
+def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
+    limits = attribute.metadata
+    where = _where(attribute)
+    if limits["minimum"] is not None and value < limits["minimum"]:
+        raise ConfigError("too small", where=where, expected=f"at least {limits['minimum']}", found=value)
+    if limits["above"] is not None and value <= limits["above"]:
+        raise ConfigError("too small", where=where, expected=f"more than {limits['above']}", found=value)
+    if limits["maximum"] is not None and value > limits["maximum"]:
+        raise ConfigError("too large", where=where, expected=f"at most {limits['maximum']}", found=value)
+    if limits["choices"] and value not in limits["choices"]:
+        choices = ", ".join(limits["choices"])
+        hint = did_you_mean(str(value), limits["choices"])
+        raise ConfigError("no such choice", where=where, expected=choices, found=value, hint=hint)
+
+
+def _where(attribute: attrs.Attribute[Any]) -> str:
+    return f"{attribute.name} ({flag(attribute.name)})"
+
 
 MAX_SEED = 2**63 - 1
 """What torch and TOML have room for."""

@@ -11,8 +11,7 @@ from typing import Any
 import attrs
 
 from apr_train.errors import ConfigError, RunError
-from apr_train.run.option import MAY_CHANGE, flag
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
 from apr_train.suggest import did_you_mean
 
 

@@ -10,12 +10,16 @@ same model (transformers, usually), since a name map that is wrong in both direc
 """
 
 from apr_train.testing.agreement import Agreement, compare_models, compute_in_float64, our_logits, reference_config
-from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, relative_error, relative_errors
-from apr_train.testing.conformance import check_family, installed_family
-from apr_train.testing.failure import ConformanceError
-from apr_train.testing.files import model_from_file
-from apr_train.testing.headers import header_from
-from apr_train.testing.models import meta_model, model_from_tensors, parameter_shapes, random_tensors, randomize
+from apr_train.testing.compare import FLOAT32, FLOAT64, ConformanceError, check_agreement, relative_error, relative_errors
+from apr_train.testing.conformance import check_family, header_from, installed_family
+from apr_train.testing.models import (
+    meta_model,
+    model_from_file,
+    model_from_tensors,
+    parameter_shapes,
+    random_tensors,
+    randomize,
+)
 
 __all__ = [
     "FLOAT32",

@@ -19,8 +19,7 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import to_parameters
 from apr_train.family.plugin import Family
 from apr_train.model.attention import Bidirectional, Causal, Mask
-from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement
-from apr_train.testing.failure import fail_on
+from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
 from apr_train.testing.models import model_from_tensors
 
 

@@ -5,12 +5,28 @@ Works on torch tensors and on numpy arrays; everything is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from apr_train.testing.failure import fail_on
+from apr_train.errors import AprTrainError
+
+
+class ConformanceError(AprTrainError):
+    """A family that breaks the contract; a test that calls the kit fails with this message."""
+
+
+def fail_on(faults: Iterable[str], *, where: str) -> None:
+    """Raise with all faults in one message; do nothing when there are none.
+
+    Raises:
+        ConformanceError: when `faults` has any.
+    """
+    found = list(faults)
+    if found:
+        raise ConformanceError("; ".join(found), where=where)
+
 
 FLOAT32 = 1e-5
 """Largest relative error between two float32 implementations that differ in the order of their sums only."""

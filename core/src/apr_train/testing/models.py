@@ -1,7 +1,8 @@
-"""Models for tests: on the meta device for names and shapes, or tiny and filled with given tensors."""
+"""Models for tests: on the meta device for names and shapes, filled with given tensors, or loaded from a real file."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from apr_train.checkpoint.header import TensorInfo
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.tie import resolve_tie
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import plan_load
@@ -17,7 +20,9 @@ from apr_train.family.name_map import NameMap, to_parameters
 from apr_train.family.plugin import Family
 from apr_train.model.attention import load_backend
 from apr_train.model.build import build_model
-from apr_train.testing.failure import fail_on
+from apr_train.model.load import LoadReport, load_weights
+from apr_train.preflight.tensor_rules import layout_of
+from apr_train.testing.compare import fail_on
 
 
 def meta_model(family: Family, config: ModelConfig, *, attention: str = "eager") -> nn.Module:
@@ -83,3 +88,23 @@ def model_from_tensors(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return cast(nn.Module, model.eval())
+
+
+def model_from_file(
+    family: Family, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, attention: str = "eager", seed: int = 0
+) -> tuple[nn.Module, LoadReport]:
+    """Open a checkpoint (any container, file or folder), read the config from it, build, load; in evaluation mode.
+
+    What a bare file lacks is freshly initialised from `seed`.
+
+    Raises:
+        AprTrainError: whatever a run would say about the file.
+    """
+    with open_checkpoint(path) as checkpoint:
+        header = resolve_tie(checkpoint)
+        config = family.build_config(header=header)
+        name_map = family.map_tensor_names(config, layout_of(header, family))
+        plan = plan_load(name_map, header.tensors, where=header.path)
+        model = meta_model(family, config, attention=attention)
+        report = load_weights(model, checkpoint, plan, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return model.eval(), report

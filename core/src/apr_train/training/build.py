@@ -16,11 +16,10 @@ from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.plugin import Family
 from apr_train.model.acceleration import compile_blocks, make_deterministic, reuse_freed_memory
 from apr_train.model.attention import Choice, Request, choose_backend, mask_kind
-from apr_train.model.build import build_model
+from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.device import Precision
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.model.protocol import LanguageModel
-from apr_train.model.recompute import recompute_activations
 from apr_train.preflight import Report
 from apr_train.run.settings import Settings
 

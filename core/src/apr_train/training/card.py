@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from apr_train.preflight.surroundings import gigabytes
+from apr_train.preflight.machine_rules import gigabytes
 from apr_train.run.metrics import Metrics
 from apr_train.run.settings_file import to_toml
 from apr_train.training.setup import Prepared

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from apr_train import rules
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.safetensors_writer import write_safetensors
+from apr_train.checkpoint.safetensors import write_safetensors
 from apr_train.errors import FormatError
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import MODEL, OPTIMIZER, STATE, prune, step_name

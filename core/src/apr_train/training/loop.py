@@ -10,9 +10,9 @@ import torch
 from attrs import frozen
 
 from apr_train import rules
-from apr_train.model.memory import memory_errors, peak_memory
-from apr_train.run.folder import MODEL, checkpoints
-from apr_train.run.metrics import FILE, Metrics, MetricsFile
+from apr_train.model.device import memory_errors, peak_memory
+from apr_train.run.folder import METRICS, MODEL, checkpoints
+from apr_train.run.metrics import Metrics, MetricsFile
 from apr_train.training.checkpoint import broken_weights
 from apr_train.training.evaluation import judge_start
 from apr_train.training.optimizer import set_learning_rate
@@ -49,7 +49,7 @@ def train(run: Run) -> Outcome:
 def _train(run: Run) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = None
-    with StopRequest() as stop, MetricsFile(run.folder / FILE) as metrics, run.display as display:
+    with StopRequest() as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display:
         if run.step == 0:
             line = _start(run)
             metrics.write(line)

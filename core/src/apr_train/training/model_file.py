@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
-from apr_train.checkpoint.header import Header
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
+from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap

@@ -25,11 +25,10 @@ from apr_train.model.attention import Choice
 from apr_train.model.device import PRECISIONS, choose_device
 from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
-from apr_train.preflight.device_rules import device_findings
+from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.run_rules import outside_findings
-from apr_train.run.folder import CONFIG, new_run_folder
+from apr_train.run.folder import CONFIG, locked, new_run_folder
 from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
-from apr_train.run.lock import locked
 from apr_train.run.resume import Resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml

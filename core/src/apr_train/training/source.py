@@ -9,10 +9,9 @@ from typing import TypeVar, cast
 import attrs
 
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import Header, RopeRows
+from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.tie import resolve_tie
-from apr_train.checkpoint.tokenizer_spec import TokenizerSpec
 from apr_train.data.bpe import train_bpe
 from apr_train.data.protocols import Notice
 from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
@@ -29,7 +28,7 @@ from apr_train.preflight import (
     read_tokenizer,
     tokenizer_finding,
 )
-from apr_train.preflight.device_rules import device_findings
+from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.run_rules import checkpoints_to_come, outside_findings, separator_findings
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
 from apr_train.run.identity import read_identity

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from apr_train.run.folder import CARD, MODEL
-from apr_train.run.metrics import FILE as METRICS
+from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.metrics import Metrics
 from apr_train.training.loop import Outcome
 from apr_train.training.setup import Prepared

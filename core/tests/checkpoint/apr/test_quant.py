@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
-from apr_train.checkpoint.apr import stream as stream_module
+from apr_train.checkpoint.apr import reader as reader_module
 
 
 def scalar_q4(raw: bytes, elements: int) -> list[float]:
@@ -43,7 +43,7 @@ def streamed(reader) -> np.ndarray:
 
 @pytest.mark.parametrize("elements", [1, 31, 32, 33, 96, 1000])
 def test_q4_decodes_like_the_scalar_description(tmp_path, monkeypatch, elements):
-    monkeypatch.setattr(stream_module, "CHUNK", 100)
+    monkeypatch.setattr(reader_module, "CHUNK", 100)
     random = np.random.default_rng(elements)
     raw = random.integers(0, 256, -(-elements // 32) * 18, dtype=np.uint8).tobytes()
     with write(tmp_path / "x.apr", "APR_Q4", (elements,), raw) as reader:
@@ -64,7 +64,7 @@ def test_the_smallest_normal_q4_scale_counts(tmp_path):
 
 
 def test_q8_decodes_like_the_scalar_description(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_module, "CHUNK", 64)
+    monkeypatch.setattr(reader_module, "CHUNK", 64)
     raw = struct.pack("<f", 0.0123) + bytes(range(256))
     with write(tmp_path / "x.apr", "APR_Q8", (16, 16), raw) as reader:
         expected = np.array(scalar_q8(raw), np.float32)
@@ -77,7 +77,7 @@ def test_super_blocks_decode_like_gguf(tmp_path, monkeypatch, dtype, block):
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    monkeypatch.setattr(stream_module, "CHUNK", 500)
+    monkeypatch.setattr(reader_module, "CHUNK", 500)
     blocks = np.random.default_rng(1).integers(0, 256, (6, block), dtype=np.uint8)
     scales = {"Q4_K": slice(0, 4), "Q6_K": slice(208, 210)}[dtype]
     blocks[:, scales] = np.frombuffer(np.full(12, 0.03, np.float16).tobytes(), np.uint8)[: blocks[:, scales].shape[1]]

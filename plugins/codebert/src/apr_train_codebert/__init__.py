@@ -8,11 +8,10 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.errors import Finding, NameMapError
 from apr_train.family.card import FamilyInfo, Layout
-from apr_train.family.config import ModelConfig
+from apr_train.family.config import ModelConfig, choose_preset
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.hooks import hookimpl
 from apr_train.family.name_map import NameMap, Rule, ignored, rename, tie
-from apr_train.family.presets import choose_preset
 
 PRESETS: Mapping[str, EncoderConfig] = {
     "base": EncoderConfig(

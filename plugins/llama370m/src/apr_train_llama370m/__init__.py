@@ -9,12 +9,11 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.errors import Finding
 from apr_train.family.card import FamilyInfo, Layout
-from apr_train.family.config import ModelConfig
+from apr_train.family.config import ModelConfig, choose_preset
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules, tensors_have
 from apr_train.family.hooks import hookimpl
 from apr_train.family.name_map import NameMap
-from apr_train.family.presets import choose_preset
 
 PRESETS: Mapping[str, DecoderConfig] = {
     "370m": DecoderConfig(

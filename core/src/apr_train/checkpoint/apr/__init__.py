@@ -3,9 +3,8 @@
 from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.metadata import TYPED_KEYS, encode_metadata
 from apr_train.checkpoint.apr.reader import AprReader
-from apr_train.checkpoint.apr.rewrite import rewrite
 from apr_train.checkpoint.apr.shards import ShardedReader, open_apr
-from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
+from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec, rewrite
 
 __all__ = [
     "TYPED_KEYS",

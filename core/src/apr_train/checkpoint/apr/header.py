@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.header import Header, TensorInfo, kind_of_tensors
 from apr_train.checkpoint.numbers import shortest_f32
 from apr_train.checkpoint.rope_rows import apr_rope_rows
-from apr_train.checkpoint.structure import kind_of_tensors
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_metadata import spec_beside, spec_from_apr
 

@@ -27,8 +27,7 @@ import attrs
 from isal.isal_zlib import crc32, crc32_combine
 
 from apr_train.atomic import write_file
-from apr_train.checkpoint.apr.fixed_header import parse_header
-from apr_train.checkpoint.apr.layout import HEADER_SIZE, TRAILER_SIZE, UNDO, aligned, padding
+from apr_train.checkpoint.apr.layout import HEADER_SIZE, TRAILER_SIZE, UNDO, aligned, padding, parse_header
 from apr_train.checkpoint.apr.metadata import encode_metadata
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.errors import FormatError, OutputError

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from apr_train.checkpoint.apr.fixed_header import FixedHeader
-from apr_train.checkpoint.apr.layout import ALIGNMENT, MAX_DIMENSIONS, MAX_NAME_SIZE, TRAILER_SIZE, aligned
+from apr_train.checkpoint.apr.layout import ALIGNMENT, MAX_DIMENSIONS, MAX_NAME_SIZE, TRAILER_SIZE, FixedHeader, aligned
 from apr_train.checkpoint.dtypes import BY_ID, ID_OF, DType, elements_of
 from apr_train.errors import FormatError
 

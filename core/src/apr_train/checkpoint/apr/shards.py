@@ -14,10 +14,8 @@ import attrs
 from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.metadata import parse_metadata
-from apr_train.checkpoint.apr.reader import AprReader
-from apr_train.checkpoint.apr.stream import Progress
-from apr_train.checkpoint.checkpoint import TensorView
-from apr_train.checkpoint.content_hash import content_hash
+from apr_train.checkpoint.apr.reader import AprReader, Progress
+from apr_train.checkpoint.checkpoint import TensorView, content_hash
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError

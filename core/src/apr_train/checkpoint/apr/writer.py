@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -13,10 +13,10 @@ from attrs import frozen
 
 from apr_train.atomic import replace_file
 from apr_train.checkpoint.apr.checksum import RegionChecksum, crc32
-from apr_train.checkpoint.apr.fixed_header import FixedHeader
 from apr_train.checkpoint.apr.index import IndexEntry
-from apr_train.checkpoint.apr.layout import HEADER_SIZE, MAX_DIMENSIONS, MAX_NAME_SIZE, Flags, aligned, padding
+from apr_train.checkpoint.apr.layout import HEADER_SIZE, MAX_DIMENSIONS, MAX_NAME_SIZE, FixedHeader, Flags, aligned, padding
 from apr_train.checkpoint.apr.metadata import encode_metadata
+from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.dtypes import BY_ID, ID_OF, elements_of
 from apr_train.errors import FormatError, OutputError
 
@@ -198,3 +198,31 @@ def _front(metadata: bytes, entries: list[IndexEntry], flags: int) -> bytes:
         data_offset=index_offset + aligned(len(index)),
     )
     return b"".join((header.pack(), metadata, padding(len(metadata)), index, padding(len(index))))
+
+
+def rewrite(
+    source: AprReader,
+    target: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write `source`'s tensors with `metadata` instead of its own; flags and the order of the data are kept.
+
+    `target` may be the source's own path. The source's checksum is checked on the bytes that are copied (if it was opened
+    so) before the new file takes its place.
+
+    Raises:
+        FormatError: the source is damaged, or the metadata cannot be written.
+        OutputError: the target cannot be written. An old file is then as it was.
+    """
+    entries = sorted(source.entries.values(), key=lambda entry: entry.offset)
+    specs = [TensorSpec(entry.name, entry.dtype.name, entry.shape) for entry in entries]
+    with (
+        AprWriter(target, metadata, specs, flags=int(source.flags), keep_order=True) as writer,
+        source.stream() as stream,
+    ):
+        for entry in entries:
+            writer.write(entry.name, stream.chunks(entry.name))
+            if progress is not None:
+                progress(entry.size)

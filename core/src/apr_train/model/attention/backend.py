@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from apr_train.family.validators import positive_int
+from apr_train.family.config import positive_int
 
 if TYPE_CHECKING:
     import torch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from apr_train.cli.output import emit_json
+from apr_train.family.card import ObjectiveName
 
 if TYPE_CHECKING:
     from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
@@ -25,7 +26,7 @@ FAULTS = 3
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Without FILE: another vocabulary than the preset's.")
 @click.option("--tokenizer", "tokenizer_path", metavar="PATH", help="A tokenizer.json, instead of the checkpoint's own.")
 @click.option("--corpus", metavar="PATH", help="An already tokenised corpus (a token file of the cache): its largest id.")
-@click.option("--objective", type=click.Choice(["causal-lm", "masked-lm"]), help="Default: the family's first.")
+@click.option("--objective", type=click.Choice(get_args(ObjectiveName)), help="Default: the family's first.")
 @click.option("--sequence-length", "--seq-len", type=int, help="Tokens in a row.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Rows in one pass.")
 @click.option(

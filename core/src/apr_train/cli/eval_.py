@@ -11,7 +11,7 @@ from apr_train.cli.model_options import NAMES, load, model_options, say
 
 if TYPE_CHECKING:
     from apr_train.data.corpus import Corpus
-    from apr_train.inference.evaluate import Measurement, Rows
+    from apr_train.inference.evaluate import EvalRows, Measurement
     from apr_train.inference.ready import Ready
     from apr_train.inference.syntax import SyntaxReport
     from apr_train.run.settings import Settings
@@ -76,7 +76,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
         check_rows(rows, examined.config)
         precision = settings.run.precision or default_precision(examined.device)
         precision = precision if syntax is None else writing_precision(examined.device)
-        ready = load(examined, precision=precision, document_mask=rows.document_mask, allow_fresh=syntax is None)
+        ready = load(examined, precision=precision, document_mask=rows.data.document_mask, allow_fresh=syntax is None)
     if options["from_scratch"]:
         forget(ready)
         say(f"{file}: its weights are put aside; fresh ones of the same shape are measured")
@@ -86,7 +86,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
     return found | {"from_scratch": options["from_scratch"]}
 
 
-def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:
+def _measured(ready: Ready, rows: EvalRows) -> dict[str, Any]:
     from apr_train.cli.progress import progress_bar
     from apr_train.inference.evaluate import batches_for, corpus_for, measure
     from apr_train.training.display import progress_bar as tokenising
@@ -104,7 +104,7 @@ def _about(ready: Ready) -> dict[str, Any]:
     return {
         "path": ready.path,
         "family": ready.family.name,
-        "objective": ready.objective,
+        "objective": ready.objective.name,
         "parameters": sum(parameter.numel() for parameter in ready.model.parameters()),
         "fresh": list(ready.loaded.fresh),
         "device": str(ready.device),
@@ -124,7 +124,7 @@ def _finite(item: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in item.items()}
 
 
-def _on(rows: Rows, corpus: Corpus) -> dict[str, Any]:
+def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
     return {
         "corpus": corpus.description,
         "corpus_hash": corpus.hash,
@@ -132,7 +132,7 @@ def _on(rows: Rows, corpus: Corpus) -> dict[str, Any]:
         "sequence_length": rows.sequence_length,
         "batch_size": rows.batch_size,
         "batches": rows.batches,
-        "document_mask": rows.document_mask,
+        "document_mask": rows.data.document_mask,
     }
 
 
@@ -164,13 +164,13 @@ def _shown(item: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _completed(ready: Ready, rows: Rows, count: int, length: int | None) -> dict[str, Any]:
+def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> dict[str, Any]:
     from apr_train.cli.progress import progress_bar
     from apr_train.data.corpus import held_out_documents
     from apr_train.inference.syntax import syntax_gate
 
     with progress_bar("completing", count, unit="functions") as done:
-        report = syntax_gate(ready, held_out_documents(rows.corpus), count=count, length=length, done=done)
+        report = syntax_gate(ready, held_out_documents(rows.data), count=count, length=length, done=done)
     if len(report.completed) < count:
         say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
     return _about(ready) | _syntax(report)

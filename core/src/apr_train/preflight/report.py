@@ -10,7 +10,7 @@ from attrs import Factory, asdict, field, frozen
 
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.errors import Finding, PreflightError
-from apr_train.family.card import Layout
+from apr_train.family.card import Layout, ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.name_map import NameMap
@@ -37,8 +37,8 @@ class PreflightInput:
     """From scratch: a preset of the family; None: its default."""
     vocab_size: int | None = None
     """From scratch: another vocabulary than the preset's."""
-    objective: str | None = None
-    """`causal-lm` or `masked-lm`; None: the family's first."""
+    objective: ObjectiveName | None = None
+    """What is learnt; None: the family's first objective."""
     tokenizer: TokenizerSpec | None = None
     """Instead of the checkpoint's own."""
     sequence_length: int | None = None
@@ -84,7 +84,7 @@ class Report:
     facts: dict[str, Any] = Factory(dict)
     """What was checked, for a reader: family, sizes, tensors used, tie, tokenizer."""
     family: Family | None = None
-    objective: str | None = None
+    objective: ObjectiveName | None = None
     config: ModelConfig | None = None
     layout: Layout | None = None
     name_map: NameMap | None = field(default=None, repr=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 from attrs import Factory, frozen
 
 from apr_train.errors import ConfigError
-from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.family.card import ObjectiveName
 from apr_train.suggest import did_you_mean
 
 MAY_CHANGE = "may change at a resume"
@@ -133,8 +133,8 @@ class ModelSettings:
         choices=("split-half", "adjacent"),
         decides=False,
     )
-    objective: str | None = option(
-        None, "What is learnt; the family's first objective by default.", kind=str, choices=("causal-lm", "masked-lm")
+    objective: ObjectiveName | None = option(  # noqa: RUF009 - a field, as the others are
+        None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(ObjectiveName)
     )
     attention: str | None = option(None, "Force one attention backend, or fail with its reason.", kind=str)
 
@@ -157,11 +157,6 @@ class DataSettings:
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
     mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
     val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1, decides=False)
-
-    @property
-    def corpus(self) -> CorpusSettings:
-        """What decides the text and its two sides."""
-        return CorpusSettings(data=self.data, validation_fraction=self.validation_fraction)
 
 
 @frozen(kw_only=True)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.family.card import Objective
+from apr_train.data.objectives import Objective
 from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.plugin import Family
 from apr_train.model.acceleration import compile_blocks, make_deterministic, reuse_freed_memory
-from apr_train.model.attention import Choice, Request, choose_backend, mask_kind
+from apr_train.model.attention import Choice, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.device import Precision
 from apr_train.model.load import LoadReport, load_weights
@@ -40,7 +40,7 @@ def choose_attention(
         cast(DecoderConfig | EncoderConfig, config),
         device=device.type,
         dtype=precision.kernel_dtype,
-        mask=mask_kind(objective, document_mask=settings.data.document_mask),
+        mask=objective.mask_kind(document_mask=settings.data.document_mask),
     )
     choice = choose_backend(family.attention_impl(config), request, settings.model.attention)
     _log.info("%s", choice)

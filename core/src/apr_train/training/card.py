@@ -38,7 +38,7 @@ def _model(prepared: Prepared) -> Iterator[str]:
     rows = {
         "family": f"{run.settings.model.arch}, {report.family.distribution} {report.family.version}" if report.family else "",
         "parameters": f"{parameters:,}",
-        "objective": run.objective,
+        "objective": run.objective.name,
         "attention": str(prepared.attention).removeprefix("attention: "),
         "started from": run.settings.model.init or "fresh weights",
         "init hash": prepared.identity.init or "–",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import attrs
 import torch
 
-from apr_train.family.card import FamilyInfo, Objective
+from apr_train.family.card import FamilyInfo, ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import default_precision
 from apr_train.run.settings import DataSettings, ModelSettings, OptimizerSettings, RunSettings, Settings
@@ -27,7 +27,7 @@ Group = TypeVar("Group", ModelSettings, DataSettings, OptimizerSettings, RunSett
 
 
 def resolve(
-    settings: Settings, *, family: FamilyInfo, config: ModelConfig, objective: Objective, device: torch.device
+    settings: Settings, *, family: FamilyInfo, config: ModelConfig, objective: ObjectiveName, device: torch.device
 ) -> Settings:
     """Settings in which nothing that the run reads is None; what the user said stays."""
     warm = settings.model.init is not None

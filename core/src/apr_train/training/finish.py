@@ -71,7 +71,7 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], tuple[str, str] | None]:
 def _sample(prepared: Prepared) -> tuple[str, str] | None:
     run = prepared.run
     wanted = run.settings.run
-    if run.objective != "causal-lm" or not wanted.sample_tokens:
+    if run.objective.kind != "decoder" or not wanted.sample_tokens:
         return None
     prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
     tokenizer, header = prepared.tokenizer, prepared.write_model.header

@@ -11,9 +11,10 @@ from attrs import frozen
 from apr_train.checkpoint.header import Header
 from apr_train.data.batch import Batch
 from apr_train.data.corpus import Corpus
+from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer
-from apr_train.family.card import Layout, Objective
+from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.preflight import Report

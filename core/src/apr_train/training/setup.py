@@ -15,10 +15,11 @@ from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.header import Header
 from apr_train.data.corpus import Corpus, load_corpus
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.stream import BatchStream
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
-from apr_train.family.card import Objective
+from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.model.attention import Choice
@@ -118,11 +119,11 @@ def _gather(
 ) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     family, config = cast(Family, report.family), cast(ModelConfig, report.config)
-    objective, device = cast(Objective, report.objective), choose_device(asked.run.device)
-    settings = resolve(asked, family=family.info, config=config, objective=objective, device=device)
+    objective, device = OBJECTIVES[cast(ObjectiveName, report.objective)], choose_device(asked.run.device)
+    settings = resolve(asked, family=family.info, config=config, objective=objective.name, device=device)
     tokenizer = build_tokenizer(tokenizer_for(settings, report, config, family, say))
     with progress_bar() as progress:
-        corpus = load_corpus(settings.data.corpus, tokenizer, progress=progress, notice=say)
+        corpus = load_corpus(settings.data, tokenizer, progress=progress, notice=say)
     require_known_ids(corpus.max_token_id, config)
     init = init_hash(settings, source if resume is None else None, resume.folder if resume else None, say)
     identity = Identity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)

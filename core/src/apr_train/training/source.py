@@ -155,7 +155,7 @@ def tokenizer_for(settings: Settings, report: Report, config: ModelConfig, famil
     if settings.model.init is not None:
         raise PreflightError([no_tokenizer(needed=True)])
     say(f"no tokenizer given: a byte-level BPE of {config.vocab_size:,} tokens is made from the corpus, once")
-    return train_bpe(settings.data.corpus, config.vocab_size, encoder=family.info.kind == "encoder", notice=say)
+    return train_bpe(settings.data, config.vocab_size, encoder=family.info.kind == "encoder", notice=say)
 
 
 def init_hash(settings: Settings, source: Checkpoint | None, started: Path | None, say: Notice) -> str | None:

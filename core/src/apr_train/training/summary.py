@@ -25,7 +25,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "attention": str(prepared.attention).removeprefix("attention: "),
         "data": f"{corpus.description}: {len(corpus.train):,} tokens, {len(corpus.validation):,} held out",
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
-        f"{run.objective}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
+        f"{run.objective.name}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
         "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
         "folder": str(run.folder),
     }

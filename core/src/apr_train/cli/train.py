@@ -56,8 +56,8 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
 def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Any]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
+    from apr_train.run.settings import absolute_paths
     from apr_train.run.settings_file import read_toml, stated, with_values
-    from apr_train.training.defaults import absolute_paths
 
     if resume is None:
         return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given)), None
@@ -72,9 +72,8 @@ def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) ->
     from apr_train.training.setup import examine
 
     settings, plan = _asked(config, resume, given)
-    checkpoint, _, report = examine(settings, plan)
-    if checkpoint is not None:
-        checkpoint.close()
+    with examine(settings, plan) as examined:
+        report = examined.report
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)

@@ -105,6 +105,16 @@ class ModelConfig:
     """Standard deviation of freshly initialised matrices."""
 
     @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Heads of k and v: one per query head, unless the config has fewer."""
+        return self.num_attention_heads
+
+    @property
     def usable_positions(self) -> int:
         """The longest sequence that the model can be trained on."""
         return self.max_position_embeddings

@@ -33,7 +33,7 @@ def model_card(prepared: Prepared, lines: list[Metrics], sample: tuple[str, str]
 
 
 def _model(prepared: Prepared) -> Iterator[str]:
-    run, report, header = prepared.run, prepared.report, prepared.write_model.header
+    run, report, header = prepared.run, prepared.report, prepared.inputs.header
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     rows = {
         "family": f"{run.settings.model.arch}, {report.family.distribution} {report.family.version}" if report.family else "",
@@ -41,10 +41,10 @@ def _model(prepared: Prepared) -> Iterator[str]:
         "objective": run.objective,
         "attention": str(prepared.attention).removeprefix("attention: "),
         "started from": run.settings.model.init or "fresh weights",
-        "init hash": prepared.identity.init or "–",
-        "corpus": prepared.corpus.description,
-        "corpus hash": prepared.identity.corpus,
-        "tokenizer": f"{prepared.tokenizer.size:,} tokens, {prepared.identity.tokenizer}",
+        "init hash": prepared.inputs.identity.init or "–",
+        "corpus": prepared.inputs.corpus.description,
+        "corpus hash": prepared.inputs.identity.corpus,
+        "tokenizer": f"{prepared.inputs.tokenizer.size:,} tokens, {prepared.inputs.identity.tokenizer}",
     }
     inherited = dict(header.provenance) if header is not None else {}
     rows |= {name: str(inherited.get(name) or "not stated") for name in _PROVENANCE}

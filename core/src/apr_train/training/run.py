@@ -21,6 +21,7 @@ from apr_train.run.settings import Settings
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
 from apr_train.training.display import Display
 from apr_train.training.evaluation import validate
+from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
@@ -31,7 +32,7 @@ class Run:
     """A run and its position; `train` moves it on."""
 
     settings: Settings
-    """Resolved: nothing that the loop reads is None."""
+    schedule: Schedule
     folder: Path
     model: nn.Module = field(repr=False)
     optimizer: torch.optim.Optimizer = field(repr=False)

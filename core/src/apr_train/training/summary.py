@@ -12,8 +12,8 @@ from apr_train.training.setup import Prepared
 
 def opening(prepared: Prepared) -> dict[str, str]:
     """What is about to happen, as labelled lines."""
-    run, family = prepared.run, prepared.report.family
-    settings, corpus = run.settings, prepared.corpus
+    run, family = prepared.run, prepared.inputs.cleared.family
+    settings, corpus = run.settings, prepared.inputs.corpus
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     data = settings.data
     per_step = (data.batch_size or 1) * (data.sequence_length or 1) * data.accumulate

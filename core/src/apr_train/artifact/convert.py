@@ -24,7 +24,7 @@ from apr_train.errors import Finding, FormatError, OutputError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.operations import Operation, Rename
+from apr_train.family.operations import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.family_rules import choose_family
@@ -54,7 +54,7 @@ class Move:
     @property
     def reorders(self) -> bool:
         """Whether values change places."""
-        return any(not isinstance(operation, Rename) for operation in self.operations)
+        return any(not isinstance(operation, Identity) for operation in self.operations)
 
 
 @frozen(kw_only=True)
@@ -90,7 +90,7 @@ class Conversion:
         moves = []
         for entry in self.plan.loads:
             source = self.header.tensors[entry.checkpoint]
-            there = by_parameter[str(entry.parameter)]
+            there = by_parameter[entry.parameter]
             move = Move(source, there.checkpoint, (entry.operation, there.operation), written_dtype(source.dtype, dtype))
             _check_kept(move, self.header.path)
             moves.append(move)

@@ -35,7 +35,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
         hf_class=family.info.hf_classes[-1 if layout.bare else 0] if layout.names == "hf" else None,
         architecture=family.info.model_type if layout.names == "hf" else family.info.gguf_architectures[0],
         config=values,
-        tensors={entry.checkpoint: _info(entry.checkpoint, entry.shape or ()) for entry in entries},
+        tensors={entry.checkpoint: _info(entry.checkpoint, entry.shape) for entry in entries},
         names=layout.names,
         rope_rows=layout.rope_rows if family.info.kind == "decoder" else None,
         tie=Tie(config.tie_word_embeddings, "metadata"),
@@ -126,7 +126,7 @@ def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[st
         try:
             family.build_config(header=evolve(header, config=values, tie=tie))
         except ConfigError as error:
-            if name in str(error):
+            if any(finding.field == name for finding in error.findings):
                 continue
         yield name
 
@@ -171,7 +171,7 @@ def check_there_and_back(family: Family, config: ModelConfig, layout: Layout) ->
     """
     name_map = family.map_tensor_names(config, layout)
     names = {entry.checkpoint for entry in name_map.fills.values()}
-    count = sum(int(np.prod(entry.shape or ())) for entry in name_map.fills.values())
+    count = sum(int(np.prod(entry.shape)) for entry in name_map.fills.values())
     if count > EXACT_BELOW:
         return
     before = random_tensors(name_map)

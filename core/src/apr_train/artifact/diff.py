@@ -23,7 +23,6 @@ from apr_train.family.name_map import Fill, Ignored, NameMap, Tied
 from apr_train.family.operations import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
-from apr_train.preflight.tensor_rules import layout_of
 
 Array = np.ndarray[Any, Any]
 PIECE = 1 << 20
@@ -123,7 +122,9 @@ def _by_name(header: Header) -> dict[str, tuple[TensorInfo, Operation]]:
 
 def _by_parameter(family: Family, a: Header, b: Header, reason: str) -> Matching:
     configs = [family.build_config(header=header) for header in (a, b)]
-    maps = [family.map_tensor_names(config, layout_of(header, family)) for config, header in zip(configs, (a, b), strict=True)]
+    maps = [
+        family.map_tensor_names(config, family.info.layout_of(header)) for config, header in zip(configs, (a, b), strict=True)
+    ]
     sides = (_parameters(a, maps[0]), _parameters(b, maps[1]))
     left_out = tuple(
         f"{name} ({letter})"

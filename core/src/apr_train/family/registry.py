@@ -11,9 +11,8 @@ from typing import Self
 
 from attrs import frozen
 
-from apr_train.checkpoint.header import Header, kind_of
+from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
-from apr_train.family.card import FamilyInfo
 from apr_train.family.discovery import ENVIRONMENT, FAMILIES, WRAPPERS, Found, Source, allowed_from_environment, discover
 from apr_train.family.plugin import Family
 from apr_train.family.plugin_checks import (
@@ -122,7 +121,7 @@ class Registry:
 
     def claimants(self, header: Header) -> list[Family]:
         """The working families that say a checkpoint is theirs: none, one, or several (then the user says which)."""
-        return [family for family in self.families() if claims(family.info, header)]
+        return [family for family in self.families() if family.info.claims(header)]
 
     def _sources(self, group: str) -> list[Source]:
         return [source for source in self._found.sources if source.group == group]
@@ -187,16 +186,6 @@ class Registry:
         if not owners:
             return None
         return f"{' and '.join(owners)} offers it, but is not among the distributions to load: see {ENVIRONMENT}."
-
-
-def claims(info: FamilyInfo, header: Header) -> bool:
-    """Whether a file is a family's: by Hugging Face class, else by architecture; the tensors' structure has a veto."""
-    structure = kind_of(header)
-    if structure is not None and structure != info.kind:
-        return False
-    if header.hf_class is not None:
-        return header.hf_class in info.hf_classes
-    return header.architecture is not None and header.architecture in (info.model_type, *info.gguf_architectures)
 
 
 def _import_wrapper(source: Source) -> ModuleType:

@@ -33,12 +33,6 @@ class TensorReport:
     explained: tuple[Finding, ...] = ()
 
 
-def layout_of(header: Header, family: Family) -> Layout:
-    """The file's spelling of names; a file of a base model has no name with the headed class's prefix."""
-    bare = header.names == "hf" and not any(name.startswith(family.info.base_prefix) for name in header.tensors)
-    return Layout(names=header.names, rope_rows=header.rope_rows or "split-half", bare=bare)
-
-
 def tensor_report(header: Header, family: Family, config: ModelConfig | None) -> TensorReport:
     """Match every tensor; without a config only the metadata's sizes are compared, by the default preset's map."""
     layout, name_map, refused = _name_map(header, family, config)
@@ -53,7 +47,7 @@ def tensor_report(header: Header, family: Family, config: ModelConfig | None) ->
 
 def _name_map(header: Header, family: Family, config: ModelConfig | None) -> tuple[Layout, NameMap | None, tuple[Finding, ...]]:
     """The family's map; if it refuses only the order of the rows, that is a finding and the names are still checked."""
-    layout = layout_of(header, family)
+    layout = family.info.layout_of(header)
     try:
         known = config or family.build_config(preset=family.info.default_preset)
         return layout, family.map_tensor_names(known, layout), ()

@@ -15,7 +15,7 @@ from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import to_checkpoint, to_parameters
 from apr_train.family.plugin import Family
-from apr_train.family.registry import Registry, claims
+from apr_train.family.registry import Registry
 from apr_train.testing.compare import fail_on
 from apr_train.testing.models import meta_model, parameter_shapes, random_tensors
 
@@ -112,7 +112,7 @@ def check_config(family: Family, config: ModelConfig) -> None:
     header = header_from(family, config)
     if family.build_config(header=header) != config:
         faults.append("the config read from its own header is another one")
-    if not claims(family.info, header):
+    if not family.info.claims(header):
         faults.append("the family does not claim its own file")
     faults += [f"{name} is guessed when the file lacks it" for name in _guessed(family, config, header)]
     fail_on(faults, where=f"{family.name} build_config")

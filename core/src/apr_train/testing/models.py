@@ -21,7 +21,6 @@ from apr_train.family.plugin import Family
 from apr_train.model.attention import load_backend
 from apr_train.model.build import build_model
 from apr_train.model.load import LoadReport, load_weights
-from apr_train.preflight.tensor_rules import layout_of
 from apr_train.testing.compare import ConformanceError
 
 
@@ -104,7 +103,7 @@ def model_from_file(
     with open_checkpoint(path) as checkpoint:
         header = resolve_tie(checkpoint)
         config = family.build_config(header=header)
-        name_map = family.map_tensor_names(config, layout_of(header, family))
+        name_map = family.map_tensor_names(config, family.info.layout_of(header))
         plan = plan_load(name_map, header.tensors, where=header.path)
         model = meta_model(family, config, attention=attention)
         report = load_weights(model, checkpoint, plan, dtype=dtype, generator=torch.Generator().manual_seed(seed))

@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
-from apr_train.family.discovery import FAMILIES, Found, Source
+from apr_train.family.discovery import FAMILIES, Discovery, InstalledPlugin
 from apr_train.family.registry import Registry
 
 SOUND = """
@@ -56,8 +56,8 @@ def toy(tmp_path, monkeypatch):
         (tmp_path / "toy_family.py").write_text(SOUND.replace(old, new) if old else SOUND)
         monkeypatch.delitem(sys.modules, "toy_family", raising=False)
         entry = EntryPoint(name="toy", value="toy_family", group=FAMILIES)
-        source = Source(group=FAMILIES, name="toy", distribution="toy", version="1", entry_point=entry)
-        return Registry(Found(sources=(source,), clashes=())).family("toy")
+        plugin = InstalledPlugin(name="toy", distribution="toy", version="1", entry_point=entry)
+        return Registry(Discovery(plugins=(plugin,))).family("toy")
 
     yield make
     sys.modules.pop("toy_family", None)

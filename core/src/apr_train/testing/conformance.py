@@ -60,7 +60,7 @@ EXACT_BELOW = 1 << 22
 
 
 def installed_family(name: str) -> Family:
-    """The family as `--arch NAME` finds it, its entry point included (and any installed wrappers around it).
+    """The family as `--arch NAME` finds it, its entry point included.
 
     Raises:
         PluginError: it is not installed, or broken.
@@ -88,7 +88,7 @@ def check_family(family: Family) -> None:
 
 def check_import(family: Family) -> None:
     """Importing the plugin must be a matter of milliseconds: neither torch nor transformers may come along."""
-    module = family.source.entry_point.value
+    module = family.plugin.entry_point.value
     code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -132,7 +132,7 @@ def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[st
 
 
 def check_hooks(family: Family, config: ModelConfig) -> None:
-    """Hooks must answer with the right types (the facade checks that), find a sound file sound, survive an empty one."""
+    """Hooks must answer with the right types (`Family` checks that), find a sound file sound, survive an empty one."""
     family.attention_impl(config)
     sound = header_from(family, config)
     faults = [

@@ -15,12 +15,7 @@ from apr_train.family.name_map import NameMap
 from apr_train.family.registry import Registry
 
 FAMILY = """
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.errors import ConfigError
-from apr_train.family.card import FamilyInfo
-from apr_train.errors import Finding
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap, rename
+from apr_train.family import ConfigError, DecoderConfig, FamilyInfo, Finding, NameMap, hookimpl, rename
 
 FAMILY = FamilyInfo(
     name="{name}", api_version="1.0", kind="{kind}", objectives=("causal-lm",), hf_classes=("{name}ForCausalLM",),

@@ -9,12 +9,7 @@ from apr_train.family.registry import Registry
 
 SOUND = """
 import attrs
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.card import FamilyInfo
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap
-from apr_train.family.config import choose_preset
+from apr_train.family import DecoderConfig, FamilyInfo, NameMap, choose_preset, decoder_rules, hookimpl
 
 TINY = DecoderConfig(
     vocab_size=11, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24,

@@ -3,12 +3,8 @@
 import apr_train_codebert as family
 import attrs
 import pytest
-from apr_train.checkpoint.header import Header, TensorInfo, Tie
-from apr_train.errors import ConfigError, NameMapError
-from apr_train.family.card import Layout
-from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family import ConfigError, EncoderConfig, Header, Ignored, Layout, NameMapError, TensorInfo, Tie
 from apr_train.family.load_plan import plan_load
-from apr_train.family.name_map import Ignored
 from apr_train.preflight.config_keys import config_key_findings
 
 # microsoft/codebert-base's published config.json

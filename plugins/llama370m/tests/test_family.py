@@ -3,12 +3,18 @@
 import apr_train_llama370m as family
 import attrs
 import pytest
-from apr_train.checkpoint.header import Header, TensorInfo, Tie
-from apr_train.errors import ConfigError
-from apr_train.family.card import Layout
-from apr_train.family.decoder_config import DecoderConfig, RopeScaling
-from apr_train.family.name_map import Ignored, Tied
-from apr_train.family.operations import RopeRowPermutation
+from apr_train.family import (
+    ConfigError,
+    DecoderConfig,
+    Header,
+    Ignored,
+    Layout,
+    RopeRowPermutation,
+    RopeScaling,
+    TensorInfo,
+    Tie,
+    Tied,
+)
 from apr_train.preflight.config_keys import config_key_findings
 
 SMOLLM2 = {

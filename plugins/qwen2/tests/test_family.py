@@ -3,13 +3,8 @@
 import apr_train_qwen2 as family
 import attrs
 import pytest
-from apr_train.checkpoint.header import Header, TensorInfo, Tie
-from apr_train.errors import ConfigError, NameMapError
-from apr_train.family.card import Layout
-from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family import ConfigError, DecoderConfig, Header, Identity, Ignored, Layout, NameMapError, TensorInfo, Tie, Tied
 from apr_train.family.load_plan import plan_load
-from apr_train.family.name_map import Ignored, Tied
-from apr_train.family.operations import Identity
 from apr_train.preflight.config_keys import config_key_findings
 
 # name: hidden, layers, heads, kv heads, intermediate, vocabulary, tied: the published Qwen2.5-Coder-*-Instruct configs

@@ -5,7 +5,7 @@ import json
 import attrs
 import pytest
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.errors import Finding, PluginError, PreflightError
+from apr_train.errors import Finding, NameMapError, PluginError, PreflightError
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.registry import BrokenPlugin
 from apr_train.preflight import PreflightInput, preflight
@@ -94,6 +94,17 @@ def test_family_that_fails_in_its_hook_is_a_finding(family, registry, header, mo
 
     monkeypatch.setattr(type(family), "validate_family", fail)
     assert ids(preflight(PreflightInput(registry=registry, header=header))) == ["PREFLIGHT-001"]
+
+
+def test_every_fault_of_a_name_map_is_a_finding(family, registry, header, monkeypatch):
+    def fail(self, config, layout):
+        raise NameMapError.of([Finding(problem="a has 2 rules"), Finding(problem="x is filled by 2 rules")])
+
+    monkeypatch.setattr(type(family), "map_tensor_names", fail)
+    report = preflight(PreflightInput(registry=registry, header=header))
+    faults = [finding for finding in report.errors if finding.rule == "FALSIFY-APR-PRETRAIN-INIT-007"]
+    assert [finding.problem for finding in faults] == ["a has 2 rules", "x is filled by 2 rules"]
+    assert {finding.where for finding in faults} == {"<qwen2> [tensor names]"}
 
 
 def test_errors_come_first_and_stop_the_run(registry, header):

@@ -44,10 +44,10 @@ def describe_result(conversion: Conversion, moves: Sequence[Move], output: Path)
     if conversion.family.info.kind == "decoder":
         reordered = sum(move.reorders for move in moves)
         click.echo(f"rows of q and k: split-half; {reordered} tensors were reordered")
-    for entry in plan.duplicates:
-        click.echo(f"left out: {entry.checkpoint}: equal to the tensor that it is tied to")
-    for entry in plan.ignored:
-        click.echo(f"left out: {entry.checkpoint}: {entry.reason}")
+    for tied in plan.duplicates:
+        click.echo(f"left out: {tied.checkpoint}: equal to the tensor that it is tied to")
+    for ignored in plan.ignored:
+        click.echo(f"left out: {ignored.checkpoint}: {ignored.reason}")
     for group in sorted({entry.fresh_group for entry in plan.fresh if entry.fresh_group}):
         click.echo(f"not in the source: {group}; a training run initialises it")
     if header.tokenizer is None:

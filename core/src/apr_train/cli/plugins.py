@@ -48,10 +48,10 @@ def survey(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]
         try:
             working.append(describe(family))
         except PluginError as error:
-            broken.append(broken_plugin(family.source, error))
+            broken.append(broken_plugin(family.plugin, error))
         except AprTrainError as error:
             preset = family.info.default_preset
-            broken.append(broken_plugin(family.source, family.source.error(f"preset {preset} does not work: {error}")))
+            broken.append(broken_plugin(family.plugin, family.plugin.error(f"preset {preset} does not work: {error}")))
     return working, broken
 
 

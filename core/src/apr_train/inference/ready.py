@@ -215,7 +215,7 @@ def _attention(examined: Examined, precision: Precision, mask: MaskKind) -> Choi
 
 
 def _lacking(examined: Examined) -> Finding:
-    names = ", ".join(str(entry.parameter) for entry in examined.plan.fresh)
+    names = ", ".join(entry.parameter for entry in examined.plan.fresh)
     return Finding(
         rule=rules.INIT_007,
         subject=examined.wanted.path,

@@ -39,7 +39,7 @@ def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding
 
 def parameter_count(name_map: NameMap) -> int:
     """Stored parameters of the model, tied ones once."""
-    return sum(math.prod(entry.shape or ()) for entry in name_map.fills.values())
+    return sum(math.prod(entry.shape) for entry in name_map.fills.values())
 
 
 def out_findings(out: Path) -> list[Finding]:

@@ -27,13 +27,13 @@ from apr_train.model.build import build_model
 from apr_train.model.device import PRECISIONS, Precision, choose_device
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.preflight import PreflightInput, Report, preflight
+from apr_train.run.events import Say
 from apr_train.run.folder import weights_of
 from apr_train.run.settings import ModelSettings, Settings
 from apr_train.training.source import given_tokenizer, open_source, tied_header
 
 Progress = Callable[[int], None]
 """Called with the bytes of the file that were just read."""
-Say = Callable[[str], None]
 _OTHER = {
     "decoder": (
         "a masked language model (an encoder) does not continue a text",

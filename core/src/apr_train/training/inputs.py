@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -17,13 +17,12 @@ from apr_train.family.card import Layout, Objective
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.preflight import Report
+from apr_train.run.events import Say
 from apr_train.run.identity import Identity
 from apr_train.run.provenance import origin_of
 from apr_train.run.settings import Settings
 from apr_train.training.model_file import ModelFile
 from apr_train.training.run import HeldOut
-
-Say = Callable[[str], None]
 
 
 @frozen(kw_only=True)

@@ -27,15 +27,17 @@ from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.run_rules import outside_findings
+from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, locked, new_run_folder
 from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.run.progress import stage_bars
 from apr_train.run.resume import Resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import resolve, run_stem
-from apr_train.training.display import make_display, progress_bar
-from apr_train.training.inputs import Inputs, Say, held_out, model_file, training_stream
+from apr_train.training.display import make_display
+from apr_train.training.inputs import Inputs, held_out, model_file, training_stream
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
 from apr_train.training.run import Run, restore
@@ -121,7 +123,7 @@ def _gather(
     objective, device = cast(Objective, report.objective), choose_device(asked.run.device)
     settings = resolve(asked, family=family.info, config=config, objective=objective, device=device)
     tokenizer = build_tokenizer(tokenizer_for(settings, report, config, family, say))
-    with progress_bar() as progress:
+    with stage_bars() as progress:
         corpus = load_corpus(settings.data.corpus, tokenizer, progress=progress, notice=say)
     require_known_ids(corpus.max_token_id, config)
     init = init_hash(settings, source if resume is None else None, resume.folder if resume else None, say)

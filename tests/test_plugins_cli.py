@@ -114,7 +114,7 @@ def test_what_a_plugin_prints_at_import_stays_out_of_the_json(site, listed):
     [
         (("--arch", "goood"), 3, "installed families: good, found goood. did you mean good?"),
         (("check", "--arch", "good", "--preset", "tinny"), 3, "expected one of tiny, small, found tinny. did you mean tiny?"),
-        (("plguins",), 2, "No such command 'plguins': did you mean plugins?"),
+        (("plguins",), 2, "Did you mean 'plugins'?"),
     ],
 )
 def test_what_is_mistyped_on_the_command_line_is_answered_with_the_closest_name(site, arguments, code, message):

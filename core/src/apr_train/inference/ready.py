@@ -26,11 +26,11 @@ from apr_train.model.load import LoadReport, load_weights
 from apr_train.preflight import PreflightInput, Report, preflight
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
 from apr_train.preflight.report import ClearedFile
+from apr_train.run.events import Say
 from apr_train.run.folder import weights_of
 
 Progress = Callable[[int], None]
 """Called with the bytes of the file that were just read."""
-Say = Callable[[str], None]
 _OTHER = {
     "decoder": (
         "a masked language model (an encoder) does not continue a text",

@@ -134,7 +134,7 @@ def backend_findings(
     dtype = PRECISION_TYPES[precision].products
     try:
         request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=mask)
-        return [], str(choose_backend(family.attention_impl(config), request, forced)).removeprefix("attention: ")
+        return [], choose_backend(family.attention_impl(config), request, forced).summary
     except AprTrainError as error:
         return [error.under(rules.PREFLIGHT_015, "attention")], None
 

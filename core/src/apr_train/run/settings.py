@@ -116,7 +116,7 @@ class ModelSettings:
     """[model]: what is trained, and from where."""
 
     arch: str | None = option(
-        None, "Family to train; may be left out when exactly one installed family claims --init.", kind=str
+        None, "Family; may be left out when exactly one installed family claims the checkpoint.", kind=str
     )
     init: str | None = option(
         None,
@@ -134,7 +134,7 @@ class ModelSettings:
     vocab_size: int | None = option(None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1)
     rope_layout: RopeRows | None = option(
         None,
-        "Order of the rows of q and k in --init, for a file that does not say.",
+        "Order of the rows of q and k, for a checkpoint that does not say.",
         kind=str,
         choices=get_args(RopeRows),
         decides=False,

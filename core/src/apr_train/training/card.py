@@ -8,10 +8,9 @@ from typing import Any
 import attrs
 
 from apr_train.preflight.machine_rules import gigabytes
-from apr_train.run.metrics import Metrics
+from apr_train.run.metrics import Metrics, mean_speed
 from apr_train.run.settings_file import to_toml
 from apr_train.training.setup import Prepared
-from apr_train.training.summary import mean_speed
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 
@@ -39,7 +38,7 @@ def _model(prepared: Prepared) -> Iterator[str]:
         "family": f"{run.settings.model.arch}, {report.family.distribution} {report.family.version}" if report.family else "",
         "parameters": f"{parameters:,}",
         "objective": run.objective,
-        "attention": str(prepared.attention).removeprefix("attention: "),
+        "attention": prepared.attention.summary,
         "started from": run.settings.model.init or "fresh weights",
         "init hash": prepared.inputs.identity.init or "–",
         "corpus": prepared.inputs.corpus.description,

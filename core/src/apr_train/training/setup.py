@@ -30,20 +30,20 @@ from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import collected, judge_run, outside_findings
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
+from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, locked, new_run_folder
 from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.run.progress import stage_bars
 from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import Decided, decide
-from apr_train.training.display import make_display, progress_bar
+from apr_train.training.display import make_display
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
 from apr_train.training.run import Run, restore
-
-Say = Callable[[str], None]
 
 
 @frozen(kw_only=True)
@@ -146,7 +146,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
-    with progress_bar() as progress:
+    with stage_bars() as progress:
         corpus = load_corpus(decided.settings.data.corpus, tokenizer, progress=progress, notice=say)
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)

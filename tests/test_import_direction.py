@@ -19,7 +19,7 @@ LINE = [
 ]
 """The rooms in the way of the data: a module imports from its own room and from those before it, never in a circle."""
 
-TORCH_FREE_ROOMS = {"errors", "rules", "atomic", "suggest", "checkpoint", "family", "run", "artifact", "preflight", "cli"}
+TORCH_FREE_ROOMS = set(LINE) - {"model", "training", "inference", "testing"}
 """Importing anything of these loads no torch; what needs it there imports it when it is called."""
 TORCH_FREE_MODULES = {
     f"apr_train.model{name}" for name in ("", ".attention", *(f".attention.{n}" for n in ("backend", "choose", "masks")))

@@ -26,6 +26,7 @@ def random_tokens() -> torch.Tensor:
 def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     """One step of the package's own loop."""
     from apr_train.data.batch import Batch
+    from apr_train.data.objectives import OBJECTIVES
     from apr_train.family.decoder_config import DecoderConfig
     from apr_train.model.acceleration import compile_blocks
     from apr_train.model.attention import load_backend
@@ -42,7 +43,7 @@ def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     optimizer = make_optimizer(model, OptimizerSettings(), lr=1e-4)
     ids = random_tokens()
     batch = Batch(tokens=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), target_count=BATCH * LENGTH)
-    options = {"objective": "causal-lm", "precision": precision, "clip_norm": 1.0, "step": 1, "compiled": True}
+    options = {"objective": OBJECTIVES["causal-lm"], "precision": precision, "clip_norm": 1.0, "step": 1, "compiled": True}
     return lambda: train_step(model, optimizer, [batch], **options)
 
 

@@ -11,7 +11,7 @@ from apr_train.checkpoint.apr import AprWriter, TensorSpec
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.data.corpus import load_corpus
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.run.settings import DataSettings
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -45,7 +45,7 @@ def test_the_whole_held_out_text_is_counted_to_the_byte(apr, models):
     (found,) = apr("eval", models.decoder, "--batches", 0, "--json").json["results"]
     with open_checkpoint(models.decoder / "model.apr") as checkpoint:
         tokenizer = build_tokenizer(checkpoint.header.tokenizer)
-    held_out = load_corpus(CorpusSettings(data=(str(models.corpus),)), tokenizer).validation
+    held_out = load_corpus(DataSettings(data=(str(models.corpus),)), tokenizer).validation
     first = len(tokenizer.decode([int(held_out.ids[0])]))
     assert found["text_bytes"] == held_out.text_bytes - first
     assert found["targets"] == len(held_out) - 1 == found["held_out_tokens"] - 1

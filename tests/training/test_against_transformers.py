@@ -8,13 +8,13 @@ import torch
 from apr_train.checkpoint.apr import open_apr
 from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import load_corpus
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.family.registry import Registry
 from apr_train.model.device import PRECISIONS
 from apr_train.model.tensors import to_torch
-from apr_train.run.corpus_settings import CorpusSettings
-from apr_train.run.settings import OptimizerSettings
+from apr_train.run.settings import DataSettings, OptimizerSettings
 from apr_train.testing import meta_model
 from apr_train.training.evaluation import validate
 from apr_train.training.optimizer import make_optimizer
@@ -42,7 +42,7 @@ STEPS, LENGTH, LR = 3, 48, 1e-3
 
 @pytest.fixture
 def tokenizer(place):
-    return build_tokenizer(train_bpe(CorpusSettings(data=(str(place.corpus),)), 600))
+    return build_tokenizer(train_bpe(DataSettings(data=(str(place.corpus),)), 600))
 
 
 def publish(config, folder, tokenizer):
@@ -60,8 +60,8 @@ def publish(config, folder, tokenizer):
 
 def batches(place, tokenizer, accumulate):
     """The batches that a run with seed 0 takes, step by step, and the validation's."""
-    corpus = load_corpus(CorpusSettings(data=(str(place.corpus),)), tokenizer)
-    shape = {"objective": "causal-lm", "sequence_length": LENGTH, "batch_size": 2, "tokenizer": tokenizer}
+    corpus = load_corpus(DataSettings(data=(str(place.corpus),)), tokenizer)
+    shape = {"objective": OBJECTIVES["causal-lm"], "sequence_length": LENGTH, "batch_size": 2, "tokenizer": tokenizer}
     stream = BatchStream(corpus.train, seed=0, **shape)
     return [[stream.next_batch() for _ in range(accumulate)] for _ in range(STEPS)], list(
         validation_batches(corpus.validation, max_rows=4, **shape)
@@ -149,7 +149,7 @@ def test_three_steps_of_half_a_billion_parameters_equal_a_plain_loop(place, toke
 @pytest.fixture
 def roberta(place):
     """RobertaForMaskedLM and its bare RobertaModel as transformers writes them, with a tokenizer of their own."""
-    tokenizer = build_tokenizer(train_bpe(CorpusSettings(data=(str(place.corpus),)), 600, encoder=True))
+    tokenizer = build_tokenizer(train_bpe(DataSettings(data=(str(place.corpus),)), 600, encoder=True))
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = RobertaConfig(
         **sizes, vocab_size=600, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2
@@ -195,8 +195,8 @@ def test_an_encoder_is_refused_by_the_causal_objective(place, roberta):
 def test_every_family_overfits_one_batch(place, name):
     family = Registry.discover().family(name)
     config = family.build_config(preset="tiny")
-    objective = family.info.objectives[0]
-    settings = CorpusSettings(data=(str(place.corpus),))
+    objective = OBJECTIVES[family.info.objectives[0]]
+    settings = DataSettings(data=(str(place.corpus),))
     tokenizer = build_tokenizer(train_bpe(settings, 600, encoder=family.info.kind == "encoder"))
     stream = BatchStream(
         load_corpus(settings, tokenizer).train,

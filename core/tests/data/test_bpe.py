@@ -3,21 +3,21 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.bpe import train_bpe
-from apr_train.data.scan import survey_corpus
+from apr_train.data.scan import scan_corpus
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, DataError
-from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.run.settings import DataSettings
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers import Tokenizer as PlainTokenizer
 
 
 @pytest.fixture
 def settings():
-    return CorpusSettings(data=(str(Path(json.__file__).parent),), validation_fraction=0.2)
+    return DataSettings(data=(str(Path(json.__file__).parent),), validation_fraction=0.2)
 
 
 def test_a_small_corpus_still_gives_exactly_the_wanted_size_and_says_so(corpus_folder, tmp_path, notices):
-    settings = CorpusSettings(data=(str(corpus_folder),))
+    settings = DataSettings(data=(str(corpus_folder),))
     spec = train_bpe(settings, 50_257, cache_dir=tmp_path, notice=notices.append)
     plain = PlainTokenizer.from_str(json.dumps(spec.json))
     assert spec.size == plain.get_vocab_size() == 50_257
@@ -37,7 +37,7 @@ def test_a_large_enough_corpus_gives_exactly_the_wanted_size_silently(settings, 
 def test_merges_are_those_of_the_library_s_own_trainer_on_the_training_side(settings, tmp_path):
     spec = train_bpe(settings, 600, cache_dir=tmp_path)
     reference = ByteLevelBPETokenizer()
-    texts = [document.text for document in survey_corpus(settings, notice=str).train()]
+    texts = [document.text for document in scan_corpus(settings, notice=str).train()]
     reference.train_from_iterator(texts, vocab_size=600, min_frequency=2, special_tokens=["<|endoftext|>"], show_progress=False)
     text = Path(json.decoder.__file__).read_text()
     tokenizer = build_tokenizer(spec)

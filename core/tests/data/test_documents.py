@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.documents import read_documents
-from apr_train.data.sources import describe, find_files, matches, require_text
+from apr_train.data.sources import describe_sources, find_files, matches, require_text
 from apr_train.errors import DataError
 
 
@@ -197,7 +197,7 @@ def test_the_default_is_the_standard_library_without_tests_and_installed_package
     assert Path("json/decoder.py") in names
     assert not any({"test", "tests", "site-packages", "__pycache__"} & set(name.parts) for name in names)
     assert all(path.suffix == ".py" for path in files)
-    assert "standard library" in describe([])
+    assert "standard library" in describe_sources([])
 
 
 def test_every_document_of_the_standard_library_can_be_read():

@@ -1,6 +1,6 @@
 import pytest
 from apr_train.data.documents import Document
-from apr_train.data.split import KeySurvey, held_out, split_key, train_documents
+from apr_train.data.split import KeyScan, held_out, split_key, train_documents
 from apr_train.errors import DataError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -11,10 +11,10 @@ FRACTION = st.floats(0.001, 0.999)
 
 def split_texts(texts, fraction):
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    survey = KeySurvey()
+    scan = KeyScan()
     for text in texts:
-        survey.add(split_key(text))
-    split = survey.split(fraction)
+        scan.add(split_key(text))
+    split = scan.split(fraction)
     train = [document.text for document in train_documents(documents, split)]
     return train, [document.text for document in held_out(documents, split)]
 
@@ -88,4 +88,4 @@ def test_a_single_text_that_is_too_short_is_an_error():
 
 def test_no_document_at_all_is_an_error():
     with pytest.raises(DataError, match="empty"):
-        KeySurvey().split(0.1)
+        KeyScan().split(0.1)

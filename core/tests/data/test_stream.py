@@ -5,19 +5,21 @@ import numpy as np
 import pytest
 import torch
 from apr_train.data.batch import IGNORED
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError, DataError, RunError, TokenizerError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-BOS, PAD, EOS, MASK = 256, 257, 258, 260
+CAUSAL, MASKED = OBJECTIVES["causal-lm"], OBJECTIVES["masked-lm"]
+EOS = 258
 
 
 @pytest.fixture
 def stream_of(tokenizer, tokens_of):
     def make(lengths=(50, 70, 30), **options):
-        values = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 3, "seed": 5, "tokenizer": tokenizer}
+        values = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 3, "seed": 5, "tokenizer": tokenizer}
         return BatchStream(tokens_of(lengths), **{**values, **options})
 
     return make
@@ -30,10 +32,10 @@ def equal(a, b):
 
 
 VARIANTS = [
-    {"objective": "causal-lm"},
-    {"objective": "causal-lm", "document_mask": True},
-    {"objective": "masked-lm"},
-    {"objective": "masked-lm", "document_mask": True},
+    {"objective": CAUSAL},
+    {"objective": CAUSAL, "document_mask": True},
+    {"objective": MASKED},
+    {"objective": MASKED, "document_mask": True},
 ]
 
 
@@ -75,7 +77,7 @@ def test_a_batch_larger_than_the_corpus_goes_through_it_more_than_once(stream_of
 
 
 @pytest.mark.rule("INV-TRAIN-011")
-@pytest.mark.parametrize("objective", ["causal-lm", "masked-lm"])
+@pytest.mark.parametrize("objective", [CAUSAL, MASKED])
 def test_a_corpus_too_small_for_one_row_is_an_error(stream_of, objective):
     with pytest.raises(DataError, match="too small for one row"):
         stream_of(lengths=(5,), objective=objective)
@@ -83,7 +85,7 @@ def test_a_corpus_too_small_for_one_row_is_an_error(stream_of, objective):
 
 def test_the_error_of_a_small_corpus_names_the_options_and_not_the_cache(stream_of, tokens_of, tokenizer, tmp_path):
     tokens = attrs.evolve(tokens_of((5,)), path=tmp_path / "0123.tokens")
-    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 1, "tokenizer": tokenizer}
+    shared = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 1, "tokenizer": tokenizer}
     with pytest.raises(DataError, match="too small for one row") as caught:
         BatchStream(tokens, seed=0, **shared)
     assert caught.value.finding.where == "--data"
@@ -143,9 +145,7 @@ def test_an_impossible_position_is_refused(stream_of, place):
         stream.load_state_dict({**stream.state_dict(), **place})
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"seed": -1}, {"sequence_length": 0}, {"objective": "prefix-lm"}, {"seed": 1 << 63}]
-)
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"seed": -1}, {"sequence_length": 0}, {"seed": 1 << 63}])
 def test_impossible_options_are_errors(stream_of, options):
     with pytest.raises(ConfigError):
         stream_of(**options)
@@ -153,43 +153,15 @@ def test_impossible_options_are_errors(stream_of, options):
 
 def test_masked_lm_needs_room_for_a_token_between_bos_and_eos(stream_of):
     with pytest.raises(ConfigError, match="at least 3"):
-        stream_of(objective="masked-lm", sequence_length=2)
+        stream_of(objective=MASKED, sequence_length=2)
 
 
 @pytest.mark.parametrize("name", ["bos", "eos", "pad", "mask"])
 def test_masked_lm_needs_its_special_tokens(stream_of, tokenizer, name):
+    assert name in MASKED.special_tokens
     del tokenizer.special_ids[name]
     with pytest.raises(TokenizerError, match=f"no {name} token"):
-        stream_of(objective="masked-lm")
-
-
-def test_the_document_mask_numbers_documents_and_drops_targets_in_the_next_one(tokenizer, tokens_of):
-    tokens = tokens_of((5, 3, 9))
-    (batch,) = validation_batches(
-        tokens, objective="causal-lm", sequence_length=10, batch_size=9, document_mask=True, tokenizer=tokenizer
-    )
-    assert batch.tokens.tolist() == [[0, 1, 2, 3, EOS, 4, 5, EOS, 6, 7], [8, 9, 10, 11, 12, 13, 0, 0, 0, 0]]
-    x = IGNORED
-    assert batch.targets.tolist() == [[1, 2, 3, EOS, x, 5, EOS, x, 7, 8], [9, 10, 11, 12, 13, EOS, x, x, x, x]]
-    assert batch.document_ids.tolist() == [[0] * 5 + [1] * 3 + [2] * 2, [0] * 6 + [1] * 4]
-    assert batch.document_ids.dtype == torch.int32
-    assert batch.document_lengths == ((5, 3, 2), (6, 4))
-    assert batch.target_count == 14
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) > 1), st.integers(1, 9))
-def test_the_document_mask_keeps_exactly_the_targets_inside_documents(byte_tokenizer, tokens_of, lengths, length):
-    tokens = tokens_of(lengths)
-    shared = {"objective": "causal-lm", "sequence_length": length, "batch_size": 4, "tokenizer": byte_tokenizer()}
-    masked = list(validation_batches(tokens, document_mask=True, **shared))
-    plain = list(validation_batches(tokens, **shared))
-    assert sum(batch.target_count for batch in plain) == len(tokens) - 1
-    assert sum(batch.target_count for batch in masked) == sum(size - 1 for size in lengths)
-    for batch in masked:
-        assert [sum(row) for row in batch.document_lengths] == [length] * len(batch.tokens)
-        for ids, sizes in zip(batch.document_ids.tolist(), batch.document_lengths, strict=True):
-            assert ids == [number for number, size in enumerate(sizes) for _ in range(size)]
+        stream_of(objective=MASKED)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -202,7 +174,7 @@ def test_validation_batches_are_the_same_each_time(variant, tokenizer, tokens_of
 
 def test_a_few_validation_rows_are_spread_over_all_of_them(tokenizer, tokens_of):
     tokens = tokens_of((200,))
-    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
+    shared = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
     rows = torch.cat([batch.tokens for batch in validation_batches(tokens, **shared)])
     few = list(validation_batches(tokens, max_rows=6, **shared))
     assert [len(batch.tokens) for batch in few] == [4, 2]
@@ -210,7 +182,7 @@ def test_a_few_validation_rows_are_spread_over_all_of_them(tokenizer, tokens_of)
 
 
 def test_a_short_validation_side_is_padded_and_an_empty_one_is_an_error(tokenizer, tokens_of):
-    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
+    shared = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
     (batch,) = validation_batches(tokens_of((3,)), **shared)
     assert batch.targets.tolist() == [[1, EOS] + [IGNORED] * 6]
     for lengths in ((1,), ()):
@@ -220,34 +192,9 @@ def test_a_short_validation_side_is_padded_and_an_empty_one_is_an_error(tokenize
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_rows": 0}])
 def test_impossible_validation_options_are_errors(tokenizer, tokens_of, options):
-    shared = {"objective": "causal-lm", "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
+    shared = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 4, "tokenizer": tokenizer}
     with pytest.raises(ConfigError):
         validation_batches(tokens_of((30,)), **{**shared, **options})
-
-
-def unmasked(batch):
-    return torch.where(batch.targets == IGNORED, batch.tokens, batch.targets)
-
-
-def test_packed_rows_of_an_encoder_are_pieces_of_the_stream_between_bos_and_eos(tokenizer, tokens_of):
-    tokens = tokens_of((10, 7))
-    shared = {"objective": "masked-lm", "sequence_length": 8, "batch_size": 9, "tokenizer": tokenizer}
-    (batch,) = validation_batches(tokens, **shared)
-    ids = tokens.ids.tolist()
-    rows = [[BOS, *ids[:6], EOS], [BOS, *ids[6:12], EOS], [BOS, *ids[12:], EOS, PAD]]
-    assert unmasked(batch).tolist() == rows
-    assert batch.keep.tolist() == [[True] * 8, [True] * 8, [True] * 7 + [False]]
-    (whole,) = validation_batches(tokens, max_rows=2, **shared)
-    assert whole.keep is None
-
-
-def test_with_the_document_mask_no_row_of_an_encoder_holds_two_documents(tokenizer, tokens_of):
-    tokens = tokens_of((10, 1, 4))
-    shared = {"objective": "masked-lm", "sequence_length": 8, "batch_size": 9, "tokenizer": tokenizer}
-    (batch,) = validation_batches(tokens, document_mask=True, **shared)
-    rows = [[BOS, 0, 1, 2, 3, 4, 5, EOS], [BOS, 6, 7, 8, EOS, PAD, PAD, PAD], [BOS, 9, 10, 11, EOS, PAD, PAD, PAD]]
-    assert unmasked(batch).tolist() == rows
-    assert torch.equal(batch.keep, torch.tensor(rows) != PAD)
 
 
 def test_rows_come_from_a_read_only_map_without_torch_complaining(tokenizer):
@@ -255,7 +202,7 @@ def test_rows_come_from_a_read_only_map_without_torch_complaining(tokenizer):
     ids.flags.writeable = False
     tokens = TokenFile(ids=ids, starts=np.array([0], np.uint64), max_token_id=99, text_bytes=0, key="k")
     stream = BatchStream(
-        tokens, objective="causal-lm", sequence_length=8, batch_size=2, seed=0, tokenizer=tokenizer, document_mask=True
+        tokens, objective=CAUSAL, sequence_length=8, batch_size=2, seed=0, tokenizer=tokenizer, document_mask=True
     )
     batch = stream.next_batch()
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64

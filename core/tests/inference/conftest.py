@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
@@ -93,7 +94,7 @@ def make_ready(tokenizer):
             family=SimpleNamespace(name="none"),
             config=config,
             header=Header(path="model.apr", format="apr", config=metadata or {}),
-            objective="causal-lm" if kind == "decoder" else "masked-lm",
+            objective=OBJECTIVES["causal-lm" if kind == "decoder" else "masked-lm"],
             model=model,
             tokenizer=tokenizer,
             device=torch.device("cpu"),

@@ -26,7 +26,7 @@ def batches(ready, tokens, **changes):
 
 def expected_nats(ready, batch):
     """`[batch, length]`: -log p of each target, zero where there is none."""
-    mask = Causal() if ready.objective == "causal-lm" else Bidirectional(batch.keep)
+    mask = Causal() if ready.objective.kind == "decoder" else Bidirectional(batch.keep)
     logits = ready.model.logits(ready.model.hidden_states(batch.tokens, mask=mask))
     return F.cross_entropy(logits.transpose(1, 2).double(), batch.targets, reduction="none", ignore_index=IGNORED)
 

@@ -1,14 +1,10 @@
-"""Generation: against transformers, against itself without a cache, and where it ends."""
-
-from itertools import pairwise
+"""Continuations: against transformers, and where they end."""
 
 import pytest
 import torch
 from apr_train.data.special_tokens import ids_of_prompt
 from apr_train.errors import ConfigError, DataError
-from apr_train.inference.generate import Ends, Sampler, Sampling, continue_text, ends_of_text, made_tokens, next_logits, room
-from apr_train.model.attention.masks import Causal
-from apr_train.model.cache import KeyValueCache
+from apr_train.inference.generate import Ends, Sampling, continue_text, ends_of_text, room
 from transformers import LlamaConfig, LlamaForCausalLM
 
 GREEDY = Sampling()
@@ -31,25 +27,14 @@ def reference(ready):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_greedy_gives_transformers_tokens(make_ready, attention):
     ready = make_ready(attention=attention)
-    ids = ids_of_prompt(ready.tokenizer, "def alpha(value):")
+    prompt = "def alpha(value):"
+    ids = ids_of_prompt(ready.tokenizer, prompt)
     expected = reference(ready).generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=30, do_sample=False, pad_token_id=3
     )
-    ours = list(made_tokens(ready, ids, 30, Sampler(GREEDY)))
-    assert ours == expected[0, len(ids) :].tolist()
+    ours = continue_text(ready, prompt, sampling=GREEDY, ends=Ends(max_tokens=30)).tokens
+    assert list(ours) == expected[0, len(ids) :].tolist()
     assert len(set(ours)) > 3  # no loop of one token, which any model could agree on
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_cached_logits_are_the_uncached_ones(make_ready, in_float64, attention):
-    ready = make_ready(attention=attention, precision=in_float64)
-    ids = ids_of_prompt(ready.tokenizer, "def beta(items):\n    return [x for x in items]")
-    whole = ready.model.logits(ready.model.hidden_states(torch.tensor([ids]), mask=Causal()))[0]
-    cache = KeyValueCache(ready.config.num_hidden_layers, max_length=len(ids))
-    places = [0, 5, 6, 7, 12, len(ids)]  # pieces of several lengths, one among them
-    for begin, end in pairwise(places):
-        logits = next_logits(ready, ids[begin:end], cache)
-        torch.testing.assert_close(logits, whole[end - 1], rtol=0, atol=1e-12)
 
 
 def test_text_is_emitted_piece_by_piece_and_adds_up(make_ready):
@@ -113,5 +98,5 @@ def test_tokens_beyond_the_positions_are_refused_before_any_is_made(make_ready):
 
 def test_every_position_can_be_used(make_ready):
     ready = make_ready(max_position_embeddings=16)
-    ids = ids_of_prompt(ready.tokenizer, "def")
-    assert len(list(made_tokens(ready, ids, room(ready, len(ids), None), Sampler(GREEDY)))) == 16 - len(ids)
+    made = continue_text(ready, "def", sampling=GREEDY, ends=Ends())
+    assert made.prompt_tokens + len(made.tokens) == 16

@@ -1,11 +1,13 @@
 """Bytes behind tokens, text as it comes, and stop strings."""
 
-from types import SimpleNamespace
+import json
 
+from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.data.tokenizer import build_tokenizer
 from apr_train.inference.text import BYTE_OF, StopStrings, TextStream, bytes_of_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 
@@ -46,20 +48,79 @@ def test_half_a_character_waits_for_the_other_half(tokenizer):
     assert streamed(tokenizer, [*balloon[:2], tokenizer.id("a")])[0] == ["", "", "\ufffda"]
 
 
-class Words:
-    """A tokenizer that does not work on bytes: words, and a first token whose text is not final."""
-
-    def __init__(self):
-        self.backend = SimpleNamespace(decoder=None)
-
-    def decode(self, ids, *, skip_special=False):
-        return "".join({0: " one", 1: "\ufffd", 2: " two"}[index] for index in ids).replace("\ufffd\ufffd", "é").lstrip()
+CORPUS = ["def alpha(value):\n    return value + 1\n", " Größe → 数, naïve 🎈 hello  world don't do not . , ' x"] * 4
 
 
-def test_another_kind_of_tokenizer_streams_by_its_own_decoder():
-    assert bytes_of_tokens(Words()) is None
-    assert streamed(Words(), [0, 2, 1, 1, 2]) == (["one", " two", "", "é", " two"], "")
-    assert streamed(Words(), [0, 1]) == (["one", ""], "\ufffd")
+def unigram():
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    specials = ["<s>", "<unk>", "\ufffd"]
+    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=specials[:2], unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.add_tokens(specials[2:])
+    return backend
+
+
+def word_piece():
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]", "[CLS]"], show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    return backend
+
+
+def byte_fallback():
+    """As Llama 2's: what has no token of its own is spelt in tokens of one byte."""
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = ["<s>", *fallback, "▁", "▁a", "b", "▁é", "数"]
+    vocabulary = {token: index for index, token in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<s>"])
+    return backend
+
+
+def built(backend):
+    content = json.loads(backend.to_str())
+    return build_tokenizer(TokenizerSpec(json=content, special_ids={}, size=backend.get_vocab_size(), origin="made here"))
+
+
+OTHERS = {"unigram": built(unigram()), "word piece": built(word_piece()), "byte fallback": built(byte_fallback())}
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["unigram", "word piece"]), st.lists(st.integers(0, 130), max_size=30))
+def test_pieces_of_other_tokenizers_add_up_to_the_whole_for_any_ids(kind, ids):
+    pieces, rest = streamed(OTHERS[kind], ids)
+    assert "".join(pieces) + rest == OTHERS[kind].decode(ids, skip_special=True)
+    assert bytes_of_tokens(OTHERS[kind]) is None
+
+
+def spelt(text):
+    """A text in tokens of one byte each."""
+    return [1 + byte for byte in text]
+
+
+@given(st.text("ab é数🎈\n", max_size=20))
+def test_pieces_of_byte_fallback_add_up_for_any_text(text):
+    pieces, rest = streamed(OTHERS["byte fallback"], spelt(text.encode()))
+    assert ("".join(pieces), rest) == (text.removeprefix(" "), "")
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(0, 262) | st.integers(257, 261), max_size=30))
+def test_byte_fallback_over_bytes_that_are_no_text_loses_nothing_behind_them(ids):
+    """The whole decode takes text back there, so that pieces cannot add up to it; what comes later still comes."""
+    pieces, rest = streamed(OTHERS["byte fallback"], [*ids, 260, 261])
+    assert ("".join(pieces) + rest).endswith("é数")
+
+
+def test_what_byte_fallback_takes_back_stays_given():
+    tokenizer, ids = OTHERS["byte fallback"], [*spelt(b"\n\xf0"), 258, 259]
+    assert tokenizer.decode(ids) == "�� ab"
+    assert streamed(tokenizer, ids) == (["\n", "", "� a", "b"], "")
+    assert streamed(tokenizer, ids[:2]) == (["\n", ""], "�")
 
 
 def stopped(pieces, stops):

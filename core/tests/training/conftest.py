@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokens import TokenFile
 from apr_train.family.decoder_config import DecoderConfig
@@ -85,7 +86,7 @@ def make_run(tmp_path):
         model.to_empty(device="cpu").to(precision.weights)
         model.initialize(torch.Generator().manual_seed(settings.run.seed))
         tokens = tiny_tokens()
-        shape = {"objective": "causal-lm", "batch_size": settings.data.batch_size, "tokenizer": NoTokenizer()}
+        shape = {"objective": OBJECTIVES["causal-lm"], "batch_size": settings.data.batch_size, "tokenizer": NoTokenizer()}
         shape |= {"sequence_length": settings.data.sequence_length, "document_mask": settings.data.document_mask}
         run = Run(
             settings=settings,
@@ -95,7 +96,7 @@ def make_run(tmp_path):
             optimizer=make_optimizer(model, settings.optimizer, lr=settings.optimizer.lr),
             stream=BatchStream(tokens, seed=settings.run.seed, **shape),
             held_out=lambda: validation_batches(tiny_tokens(4, key="held out"), **shape),
-            objective="causal-lm",
+            objective=OBJECTIVES["causal-lm"],
             precision=precision,
             device=torch.device("cpu"),
             write_model=write_plain,

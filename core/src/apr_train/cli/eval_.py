@@ -13,7 +13,7 @@ from apr_train.run.progress import progress_bar, stage_bars
 
 if TYPE_CHECKING:
     from apr_train.data.corpus import Corpus
-    from apr_train.inference.evaluate import Measurement, Rows
+    from apr_train.inference.evaluate import EvalRows, Measurement
     from apr_train.inference.ready import Ready
     from apr_train.inference.syntax import SyntaxReport
     from apr_train.run.settings import Settings
@@ -81,7 +81,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
             ready = make_ready(
                 examined,
                 precision=precision,
-                document_mask=rows.document_mask,
+                document_mask=rows.data.document_mask,
                 allow_fresh=syntax is None,
                 progress=progress,
             )
@@ -94,7 +94,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
     return found | {"from_scratch": options["from_scratch"]}
 
 
-def _measured(ready: Ready, rows: Rows) -> dict[str, Any]:
+def _measured(ready: Ready, rows: EvalRows) -> dict[str, Any]:
     from apr_train.inference.evaluate import batches_for, corpus_for, measure
 
     with stage_bars() as progress:
@@ -110,7 +110,7 @@ def _about(ready: Ready) -> dict[str, Any]:
     return {
         "path": ready.path,
         "family": ready.family.name,
-        "objective": ready.objective,
+        "objective": ready.objective.name,
         "parameters": sum(parameter.numel() for parameter in ready.model.parameters()),
         "fresh": list(ready.loaded.fresh),
         "device": str(ready.device),
@@ -130,7 +130,7 @@ def _finite(item: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in item.items()}
 
 
-def _on(rows: Rows, corpus: Corpus) -> dict[str, Any]:
+def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
     return {
         "corpus": corpus.description,
         "corpus_hash": corpus.hash,
@@ -138,7 +138,7 @@ def _on(rows: Rows, corpus: Corpus) -> dict[str, Any]:
         "sequence_length": rows.sequence_length,
         "batch_size": rows.batch_size,
         "batches": rows.batches,
-        "document_mask": rows.document_mask,
+        "document_mask": rows.data.document_mask,
     }
 
 
@@ -168,12 +168,12 @@ def _shown(item: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _completed(ready: Ready, rows: Rows, count: int, length: int | None) -> dict[str, Any]:
+def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> dict[str, Any]:
     from apr_train.data.corpus import held_out_documents
     from apr_train.inference.syntax import syntax_gate
 
     with progress_bar("completing", count, unit="functions") as done:
-        report = syntax_gate(ready, held_out_documents(rows.corpus), count=count, length=length, done=done)
+        report = syntax_gate(ready, held_out_documents(rows.data), count=count, length=length, done=done)
     if len(report.completed) < count:
         say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
     return _about(ready) | _syntax(report)

@@ -1,13 +1,22 @@
-"""One batch of rows, as tensors."""
+"""Rows of tokens as one batch of tensors, and the rows of a token file that batches are made of. Torch-free at import."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 from attrs import evolve, field, frozen
-from torch import Tensor
+
+from apr_train.data.protocols import TokenizerLike
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 IGNORED = -100
 """Target of a position that is not learnt from; torch's cross entropy ignores it by default."""
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @frozen(kw_only=True)
@@ -17,16 +26,38 @@ class Batch:
     tokens: Tensor = field(repr=False)
     """`[batch, length]` int64: the model's input."""
     targets: Tensor = field(repr=False)
-    """`[batch, length]` int64: what the model should say at that position, `IGNORED` where nothing. Causal-lm: already
-    shifted, `targets[:, j]` follows `tokens[:, j]`."""
+    """`[batch, length]` int64: what the model should say at that position, `IGNORED` where nothing. An objective that
+    predicts the next token gives them shifted: `targets[:, j]` follows `tokens[:, j]`."""
     document_ids: Tensor | None = field(default=None, repr=False)
-    """`[batch, length]` int32, counted from 0 in each row; only with the document mask, causal-lm."""
+    """`[batch, length]` int32, counted from 0 in each row; only where causal attention stays inside documents."""
     document_lengths: tuple[tuple[int, ...], ...] | None = None
     """Per row, the lengths of its documents; they add up to the row's length. Given with `document_ids`."""
     keep: Tensor | None = field(default=None, repr=False)
-    """`[batch, length]` bool, False at padding; None: there is no padding. Masked-lm only."""
+    """`[batch, length]` bool, False at padding; None: there is no padding that attention must not see."""
     target_count: int
     """Number of positions that are learnt from."""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        tokens: Array,
+        targets: Array,
+        *,
+        document_ids: Array | None = None,
+        document_lengths: tuple[tuple[int, ...], ...] | None = None,
+        keep: Array | None = None,
+    ) -> Batch:
+        """A batch on the CPU that shares the memory of numpy arrays of the fields' shapes; counts the targets."""
+        import torch
+
+        return cls(
+            tokens=torch.from_numpy(tokens),
+            targets=torch.from_numpy(targets),
+            document_ids=None if document_ids is None else torch.from_numpy(document_ids),
+            document_lengths=document_lengths,
+            keep=None if keep is None else torch.from_numpy(keep),
+            target_count=int((targets != IGNORED).sum()),
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -36,3 +67,31 @@ class Batch:
             if (tensor := getattr(self, name)) is not None
         }
         return evolve(self, **moved)
+
+
+class Rows(Protocol):
+    """The rows of one token file, as an objective cuts them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """The rows at (epoch, index); the epoch matters only where masks are dynamic."""
+        ...
+
+
+@frozen(kw_only=True)
+class RowOptions:
+    """How a token file is cut into rows; an objective reads what concerns it."""
+
+    length: int
+    """Tokens in a row."""
+    document_mask: bool
+    """Whether attention stays inside documents."""
+    tokenizer: TokenizerLike
+    """Gives the special tokens that the objective needs."""
+    mask_probability: float
+    """Share of the tokens to predict, of an objective that hides some."""
+    seed: int
+    """Seed of whatever is drawn at random."""
+    partial: bool
+    """Whether the last row may be short, its rest padding that is not learnt from."""

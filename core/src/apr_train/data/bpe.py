@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.protocols import Notice
-from apr_train.data.scan import Survey, survey_corpus
+from apr_train.data.scan import Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.errors import ConfigError
-from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.run.settings import DataSettings
 
 DECODER_SPECIALS = {"eos": END_OF_TEXT[0]}
 ENCODER_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def train_bpe(
-    settings: CorpusSettings,
+    settings: DataSettings,
     vocabulary_size: int,
     *,
     encoder: bool = False,
@@ -51,11 +51,11 @@ def train_bpe(
     if vocabulary_size < least:
         expected = f"at least {least}: every byte and {len(contents)} special tokens"
         raise ConfigError("too small for a byte-level BPE", where="vocab_size", expected=expected, found=vocabulary_size)
-    survey = survey_corpus(settings, notice=_log.debug)  # load_corpus says it aloud
-    path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, survey, vocabulary_size, contents)}.json"
+    scan = scan_corpus(settings, notice=_log.debug)  # load_corpus says it aloud
+    path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, scan, vocabulary_size, contents)}.json"
     cached = _read(path, vocabulary_size, contents, notice)
     if cached is None:
-        tokenizer = _train(survey, vocabulary_size, contents, notice)
+        tokenizer = _train(scan, vocabulary_size, contents, notice)
         cached = json.loads(tokenizer.to_str())
         with cached_file(path) as file:
             file.write(tokenizer.to_str(pretty=True).encode("utf-8"))
@@ -67,12 +67,12 @@ def train_bpe(
     )
 
 
-def _key(settings: CorpusSettings, survey: Survey, size: int, specials: tuple[str, ...]) -> str:
+def _key(settings: DataSettings, scan: Scan, size: int, specials: tuple[str, ...]) -> str:
     fraction = settings.validation_fraction
-    return cache_key(version=_VERSION, corpus=survey.hash, fraction=fraction, size=size, specials=specials)
+    return cache_key(version=_VERSION, corpus=scan.hash, fraction=fraction, size=size, specials=specials)
 
 
-def _train(survey: Survey, size: int, specials: tuple[str, ...], notice: Notice) -> Tokenizer:
+def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Notice) -> Tokenizer:
     """Train on the training side only, so that validation text stays unseen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -84,14 +84,14 @@ def _train(survey: Survey, size: int, specials: tuple[str, ...], notice: Notice)
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(survey, notice), trainer)
+    tokenizer.train_from_iterator(_sample(scan, notice), trainer)
     _fill(tokenizer, size, notice)
     return tokenizer
 
 
-def _sample(survey: Survey, notice: Notice) -> Iterator[str]:
+def _sample(scan: Scan, notice: Notice) -> Iterator[str]:
     seen = 0
-    for document in survey.train():
+    for document in scan.train():
         yield document.text
         seen += len(document.text)
         if seen >= LARGEST_SAMPLE:

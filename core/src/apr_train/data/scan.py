@@ -11,22 +11,25 @@ from attrs import field, frozen
 from apr_train.data.documents import Document, NotUtf8Error, is_jsonl, read_documents
 from apr_train.data.protocols import Notice, Progress, byte_counter
 from apr_train.data.sources import counted, find_files
-from apr_train.data.split import HeldOut, KeySurvey, Split, held_out, split_key, train_documents
+from apr_train.data.split import HeldOutDocuments, KeyScan, Split, held_out, split_key, train_documents
 from apr_train.errors import DataError
-from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.run.settings import DataSettings
 
 
 @frozen(kw_only=True)
-class Survey:
+class Scan:
     """What one reading of all documents tells, before anything is encoded."""
 
     files: tuple[Path, ...] = field(repr=False)
-    """Those that are read."""
+    """The files that are read."""
     hash: str
+    """Hex digest of the texts in their order."""
     text_bytes: int
+    """UTF-8 bytes of all texts."""
     split: Split
+    """The rule that sends each document to its side."""
 
-    def train(self, held: HeldOut | None = None) -> Iterator[Document]:
+    def train(self, held: HeldOutDocuments | None = None) -> Iterator[Document]:
         """The documents to learn from, in their order; when they are through, `held` has those to validate on."""
         return train_documents(self._documents(), self.split, held)
 
@@ -48,8 +51,8 @@ class Survey:
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
 
 
-def survey_corpus(settings: CorpusSettings, *, notice: Notice, progress: Progress | None = None) -> Survey:
-    """Read all documents once: their hash, their size, and how they are split.
+def scan_corpus(settings: DataSettings, *, notice: Notice, progress: Progress | None = None) -> Scan:
+    """Read all documents of `settings.data` once, and split them by `settings.validation_fraction`.
 
     A text that is not UTF-8 is left out, with a notice, unless the user named that very file. JSONL is data, of which
     nothing is left out.
@@ -59,7 +62,7 @@ def survey_corpus(settings: CorpusSettings, *, notice: Notice, progress: Progres
     """
     files = find_files(settings.data, notice=notice)
     done = byte_counter(progress, "read", _total_size(files) if progress is not None else 0)
-    digest, keys = _TextDigest(), KeySurvey()
+    digest, keys = _TextDigest(), KeyScan()
     kept: list[Path] = []
     left_out: list[Path] = []
     for path in files:
@@ -77,10 +80,10 @@ def survey_corpus(settings: CorpusSettings, *, notice: Notice, progress: Progres
     split = keys.split(settings.validation_fraction)
     if split.tail_fraction is not None:
         notice("the corpus is a single text: its tail is held out for validation")
-    return Survey(files=tuple(kept), hash=digest.hex(), text_bytes=digest.text_bytes, split=split)
+    return Scan(files=tuple(kept), hash=digest.hex(), text_bytes=digest.text_bytes, split=split)
 
 
-def _is_named(path: Path, settings: CorpusSettings) -> bool:
+def _is_named(path: Path, settings: DataSettings) -> bool:
     return any(path.resolve() == Path(argument).resolve() for argument in settings.data)
 
 

@@ -18,16 +18,17 @@ from pathlib import Path
 from apr_train.data.cache import cache_folder
 from apr_train.data.protocols import Notice
 from apr_train.errors import DataError
+from apr_train.run.folder import CONFIG, IDENTITY, LOCK
 
 COMPILED = "__pycache__"
-_RUN = "identity.json"
-_RUN_BESIDE = (".lock", "config.toml")
-"""A run has the first file from its start, one of the others ever after, whatever ends it (see apr_train.train)."""
 
 
 def is_own_output(folder: Path) -> bool:
-    """Whether this is the folder of a run, or the cache."""
-    if (folder / _RUN).is_file() and any((folder / name).is_file() for name in _RUN_BESIDE):
+    """Whether this is the folder of a run, or the cache.
+
+    A run has its identity from its start, and its lock or its settings ever after, whatever ends it.
+    """
+    if (folder / IDENTITY).is_file() and any((folder / name).is_file() for name in (LOCK, CONFIG)):
         return True
     cache = cache_folder()
     return cache.exists() and folder.samefile(cache)
@@ -116,7 +117,7 @@ def require_text(argument: str) -> None:
             raise _no_text(argument)
 
 
-def describe(data: Iterable[str]) -> str:
+def describe_sources(data: Iterable[str]) -> str:
     """Where a corpus comes from, in words for a model card."""
     return ", ".join(data) or f"the standard library of Python {platform.python_version()} (PSF-2.0)"
 

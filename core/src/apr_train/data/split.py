@@ -1,7 +1,7 @@
 """Which documents are held out: decided by a hash of each one's content, so that no text is on both sides.
 
 A document's key is a 64-bit BLAKE2b of its words, white space apart: copies that differ only in line endings or in
-indentation share it. Held out are the keys below a threshold, which the survey of all keys adjusts so that neither side
+indentation share it. Held out are the keys below a threshold, which the scan of all keys adjusts so that neither side
 is empty: when no key is low enough the lowest is held out, and when all are the highest is not. A corpus of one distinct
 text keeps its tail for validation.
 """
@@ -31,8 +31,8 @@ class Split:
     """Set when all documents are the same text: this share of it, at its end, is held out."""
 
 
-class KeySurvey:
-    """What has to be known of all keys to split them: constant memory, whatever the corpus."""
+class KeyScan:
+    """The least and the greatest key of all documents, which is all that a split needs: constant memory."""
 
     def __init__(self) -> None:
         self._lowest, self._highest = _KEYS, -1
@@ -61,11 +61,11 @@ def split_key(text: str) -> int:
     return int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
 
 
-HeldOut = dict[int, Document]
+HeldOutDocuments = dict[int, Document]
 """The documents to validate on, each text once, by their keys."""
 
 
-def train_documents(documents: Iterable[Document], split: Split, held: HeldOut | None = None) -> Iterator[Document]:
+def train_documents(documents: Iterable[Document], split: Split, held: HeldOutDocuments | None = None) -> Iterator[Document]:
     """The documents to learn from, in their order; when they are through, `held` has the others."""
     held = {} if held is None else held
     for document in documents:
@@ -82,14 +82,14 @@ def train_documents(documents: Iterable[Document], split: Split, held: HeldOut |
 
 def held_out(documents: Iterable[Document], split: Split) -> list[Document]:
     """The documents to validate on, in the order of `in_order`."""
-    held: HeldOut = {}
+    held: HeldOutDocuments = {}
     for _ in train_documents(documents, split, held):
         pass
     return in_order(held)
 
 
-def in_order(held: HeldOut) -> list[Document]:
-    """By their keys, which is as good as random, and fixed: the first N are a fair sample whatever the files' names."""
+def in_order(held: HeldOutDocuments) -> list[Document]:
+    """The documents by their keys: an order as good as random, and fixed, so that the first N are a fair sample."""
     return [held[key] for key in sorted(held)]
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from apr_train.data.batch import Batch
+from apr_train.data.batch import Batch, RowOptions, Rows
+from apr_train.data.objectives import Objective
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.rows import make_rows
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.family.card import Objective
 
 _VALIDATION_SEED = 0
 _INTEGER_LIMIT = 1 << 63
@@ -43,12 +42,11 @@ class BatchStream:
         Raises:
             ConfigError: for an impossible length, batch size or seed.
             DataError: when the corpus is too small for one row.
+            TokenizerError: when the tokenizer lacks a special token that the objective needs.
         """
         _require_at_least("batch_size", batch_size, 1)
         _require_at_least("seed", seed, 0)
-        self._rows = make_rows(
-            tokens,
-            objective=objective,
+        options = RowOptions(
             length=sequence_length,
             document_mask=document_mask,
             tokenizer=tokenizer,
@@ -56,13 +54,14 @@ class BatchStream:
             seed=seed,
             partial=False,
         )
+        self._rows = _rows(tokens, objective, options)
         _require_a_row(len(self._rows), tokens, sequence_length)
         self._batch_size, self._seed, self._on_epoch = batch_size, seed, on_epoch
         self._epoch = self._index = 0
         self._order = self._shuffled(0)
         self._identity = {
             "corpus": tokens.key,
-            "objective": objective,
+            "objective": objective.name,
             "sequence_length": sequence_length,
             "seed": seed,
             "document_mask": document_mask,
@@ -136,11 +135,11 @@ def validation_batches(
     depend on the run's seed. The last row is padded if it is short; the last batch may have fewer rows.
 
     Raises:
+        ConfigError: for an impossible length, batch size or number of rows.
         DataError: when there is nothing to predict.
+        TokenizerError: when the tokenizer lacks a special token that the objective needs.
     """
-    rows = make_rows(
-        tokens,
-        objective=objective,
+    options = RowOptions(
         length=sequence_length,
         document_mask=document_mask,
         tokenizer=tokenizer,
@@ -148,12 +147,20 @@ def validation_batches(
         seed=_VALIDATION_SEED,
         partial=True,
     )
+    rows = _rows(tokens, objective, options)
     _require_at_least("batch_size", batch_size, 1)
     _require_at_least("max_rows", 1 if max_rows is None else max_rows, 1)
     _require_a_row(len(rows), tokens, 1)
     count = len(rows) if max_rows is None else min(len(rows), max_rows)
     places = [(0, number * len(rows) // count) for number in range(count)]
     return (rows.batch(places[begin : begin + batch_size]) for begin in range(0, count, batch_size))
+
+
+def _rows(tokens: TokenFile, objective: Objective, options: RowOptions) -> Rows:
+    if options.length < objective.shortest_row:
+        expected = f"at least {objective.shortest_row}"
+        raise ConfigError("the rows are too short", where="sequence_length", expected=expected, found=options.length)
+    return objective.rows(tokens, options)
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

@@ -13,7 +13,10 @@ from apr_train.errors import PluginError
 API_VERSION = "1.0"
 """The hook contract that this core speaks; a plugin of another major version is refused."""
 
-Objective = Literal["causal-lm", "masked-lm"]
+ObjectiveName = Literal["causal-lm", "masked-lm"]
+"""The training objectives, which apr_train.data.objectives has as values."""
+DEFAULT_OBJECTIVE: ObjectiveName = "causal-lm"
+"""The objective of a run whose family is not known."""
 
 
 @frozen(kw_only=True)
@@ -30,7 +33,7 @@ class FamilyInfo:
     """The hook contract that the plugin was written for, `major.minor`. Mandatory: no default."""
     kind: Kind
     """decoder: causal attention, rotary positions; encoder: bidirectional."""
-    objectives: tuple[Objective, ...]
+    objectives: tuple[ObjectiveName, ...]
     """What the family can be trained on; the first is the default."""
     hf_classes: tuple[str, ...]
     """Hugging Face classes whose files are this family's; the first is written at an export."""
@@ -57,8 +60,8 @@ class FamilyInfo:
             self._refuse("api_version", "a string major.minor", self.api_version)
         if self.kind not in get_args(Kind):
             self._refuse("kind", " or ".join(get_args(Kind)), self.kind)
-        if not self.objectives or set(self.objectives) - set(get_args(Objective)):
-            self._refuse("objectives", f"some of {', '.join(get_args(Objective))}", self.objectives)
+        if not self.objectives or set(self.objectives) - set(get_args(ObjectiveName)):
+            self._refuse("objectives", f"some of {', '.join(get_args(ObjectiveName))}", self.objectives)
         if not self.hf_classes:
             self._refuse("hf_classes", "at least one class", self.hf_classes)
         if self.default_preset not in self.presets:

@@ -16,37 +16,35 @@ from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.corpus import Corpus, load_corpus
-from apr_train.data.objective import head_loss, predicted_positions, right_predictions
+from apr_train.data.objectives import Objective
 from apr_train.data.protocols import Progress
 from apr_train.data.stream import validation_batches
 from apr_train.errors import DataError, PreflightError
-from apr_train.family.card import Objective
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
+from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.machine_rules import sequence_findings
 from apr_train.preflight.token_rules import corpus_findings
-from apr_train.run.corpus_settings import CorpusSettings
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, run_of
 from apr_train.run.metrics import perplexity
-from apr_train.run.settings import Settings
+from apr_train.run.settings import DataSettings, Settings
 from apr_train.run.settings_file import read_toml
 from apr_train.training.defaults import BATCH, ROW
 
 
 @frozen(kw_only=True)
-class Rows:
-    """The held-out rows of a corpus, and how they are cut."""
+class EvalRows:
+    """The held-out rows of a corpus, with all that their settings leave open decided."""
 
-    corpus: CorpusSettings
+    data: DataSettings
+    """Which text, how it is split, and how documents and masks are treated."""
     sequence_length: int
     batch_size: int
     batches: int | None
     """None: every held-out row."""
-    document_mask: bool
-    mask_probability: float
 
 
 def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
@@ -59,7 +57,7 @@ def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
     return (Settings(), None) if run is None else (read_toml(run / CONFIG), run)
 
 
-def rows_for(settings: Settings, given: Mapping[str, Any], *, config: ModelConfig, device: torch.device) -> Rows:
+def rows_for(settings: Settings, given: Mapping[str, Any], *, config: ModelConfig, device: torch.device) -> EvalRows:
     """The run's rows, with what the user gave on top, and a training's own defaults for the rest.
 
     Raises:
@@ -68,17 +66,15 @@ def rows_for(settings: Settings, given: Mapping[str, Any], *, config: ModelConfi
     chosen = {name: value for name, value in given.items() if name != "batches"}
     data = attrs.evolve(settings.data, **chosen)
     batches = given.get("batches", data.val_batches)
-    return Rows(
-        corpus=data.corpus,
+    return EvalRows(
+        data=data,
         sequence_length=data.sequence_length or min(ROW[device.type], config.usable_positions),
         batch_size=data.batch_size or BATCH[device.type],
         batches=batches or None,
-        document_mask=data.document_mask,
-        mask_probability=data.mask_probability,
     )
 
 
-def check_rows(rows: Rows, config: ModelConfig) -> None:
+def check_rows(rows: EvalRows, config: ModelConfig) -> None:
     """Refuse rows that the model has no positions for.
 
     Raises:
@@ -89,21 +85,21 @@ def check_rows(rows: Rows, config: ModelConfig) -> None:
         raise PreflightError(findings)
 
 
-def corpus_for(rows: Rows, ready: Ready, *, progress: Progress | None, say: Say) -> Corpus:
+def corpus_for(rows: EvalRows, ready: Ready, *, progress: Progress | None, say: Say) -> Corpus:
     """The tokenised corpus, of which every id fits the model.
 
     Raises:
         DataError: when the text cannot be read.
         PreflightError: when a token lies outside the model's vocabulary.
     """
-    corpus = load_corpus(rows.corpus, ready.tokenizer, progress=progress, notice=say)
+    corpus = load_corpus(rows.data, ready.tokenizer, progress=progress, notice=say)
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:
         raise PreflightError(findings)
     return corpus
 
 
-def batches_for(rows: Rows, ready: Ready, corpus: Corpus) -> Iterator[Batch]:
+def batches_for(rows: EvalRows, ready: Ready, corpus: Corpus) -> Iterator[Batch]:
     """The batches to measure on, the same ones each time.
 
     Raises:
@@ -116,8 +112,8 @@ def batches_for(rows: Rows, ready: Ready, corpus: Corpus) -> Iterator[Batch]:
         sequence_length=rows.sequence_length,
         batch_size=rows.batch_size,
         tokenizer=ready.tokenizer,
-        document_mask=rows.document_mask,
-        mask_probability=rows.mask_probability,
+        document_mask=rows.data.document_mask,
+        mask_probability=rows.data.mask_probability,
         max_rows=None if rows.batches is None else rows.batches * rows.batch_size,
     )
 
@@ -131,10 +127,10 @@ class Measurement:
     perplexity: float | None
     """exp(loss)."""
     bits_per_byte: float | None
-    """Causal-lm: cost of the tokens that stand for text, in bits, by the UTF-8 bytes that they stand for; None where a
-    tokenizer does not work on bytes, and for masked-lm, which does not predict a whole text."""
+    """Cost of the tokens that stand for text, in bits, by the UTF-8 bytes that they stand for; None where a tokenizer does
+    not work on bytes, and for an objective that does not predict a whole text."""
     accuracy: float | None
-    """Masked-lm: share of the masked tokens that are predicted right."""
+    """Share of the targets that are predicted right; None where the objective does not measure it."""
     targets: int
     """Tokens that were predicted."""
     text_bytes: int | None
@@ -145,7 +141,7 @@ class Measurement:
 
 @frozen
 class _Sums:
-    """Of some batches."""
+    """The sums over some batches that a `Measurement` is made from."""
 
     text_nats: float = 0.0
     other_nats: float = 0.0
@@ -175,7 +171,7 @@ def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], Non
     Raises:
         DataError: when the batches hold no target.
     """
-    sizes = _byte_sizes(ready) if ready.objective == "causal-lm" else None
+    sizes = _byte_sizes(ready) if ready.objective.measures_bits_per_byte else None
     sums: list[_Sums] = []
     times: list[tuple[int, float]] = []
     for batch in batches:
@@ -198,12 +194,13 @@ def _byte_sizes(ready: Ready) -> Tensor | None:
 
 
 def _one(ready: Ready, batch: Batch, sizes: Tensor | None) -> _Sums:
+    model = cast(LanguageModel, ready.model)
     with ready.precision.context(ready.device):
-        hidden, targets = predicted_positions(ready.model, batch, ready.objective)
+        hidden, targets = ready.objective.predicted(model, batch)
         stands = torch.zeros_like(targets) if sizes is None else sizes[targets.clamp(min=0)] * (targets != IGNORED)
         text, other = targets.where(stands > 0, IGNORED), targets.where(stands == 0, IGNORED)
-        text_nats, other_nats = (float(head_loss(ready.model, hidden, chosen)) for chosen in (text, other))
-        right = int(right_predictions(ready.model, hidden, targets)) if ready.objective == "masked-lm" else 0
+        text_nats, other_nats = (float(head_loss(model, hidden, chosen)) for chosen in (text, other))
+        right = int(right_predictions(model, hidden, targets)) if ready.objective.measures_accuracy else 0
     return _Sums(text_nats, other_nats, int(stands.sum()), batch.target_count, right)
 
 
@@ -217,7 +214,7 @@ def _summary(sums: _Sums, times: list[tuple[int, float]], objective: Objective, 
         loss=loss,
         perplexity=perplexity(loss),
         bits_per_byte=sums.text_nats / math.log(2) / sums.text_bytes if known else None,
-        accuracy=sums.right / sums.targets if objective == "masked-lm" else None,
+        accuracy=sums.right / sums.targets if objective.measures_accuracy else None,
         targets=sums.targets,
         text_bytes=sums.text_bytes if in_bytes else None,
         tokens_per_s=sum(count for count, _ in timed) / max(1e-9, sum(seconds for _, seconds in timed)),

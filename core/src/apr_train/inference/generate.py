@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,9 +14,8 @@ from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import ConfigError, RunError
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import StopStrings, TextStream
-from apr_train.model.attention.masks import Causal
-from apr_train.model.cache import KeyValueCache
 from apr_train.model.device import default_precision as training_precision
+from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 
 
@@ -151,7 +150,15 @@ def continue_text(
     writer = _Writer(TextStream(ready.tokenizer), StopStrings(ends.stop), ends, emit)
     made: list[int] = []
     stopped_by = "length"
-    for index in made_tokens(ready, ids, length, Sampler(sampling)):
+    tokens = generate_tokens(
+        cast(LanguageModel, ready.model),
+        ids,
+        length=length,
+        choose=Sampler(sampling).choose,
+        precision=ready.precision,
+        device=ready.device,
+    )
+    for index in tokens:
         made.append(index)
         if index in ends.tokens:
             stopped_by = "end of text"
@@ -184,25 +191,6 @@ class _Writer:
         self.text += piece
         if piece and self._emit is not None:
             self._emit(piece)
-
-
-def made_tokens(ready: Ready, ids: Sequence[int], length: int, sampler: Sampler) -> Iterator[int]:
-    """At most `length` tokens after `ids`, each computed once: a cache keeps what came before."""
-    cache = KeyValueCache(ready.config.num_hidden_layers, max_length=len(ids) + length)
-    for _ in range(length):
-        index = sampler.choose(next_logits(ready, ids, cache))
-        yield index
-        ids = [index]
-
-
-@torch.no_grad()
-def next_logits(ready: Ready, ids: Sequence[int], cache: KeyValueCache) -> Tensor:
-    """Logits `[vocab]` of the token after `ids`, which come after what the cache holds and are added to it."""
-    model = cast(LanguageModel, ready.model)
-    tokens = torch.tensor([list(ids)], device=ready.device)
-    with ready.precision.context(ready.device):
-        hidden = model.hidden_states(tokens, mask=Causal(offset=cache.length), cache=cache)
-        return model.logits(hidden[0, -1])
 
 
 def room(ready: Ready, prompt_tokens: int, asked: int | None) -> int:

@@ -12,14 +12,14 @@ from torch import nn
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.header import Header, Kind, RopeRows, TokenizerSpec
+from apr_train.data.objectives import Objective
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import ConfigError, Finding, PreflightError, TokenizerError
-from apr_train.family.card import Objective
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
-from apr_train.model.attention import Choice, MaskKind, Request, choose_backend, mask_kind
+from apr_train.model.attention import Choice, MaskKind, Request, choose_backend
 from apr_train.model.build import build_model
 from apr_train.model.device import PRECISIONS, Precision, choose_device
 from apr_train.model.load import LoadReport, load_weights
@@ -182,7 +182,7 @@ def make_ready(
     chosen = PRECISIONS[examined.wanted.precision or precision]
     if examined.plan.fresh and not allow_fresh:
         raise PreflightError([_lacking(examined)])
-    choice = _attention(examined, chosen, mask_kind(examined.objective, document_mask=document_mask))
+    choice = _attention(examined, chosen, examined.objective.mask_kind(document_mask=document_mask))
     model = build_model(examined.family.build_model, examined.config, choice.backend)
     loaded = load_weights(
         model, examined.checkpoint, examined.plan, dtype=chosen.weights, device=examined.device, progress=progress

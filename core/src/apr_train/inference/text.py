@@ -1,11 +1,11 @@
-"""What each token stands for in bytes, for tokenizers that work on bytes."""
+"""Text from tokens: the bytes behind each token, text as tokens come, and the strings that end it."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator
 
 from tokenizers import decoders
+from tokenizers.decoders import DecodeStream
 
 from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.data.tokenizer import Tokenizer
@@ -47,35 +47,39 @@ def _bytes(token: str) -> bytes:
 class TextStream:
     """Ids one at a time → the text that is certain so far; a character cut between two tokens waits for its rest.
 
-    The pieces add up to what `Tokenizer.decode(ids, skip_special=True)` gives for all ids at once.
+    The pieces add up to what `Tokenizer.decode(ids, skip_special=True)` gives for all ids at once. One decoder takes text
+    back: byte fallback makes U+FFFD of a whole run of byte tokens when one of them turns out to be no UTF-8. What was
+    given stays then, and the stream goes on with the tokens behind it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._table = bytes_of_tokens(tokenizer)
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._decoder = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
-        self._given = ""
+        self._settled = self._given = 0  # ids whose text was given, and its length
 
     def push(self, index: int) -> str:
         """The text that one more id makes certain; often empty."""
-        if self._table is not None:
-            return self._utf8.decode(self._table[index] if index < len(self._table) else b"")
+        try:
+            return self._step(index)
+        except Exception:  # tokenizers raises Exception itself when the text before has changed
+            waiting = self._ids[self._settled :]
+            self._begin()
+            return "".join(map(self._step, waiting))
+
+    def _step(self, index: int) -> str:
         self._ids.append(index)
-        return self._new(self._tokenizer.decode(self._ids, skip_special=True).rstrip("\ufffd"))
+        piece = self._decoder.step(self._tokenizer.backend, index) or ""
+        if piece:
+            self._settled, self._given = len(self._ids), self._given + len(piece)
+        return piece
 
     def finish(self) -> str:
         """What is left: bytes that never became a character, as U+FFFD."""
-        if self._table is not None:
-            return self._utf8.decode(b"", final=True)
-        return self._new(self._tokenizer.decode(self._ids, skip_special=True))
-
-    def _new(self, text: str) -> str:
-        """The end of `text` that has not been given; nothing while a decoder still changes its mind."""
-        if not text.startswith(self._given):
-            return ""
-        new, self._given = text[len(self._given) :], text
-        return new
+        return self._tokenizer.decode(self._ids, skip_special=True)[self._given :]
 
 
 class StopStrings:

@@ -1,4 +1,4 @@
-"""Cross-entropy from hidden states, without the float32 logits of a whole batch ever being in memory."""
+"""Cross-entropy and right predictions from hidden states, without the logits of a whole batch ever being in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from apr_train.model.protocol import LanguageModel
 
 IGNORE = -100
 """Target of a position that does not count."""
@@ -20,6 +22,41 @@ SLICE_ELEMENTS = 8 * 2**20
 
 CHUNK_ROWS = 256
 """Shorter chunks make the matrix products slower; more rows than these are never one chunk."""
+
+
+def head_loss(model: LanguageModel, hidden: Tensor, targets: Tensor, *, scale: float = 1.0, compiled: bool = False) -> Tensor:
+    """Cross entropy of the model's head, summed over the targets that are not `IGNORE`, times `scale`.
+
+    Args:
+        model: gives the head's matrix, its bias, and what stands in front of them.
+        hidden: `[positions, hidden]`.
+        targets: `[positions]` int64.
+        scale: factor on the sum.
+        compiled: fuse the softmax with torch.compile.
+
+    Returns:
+        A float32 (float64 for float64) scalar.
+    """
+    inputs = model.head_input(hidden)
+    loss: Tensor
+    loss, _ = chunked_cross_entropy(inputs, model.head_weight, model.head_bias, targets, scale=scale, compiled=compiled)
+    return loss
+
+
+@torch.no_grad()
+def right_predictions(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """How many positions' most likely token is the target: an int64 scalar.
+
+    Args:
+        model: gives the logits.
+        hidden: `[positions, hidden]`.
+        targets: `[positions]` int64.
+    """
+    count = torch.zeros((), dtype=torch.int64, device=targets.device)
+    for begin in range(0, targets.numel(), CHUNK_ROWS):
+        rows = slice(begin, begin + CHUNK_ROWS)
+        count += (model.logits(hidden[rows]).argmax(-1) == targets[rows]).sum()
+    return count
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped

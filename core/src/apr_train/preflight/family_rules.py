@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header, encoder_marks, kind_of
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import Finding, PluginError
-from apr_train.family.card import FamilyInfo
+from apr_train.family.card import FamilyInfo, ObjectiveName
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 
@@ -84,9 +85,11 @@ def _identity(header: Header) -> str:
     return f"class {header.hf_class or 'not given'}, architecture {header.architecture or 'not given'}"
 
 
-def encoder_findings(header: Header, family: Family | None, objective: str) -> list[Finding]:
+def encoder_findings(header: Header, family: Family | None, objective: ObjectiveName) -> list[Finding]:
     """An encoder's tensors in the decoder-only causal trainer, whichever families are installed."""
-    if kind_of(header) != "encoder" or not (objective == "causal-lm" or (family and family.info.kind == "decoder")):
+    if kind_of(header) != "encoder" or not (
+        OBJECTIVES[objective].kind == "decoder" or (family and family.info.kind == "decoder")
+    ):
         return []
     mark = encoder_marks(header.tensors)[0]
     what = header.hf_class or header.architecture or "an encoder of unknown class"
@@ -102,7 +105,7 @@ def encoder_findings(header: Header, family: Family | None, objective: str) -> l
     ]
 
 
-def objective_findings(family: Family, objective: str) -> list[Finding]:
+def objective_findings(family: Family, objective: ObjectiveName) -> list[Finding]:
     """Only what the family declares."""
     if objective in family.info.objectives:
         return []

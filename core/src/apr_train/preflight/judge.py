@@ -9,11 +9,11 @@ from attrs import Factory, define
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header, TokenizerSpec, kind_of
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import AprTrainError, Finding
-from apr_train.family.card import Layout, Objective
+from apr_train.family.card import DEFAULT_OBJECTIVE, Layout, ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
-from apr_train.model.attention import mask_kind
 from apr_train.preflight import config_rules, family_rules, machine_rules, token_rules
 from apr_train.preflight.config_keys import config_key_findings
 from apr_train.preflight.config_rules import bogus_values
@@ -39,7 +39,7 @@ class _Examination:
     skipped: list[Skipped] = Factory(list)
     facts: dict[str, Any] = Factory(dict)
     family: Family | None = None
-    objective: Objective = "causal-lm"
+    objective: ObjectiveName = DEFAULT_OBJECTIVE
     config: ModelConfig | None = None
     tensors: TensorReport | None = None
     tokenizer: TokenizerSpec | None = None
@@ -70,7 +70,7 @@ def _claims(seen: _Examination, header: Header | None) -> None:
     asked = seen.asked
     seen.family, findings = family_rules.choose_family(asked.registry, asked.arch, header)
     seen.findings += findings
-    seen.objective = asked.objective or (seen.family.info.objectives[0] if seen.family else "causal-lm")
+    seen.objective = asked.objective or (seen.family.info.objectives[0] if seen.family else DEFAULT_OBJECTIVE)
     encoder = [] if header is None else family_rules.encoder_findings(header, seen.family, seen.objective)
     seen.findings += encoder
     if seen.family is not None:
@@ -177,7 +177,7 @@ def _machine(seen: _Examination) -> None:
         seen.config,
         device=asked.device,
         precision=asked.precision,
-        mask=mask_kind(seen.objective, document_mask=asked.document_mask),
+        mask=OBJECTIVES[seen.objective].mask_kind(document_mask=asked.document_mask),
         forced=asked.attention,
     )
     seen.findings += findings
@@ -217,7 +217,7 @@ def _settled(seen: _Examination) -> Cleared | None:
     """What a run would be made from, as soon as all of it is known, whether or not it may begin."""
     if seen.family is None or seen.config is None:
         return None
-    settled = Cleared(family=seen.family, objective=seen.objective, config=seen.config, tokenizer=seen.tokenizer)
+    settled = Cleared(family=seen.family, objective=OBJECTIVES[seen.objective], config=seen.config, tokenizer=seen.tokenizer)
     if seen.asked.header is None:
         return settled
     plan = None if seen.tensors is None else seen.tensors.plan

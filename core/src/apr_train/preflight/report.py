@@ -9,8 +9,9 @@ from typing import Any
 from attrs import Factory, asdict, field, frozen
 
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.data.objectives import Objective
 from apr_train.errors import Finding, PreflightError
-from apr_train.family.card import Objective
+from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.plugin import Family
@@ -36,8 +37,8 @@ class PreflightInput:
     """From scratch: a preset of the family; None: its default."""
     vocab_size: int | None = None
     """From scratch: another vocabulary than the preset's."""
-    objective: Objective | None = None
-    """`causal-lm` or `masked-lm`; None: the family's first."""
+    objective: ObjectiveName | None = None
+    """What is learnt; None: the family's first objective."""
     tokenizer: TokenizerSpec | None = None
     """Instead of the checkpoint's own."""
     sequence_length: int | None = None
@@ -101,7 +102,7 @@ class Report:
     facts: dict[str, Any] = Factory(dict)
     """What was checked, for a reader: family, sizes, tensors used, tie, tokenizer."""
     family: Family | None = None
-    objective: Objective | None = None
+    objective: ObjectiveName | None = None
     config: ModelConfig | None = None
     tokenizer: TokenizerSpec | None = None
     settled: Cleared | None = field(default=None, repr=False)

@@ -7,7 +7,9 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import Finding
+from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
 
 MASK_SPELLINGS = ("<mask>", "[MASK]", "<|mask|>")
@@ -103,15 +105,15 @@ def _special(where: str, value: Any, rows: int) -> Finding:
     )
 
 
-def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, objective: str) -> list[Finding]:
+def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, objective: ObjectiveName) -> list[Finding]:
     """Masked-language modelling needs a token to mask with."""
-    if objective != "masked-lm" or tokenizer is None or mask_id(header, tokenizer) is not None:
+    if "mask" not in OBJECTIVES[objective].special_tokens or tokenizer is None or mask_id(header, tokenizer) is not None:
         return []
     return [
         Finding(
             rule=rules.PREFLIGHT_011,
             subject=tokenizer.origin or "tokenizer",
-            problem="the masked-lm objective needs a mask token and the tokenizer has none",
+            problem=f"the {objective} objective needs a mask token and the tokenizer has none",
             expected=f"a special token such as {MASK_SPELLINGS[0]}",
             found="no mask token",
             hint="Take the tokenizer that the encoder was trained with.",

@@ -14,8 +14,7 @@ from attrs import Factory, frozen
 
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
-from apr_train.family.card import Objective
-from apr_train.run.corpus_settings import CorpusSettings
+from apr_train.family.card import ObjectiveName
 from apr_train.run.precision import PRECISION_TYPES
 from apr_train.suggest import did_you_mean
 
@@ -139,8 +138,8 @@ class ModelSettings:
         choices=get_args(RopeRows),
         decides=False,
     )
-    objective: Objective | None = option(
-        None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(Objective)
+    objective: ObjectiveName | None = option(
+        None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(ObjectiveName)
     )
     attention: str | None = option(None, "Force one attention backend, or fail with its reason.", kind=str)
 
@@ -163,11 +162,6 @@ class DataSettings:
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
     mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
     val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1, decides=False)
-
-    @property
-    def corpus(self) -> CorpusSettings:
-        """What decides the text and its two sides."""
-        return CorpusSettings(data=self.data, validation_fraction=self.validation_fraction)
 
 
 @frozen(kw_only=True)

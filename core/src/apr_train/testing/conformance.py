@@ -10,6 +10,7 @@ import numpy as np
 from attrs import evolve
 
 from apr_train.checkpoint.header import Header, RopeRows, TensorInfo, Tie
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import ConfigError, NameMapError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
@@ -99,9 +100,8 @@ def check_import(family: Family) -> None:
 def check_card(family: Family) -> None:
     """The objectives must fit the kind (the card itself checks the rest): a mask that shows the answer teaches nothing."""
     info = family.info
-    wrong = "masked-lm" if info.kind == "decoder" else "causal-lm"
-    faults = [f"objective {wrong} does not fit kind {info.kind}"] if wrong in info.objectives else []
-    fail_on(faults, where=f"{family.name} FAMILY")
+    wrong = [name for name in info.objectives if OBJECTIVES[name].kind != info.kind]
+    fail_on((f"objective {name} does not fit kind {info.kind}" for name in wrong), where=f"{family.name} FAMILY")
 
 
 def check_config(family: Family, config: ModelConfig) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.model.acceleration import compile_blocks, reuse_freed_memory
-from apr_train.model.attention import Choice, Request, choose_backend, mask_kind
+from apr_train.model.attention import Choice, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.model.protocol import LanguageModel
@@ -30,7 +30,7 @@ def choose_attention(cleared: Cleared, decided: Decided) -> Choice:
         cleared.config,
         device=decided.device.type,
         dtype=decided.precision.kernel_dtype,
-        mask=mask_kind(cleared.objective, document_mask=decided.settings.data.document_mask),
+        mask=cleared.objective.mask_kind(document_mask=decided.settings.data.document_mask),
     )
     choice = choose_backend(cleared.family.attention_impl(cleared.config), request, decided.settings.model.attention)
     _log.info("%s", choice)

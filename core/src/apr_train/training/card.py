@@ -37,7 +37,7 @@ def _model(prepared: Prepared) -> Iterator[str]:
     rows = {
         "family": f"{run.settings.model.arch}, {report.family.distribution} {report.family.version}" if report.family else "",
         "parameters": f"{parameters:,}",
-        "objective": run.objective,
+        "objective": run.objective.name,
         "attention": prepared.attention.summary,
         "started from": run.settings.model.init or "fresh weights",
         "init hash": prepared.inputs.identity.init or "–",

@@ -8,7 +8,7 @@ import attrs
 import torch
 from attrs import frozen
 
-from apr_train.family.card import FamilyInfo, Objective
+from apr_train.family.card import FamilyInfo, ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
 from apr_train.run.settings import Settings
@@ -38,7 +38,9 @@ class Decided:
     schedule: Schedule
 
 
-def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objective: Objective, device: torch.device) -> Decided:
+def decide(
+    asked: Settings, *, family: FamilyInfo, config: ModelConfig, objective: ObjectiveName, device: torch.device
+) -> Decided:
     """Fill in what the user left open; what the user said stays."""
     warm, data, optimizer = asked.model.init is not None, asked.data, asked.optimizer
     precision = _or(asked.run.precision, default_precision(device))

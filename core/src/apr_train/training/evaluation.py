@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from attrs import frozen
@@ -11,21 +12,22 @@ from torch import nn
 
 from apr_train import rules
 from apr_train.data.batch import Batch
-from apr_train.data.objective import head_loss, predicted_positions, right_predictions
+from apr_train.data.objectives import Objective
 from apr_train.errors import RunError
-from apr_train.family.card import Objective
 from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
+from apr_train.model.loss import head_loss, right_predictions
+from apr_train.model.protocol import LanguageModel
 
 
 @frozen(kw_only=True)
 class Validation:
-    """One measurement."""
+    """A model's loss on some batches."""
 
     loss: float
     """Mean over the target tokens, nats."""
     accuracy: float | None
-    """Masked-lm: share of right predictions."""
+    """Share of right predictions; None where the objective does not measure it."""
     targets: int
 
 
@@ -41,22 +43,22 @@ def validate(model: nn.Module, batches: Iterable[Batch], *, objective: Objective
     model.eval()
     try:
         with uncompiled():
-            sums = [_one(model, batch.to(device), objective, precision) for batch in batches]
+            sums = [_one(cast(LanguageModel, model), batch.to(device), objective, precision) for batch in batches]
     finally:
         model.train(training)
     targets = sum(count for _, _, count in sums)
     if targets == 0:
         raise RunError("the validation has nothing to predict", where="--val-batches")
     right = sum(right for _, right, _ in sums)
-    accuracy = right / targets if objective == "masked-lm" else None
+    accuracy = right / targets if objective.measures_accuracy else None
     return Validation(loss=math.fsum(loss for loss, _, _ in sums) / targets, accuracy=accuracy, targets=targets)
 
 
-def _one(model: nn.Module, batch: Batch, objective: Objective, precision: Precision) -> tuple[float, int, int]:
+def _one(model: LanguageModel, batch: Batch, objective: Objective, precision: Precision) -> tuple[float, int, int]:
     with precision.context(batch.tokens.device):
-        hidden, targets = predicted_positions(model, batch, objective)
+        hidden, targets = objective.predicted(model, batch)
         loss = head_loss(model, hidden, targets)
-        right = int(right_predictions(model, hidden, targets)) if objective == "masked-lm" else 0
+        right = int(right_predictions(model, hidden, targets)) if objective.measures_accuracy else 0
     return float(loss), right, batch.target_count
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apr_train.atomic import write_file
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.model.acceleration import uncompiled
-from apr_train.model.attention.masks import Causal
-from apr_train.model.cache import KeyValueCache
 from apr_train.model.device import Precision
+from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.metrics import Metrics, read_metrics
@@ -24,38 +23,28 @@ from apr_train.training.setup import Prepared
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
 
 
-@torch.no_grad()
 def greedy(model: nn.Module, prompt: Sequence[int], *, length: int, ends: Collection[int], precision: Precision) -> list[int]:
-    """The most likely tokens after the ids of a prompt, one after the other; a decoder with a key-value cache.
+    """The most likely tokens after the ids of a prompt, as many as `length` and the model's positions allow.
 
-    At most `length`, and as many as the model has positions for (of a prompt that is too long, its end); nothing from the
-    first of `ends` on.
+    Of a prompt that leaves too few positions, only the end is read. Nothing comes from the first of `ends` on.
     """
-    device = next(model.parameters()).device
-    language_model = cast(LanguageModel, model)
+    language_model, device = cast(LanguageModel, model), next(model.parameters()).device
     positions = language_model.config.usable_positions
     length = min(length, positions - 1)
-    tokens = torch.tensor([list(prompt[length - positions :])], device=device)
+    tokens = generate_tokens(
+        language_model, prompt[length - positions :], length=length, choose=_most_likely, precision=precision, device=device
+    )
     training = model.training
     model.eval()
     try:
-        with precision.context(device), uncompiled():
-            return _continue(language_model, tokens, length, ends)
+        with uncompiled():
+            return list(takewhile(lambda index: index not in ends, tokens))
     finally:
         model.train(training)
 
 
-def _continue(model: LanguageModel, tokens: torch.Tensor, length: int, ends: Collection[int]) -> list[int]:
-    cache = KeyValueCache(model.config.num_hidden_layers, max_length=tokens.shape[1] + length)
-    made: list[int] = []
-    for _ in range(length):
-        hidden = model.hidden_states(tokens, mask=Causal(offset=cache.length), cache=cache)
-        index = int(model.logits(hidden[:, -1]).argmax(-1))
-        if index in ends:
-            break
-        made.append(index)
-        tokens = torch.tensor([[index]], device=tokens.device)
-    return made
+def _most_likely(logits: Tensor) -> int:
+    return int(logits.argmax(-1))
 
 
 def finish(prepared: Prepared) -> tuple[list[Metrics], tuple[str, str] | None]:
@@ -71,7 +60,7 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], tuple[str, str] | None]:
 def _sample(prepared: Prepared) -> tuple[str, str] | None:
     run = prepared.run
     wanted = run.settings.run
-    if run.objective != "causal-lm" or not wanted.sample_tokens:
+    if run.objective.kind != "decoder" or not wanted.sample_tokens:
         return None
     prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
     tokenizer, header = prepared.inputs.tokenizer, prepared.inputs.header

@@ -11,8 +11,8 @@ from attrs import define, evolve, field
 from torch import nn
 
 from apr_train.data.batch import Batch
+from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
-from apr_train.family.card import Objective
 from apr_train.model.device import Precision
 from apr_train.run.events import RunEvents
 from apr_train.run.folder import METRICS, checkpoints, remove_checkpoint

@@ -144,10 +144,10 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
 def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
-    decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
+    decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective.name, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
     with stage_bars() as progress:
-        corpus = load_corpus(decided.settings.data.corpus, tokenizer, progress=progress, notice=say)
+        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=say)
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)
@@ -177,7 +177,7 @@ def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerS
         raise PreflightError([no_tokenizer(needed=True)])
     size = cleared.config.vocab_size
     say(f"no tokenizer given: a byte-level BPE of {size:,} tokens is made from the corpus, once")
-    return train_bpe(settings.data.corpus, size, encoder=cleared.family.info.kind == "encoder", notice=say)
+    return train_bpe(settings.data, size, encoder=cleared.family.info.kind == "encoder", notice=say)
 
 
 def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | None, say: Say) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from attrs import frozen
@@ -10,10 +12,11 @@ from torch import Tensor, nn
 
 from apr_train import rules
 from apr_train.data.batch import Batch
-from apr_train.data.objective import scaled_loss
+from apr_train.data.objectives import Objective
 from apr_train.errors import RunError
-from apr_train.family.card import Objective
 from apr_train.model.device import Precision
+from apr_train.model.loss import head_loss
+from apr_train.model.protocol import LanguageModel
 
 
 class NonFiniteError(RunError):
@@ -57,7 +60,7 @@ def train_step(
     loss = _accumulate(model, batches, targets, objective, precision, compiled)
     norm = clip(model, clip_norm)
     measured = torch.stack([loss, norm.to(loss.device)]).tolist()
-    if not all(map(_finite, measured)):
+    if not all(map(math.isfinite, measured)):
         raise _non_finite(model, step, *measured)
     optimizer.step()
     tokens = sum(batch.tokens.numel() for batch in batches)
@@ -73,10 +76,12 @@ def _accumulate(
     compiled: bool,
 ) -> Tensor:
     """Backward through each batch; the summed gradients are those of the mean loss over all of them."""
+    language_model = cast(LanguageModel, model)
     total = None
     for batch in batches:
         with precision.context(batch.tokens.device):
-            loss = scaled_loss(model, batch, objective, scale=1 / targets, compiled=compiled)
+            hidden, wanted = objective.predicted(language_model, batch)
+            loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         part = loss.detach().float()
         total = part if total is None else total + part
@@ -94,13 +99,9 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     value = float(norm)
-    if limit > 0 and _finite(value) and value > limit:
+    if limit > 0 and math.isfinite(value) and value > limit:
         torch._foreach_mul_(gradients, limit / (value + 1e-6))  # the constant is torch's clip_grad_norm_'s
     return norm
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
 
 
 def _non_finite(model: nn.Module, step: int, loss: float, norm: float) -> NonFiniteError:

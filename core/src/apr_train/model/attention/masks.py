@@ -12,13 +12,6 @@ if TYPE_CHECKING:
 MaskKind = Literal["causal", "bidirectional", "documents"]
 
 
-def mask_kind(objective: str, *, document_mask: bool) -> MaskKind:
-    """Which kind of mask a run's batches will have; masked-lm's hides padding only, whatever shares a row."""
-    if objective == "masked-lm":
-        return "bidirectional"
-    return "documents" if document_mask else "causal"
-
-
 @frozen
 class Causal:
     """Query i sees keys 0 … offset + i; `offset` is the number of keys that a cache already held."""

@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
+import torch
 from apr_train.data.batch import IGNORED
-from apr_train.data.masking import Masking
+from apr_train.data.objectives import OBJECTIVES
+from apr_train.data.objectives.masked_lm import Masking
+from apr_train.data.stream import validation_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+MASKED = OBJECTIVES["masked-lm"]
 SPECIAL = [256, 257, 258, 259, 260]
-MASK = 260
+BOS, PAD, EOS, MASK = 256, 257, 258, 260
 
 
 @pytest.fixture
@@ -68,3 +72,28 @@ def test_masks_are_new_in_each_epoch_row_and_seed_and_otherwise_the_same(masking
 def test_masks_do_not_change_between_versions(masking):
     _, targets = masking.apply(np.arange(40), epoch=2, row=7)
     assert np.flatnonzero(targets != IGNORED).tolist() == [3, 11, 20]
+
+
+def unmasked(batch):
+    return torch.where(batch.targets == IGNORED, batch.tokens, batch.targets)
+
+
+def test_packed_rows_of_an_encoder_are_pieces_of_the_stream_between_bos_and_eos(tokenizer, tokens_of):
+    tokens = tokens_of((10, 7))
+    shared = {"objective": MASKED, "sequence_length": 8, "batch_size": 9, "tokenizer": tokenizer}
+    (batch,) = validation_batches(tokens, **shared)
+    ids = tokens.ids.tolist()
+    rows = [[BOS, *ids[:6], EOS], [BOS, *ids[6:12], EOS], [BOS, *ids[12:], EOS, PAD]]
+    assert unmasked(batch).tolist() == rows
+    assert batch.keep.tolist() == [[True] * 8, [True] * 8, [True] * 7 + [False]]
+    (whole,) = validation_batches(tokens, max_rows=2, **shared)
+    assert whole.keep is None
+
+
+def test_with_the_document_mask_no_row_of_an_encoder_holds_two_documents(tokenizer, tokens_of):
+    tokens = tokens_of((10, 1, 4))
+    shared = {"objective": MASKED, "sequence_length": 8, "batch_size": 9, "tokenizer": tokenizer}
+    (batch,) = validation_batches(tokens, document_mask=True, **shared)
+    rows = [[BOS, 0, 1, 2, 3, 4, 5, EOS], [BOS, 6, 7, 8, EOS, PAD, PAD, PAD], [BOS, 9, 10, 11, EOS, PAD, PAD, PAD]]
+    assert unmasked(batch).tolist() == rows
+    assert torch.equal(batch.keep, torch.tensor(rows) != PAD)

@@ -1,0 +1,66 @@
+"""Training objectives: what each learns from a token file, as one value. Torch-free at import.
+
+A new objective is one module with a class that has the members of `Objective`, and one line in `OBJECTIVES`; its name
+joins `ObjectiveName` (apr_train.family.card), for families to declare. Nothing else in the program compares names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from apr_train.checkpoint.header import Kind
+from apr_train.data.batch import Batch, RowOptions, Rows
+from apr_train.data.objectives.causal_lm import CausalLM
+from apr_train.data.objectives.masked_lm import MaskedLM
+from apr_train.data.tokens import TokenFile
+from apr_train.family.card import ObjectiveName
+from apr_train.model.attention.masks import Mask, MaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from apr_train.model.protocol import LanguageModel
+
+
+class Objective(Protocol):
+    """A training objective."""
+
+    name: ClassVar[ObjectiveName]
+    kind: ClassVar[Kind]
+    """The models that it trains; what trains a decoder teaches it to continue a text."""
+    shortest_row: ClassVar[int]
+    """The least number of tokens in a row."""
+    special_tokens: ClassVar[tuple[str, ...]]
+    """Names of the special tokens without which there are no rows: some of bos, eos, pad, mask."""
+    measures_accuracy: ClassVar[bool]
+    """Whether the share of right predictions is measured beside the loss."""
+    measures_bits_per_byte: ClassVar[bool]
+    """Whether the loss is the cost of a whole text, which can then be told by the text's UTF-8 bytes."""
+
+    def mask_kind(self, *, document_mask: bool) -> MaskKind:
+        """The kind of mask that its batches will have, for the choice of an attention backend."""
+        ...
+
+    def rows(self, tokens: TokenFile, options: RowOptions) -> Rows:
+        """The rows of a token file; none may be shorter than `shortest_row`, which the caller has checked.
+
+        Raises:
+            TokenizerError: when the tokenizer lacks one of `special_tokens`.
+        """
+        ...
+
+    def mask(self, batch: Batch) -> Mask:
+        """The attention mask of one batch."""
+        ...
+
+    def predicted(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model: hidden states `[positions, hidden]` and targets `[positions]` of the positions it predicts.
+
+        A target may be `IGNORED`: that position does not count.
+        """
+        ...
+
+
+OBJECTIVES: Mapping[ObjectiveName, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
+"""Name → objective."""

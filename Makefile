@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DISTRIBUTIONS := core plugins/llama370m plugins/qwen2 plugins/codebert
 REQUIREMENTS := constraints.txt requirements-dev.txt requirements-real.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 # The tests' matrices are tiny: one thread each and several processes is the fastest way through them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -p tests.slowest_files
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -18,7 +18,7 @@ build-backend = "hatchling.build"
 name = "{distribution}"
 version = "{version}"
 
-[project.entry-points."{group}"]
+[project.entry-points."apr_train.families"]
 {name} = "{module}"
 
 [tool.hatch.build.targets.wheel]
@@ -34,18 +34,18 @@ class PluginSite:
         self.target = root / "site"
 
     def install(self, *plugins):
-        """Build and install `(source, distribution)` pairs; a third item is the entry-point group."""
+        """Build and install `(source, distribution)` pairs."""
         projects = [self._write(*plugin) for plugin in plugins]
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
         subprocess.run([*command, "--target", self.target, *projects], check=True, capture_output=True, text=True)
         return self
 
-    def _write(self, source, distribution, group="apr_train.families"):
+    def _write(self, source, distribution):
         folder = self.root / distribution
         folder.mkdir(parents=True)
         module = distribution.replace("-", "_")
         (folder / f"{module}.py").write_text((SOURCES / f"{source}.py").read_text())
-        text = PYPROJECT.format(distribution=distribution, version="0.3.1", group=group, name=source, module=module)
+        text = PYPROJECT.format(distribution=distribution, version="0.3.1", name=source, module=module)
         (folder / "pyproject.toml").write_text(text)
         return folder
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import click
 import pytest
 from apr_train.cli import cli
-from apr_train.run.settings import Settings
+from apr_train.run.settings import Settings, run_stem
 from apr_train.run.settings_file import with_values
-from apr_train.training.defaults import run_stem
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "core").glob("*.md"), *ROOT.glob("plugins/*/*.md")])

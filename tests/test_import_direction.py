@@ -1,6 +1,8 @@
 """Imports point one way, families stay out of the core, and the light modules never reach torch: by the source's own graph."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -23,6 +25,8 @@ TORCH_FREE_MODULES = {
     f"apr_train.model{name}" for name in ("", ".attention", *(f".attention.{n}" for n in ("backend", "choose", "masks")))
 }
 """What a check needs of attention: the names and the rules of choice."""
+FAMILY_DOOR, MODEL_DOOR = "apr_train.family", "apr_train.model"
+"""A plugin's imports of the core: the first anywhere, the second inside functions, since it brings torch."""
 HEAVY_LIBRARIES = {"torch", "transformers", "xformers"}
 
 NAMES_ALLOWED = {
@@ -52,8 +56,12 @@ def inside_functions(tree):
 
 
 def imports_of(path, known=(), *, at_import_only=False):
-    """Absolute names that a file imports; `from package import module` gives the module."""
-    tree = ast.parse(path.read_text())
+    return imports_in(path.read_text(), known, at_import_only=at_import_only)
+
+
+def imports_in(text, known=(), *, at_import_only=False):
+    """Absolute names that a source imports; `from package import module` gives the module."""
+    tree = ast.parse(text)
     skipped = for_types_only(tree) | (inside_functions(tree) if at_import_only else set())
     found = set()
     for node in ast.walk(tree):
@@ -166,16 +174,74 @@ def test_the_core_names_no_family(module):
     assert bool(families_named_in(path)) == allowed  # an exception that is no longer needed goes, too
 
 
-@pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)
-def test_a_plugin_imports_only_public_modules_of_the_core_and_no_other_family(folder):
-    own = f"apr_train_{folder.name}"
-    for path in (folder / "src").rglob("*.py"):
-        names = imports_of(path, MODULES)
-        foreign = {name for name in names if name.startswith("apr_train_") and name.split(".")[0] != own}
-        private = {
-            name for name in names if name.startswith("apr_train.") and any(part.startswith("_") for part in name.split("."))
-        }
-        assert not foreign | private
+def past_the_doors(text):
+    """What a plugin's source imports of the core, and of other families, by any way but the two doors."""
+    ours = {name for name in imports_in(text) if name.startswith("apr_train")}
+    at_import = {name for name in imports_in(text, at_import_only=True) if name.startswith("apr_train")}
+    return (at_import - {FAMILY_DOOR}) | (ours - {FAMILY_DOOR, MODEL_DOOR})
+
+
+def plugin_sources():
+    """Name → source: the families beside the core, the tests' own plugins, the code in the tutorial and the hooks' page."""
+    found = {path.stem: path.read_text() for path in (ROOT / "tests" / "plugins").glob("*.py")}
+    for folder in FAMILIES:
+        found |= {f"{folder.name} {path.name}": path.read_text() for path in (folder / "src").rglob("*.py")}
+    for page in ("tutorial", "hooks"):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
+        plugins = [block for block in blocks if not block.startswith("# test_") and "->" not in block]
+        found |= {f"{page} {number}": block for number, block in enumerate(plugins)}
+    return found
+
+
+PLUGIN_SOURCES = plugin_sources()
+
+
+@pytest.mark.parametrize("name", sorted(PLUGIN_SOURCES))
+def test_a_plugin_comes_in_through_the_doors(name):
+    assert past_the_doors(PLUGIN_SOURCES[name]) == set()
+
+
+def test_the_tutorials_own_plugin_uses_both_doors():
+    used = set().union(*(imports_in(text) for name, text in PLUGIN_SOURCES.items() if name.startswith("tutorial")))
+    assert {FAMILY_DOOR, MODEL_DOOR} <= used
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from apr_train.family.card import FamilyInfo", {"apr_train.family.card"}),
+        ("from apr_train import rules", {"apr_train"}),
+        ("from apr_train.model import Decoder", {"apr_train.model"}),
+        ("def build_model():\n    from apr_train.model import Decoder", set()),
+        ("def build_model():\n    from apr_train.model.decoder import Decoder", {"apr_train.model.decoder"}),
+        ("import apr_train_other", {"apr_train_other"}),
+    ],
+)
+def test_another_way_in_is_seen(text, found):
+    assert past_the_doors(text) == found
+
+
+@pytest.mark.parametrize("door", [FAMILY_DOOR, MODEL_DOOR])
+def test_the_doors_are_for_plugins_and_the_core_imports_from_the_defining_modules(door):
+    assert [name for name in MODULES if door in GRAPH[name]] == []
+
+
+def test_every_name_of_the_doors_resolves():
+    for name in (FAMILY_DOOR, MODEL_DOOR):
+        door = importlib.import_module(name)
+        assert [item for item in door.__all__ if not hasattr(door, item)] == []
+        assert set(door.__all__) <= set(dir(door))
+        assert not hasattr(door, "no_such_name")
+
+
+def test_the_model_door_has_each_name_from_its_module_and_shows_the_same_to_type_checkers():
+    from apr_train import model
+
+    tree = ast.parse(MODULES[MODEL_DOOR].read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {alias.name: node.module.removeprefix(f"{MODEL_DOOR}.") for node in block.body for alias in node.names}
+    assert typed == model._MODULES
+    assert sorted(model.__all__) == sorted(model._MODULES)
 
 
 @pytest.mark.parametrize("folder", FAMILIES, ids=lambda folder: folder.name)

@@ -12,8 +12,8 @@ import gguf
 import pytest
 import torch
 from apr_train.family.card import Layout
-from apr_train.family.name_map import rope_rows
-from apr_train.family.operations import Rename, RopeRowPermutation
+from apr_train.family.name_map import FillRule, IgnoreRule, rope_rows
+from apr_train.family.operations import Identity, RopeRowPermutation
 from apr_train.model import encoder as encoder_module
 from apr_train.model.attention import Causal
 from apr_train.model.attention.dense import allowed
@@ -112,7 +112,9 @@ def swapped(first, second):
     """Rules whose parameter is `first` fill `second`, and the other way round."""
 
     def change(rule):
-        there = rule.parameter.replace(first, "\0").replace(second, first).replace("\0", second) if rule.parameter else None
+        if isinstance(rule, IgnoreRule):
+            return rule
+        there = rule.parameter.replace(first, "\0").replace(second, first).replace("\0", second)
         return attrs.evolve(rule, parameter=there)
 
     return change
@@ -146,7 +148,7 @@ def permute_the_rows_the_other_way(monkeypatch):
 def permute_the_rows_of_a_qwen2(monkeypatch):
     def change(rule):
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-        which = next((key for key in heads if rule.parameter and key in rule.parameter), None)
+        which = next((key for key in heads if isinstance(rule, FillRule) and key in rule.parameter), None)
         return rope_rows(rule.checkpoint, rule.parameter, *rule.shape, heads=heads[which]) if which else rule
 
     spoil_rules(monkeypatch, "qwen2", change)
@@ -191,7 +193,7 @@ def transpose_square_matrices(monkeypatch):
     def transposed(self, tensor):
         return tensor.T.contiguous() if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] else tensor
 
-    monkeypatch.setattr(Rename, "to_parameter", transposed)
+    monkeypatch.setattr(Identity, "to_parameter", transposed)
     decoder()
 
 

@@ -40,7 +40,7 @@ def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     model = build_model(None, DecoderConfig(**SHAPES[shape]), load_backend("sdpa"))
     model.to(precision.weights).to_empty(device="cpu").initialize(torch.Generator().manual_seed(0))
     compile_blocks(model)
-    optimizer = make_optimizer(model, OptimizerSettings(lr=1e-4))
+    optimizer = make_optimizer(model, OptimizerSettings(), lr=1e-4)
     ids = random_tokens()
     batch = Batch(tokens=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), target_count=BATCH * LENGTH)
     options = {"objective": OBJECTIVES["causal-lm"], "precision": precision, "clip_norm": 1.0, "step": 1, "compiled": True}

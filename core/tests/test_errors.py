@@ -38,6 +38,14 @@ def test_a_preflight_error_lists_every_error_and_keeps_the_warnings():
     assert error.findings == tuple(found)
 
 
+@pytest.mark.parametrize("kind", [AprTrainError, ConfigError, FormatError, PluginError, PreflightError])
+def test_an_error_of_several_faults_tells_each_on_a_line(kind):
+    error = kind.of([Finding(problem="one", subject="a"), Finding(problem="two", subject="b")])
+    assert type(error) is kind
+    assert str(error) == "a: one\nb: two"
+    assert error.finding.problem == "one"
+
+
 def test_a_finding_reads_like_an_error():
     finding = Finding(rule="R-1", subject="x.apr", problem="wrong", expected="4", found="5", hint="Make it 4.")
     assert str(finding) == "R-1: x.apr: wrong, expected 4, found 5. Make it 4."

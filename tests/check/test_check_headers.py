@@ -5,11 +5,11 @@ import json
 import attrs
 import pytest
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.errors import Finding, PluginError, PreflightError
-from apr_train.family.card import Layout
+from apr_train.errors import Finding, NameMapError, PluginError, PreflightError
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.registry import BrokenPlugin
 from apr_train.preflight import PreflightInput, preflight
+from apr_train.preflight.report import Cleared
 from apr_train.testing.conformance import header_from
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -96,21 +96,40 @@ def test_family_that_fails_in_its_hook_is_a_finding(family, registry, header, mo
     assert ids(preflight(PreflightInput(registry=registry, header=header))) == ["PREFLIGHT-001"]
 
 
+def test_every_fault_of_a_name_map_is_a_finding(family, registry, header, monkeypatch):
+    def fail(self, config, layout):
+        raise NameMapError.of([Finding(problem="a has 2 rules"), Finding(problem="x is filled by 2 rules")])
+
+    monkeypatch.setattr(type(family), "map_tensor_names", fail)
+    report = preflight(PreflightInput(registry=registry, header=header))
+    faults = [finding for finding in report.errors if finding.rule == "FALSIFY-APR-PRETRAIN-INIT-007"]
+    assert [finding.problem for finding in faults] == ["a has 2 rules", "x is filled by 2 rules"]
+    assert {finding.where for finding in faults} == {"<qwen2> [tensor names]"}
+
+
 def test_errors_come_first_and_stop_the_run(registry, header):
     report = preflight(PreflightInput(registry=registry, header=header, sequence_length=10**6))
     assert [finding.severity for finding in report.findings] == ["error", "warning"]
     with pytest.raises(PreflightError, match="PREFLIGHT-009") as caught:
-        report.raise_for_errors()
+        report.cleared()
     assert caught.value.exit_code == 3
     assert caught.value.findings == report.findings
 
 
 def test_report_hands_the_run_what_it_found_out(registry, header, family):
     report = preflight(PreflightInput(registry=registry, header=header))
-    assert isinstance(report.config, DecoderConfig)
-    assert (report.layout, report.objective) == (Layout(), "causal-lm")
-    assert len(report.plan.loads) == len(header.tensors) == len(report.name_map.fills)
-    report.raise_for_errors()
+    cleared = report.cleared_file()
+    assert isinstance(cleared.config, DecoderConfig)
+    assert (cleared.family.name, cleared.objective) == ("qwen2", "causal-lm")
+    assert [entry.checkpoint for entry in cleared.plan.loads] == list(header.tensors)
+    assert cleared.tokenizer == header.tokenizer
+
+
+def test_a_run_from_scratch_is_cleared_without_a_file(registry):
+    report = preflight(PreflightInput(registry=registry, arch="qwen2", preset="tiny"))
+    assert type(report.cleared()) is Cleared
+    with pytest.raises(PreflightError):
+        report.cleared_file()
 
 
 def test_width_that_is_wrong_alone_explains_every_shape(registry, header):

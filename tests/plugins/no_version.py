@@ -1,9 +1,6 @@
 """No api_version, which is mandatory."""
 
-from apr_train.family.card import FamilyInfo
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap, rename
+from apr_train.family import DecoderConfig, FamilyInfo, NameMap, hookimpl, rename
 
 FAMILY = FamilyInfo(
     name="no_version",

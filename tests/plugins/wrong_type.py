@@ -1,9 +1,6 @@
 """A hook whose answer is of the wrong type."""
 
-from apr_train.family.card import FamilyInfo
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap, rename
+from apr_train.family import DecoderConfig, FamilyInfo, NameMap, hookimpl, rename
 
 FAMILY = FamilyInfo(
     name="wrong_type",

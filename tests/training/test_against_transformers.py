@@ -210,7 +210,7 @@ def test_every_family_overfits_one_batch(place, name):
     torch.manual_seed(0)
     model = meta_model(family, config, attention="sdpa").to_empty(device="cpu")
     model.initialize(torch.Generator().manual_seed(0))
-    optimizer = make_optimizer(model.train(), OptimizerSettings(lr=2e-3, weight_decay=0.0))
+    optimizer = make_optimizer(model.train(), OptimizerSettings(weight_decay=0.0), lr=2e-3)
     for step in range(150):
         train_step(model, optimizer, [batch], objective=objective, precision=PRECISIONS["fp32"], clip_norm=1.0, step=step + 1)
     assert validate(model, [batch], objective=objective, precision=PRECISIONS["fp32"]).loss < 0.05

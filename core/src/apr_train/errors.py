@@ -99,6 +99,14 @@ class AprTrainError(Exception):
             ),
         )
 
+    @classmethod
+    def of(cls, findings: Iterable[Finding]) -> Self:
+        """One error for several faults; `findings` has at least one."""
+        found = tuple(findings)
+        error = cls.__new__(cls, found[0].problem)  # subclasses want other arguments than a problem
+        error.findings = found
+        return error
+
     @property
     def finding(self) -> Finding:
         """The first finding; of most errors the only one."""
@@ -148,14 +156,6 @@ class OutputError(AprTrainError):
 class ConfigError(AprTrainError):
     """A model config that cannot be: a bad value, an unknown key, or fields that a file does not have."""
 
-    @classmethod
-    def of(cls, findings: Iterable[Finding]) -> Self:
-        """One error for several faults of a config."""
-        found = tuple(findings)
-        error = cls(found[0].problem)
-        error.findings = found
-        return error
-
 
 class NameMapError(AprTrainError):
     """A name map that is wrong in itself, whatever the file: a name twice, a parameter unmapped."""
@@ -167,6 +167,10 @@ class PluginError(AprTrainError):
     `distribution`, `version` and `hook` say whose fault it is, as far as that is known; what the plugin itself
     raised is the `__cause__`.
     """
+
+    distribution: str | None = None
+    version: str | None = None
+    hook: str | None = None
 
     def __init__(
         self,

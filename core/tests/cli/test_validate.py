@@ -90,31 +90,3 @@ def test_it_works_as_a_command_without_torch(checkpoint):
     assert done.returncode in (0, None), done.stderr
     assert "valid apr" in done.stdout
     assert done.stderr == ""
-
-
-def test_no_bar_is_drawn_without_a_terminal(capsys):
-    from apr_train.cli.progress import progress_bar
-
-    with progress_bar("x", 10) as advance:
-        advance(10)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_bar_appears_on_a_terminal_when_work_is_long(monkeypatch, capsys):
-    from apr_train.cli import progress
-
-    monkeypatch.setattr(progress, "DELAY", 0.0)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress.progress_bar("reading", 10) as advance:
-        advance(5)
-    assert "reading" in capsys.readouterr().err
-
-
-def test_short_work_on_a_terminal_shows_no_bar(monkeypatch, capsys):
-    from apr_train.cli.progress import progress_bar
-
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress_bar("reading", 10) as advance:
-        advance(10)
-    assert capsys.readouterr().err == ""

@@ -6,7 +6,8 @@ from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules, tensors_have
-from apr_train.family.name_map import NameMap
+from apr_train.family.name_map import NameMap, Tied
+from apr_train.family.operations import RopeRowPermutation
 
 CONFIG = DecoderConfig(
     vocab_size=11,
@@ -94,7 +95,7 @@ def test_each_bias_flag_adds_its_own_biases(flag, modules):
 @pytest.mark.parametrize("names", ["hf", "gguf"])
 def test_adjacent_rows_permute_q_and_k_with_their_own_head_counts(names):
     entries = fills(attrs.evolve(CONFIG, attention_bias=True), names=names, rope_rows="adjacent").values()
-    heads = {entry.parameter: entry.operation.heads for entry in entries if entry.kind == "rope-rows"}
+    heads = {entry.parameter: entry.operation.heads for entry in entries if isinstance(entry.operation, RopeRowPermutation)}
     assert heads == {
         f"layers.0.self_attn.{module}.{part}": count
         for module, count in (("q_proj", 4), ("k_proj", 2))
@@ -105,7 +106,7 @@ def test_adjacent_rows_permute_q_and_k_with_their_own_head_counts(names):
 def test_tied_head_is_a_tie_and_no_parameter():
     tied = attrs.evolve(CONFIG, tie_word_embeddings=True)
     entry = NameMap.for_config(tied, decoder_rules(tied, Layout())).by_checkpoint["lm_head.weight"]
-    assert (entry.kind, entry.parameter, entry.shape) == ("tie", "embed_tokens.weight", (11, 24))
+    assert entry == Tied(checkpoint="lm_head.weight", parameter="embed_tokens.weight", shape=(11, 24))
     assert "lm_head.weight" not in fills(tied)
 
 

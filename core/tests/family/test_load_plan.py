@@ -4,7 +4,7 @@ import pytest
 from apr_train import rules
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.family.load_plan import plan_load
-from apr_train.family.name_map import NameMap, ignored, rename, tie
+from apr_train.family.name_map import Ignored, NameMap, ignored, rename, tie
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ HEAD = {"head.dense.weight", "head.dense.bias"}
 
 def index(**changes):
     """The tensor index that fits exactly; `changes` replace shapes, None leaves a tensor out."""
-    shapes = {entry.checkpoint: entry.shape or (9,) for entry in NAME_MAP.entries} | changes
+    shapes = {entry.checkpoint: (9,) if isinstance(entry, Ignored) else entry.shape for entry in NAME_MAP.entries} | changes
     return {name: TensorInfo(name, "F32", shape, 0) for name, shape in shapes.items() if shape is not None}
 
 

@@ -135,7 +135,12 @@ def test_all_faults_of_a_table_are_told_at_once():
     rules = (rename("a", "x", "widht"), tie("b", "nowhere", "width"), rename("l.{layer}", "y", "width"))
     with pytest.raises(NameMapError) as caught:
         NameMap(rules=rules, sizes=SIZES, num_layers=1)
-    assert all(word in str(caught.value) for word in ("widht", "nowhere", "one side only"))
+    assert [finding.problem for finding in caught.value.findings] == [
+        "the name map is wrong: a: unknown size widht (did you mean width?)",
+        "the name map is wrong: l.{layer} → y: {layer} on one side only",
+        "the name map is wrong: b is tied to nowhere, which nothing fills",
+    ]
+    assert str(caught.value).splitlines() == [finding.problem for finding in caught.value.findings]
 
 
 def test_sizes_are_the_integers_of_a_config():

@@ -4,22 +4,18 @@ import importlib.metadata
 import logging
 import sys
 
+import attrs
 import pytest
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import ConfigError, Finding, PluginError
 from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.discovery import FAMILIES, WRAPPERS, Found, Source, canonical
+from apr_train.family.discovery import FAMILIES, Discovery, InstalledPlugin, canonical
 from apr_train.family.name_map import NameMap
 from apr_train.family.registry import Registry
 
 FAMILY = """
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.errors import ConfigError
-from apr_train.family.card import FamilyInfo
-from apr_train.errors import Finding
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap, rename
+from apr_train.family import ConfigError, DecoderConfig, FamilyInfo, Finding, NameMap, hookimpl, rename
 
 FAMILY = FamilyInfo(
     name="{name}", api_version="1.0", kind="{kind}", objectives=("causal-lm",), hf_classes=("{name}ForCausalLM",),
@@ -58,13 +54,6 @@ ANSWERS = {
     "attention_impl": "return ['sdpa', 'eager']",
     "build_model": "return None",
 }
-WRAPPER = """
-from apr_train.family.hooks import hookimpl
-
-@hookimpl(wrapper=True)
-def {hook}({arguments}):
-    {body}
-"""
 
 
 @pytest.fixture
@@ -73,19 +62,18 @@ def make_registry(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
-    def write(group, name, text):
+    def write(name, text):
         module = f"reg_{tmp_path.name}_{name}".replace("-", "_")
         (tmp_path / f"{module}.py").write_text(text)
-        point = importlib.metadata.EntryPoint(name, module, group)
-        return Source(group=group, name=name, distribution=f"dist-{name}", version="2.1", entry_point=point)
+        point = importlib.metadata.EntryPoint(name, module, FAMILIES)
+        return InstalledPlugin(name=name, distribution=f"dist-{name}", version="2.1", entry_point=point)
 
-    def make(families, wrappers=(), clashes=()):
-        sources = [
-            write(FAMILIES, name, text if isinstance(text, str) else FAMILY.format(**{**ANSWERS, "name": name, **text}))
+    def make(families):
+        plugins = [
+            write(name, text if isinstance(text, str) else FAMILY.format(**{**ANSWERS, "name": name, **text}))
             for name, text in families.items()
         ]
-        sources += [write(WRAPPERS, f"wrapper{n}", WRAPPER.format(**wrapper)) for n, wrapper in enumerate(wrappers)]
-        return Registry(Found(sources=tuple(sources), clashes=tuple(clashes)))
+        return Registry(Discovery(plugins=tuple(plugins)))
 
     yield make
     for name in set(sys.modules) - before:
@@ -101,7 +89,7 @@ def tensors(*names):
     return {name: TensorInfo(name, "F32", (1,), 4) for name in names}
 
 
-def test_each_hook_answers_through_the_facade(make_registry):
+def test_each_hook_answers_of_its_family(make_registry):
     family = make_registry({"one": {}}).family("one")
     config = family.build_config(preset="tiny")
     assert isinstance(config, DecoderConfig)
@@ -131,7 +119,7 @@ def test_nothing_is_imported_before_it_is_asked_for(make_registry):
 
 def test_two_registries_share_nothing(make_registry):
     registry = make_registry({"one": {}})
-    other = Registry(Found(sources=(), clashes=()))
+    other = Registry(Discovery(plugins=()))
     assert [family.name for family in registry.families()] == ["one"]
     assert other.families() == []
     assert registry.family("one") is registry.family("one")
@@ -235,79 +223,50 @@ def test_only_the_named_familys_hooks_are_called(make_registry):
     assert two.attention_impl(two.build_config(preset="tiny")) == ["eager"]
 
 
-def test_a_wrapper_sees_every_family_and_may_change_an_answer(make_registry):
-    wrapper = {"hook": "attention_impl", "arguments": "config", "body": "return list(reversed((yield)))"}
-    registry = make_registry({"one": {}, "two": {}}, [wrapper])
-    for family in registry.families():
-        assert family.attention_impl(family.build_config(preset="tiny")) == ["eager", "sdpa"]
+def test_a_wrapper_is_refused_for_it_answers_nothing(make_registry):
+    source = FAMILY.format(**{**ANSWERS, "name": "one", "attention_impl": "return (yield)"})
+    marked = source.replace("@hookimpl\ndef attention_impl", "@hookimpl(wrapper=True)\ndef attention_impl")
+    with pytest.raises(PluginError, match="hook attention_impl: a wrapper answers nothing, expected @hookimpl"):
+        make_registry({"one": marked}).family("one")
 
 
-def test_a_wrappers_answer_is_type_checked_and_the_wrapper_is_named(make_registry):
-    wrapper = {"hook": "attention_impl", "arguments": "config", "body": "yield\n    return 7"}
-    family = make_registry({"one": {}}, [wrapper]).family("one")
-    with pytest.raises(PluginError, match=r"found int 7. Wrappers that may have changed the answer: dist-wrapper0 2\.1"):
-        family.attention_impl(family.build_config(preset="tiny"))
+def test_every_hook_call_is_logged_for_debugging(make_registry, caplog):
+    family = make_registry({"one": {"validate_family": "raise KeyError('k')"}}).family("one")
+    with caplog.at_level(logging.DEBUG, logger="apr_train"):
+        config = family.build_config(preset="tiny")
+        with pytest.raises(PluginError):
+            family.validate_family(header(), "causal-lm")
+        family.attention_impl(config)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    calls = [line.removesuffix(" ms").rsplit(", ", 1) for line in lines if line.endswith(" ms")]
+    assert [call for call, _ in calls] == [
+        "dist-one 2.1 [one], hook build_config(preset, header): DecoderConfig",
+        "dist-one 2.1 [one], hook validate_family(header, objective): raised KeyError",
+        "dist-one 2.1 [one], hook attention_impl(config): list",
+    ]
+    assert all(float(milliseconds) >= 0 for _, milliseconds in calls)
 
 
-@pytest.mark.parametrize("body", ["yield\n    raise KeyError('k')", "raise KeyError('k')\n    yield"])
-def test_a_wrapper_that_raises_is_the_culprit_not_the_family(make_registry, body):
-    wrapper = {"hook": "attention_impl", "arguments": "config", "body": body}
-    family = make_registry({"one": {}}, [wrapper]).family("one")
-    with pytest.raises(PluginError, match="hook raised KeyError") as caught:
-        family.attention_impl(family.build_config(preset="tiny"))
-    assert caught.value.distribution == "dist-wrapper0"
-
-
-def test_a_family_that_raises_under_a_wrapper_is_the_culprit(make_registry):
-    wrapper = {"hook": "attention_impl", "arguments": "config", "body": "return (yield)"}
-    family = make_registry({"one": {"attention_impl": "raise KeyError('k')"}}, [wrapper]).family("one")
-    with pytest.raises(PluginError) as caught:
-        family.attention_impl(family.build_config(preset="tiny"))
-    assert caught.value.distribution == "dist-one"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (WRAPPER.format(hook="atention_impl", arguments="config", body="return (yield)"), "there is no such hook"),
-        (WRAPPER.format(hook="attention_impl", arguments="cfg", body="return (yield)"), "unknown argument cfg"),
-        (WRAPPER.format(hook="attention_impl", arguments="config", body="return 1"), "function is not a generator"),
-        (WRAPPER.format(hook="attention_impl", arguments="config", body="yield").replace("wrapper", "hookwrapper"), "plain"),
-    ],
-)
-def test_a_broken_wrapper_is_left_out_with_a_warning_and_listed(make_registry, tmp_path, caplog, text, message):
-    registry = make_registry({"one": {}})
-    module = f"reg_{tmp_path.name}_bad".replace("-", "_")
-    (tmp_path / f"{module}.py").write_text(text)
-    point = importlib.metadata.EntryPoint("bad", module, WRAPPERS)
-    bad = Source(group=WRAPPERS, name="bad", distribution="dist-bad", version="1", entry_point=point)
-    registry = Registry(Found(sources=(*registry._found.sources, bad), clashes=()))
-    with caplog.at_level(logging.WARNING):
-        assert [family.name for family in registry.families()] == ["one"]
-    (fault,) = registry.broken()
-    assert (fault.distribution, fault.group) == ("dist-bad", WRAPPERS)
-    assert message in fault.reason
-    assert "wrapper left out: dist-bad" in caplog.text
+def test_nothing_is_logged_above_debug(make_registry, caplog):
+    family = make_registry({"one": {}}).family("one")
+    with caplog.at_level(logging.INFO, logger="apr_train"):
+        family.build_config(preset="tiny")
+    assert caplog.records == []
 
 
 def test_an_entry_point_that_names_no_module_is_refused(make_registry):
     registry = make_registry({"one": {}})
-    (source,) = registry._found.sources
-    point = importlib.metadata.EntryPoint("one", f"{source.entry_point.value}:FAMILY", FAMILIES)
-    registry = Registry(Found(sources=(Source(**{**vars_of(source), "entry_point": point}),), clashes=()))
+    (plugin,) = registry._discovery.plugins
+    point = importlib.metadata.EntryPoint("one", f"{plugin.entry_point.value}:FAMILY", FAMILIES)
+    registry = Registry(Discovery(plugins=(attrs.evolve(plugin, entry_point=point),)))
     with pytest.raises(PluginError, match="does not name a module"):
         registry.family("one")
 
 
-def vars_of(source):
-    return {name: getattr(source, name) for name in ("group", "name", "distribution", "version", "entry_point")}
-
-
 def test_a_duplicate_name_is_disabled_naming_both_and_the_others_work(make_registry):
     registry = make_registry({"one": {}, "two": {}, "three": {}})
-    one, two, three = registry._found.sources
-    twin = Source(**{**vars_of(two), "name": "one"})
-    registry = Registry(Found(sources=(three,), clashes=((one, twin),)))
+    one, two, three = registry._discovery.plugins
+    registry = Registry(Discovery(plugins=(three,), clashes=((one, attrs.evolve(two, name="one")),)))
     assert [family.name for family in registry.families()] == ["three"]
     assert registry.names() == ["one", "three"]
     with pytest.raises(PluginError, match=r"found dist-one 2\.1 and dist-two 2\.1"):

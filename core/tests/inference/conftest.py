@@ -23,8 +23,8 @@ TEXT = [
     "def beta(items):\n    # Größe → 数, naïve 🎈\n    return [x for x in items]\n",
 ]
 SPECIALS = ["<|endoftext|>", "<s>", "</s>", "<pad>", "<mask>"]
-FLOAT32 = Precision(name="fp32", weights=torch.float32, autocast=None)
-FLOAT64 = Precision(name="fp64", weights=torch.float64, autocast=None)
+FLOAT32 = Precision(name="fp32", weights=torch.float32, autocast=None, kernel_dtype="F32")
+FLOAT64 = Precision(name="fp64", weights=torch.float64, autocast=None, kernel_dtype="F64")
 VOCABULARY = 320
 
 

@@ -4,17 +4,12 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
-from apr_train.family.discovery import FAMILIES, Found, Source
+from apr_train.family.discovery import FAMILIES, Discovery, InstalledPlugin
 from apr_train.family.registry import Registry
 
 SOUND = """
 import attrs
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.card import FamilyInfo
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap
-from apr_train.family.config import choose_preset
+from apr_train.family import DecoderConfig, FamilyInfo, NameMap, choose_preset, decoder_rules, hookimpl
 
 TINY = DecoderConfig(
     vocab_size=11, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24,
@@ -56,8 +51,8 @@ def toy(tmp_path, monkeypatch):
         (tmp_path / "toy_family.py").write_text(SOUND.replace(old, new) if old else SOUND)
         monkeypatch.delitem(sys.modules, "toy_family", raising=False)
         entry = EntryPoint(name="toy", value="toy_family", group=FAMILIES)
-        source = Source(group=FAMILIES, name="toy", distribution="toy", version="1", entry_point=entry)
-        return Registry(Found(sources=(source,), clashes=())).family("toy")
+        plugin = InstalledPlugin(name="toy", distribution="toy", version="1", entry_point=entry)
+        return Registry(Discovery(plugins=(plugin,))).family("toy")
 
     yield make
     sys.modules.pop("toy_family", None)

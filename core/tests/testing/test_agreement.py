@@ -78,7 +78,7 @@ def test_tensor_of_one_side_only_never_agrees():
 
 
 def test_disagreement_lists_every_tensor():
-    with pytest.raises(ConformanceError, match=r"a differs by 1.*b differs by 1"):
+    with pytest.raises(ConformanceError, match=r"x: a differs by 1.*\nx: b differs by 1"):
         check_agreement({"a": np.zeros(1), "b": np.zeros(1)}, {"a": np.ones(1), "b": np.ones(1)}, tolerance=0.5, where="x")
 
 

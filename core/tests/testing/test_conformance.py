@@ -22,12 +22,12 @@ FAULTS = {
     ),
     "a sound file refused": (
         "return []\n",
-        "from apr_train.errors import Finding\n    return [Finding(rule='X', subject='file', problem='I refuse')]\n",
+        "from apr_train.family import Finding\n    return [Finding(rule='X', subject='file', problem='I refuse')]\n",
         "a sound file is refused: X: file: I refuse",
     ),
     "a layout refused that every family has": (
         "    return NameMap.for_config",
-        "    from apr_train.errors import NameMapError\n"
+        "    from apr_train.family import NameMapError\n"
         "    if layout.names == 'hf': raise NameMapError('no')\n    return NameMap.for_config",
         "Hugging Face's names are refused",
     ),
@@ -60,7 +60,7 @@ def test_operation_that_is_not_its_own_inverse_is_named(toy, monkeypatch):
 def test_layouts_that_a_family_refuses_are_left_out(toy):
     family = toy(
         "    return NameMap.for_config",
-        "    from apr_train.errors import NameMapError\n"
+        "    from apr_train.family import NameMapError\n"
         "    if layout.names == 'gguf': raise NameMapError('no')\n    return NameMap.for_config",
     )
     layouts = supported_layouts(family, family.build_config(preset="tiny"))

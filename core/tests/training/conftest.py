@@ -17,6 +17,7 @@ from apr_train.run.settings_file import with_values
 from apr_train.training.display import PlainDisplay
 from apr_train.training.optimizer import make_optimizer
 from apr_train.training.run import Run
+from apr_train.training.schedule import Schedule
 from attrs import Factory, frozen
 from safetensors.torch import load_file, save_file
 
@@ -63,6 +64,11 @@ def tiny_tokens(count=40, *, key="corpus"):
     return TokenFile.from_documents(documents, key=key)
 
 
+def schedule_of(settings):
+    chosen = settings.optimizer
+    return Schedule.of(chosen, steps=settings.run.steps, lr=chosen.lr, warmup_steps=chosen.warmup_steps)
+
+
 def write_plain(path, model, *, step):
     save_file(dict(model.state_dict()), path)
 
@@ -84,9 +90,10 @@ def make_run(tmp_path):
         shape |= {"sequence_length": settings.data.sequence_length, "document_mask": settings.data.document_mask}
         run = Run(
             settings=settings,
+            schedule=schedule_of(settings),
             folder=path,
             model=model,
-            optimizer=make_optimizer(model, settings.optimizer),
+            optimizer=make_optimizer(model, settings.optimizer, lr=settings.optimizer.lr),
             stream=BatchStream(tokens, seed=settings.run.seed, **shape),
             held_out=lambda: validation_batches(tiny_tokens(4, key="held out"), **shape),
             objective=OBJECTIVES["causal-lm"],

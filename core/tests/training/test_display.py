@@ -2,15 +2,13 @@
 
 import io
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from apr_train.run.metrics import Metrics
-from apr_train.training.display import LiveDisplay, progress_bar
+from apr_train.training.display import LiveDisplay, closing
 from apr_train.training.loop import Outcome
-from apr_train.training.summary import closing
 from rich.console import Console
 
 LINE = Metrics(step=5, loss=2.5, lr=1e-3, grad_norm=1.25, tokens=640, tokens_per_s=812.0, step_time=0.1, memory=10**9)
@@ -45,18 +43,6 @@ def test_the_live_display_moves_and_keeps_validations_as_lines():
     assert "[not markup] said above the bar" in shown
     assert "step 6/10  val 2.2500 (perplexity 9.49)\n" in shown
     assert bars(console)[-1] == BAR * 6 // 10
-
-
-def test_a_bar_for_reading_leaves_stdout_to_the_results(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    with progress_bar() as report:
-        report("tokenising", 10, 100)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "tokenising" in captured.err
 
 
 @pytest.mark.parametrize(("step", "words"), [(3, "after step 3 of 9; everything is saved"), (0, "nothing to save yet")])

@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
-from apr_train.training.defaults import resolve
+from apr_train.training.defaults import decide
 
 
 def rows(repository, group):
@@ -21,7 +21,7 @@ def rows(repository, group):
 def resolved():
     family = SimpleNamespace(name="some", default_preset="tiny")
     config = SimpleNamespace(usable_positions=64)
-    return resolve(Settings(), family=family, config=config, objective="causal-lm", device=torch.device("cpu"))
+    return decide(Settings(), family=family, config=config, objective="causal-lm", device=torch.device("cpu")).settings
 
 
 @pytest.mark.parametrize("group", GROUPS)

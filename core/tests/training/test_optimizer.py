@@ -21,7 +21,7 @@ def saved(make_run):
 
 
 def put_back(run, tensors, *, step=2):
-    fresh = make_optimizer(run.model, run.settings.optimizer)
+    fresh = make_optimizer(run.model, run.settings.optimizer, lr=run.schedule.lr)
     restore_optimizer(run.model, fresh, tensors, step=step)
     return fresh
 
@@ -87,14 +87,14 @@ def test_a_parameter_that_never_had_a_gradient_goes_on_as_if_never_saved():
         model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("used", "idle")})
         for parameter in model.parameters():
             torch.nn.init.ones_(parameter)
-        optimizer = make_optimizer(model, settings)
+        optimizer = make_optimizer(model, settings, lr=settings.lr)
         for names in (["used"], ["used", "idle"]):
             optimizer.zero_grad()
             sum(model[name](torch.tensor([1.0, 2.0])).sum() for name in names).backward()
             optimizer.step()
             if interrupted:
                 tensors = optimizer_tensors(model, optimizer)
-                optimizer = make_optimizer(model, settings)
+                optimizer = make_optimizer(model, settings, lr=settings.lr)
                 restore_optimizer(model, optimizer, tensors, step=1)
         ends.append([parameter.detach().clone() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from apr_train.run.settings import OptimizerSettings
-from apr_train.training.schedule import learning_rate
+from apr_train.training.schedule import Schedule
 from transformers.optimization import (
     get_constant_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
@@ -26,8 +26,8 @@ def theirs(make, **arguments):
 
 
 def ours(**settings):
-    chosen = OptimizerSettings(lr=PEAK, warmup_steps=WARMUP, **settings)
-    return [learning_rate(step, STEPS, chosen) for step in range(1, STEPS + 1)]
+    schedule = Schedule.of(OptimizerSettings(**settings), steps=STEPS, lr=PEAK, warmup_steps=WARMUP)
+    return [schedule.rate(step) for step in range(1, STEPS + 1)]
 
 
 def test_cosine_equals_transformers():
@@ -64,10 +64,10 @@ def test_the_last_step_has_the_floor_and_no_step_has_zero(schedule):
 
 
 def test_warm_up_longer_than_the_run_never_reaches_the_peak():
-    chosen = OptimizerSettings(lr=1.0, warmup_steps=10)
-    assert [learning_rate(step, 3, chosen) for step in (1, 2, 3)] == pytest.approx([0.1, 0.2, 0.3])
+    schedule = Schedule.of(OptimizerSettings(), steps=3, lr=1.0, warmup_steps=10)
+    assert [schedule.rate(step) for step in (1, 2, 3)] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_a_run_without_warm_up_starts_near_the_peak():
-    chosen = OptimizerSettings(lr=1.0, warmup_steps=0, schedule="linear", min_lr_ratio=0.0)
-    assert learning_rate(1, 4, chosen) == pytest.approx(0.75)
+    settings = OptimizerSettings(schedule="linear", min_lr_ratio=0.0)
+    assert Schedule.of(settings, steps=4, lr=1.0, warmup_steps=0).rate(1) == pytest.approx(0.75)

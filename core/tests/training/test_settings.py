@@ -8,9 +8,8 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, Settings
+from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, Settings, absolute_paths, run_stem
 from apr_train.run.settings_file import check_resume, from_tables, read_toml, to_toml, with_values
-from apr_train.training.defaults import absolute_paths, run_stem
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,10 +3,18 @@
 import apr_train_llama370m as family
 import attrs
 import pytest
-from apr_train.checkpoint.header import Header, TensorInfo, Tie
-from apr_train.errors import ConfigError
-from apr_train.family.card import Layout
-from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.family import (
+    ConfigError,
+    DecoderConfig,
+    Header,
+    Ignored,
+    Layout,
+    RopeRowPermutation,
+    RopeScaling,
+    TensorInfo,
+    Tie,
+    Tied,
+)
 from apr_train.preflight.config_keys import config_key_findings
 
 SMOLLM2 = {
@@ -71,7 +79,7 @@ def test_370m_kv_heads_divide_the_heads_four_to_one():
 @pytest.mark.rule("INV-ARCH-370M-004")
 def test_370m_head_is_a_tie_and_fills_no_parameter_of_its_own():
     name_map = family.map_tensor_names(family.PRESETS["370m"], Layout())
-    assert name_map.by_checkpoint["lm_head.weight"].kind == "tie"
+    assert isinstance(name_map.by_checkpoint["lm_head.weight"], Tied)
     assert "lm_head.weight" not in name_map.fills
 
 
@@ -112,7 +120,7 @@ def test_370m_embedding_and_head_are_vocabulary_by_hidden():
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-007")
 def test_370m_tied_is_218_tensors_and_219_with_the_head_stored_twice():
     name_map = family.map_tensor_names(family.PRESETS["370m"], Layout())
-    ties = [entry for entry in name_map.entries if entry.kind == "tie"]
+    ties = [entry for entry in name_map.entries if isinstance(entry, Tied)]
     assert (len(name_map.fills), len(name_map.fills) + len(ties)) == (218, 219)
 
 
@@ -179,8 +187,8 @@ def test_biases_that_the_metadata_does_not_mention_are_found_in_the_tensors():
 def test_gguf_rows_of_q_and_k_are_permuted_and_no_others():
     config = family.build_config(None, header(SMOLLM2 | {"attention_bias": True}))
     name_map = family.map_tensor_names(config, Layout(names="gguf", rope_rows="adjacent"))
-    permuted = {entry.checkpoint: entry.operation.heads for entry in name_map.entries if entry.kind == "rope-rows"}
-    layer0 = {name: heads for name, heads in permuted.items() if name.startswith("blk.0.")}
+    fills = [entry for entry in name_map.fills.values() if entry.checkpoint.startswith("blk.0.")]
+    layer0 = {entry.checkpoint: entry.operation.heads for entry in fills if isinstance(entry.operation, RopeRowPermutation)}
     assert layer0 == {f"blk.0.attn_{which}.{part}": {"q": 9, "k": 3}[which] for which in "qk" for part in ("weight", "bias")}
 
 
@@ -195,7 +203,8 @@ def test_bare_file_has_no_prefix_and_an_untied_head_is_fresh():
 def test_saved_rotary_tables_of_old_files_are_ignored_with_a_reason():
     by_checkpoint = family.map_tensor_names(family.PRESETS["tiny"], Layout()).by_checkpoint
     entry = by_checkpoint["model.layers.3.self_attn.rotary_emb.inv_freq"]
-    assert (entry.kind, "rope_theta" in entry.reason) == ("ignored", True)
+    assert isinstance(entry, Ignored)
+    assert "rope_theta" in entry.reason
 
 
 def test_table_of_rope_factors_in_a_gguf_is_refused():

@@ -3,10 +3,7 @@
 import apr_train_qwen2 as family
 import attrs
 import pytest
-from apr_train.checkpoint.header import Header, TensorInfo, Tie
-from apr_train.errors import ConfigError, NameMapError
-from apr_train.family.card import Layout
-from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family import ConfigError, DecoderConfig, Header, Identity, Ignored, Layout, NameMapError, TensorInfo, Tie, Tied
 from apr_train.family.load_plan import plan_load
 from apr_train.preflight.config_keys import config_key_findings
 
@@ -149,7 +146,9 @@ def test_biases_are_the_architectures_whatever_the_file_says():
 def test_gguf_names_are_llama_cpps_and_no_rows_are_permuted(tied):
     config = attrs.evolve(family.PRESETS["tiny"], tie_word_embeddings=tied)
     name_map = family.map_tensor_names(config, Layout(names="gguf"))
-    assert {entry.kind for entry in name_map.entries} == ({"rename", "tie"} if tied else {"rename"})
+    assert {entry.operation for entry in name_map.fills.values()} == {Identity()}
+    assert [entry.checkpoint for entry in name_map.entries if isinstance(entry, Tied)] == (["output.weight"] if tied else [])
+    assert not [entry for entry in name_map.entries if isinstance(entry, Ignored)]
     stems = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
     expected = {f"blk.{n}.{stem}.weight" for n in range(2) for stem in stems}
     expected |= {f"blk.{n}.attn_{which}.bias" for n in range(2) for which in "qkv"}

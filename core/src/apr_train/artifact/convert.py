@@ -24,11 +24,11 @@ from apr_train.errors import Finding, FormatError, OutputError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.operations import Operation, Rename
+from apr_train.family.operations import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.family_rules import choose_family
-from apr_train.preflight.tensor_rules import dtype_findings, layout_of, rope_row_findings, tie_findings
+from apr_train.preflight.tensor_rules import dtype_findings, rope_row_findings, tie_findings
 
 Dtype = Literal["F32", "F16", "BF16", "keep"]
 """`keep`: every tensor as it is stored, blocks too."""
@@ -54,7 +54,7 @@ class Move:
     @property
     def reorders(self) -> bool:
         """Whether values change places."""
-        return any(not isinstance(operation, Rename) for operation in self.operations)
+        return any(not isinstance(operation, Identity) for operation in self.operations)
 
 
 @frozen(kw_only=True)
@@ -90,7 +90,7 @@ class Conversion:
         moves = []
         for entry in self.plan.loads:
             source = self.header.tensors[entry.checkpoint]
-            there = by_parameter[str(entry.parameter)]
+            there = by_parameter[entry.parameter]
             move = Move(source, there.checkpoint, (entry.operation, there.operation), written_dtype(source.dtype, dtype))
             _check_kept(move, self.header.path)
             moves.append(move)
@@ -133,7 +133,7 @@ def prepare(checkpoint: Checkpoint, registry: Registry, *, arch: str | None = No
     rows = rope_row_findings(checkpoint.header, family)
     header = resolve_tie(checkpoint)
     config = family.build_config(header=header)
-    layout = layout_of(header, family)
+    layout = family.info.layout_of(header)
     plan = plan_load(family.map_tensor_names(config, layout), header.tensors, where=header.path)
     faults = [*rows, *plan.findings, *tie_findings(header, plan), *dtype_findings(header, plan)]
     faults = faults or _unequal_duplicates(checkpoint, plan)

@@ -19,11 +19,10 @@ from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import tokenizer_json
 from apr_train.errors import AprTrainError
-from apr_train.family.name_map import NameMap
-from apr_train.family.operations import Operation, Rename
+from apr_train.family.name_map import Fill, Ignored, NameMap, Tied
+from apr_train.family.operations import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
-from apr_train.preflight.tensor_rules import layout_of
 
 Array = np.ndarray[Any, Any]
 PIECE = 1 << 20
@@ -118,18 +117,20 @@ def _common_family(a: Header, b: Header, registry: Registry, arch: str | None) -
 
 
 def _by_name(header: Header) -> dict[str, tuple[TensorInfo, Operation]]:
-    return {name: (tensor, Rename()) for name, tensor in header.tensors.items()}
+    return {name: (tensor, Identity()) for name, tensor in header.tensors.items()}
 
 
 def _by_parameter(family: Family, a: Header, b: Header, reason: str) -> Matching:
     configs = [family.build_config(header=header) for header in (a, b)]
-    maps = [family.map_tensor_names(config, layout_of(header, family)) for config, header in zip(configs, (a, b), strict=True)]
+    maps = [
+        family.map_tensor_names(config, family.info.layout_of(header)) for config, header in zip(configs, (a, b), strict=True)
+    ]
     sides = (_parameters(a, maps[0]), _parameters(b, maps[1]))
     left_out = tuple(
         f"{name} ({letter})"
         for letter, header, name_map in (("A", a, maps[0]), ("B", b, maps[1]))
         for name in header.tensors
-        if name in name_map.by_checkpoint and name_map.by_checkpoint[name].kind in ("tie", "ignored")
+        if isinstance(name_map.by_checkpoint.get(name), Tied | Ignored)
     )
     config = (configs[0].to_dict(), configs[1].to_dict())
     return Matching(family=family.name, reason=reason, sides=sides, left_out=left_out, config=config)
@@ -141,10 +142,10 @@ def _parameters(header: Header, name_map: NameMap) -> dict[str, tuple[TensorInfo
     for name, tensor in header.tensors.items():
         entry = name_map.by_checkpoint.get(name)
         if entry is None:
-            found[name] = (tensor, Rename())
-        elif entry.kind in ("rename", "rope-rows"):
+            found[name] = (tensor, Identity())
+        elif isinstance(entry, Fill):
             fits = entry.shape == tensor.shape
-            found[str(entry.parameter)] = (tensor, entry.operation if fits else Rename())
+            found[entry.parameter] = (tensor, entry.operation if fits else Identity())
     return found
 
 

@@ -15,7 +15,12 @@ from apr_train.cli.group import CommandGroup, print_version
     epilog="Exit codes: 0 done, 1 error, 2 wrong usage, 3 the preflight found faults, 130 interrupted.",
 )
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=print_version, help="Show the version.")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error; works anywhere on the line.")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    help="Show an error's traceback, and every call of a family's hooks; works anywhere on the line.",
+)
 def cli() -> None:
     """Train language models of any installed family.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_train.cli.options import json_option, setting, tokenizer_option
 from apr_train.cli.output import emit_json
-from apr_train.family.card import ObjectiveName
 
 if TYPE_CHECKING:
     from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
@@ -21,22 +21,20 @@ FAULTS = 3
 
 @click.command("check")
 @click.argument("file", required=False, metavar="[FILE]")
-@click.option("--arch", help="Family; may be left out when exactly one installed family claims FILE.")
-@click.option("--preset", help="Without FILE: a preset of the family.")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Without FILE: another vocabulary than the preset's.")
-@click.option("--tokenizer", "tokenizer_path", metavar="PATH", help="A tokenizer.json, instead of the checkpoint's own.")
+@setting("arch")
+@setting("preset", text="Without FILE: a preset of the family.")
+@setting("vocab_size", limits=True, text="Without FILE: another vocabulary than the preset's.")
+@tokenizer_option
 @click.option("--corpus", metavar="PATH", help="An already tokenised corpus (a token file of the cache): its largest id.")
-@click.option("--objective", type=click.Choice(get_args(ObjectiveName)), help="Default: the family's first.")
-@click.option("--sequence-length", "--seq-len", type=int, help="Tokens in a row.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Rows in one pass.")
-@click.option(
-    "--rope-layout", type=click.Choice(["split-half", "adjacent"]), help="Row order of q and k, if FILE does not say."
-)
-@click.option("--device", help="cpu or cuda: also choose the attention backend and estimate memory.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "bf16-weights"]), default="fp32", show_default=True)
-@click.option("--attention", help="Force one attention backend.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder that the run would write into.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/preflight.md).")
+@setting("objective")
+@setting("sequence_length")
+@setting("batch_size", limits=True, default=1, show_default=True)
+@setting("rope_layout")
+@setting("device", text="cpu or cuda: also choose the attention backend and estimate memory.")
+@setting("precision", text="Arithmetic of the run.", default="fp32", show_default=True)
+@setting("attention")
+@setting("out", type=click.Path(path_type=Path), text="Folder that the run would write into.")
+@json_option("Print the report as JSON (docs/preflight.md).")
 def command(file: str | None, as_json: bool, **options: Any) -> None:
     """Run the preflight: every fault of a run, before it starts.
 
@@ -49,14 +47,14 @@ def command(file: str | None, as_json: bool, **options: Any) -> None:
     if as_json:
         emit_json(report.to_dict())
     else:
-        from apr_train.cli.report_text import print_report
+        from apr_train.cli.preflight_text import print_report
 
         print_report(report)
     click.get_current_context().exit(FAULTS if report.errors else 0)
 
 
 def check(
-    file: str | None, *, tokenizer_path: str | None, corpus: str | None, rope_layout: RopeRows | None, **settings: Any
+    file: str | None, *, tokenizer: str | None, corpus: str | None, rope_layout: RopeRows | None, **settings: Any
 ) -> Report:
     """Open what can be opened, judge everything, and add what could not be opened."""
     import attrs
@@ -65,11 +63,11 @@ def check(
     from apr_train.preflight import PreflightInput, preflight
 
     header, unopened = _open(file, rope_layout)
-    tokenizer, unusable = _tokenizer(tokenizer_path)
+    spec, unusable = _tokenizer(tokenizer)
     largest, damaged = _largest_id(corpus)
     if unopened:
         return _closed_report(unopened + unusable + damaged)
-    asked = PreflightInput(registry=Registry.discover(), header=header, tokenizer=tokenizer, corpus_max_id=largest, **settings)
+    asked = PreflightInput(registry=Registry.discover(), header=header, tokenizer=spec, corpus_max_id=largest, **settings)
     report = preflight(asked)
     return attrs.evolve(report, findings=(*unusable, *damaged, *report.findings))
 

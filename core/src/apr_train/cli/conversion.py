@@ -11,25 +11,25 @@ import click
 
 from apr_train.artifact.convert import Conversion, Move, prepare
 from apr_train.checkpoint.apr import AprReader, ShardedReader
+from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.validation import signature_findings
 from apr_train.cli.output import emit_findings
-from apr_train.cli.progress import progress_bar
 from apr_train.family.registry import Registry
+from apr_train.run.progress import progress_bar
 
 
 @contextmanager
-def prepared(source: Path, *, arch: str | None, rope_layout: str | None, verify: bool) -> Iterator[Conversion]:
+def prepared(source: Path, *, arch: str | None, rope_layout: RopeRows | None, verify: bool) -> Iterator[Conversion]:
     """Open a checkpoint and decide how it is converted; with `--no-verify`, say that nothing was checked."""
     if not verify:
         click.echo("The checksum over the data is not checked (--no-verify).", err=True)
-    with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:  # type: ignore[arg-type] # the choices are RopeRows'
+    with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
         emit_findings(signature_findings(checkpoint))
         conversion = prepare(checkpoint, Registry.discover(), arch=arch)
         if isinstance(checkpoint, AprReader | ShardedReader):  # here, with a bar of its own: the first read would do it
-            with progress_bar(
-                f"checking {source.name}", sum(item.nbytes for item in conversion.header.tensors.values())
-            ) as progress:
+            total = sum(item.nbytes for item in conversion.header.tensors.values())
+            with progress_bar(f"checking {source.name}", total) as progress:
                 checkpoint.verify_once(progress)
         yield conversion
 
@@ -44,10 +44,10 @@ def describe_result(conversion: Conversion, moves: Sequence[Move], output: Path)
     if conversion.family.info.kind == "decoder":
         reordered = sum(move.reorders for move in moves)
         click.echo(f"rows of q and k: split-half; {reordered} tensors were reordered")
-    for entry in plan.duplicates:
-        click.echo(f"left out: {entry.checkpoint}: equal to the tensor that it is tied to")
-    for entry in plan.ignored:
-        click.echo(f"left out: {entry.checkpoint}: {entry.reason}")
+    for tied in plan.duplicates:
+        click.echo(f"left out: {tied.checkpoint}: equal to the tensor that it is tied to")
+    for ignored in plan.ignored:
+        click.echo(f"left out: {ignored.checkpoint}: {ignored.reason}")
     for group in sorted({entry.fresh_group for entry in plan.fresh if entry.fresh_group}):
         click.echo(f"not in the source: {group}; a training run initialises it")
     if header.tokenizer is None:

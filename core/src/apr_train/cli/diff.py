@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apr_train.cli.options import json_option, setting, verify_option
 from apr_train.cli.output import emit_json, emit_table
+from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
     from apr_train.artifact.diff import Field, TensorDiff
@@ -24,12 +26,12 @@ EPILOG = "Examples: apr-train diff model.gguf model.apr   ·   apr-train diff ru
 @click.command("diff", epilog=EPILOG)
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--arch", help="Compare in this family's terms. Default: the only one that claims both, else by name.")
-@click.option("--rope-layout", type=click.Choice(["split-half", "adjacent"]), help="Row order, of files that do not say.")
+@setting("arch", text="Compare in this family's terms. Default: the only one that claims both, else by name.")
+@setting("rope_layout")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.0, help="Largest difference of a value that is none.")
 @click.option("--all", "every", is_flag=True, help="List every tensor, not only those that differ.")
-@click.option("--verify/--no-verify", default=True, help="Check the checksums of .apr files first.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/evaluate.md), every tensor in it.")
+@verify_option("Check the checksums of .apr files first.")
+@json_option("Print JSON (docs/evaluate.md), every tensor in it.")
 def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> None:
     """Compare the checkpoints A and B: architecture, tokenizer, and every tensor's values.
 
@@ -57,7 +59,6 @@ def _compare(
     a: Path, b: Path, *, arch: str | None, rope_layout: RopeRows | None, tolerance: float, verify: bool
 ) -> dict[str, Any]:
     from apr_train.artifact.diff import about_diff, config_diff, match, tensor_diffs, tokenizer_diff
-    from apr_train.cli.progress import progress_bar
     from apr_train.family.registry import Registry
 
     with _open(a, verify, rope_layout) as left, _open(b, verify, rope_layout) as right:

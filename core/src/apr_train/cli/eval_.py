@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_train.cli.model_options import NAMES, load, model_options, say
+from apr_train.cli.options import MODEL, json_option, model_options, setting
+from apr_train.cli.output import emit_json, emit_pairs, emit_table, say
+from apr_train.run.progress import progress_bar, stage_bars
 
 if TYPE_CHECKING:
     from apr_train.data.corpus import Corpus
@@ -24,19 +26,19 @@ apr-train eval before.apr runs/NAME --syntax 20"""
 
 @click.command("eval", epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--data", multiple=True, help="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
-@click.option("--validation-fraction", type=float, help="Share of the documents that is held out.")
-@click.option("--sequence-length", "--seq-len", type=click.IntRange(min=3), help="Tokens in a row.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows in one pass.")
+@setting("data", text="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
+@setting("validation_fraction")
+@setting("sequence_length", limits=True)
+@setting("batch_size", limits=True, text="Rows in one pass.")
 @click.option("--batches", type=click.IntRange(min=0), help="Batches to measure on; 0: the whole held-out text.")
-@click.option("--document-mask/--no-document-mask", default=None, help="Keep attention inside documents.")
-@click.option("--mask-probability", type=float, help="Masked-LM: share of tokens to predict.")
+@setting("document_mask")
+@setting("mask_probability")
 @click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --syntax: tokens of a completion. Default: 96.")
 @click.option(
     "--from-scratch", is_flag=True, help="Forget the weights: measure the same shape freshly initialised, as a baseline."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/evaluate.md).")
+@json_option("Print JSON (docs/evaluate.md).")
 @model_options
 def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, as_json: bool, **options: Any) -> None:
     """Measure the checkpoints FILE... on held-out text: loss, perplexity, bits per byte, tokens per second.
@@ -45,7 +47,6 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
     measured on that run's own validation rows, so that the loss is the one in its metrics; any other on those of a new run.
     Of several, all are measured on the same rows: those of the first that belongs to a run. Options win over both.
     """
-    from apr_train.cli.output import emit_json
     from apr_train.inference.evaluate import settings_of
 
     if max_tokens is not None and syntax is None:
@@ -66,17 +67,24 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
     from apr_train.inference.evaluate import check_rows, forget, rows_for
     from apr_train.inference.generate import default_precision as writing_precision
-    from apr_train.inference.ready import Wanted, opened
+    from apr_train.inference.ready import Wanted, make_ready, opened
     from apr_train.model.device import default_precision
 
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
-    wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
+    wanted = Wanted(path=file, **{name: options[name] for name in MODEL})
     with opened(wanted, kind=None if syntax is None else "decoder", say=say) as examined:
         rows = rows_for(settings, given, config=examined.config, device=examined.device)
         check_rows(rows, examined.config)
         precision = settings.run.precision or default_precision(examined.device)
         precision = precision if syntax is None else writing_precision(examined.device)
-        ready = load(examined, precision=precision, document_mask=rows.data.document_mask, allow_fresh=syntax is None)
+        with progress_bar("loading", examined.total_bytes) as progress:
+            ready = make_ready(
+                examined,
+                precision=precision,
+                document_mask=rows.data.document_mask,
+                allow_fresh=syntax is None,
+                progress=progress,
+            )
     if options["from_scratch"]:
         forget(ready)
         say(f"{file}: its weights are put aside; fresh ones of the same shape are measured")
@@ -87,11 +95,9 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
 
 
 def _measured(ready: Ready, rows: EvalRows) -> dict[str, Any]:
-    from apr_train.cli.progress import progress_bar
     from apr_train.inference.evaluate import batches_for, corpus_for, measure
-    from apr_train.training.display import progress_bar as tokenising
 
-    with tokenising() as progress:
+    with stage_bars() as progress:
         corpus = corpus_for(rows, ready, progress=progress, say=say)
     with progress_bar("measuring", rows.batches, unit="batches") as done:
         found = measure(ready, batches_for(rows, ready, corpus), done=done)
@@ -137,8 +143,6 @@ def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
 
 
 def _print_measured(results: list[dict[str, Any]]) -> None:
-    from apr_train.cli.output import emit_pairs, emit_table
-
     if len(results) > 1:
         columns = ("file", "loss", "perplexity", "bits per byte", "accuracy", "targets", "tokens/s")
         emit_table(columns, [(item["path"], *_shown(item).values()) for item in results])
@@ -165,7 +169,6 @@ def _shown(item: dict[str, Any]) -> dict[str, str]:
 
 
 def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> dict[str, Any]:
-    from apr_train.cli.progress import progress_bar
     from apr_train.data.corpus import held_out_documents
     from apr_train.inference.syntax import syntax_gate
 
@@ -187,8 +190,6 @@ def _syntax(report: SyntaxReport) -> dict[str, Any]:
 
 
 def _print_syntax(results: list[dict[str, Any]]) -> None:
-    from apr_train.cli.output import emit_table
-
     rows = []
     for item in results:
         limited = sum(made.stopped_by == "length" for made in item["completions"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_train.cli.model_options import load, model_options, say, text_of
+from apr_train.cli.options import MODEL, json_option, model_options
+from apr_train.cli.output import emit_json, emit_table, say
+from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
     from apr_train.inference.generate import Continuation
@@ -45,7 +48,7 @@ def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--seed", type=click.IntRange(min=0), help="Of the draws; the same seed gives the same text. Default: 0.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times.")
 @click.option("--echo", is_flag=True, help="Print the prompt, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, when all is done.")
+@json_option("Print JSON, when all is done.")
 @model_options
 def command(file: str, prompt: str | None, masked: str | None, as_json: bool, **options: Any) -> None:
     """Continue a text with the decoder in FILE, or fill the masks of a text with the encoder in FILE.
@@ -60,9 +63,26 @@ def command(file: str, prompt: str | None, masked: str | None, as_json: bool, **
         raise click.UsageError("--stop: an empty text is everywhere.")
     if masked is not None:
         _refuse(options)
-        _fill(file, text_of(masked, "--fill-mask"), as_json, options)
+        _fill(file, _text_of(masked, "--fill-mask"), as_json, options)
     elif prompt is not None:
-        _continue(file, text_of(prompt, "--prompt"), as_json, options)
+        _continue(file, _text_of(prompt, "--prompt"), as_json, options)
+
+
+def _text_of(value: str, option: str) -> str:
+    """An option's text; `-` stands for all of standard input.
+
+    Raises:
+        DataError: when that is not UTF-8.
+    """
+    from apr_train.errors import DataError
+
+    if value != "-":
+        return value
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise DataError("standard input is not UTF-8 text", where=f"{option} -", found=found) from error
 
 
 def _refuse(options: dict[str, Any]) -> None:
@@ -72,13 +92,12 @@ def _refuse(options: dict[str, Any]) -> None:
 
 
 def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
-    from apr_train.cli.model_options import NAMES
     from apr_train.inference.generate import default_precision
-    from apr_train.inference.ready import Wanted, opened
+    from apr_train.inference.ready import Wanted, make_ready, opened
 
-    wanted = Wanted(path=file, **{name: options[name] for name in NAMES})
-    with opened(wanted, kind=kind, say=say) as examined:
-        return load(examined, precision=default_precision(examined.device))
+    wanted = Wanted(path=file, **{name: options[name] for name in MODEL})
+    with opened(wanted, kind=kind, say=say) as examined, progress_bar("loading", examined.total_bytes) as progress:
+        return make_ready(examined, precision=default_precision(examined.device), progress=progress)
 
 
 def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
@@ -103,8 +122,6 @@ def _emit(piece: str) -> None:
 
 
 def _tell(ready: Ready, prompt: str, made: Continuation, seconds: float, as_json: bool) -> None:
-    from apr_train.cli.output import emit_json
-
     speed = len(made.tokens) / seconds
     if as_json:
         told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, "prompt": prompt}
@@ -124,7 +141,6 @@ def _tell(ready: Ready, prompt: str, made: Continuation, seconds: float, as_json
 
 
 def _fill(file: str, text: str, as_json: bool, options: dict[str, Any]) -> None:
-    from apr_train.cli.output import emit_json, emit_table
     from apr_train.errors import DataError
     from apr_train.inference.fill import fill_mask
 

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, cast
 import click
 
 from apr_train.errors import AprTrainError
-from apr_train.suggest import did_you_mean
 
 TRAIN = "train"
 INTERRUPTED = 130
@@ -52,10 +51,11 @@ class CommandGroup(click.Group):
         return cast(click.Command, module.command)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but an unknown command names the closest one or lists them all."""
+        """As click does, which by itself would look for the closest name among commands that are imported already."""
         names = self.list_commands(ctx)
         if args[0] not in names:
-            ctx.fail(f"No such command '{args[0]}': {did_you_mean(args[0], names)}")
+            message = f"No such command {args[0]!r}; known: {', '.join(names)}."
+            raise click.NoSuchCommand(args[0], message, possibilities=names, ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from apr_train.checkpoint.header import Header
+from apr_train.cli.options import json_option
 
 SCHEMA_VERSION = 1
 
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 def command(file: Path, as_json: bool, tensors: bool) -> None:
     """Show FILE's header: architecture, config, tokenizer, tensors, and which families claim it."""

@@ -13,6 +13,11 @@ import click
 from apr_train.errors import Finding
 
 
+def say(text: str) -> None:
+    """Print a message beside the results: on stderr, so that a pipe gets the results alone."""
+    click.echo(text, err=True)
+
+
 def emit_json(data: Any) -> None:
     """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))

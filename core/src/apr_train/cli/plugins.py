@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from apr_train.cli.options import json_option
 from apr_train.cli.output import emit_json, emit_table
 from apr_train.errors import AprTrainError, PluginError
 from apr_train.family.discovery import ENVIRONMENT
@@ -18,7 +19,7 @@ COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objec
 
 
 @click.command("plugins")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, tracebacks included.")
+@json_option("Print JSON, tracebacks included.")
 @click.option("--tracebacks", is_flag=True, help="Show what a broken plugin itself raised.")
 def command(as_json: bool, tracebacks: bool) -> None:
     """List the installed families, and broken plugins with the reason."""
@@ -48,10 +49,10 @@ def survey(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]
         try:
             working.append(describe(family))
         except PluginError as error:
-            broken.append(broken_plugin(family.source, error))
+            broken.append(broken_plugin(family.plugin, error))
         except AprTrainError as error:
             preset = family.info.default_preset
-            broken.append(broken_plugin(family.source, family.source.error(f"preset {preset} does not work: {error}")))
+            broken.append(broken_plugin(family.plugin, family.plugin.error(f"preset {preset} does not work: {error}")))
     return working, broken
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+from apr_train.cli.options import dtype_option, output_option, setting
+from apr_train.run.progress import progress_bar
+
+if TYPE_CHECKING:
+    from apr_train.artifact.convert import Dtype
+
 EPILOG = "Example: apr-train publish runs/NAME/model.apr -o NAME --base-model ORGANISATION/BASE --language code"
 
 
 @click.command("publish", epilog=EPILOG)
 @click.argument("source", metavar="X.apr", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write.")
+@output_option("The folder to write.", folder=True)
 @click.option("--base-model", metavar="ID", help="The Hub's name of the model that this one was made from.")
 @click.option("--dataset", "datasets", multiple=True, metavar="ID", help="The Hub's name of a data set it was trained on.")
 @click.option("--language", "languages", multiple=True, metavar="CODE", help="A language of its text: en, code, …")
-@click.option("--arch", help="The family, when none or several claim the file.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Type in the safetensors. Default: floats as stored.")
+@setting("arch")
+@dtype_option("f32", "f16", "bf16", text="Type in the safetensors. Default: floats as stored.")
 def command(
     source: Path,
     output: Path,
@@ -25,7 +31,7 @@ def command(
     datasets: tuple[str, ...],
     languages: tuple[str, ...],
     arch: str | None,
-    dtype: str | None,
+    dtype: Dtype | None,
 ) -> None:
     """Write X.apr, its Hugging Face form, tokenizer, card and checksums into one folder.
 
@@ -35,20 +41,11 @@ def command(
     """
     from apr_train.artifact.publish import publish
     from apr_train.artifact.published import Wishes
-    from apr_train.cli.progress import progress_bar
     from apr_train.family.registry import Registry
 
     wishes = Wishes(base_model=base_model, datasets=datasets, languages=languages)
     with progress_bar(f"writing {output.name}") as progress:
-        names = publish(
-            source,
-            output,
-            Registry.discover(),
-            wishes=wishes,
-            arch=arch,
-            dtype=DTYPES.get(dtype or ""),  # type: ignore[arg-type] # the choices are Dtype's
-            progress=progress,
-        )
+        names = publish(source, output, Registry.discover(), wishes=wishes, arch=arch, dtype=dtype, progress=progress)
     click.echo(f"{output}: {len(names)} files")
     for name in names:
         click.echo(f"  {name}")

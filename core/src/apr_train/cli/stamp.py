@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from apr_train.run.progress import progress_bar
+
 EPILOG = 'Example: apr-train stamp model.apr --license MIT --data-source "the CPython 3.13 source" --data-license PSF-2.0'
 
 
@@ -25,7 +27,6 @@ def command(path: Path, license_: str | None, **texts: str | None) -> None:
     the file is copied and replaced as a whole.
     """
     from apr_train.artifact.provenance import stamp
-    from apr_train.cli.progress import progress_bar
 
     values = {key: value for key, value in {"license": license_, **texts}.items() if value is not None}
     if not values:

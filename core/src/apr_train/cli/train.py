@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
-from apr_train.run.settings import GROUPS, Settings, flag
+from apr_train.cli.options import FC, setting
+from apr_train.run.settings import GROUPS, Settings
 
-_ALIASES = {"sequence_length": "--seq-len"}
 
-
-def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One option a setting, in the order of the tables; absent ones stay out of the values."""
+def _settings(function: FC) -> FC:
+    """One option a setting, in the order of the tables."""
     for cls in reversed(GROUPS.values()):
         for item in reversed(attrs.fields(cls)):
-            function = _option(item)(function)
+            function = setting(item.name, text=_help(item))(function)
     return function
 
 
-def _option(item: attrs.Attribute[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    meta = item.metadata
-    names = [flag(item.name), *([_ALIASES[item.name]] if item.name in _ALIASES else []), item.name]
-    text = meta["text"]
-    if meta["kind"] is bool:
-        names[0] = f"{names[0]}/--no-{names[0].removeprefix('--')}"
-        return click.option(*names, default=None, help=text)
-    if item.default not in (None, ()):
-        text += f"  [default: {item.default}]"
-    kind = click.Choice(meta["choices"]) if meta["choices"] else meta["kind"]
-    return click.option(*names, type=kind, multiple=meta["many"], default=None, help=text)
+def _help(item: attrs.Attribute[Any]) -> str:
+    """The setting's text with its default, which no option has, so that an absent one stays out of the values."""
+    text: str = item.metadata["text"]
+    shown = item.default not in (None, ()) and item.metadata["kind"] is not bool
+    return f"{text}  [default: {item.default}]" if shown else text
 
 
 @click.command("train", epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x")
-@_options
+@_settings
 @click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")
 @click.option("--dry-run", is_flag=True, help="Only the preflight: every fault, nothing is trained or written.")
@@ -56,8 +48,8 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
 def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Any]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
+    from apr_train.run.settings import absolute_paths
     from apr_train.run.settings_file import read_toml, stated, with_values
-    from apr_train.training.defaults import absolute_paths
 
     if resume is None:
         return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given)), None
@@ -67,14 +59,13 @@ def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> t
 
 
 def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
-    from apr_train.cli.report_text import print_report
+    from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
     from apr_train.training.setup import examine
 
     settings, plan = _asked(config, resume, given)
-    checkpoint, _, report = examine(settings, plan)
-    if checkpoint is not None:
-        checkpoint.close()
+    with examine(settings, plan) as examined:
+        report = examined.report
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)
@@ -82,10 +73,10 @@ def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) ->
 
 def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
     from apr_train.cli.output import emit_pairs
+    from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
     from apr_train.training.loop import train
     from apr_train.training.setup import prepare
-    from apr_train.training.summary import closing, opening
 
     settings, plan = _asked(config, resume, given)
     with prepare(settings, plan, click.echo) as prepared:

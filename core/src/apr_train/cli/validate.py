@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from apr_train.cli.options import json_option
 from apr_train.cli.output import emit_findings, emit_json
-from apr_train.cli.progress import progress_bar
 from apr_train.errors import Finding
+from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
     from apr_train.checkpoint.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ SLICE = 1 << 20
 @click.command("validate")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--data", is_flag=True, help="Look at every value for NaN and infinity too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option()
 @click.pass_context
 def command(context: click.Context, path: Path, data: bool, as_json: bool) -> None:
     """Check a checkpoint file, byte for byte: structure, extents, alignment, overlaps, checksums.

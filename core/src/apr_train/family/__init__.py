@@ -1,1 +1,87 @@
-"""What an architecture is, as data."""
+"""The one import of a family's plugin: everything that it needs until a model is built. Torch-free.
+
+    from apr_train.family import DecoderConfig, FamilyInfo, NameMap, decoder_rules, hookimpl
+
+`apr_train.model` has the parts for a `build_model` of one's own. See docs/tutorial.md.
+"""
+
+from apr_train import rules
+from apr_train.checkpoint.header import Header, TensorInfo, Tie
+from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, PluginError
+from apr_train.family.card import API_VERSION, FamilyInfo, Layout
+from apr_train.family.config import (
+    ModelConfig,
+    boolean,
+    choose_preset,
+    fraction,
+    positive,
+    positive_int,
+    require_activation,
+    token_id,
+)
+from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.family.decoder_names import DECODER_LINES, FRESH_HEAD, Line, decoder_rules, tensors_have
+from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.hooks import hookimpl
+from apr_train.family.name_map import (
+    Fill,
+    FillRule,
+    Ignored,
+    IgnoreRule,
+    NameMap,
+    Rule,
+    Tied,
+    TieRule,
+    ignored,
+    rename,
+    rope_rows,
+    tie,
+)
+from apr_train.family.operations import Identity, Operation, RopeRowPermutation
+
+__all__ = [
+    "API_VERSION",
+    "DECODER_LINES",
+    "FRESH_HEAD",
+    "AprTrainError",
+    "ConfigError",
+    "DecoderConfig",
+    "EncoderConfig",
+    "FamilyInfo",
+    "Fill",
+    "FillRule",
+    "Finding",
+    "Header",
+    "Identity",
+    "IgnoreRule",
+    "Ignored",
+    "Layout",
+    "Line",
+    "ModelConfig",
+    "NameMap",
+    "NameMapError",
+    "Operation",
+    "PluginError",
+    "RopeRowPermutation",
+    "RopeScaling",
+    "Rule",
+    "TensorInfo",
+    "Tie",
+    "TieRule",
+    "Tied",
+    "boolean",
+    "choose_preset",
+    "decoder_rules",
+    "fraction",
+    "hookimpl",
+    "ignored",
+    "positive",
+    "positive_int",
+    "rename",
+    "require_activation",
+    "rope_rows",
+    "rules",
+    "tensors_have",
+    "tie",
+    "token_id",
+]

@@ -1,4 +1,4 @@
-"""What a family says about itself as plain data, and the layouts its checkpoints come in. Torch-free."""
+"""The data card of a family, and the layouts that its checkpoints come in. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from attrs import field, frozen
 
-from apr_train.checkpoint.header import Kind, Names, RopeRows
+from apr_train.checkpoint.header import Header, Kind, Names, RopeRows, kind_of
 from apr_train.errors import PluginError
 
 API_VERSION = "1.0"
@@ -34,7 +34,7 @@ class FamilyInfo:
     kind: Kind
     """decoder: causal attention, rotary positions; encoder: bidirectional."""
     objectives: tuple[ObjectiveName, ...]
-    """What it can be trained on; the first is the default."""
+    """What the family can be trained on; the first is the default."""
     hf_classes: tuple[str, ...]
     """Hugging Face classes whose files are this family's; the first is written at an export."""
     model_type: str
@@ -67,6 +67,20 @@ class FamilyInfo:
         if self.default_preset not in self.presets:
             self._refuse("default_preset", f"one of the presets: {', '.join(self.presets)}", self.default_preset)
 
+    def claims(self, header: Header) -> bool:
+        """Whether a file is this family's: by Hugging Face class, else by architecture; the tensors' structure has a veto."""
+        structure = kind_of(header)
+        if structure is not None and structure != self.kind:
+            return False
+        if header.hf_class is not None:
+            return header.hf_class in self.hf_classes
+        return header.architecture is not None and header.architecture in (self.model_type, *self.gguf_architectures)
+
+    def layout_of(self, header: Header) -> Layout:
+        """The layout of a file of this family; a file without a name under `base_prefix` is a base model's."""
+        bare = header.names == "hf" and not any(name.startswith(self.base_prefix) for name in header.tensors)
+        return Layout(names=header.names, rope_rows=header.rope_rows or "split-half", bare=bare)
+
     def _refuse(self, field_name: str, expected: str, found: object) -> None:
         problem = f"FAMILY.{field_name} is wrong"
         raise PluginError(problem, where=self.name, expected=expected, found=repr(found))
@@ -74,7 +88,7 @@ class FamilyInfo:
 
 @frozen(kw_only=True)
 class Layout:
-    """Which spelling of a family's checkpoint a name map is for."""
+    """The spelling of a checkpoint that a name map is for."""
 
     names: Names = "hf"
     """`hf` (also what `.apr` uses) or `gguf`."""

@@ -1,10 +1,10 @@
-"""What every architecture's config has: validated fields, read from a header, a dict, or a preset's name."""
+"""The config that every architecture has: validated fields, read from a header, a dict, or a preset's name."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar
 
 import attrs
 from attrs import field, frozen
@@ -14,8 +14,10 @@ from apr_train.checkpoint.header import Header
 from apr_train.errors import ConfigError, Finding
 from apr_train.suggest import did_you_mean
 
+A = TypeVar("A", bound=attrs.AttrsInstance)
 
-def build_strictly(cls: type[Any], values: Mapping[str, Any], *, where: str) -> Any:
+
+def build_strictly(cls: type[A], values: Mapping[str, Any], *, where: str) -> A:
     """Make an attrs object from a dict; unknown and missing keys are errors that name them.
 
     Raises:
@@ -35,43 +37,31 @@ def build_strictly(cls: type[Any], values: Mapping[str, Any], *, where: str) -> 
 def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything but a number above zero that a float can hold (booleans are not numbers here)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        problem = "not a positive number"
-        raise ConfigError(
-            problem, where=type(instance).__name__, field=attribute.name, expected="a number > 0", found=repr(value)
-        )
+        raise _refusal("not a positive number", instance, attribute, "a number > 0", value)
 
 
 def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything but an integer above zero."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        problem = "not a positive integer"
-        raise ConfigError(
-            problem, where=type(instance).__name__, field=attribute.name, expected="an integer > 0", found=repr(value)
-        )
+        raise _refusal("not a positive integer", instance, attribute, "an integer > 0", value)
 
 
 def token_id(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything but an integer of zero or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(
-            "not a token id", where=type(instance).__name__, field=attribute.name, expected="an integer >= 0", found=repr(value)
-        )
+        raise _refusal("not a token id", instance, attribute, "an integer >= 0", value)
 
 
 def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything but true or false: a string "false" is true in Python."""
     if not isinstance(value, bool):
-        raise ConfigError(
-            "not a boolean", where=type(instance).__name__, field=attribute.name, expected="true or false", found=repr(value)
-        )
+        raise _refusal("not a boolean", instance, attribute, "true or false", value)
 
 
 def fraction(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything outside [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(
-            "not a fraction", where=type(instance).__name__, field=attribute.name, expected="in [0, 1)", found=repr(value)
-        )
+        raise _refusal("not a fraction", instance, attribute, "in [0, 1)", value)
 
 
 def _refusal(problem: str, instance: object, attribute: attrs.Attribute[Any], expected: str, value: Any) -> ConfigError:
@@ -80,7 +70,7 @@ def _refusal(problem: str, instance: object, attribute: attrs.Attribute[Any], ex
 
 @frozen(kw_only=True)
 class ModelConfig:
-    """What every architecture has. Sizes are counts of elements; names are Hugging Face's."""
+    """The fields that every architecture has. Sizes are counts of elements; names are Hugging Face's."""
 
     REQUIRED: ClassVar[tuple[str, ...]] = ()
     """Fields that must come from the file when a config is read from a header: never defaulted."""
@@ -105,6 +95,16 @@ class ModelConfig:
     """Standard deviation of freshly initialised matrices."""
 
     @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Heads of k and v: one per query head, unless the config has fewer."""
+        return self.num_attention_heads
+
+    @property
     def usable_positions(self) -> int:
         """The longest sequence that the model can be trained on."""
         return self.max_position_embeddings
@@ -120,7 +120,7 @@ class ModelConfig:
         Raises:
             ConfigError: on unknown or missing keys, or on a value that a validator rejects.
         """
-        return cast(Self, build_strictly(cls, values, where=cls.__name__))
+        return build_strictly(cls, values, where=cls.__name__)
 
     @classmethod
     def from_header(cls, header: Header, **fixed: Any) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NoReturn
 
 from attrs import field, frozen
 
@@ -68,7 +68,7 @@ def rope_scaling_from(value: Any) -> RopeScaling | None:
         raise ConfigError("missing keys rope_type", where="rope_scaling", found=f"only {', '.join(sorted(plain))}")
     if plain["rope_type"] != "llama3":
         _refuse_rope_scaling(plain["rope_type"])
-    return cast(RopeScaling, build_strictly(RopeScaling, plain, where="rope_scaling"))
+    return build_strictly(RopeScaling, plain, where="rope_scaling")
 
 
 @frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""Which plugins are installed, by entry-point metadata alone: nothing of theirs is imported here."""
+"""The installed plugins, by entry-point metadata alone: nothing of theirs is imported here."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from attrs import evolve, field, frozen
 from apr_train.errors import PluginError
 
 FAMILIES = "apr_train.families"
-WRAPPERS = "apr_train.wrappers"
+"""The entry-point group of families."""
 ENVIRONMENT = "APR_TRAIN_PLUGINS"
 """Comma-separated distribution names; set, only these are loaded (set to nothing: none)."""
 
 
 @frozen(kw_only=True)
-class Source:
-    """One entry point: where a family or a wrapper would be imported from."""
+class InstalledPlugin:
+    """One entry point of an installed distribution: a family by name, its module not imported yet."""
 
-    group: str
     name: str
     """What `--arch` takes."""
     distribution: str
@@ -36,7 +35,7 @@ class Source:
         return f"{self.distribution} {self.version}".rstrip()
 
     def error(self, problem: str, *, hook: str | None = None, **details: str | None) -> PluginError:
-        """A PluginError that says whose fault it is."""
+        """Make a PluginError that names this plugin, and the hook if one is at fault."""
         place = f"{self.where} [{self.name}]" if hook is None else f"{self.where} [{self.name}], hook {hook}"
         return PluginError(
             problem,
@@ -51,15 +50,17 @@ class Source:
 
 
 @frozen(kw_only=True)
-class Found:
-    """What is installed: usable names, and names that more than one entry point offers."""
+class Discovery:
+    """Everything that is installed: usable plugins, and plugins that offer the same name."""
 
-    sources: tuple[Source, ...]
-    clashes: tuple[tuple[Source, ...], ...]
+    plugins: tuple[InstalledPlugin, ...]
+    """Each the only one of its name."""
+    clashes: tuple[tuple[InstalledPlugin, ...], ...] = ()
+    """Groups of plugins that offer the same name."""
     absent: tuple[str, ...] = ()
     """Distributions that were asked for and offer nothing."""
-    left_out: tuple[Source, ...] = ()
-    """Installed, but not of a distribution that was asked for."""
+    left_out: tuple[InstalledPlugin, ...] = ()
+    """Plugins that are installed, but not of a distribution that was asked for."""
 
 
 def canonical(distribution: str) -> str:
@@ -73,31 +74,25 @@ def allowed_from_environment() -> list[str] | None:
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
-def discover(only: Collection[str] | None = None) -> Found:
-    """Read the installed entry points of families and wrappers, restricted to the distributions in `only`."""
-    sources = [source for group in (FAMILIES, WRAPPERS) for source in _read(group)]
+def discover(only: Collection[str] | None = None) -> Discovery:
+    """Read the installed entry points of families, restricted to the distributions in `only`."""
+    plugins = [_plugin(point) for point in metadata.entry_points(group=FAMILIES)]
+    plugins.sort(key=lambda plugin: (plugin.name, plugin.distribution))
     if only is None:
-        return _split(sources)
+        return _split(plugins)
     wanted = {canonical(name): name for name in only}
-    offered = {canonical(source.distribution) for source in sources}
+    offered = {canonical(plugin.distribution) for plugin in plugins}
     return evolve(
-        _split(source for source in sources if canonical(source.distribution) in wanted),
+        _split(plugin for plugin in plugins if canonical(plugin.distribution) in wanted),
         absent=tuple(sorted(name for key, name in wanted.items() if key not in offered)),
-        left_out=tuple(source for source in sources if canonical(source.distribution) not in wanted),
+        left_out=tuple(plugin for plugin in plugins if canonical(plugin.distribution) not in wanted),
     )
 
 
-def _read(group: str) -> list[Source]:
-    points = metadata.entry_points(group=group)
-    sources = [_source(group, point) for point in points]
-    return sorted(sources, key=lambda source: (source.name, source.distribution))
-
-
-def _source(group: str, point: metadata.EntryPoint) -> Source:
+def _plugin(point: metadata.EntryPoint) -> InstalledPlugin:
     # an uninstall that broke off leaves entry points without the metadata that has name and version
     owner: Any = point.dist
-    return Source(
-        group=group,
+    return InstalledPlugin(
         name=point.name,
         distribution=getattr(owner, "name", None) or "an unknown distribution",
         version=getattr(owner, "version", None) or "",
@@ -105,12 +100,12 @@ def _source(group: str, point: metadata.EntryPoint) -> Source:
     )
 
 
-def _split(sources: Iterable[Source]) -> Found:
-    """Set aside every name that several entry points of one group offer."""
-    by_name: dict[tuple[str, str], list[Source]] = defaultdict(list)
-    for source in sources:
-        by_name[source.group, source.name].append(source)
-    return Found(
-        sources=tuple(group[0] for group in by_name.values() if len(group) == 1),
+def _split(plugins: Iterable[InstalledPlugin]) -> Discovery:
+    """Set aside every name that several entry points offer."""
+    by_name: dict[str, list[InstalledPlugin]] = defaultdict(list)
+    for plugin in plugins:
+        by_name[plugin.name].append(plugin)
+    return Discovery(
+        plugins=tuple(group[0] for group in by_name.values() if len(group) == 1),
         clashes=tuple(tuple(group) for group in by_name.values() if len(group) > 1),
     )

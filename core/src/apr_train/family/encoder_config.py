@@ -65,16 +65,6 @@ class EncoderConfig(ModelConfig):
             )
 
     @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """Full attention: one k and v per query head."""
-        return self.num_attention_heads
-
-    @property
     def usable_positions(self) -> int:
         """Position ids start at pad_token_id + 1, so that many rows are never used by a real token."""
         return self.max_position_embeddings - self.pad_token_id - 1

@@ -89,7 +89,7 @@ def attention_impl(config: ModelConfig) -> list[str | AttentionBackend]:  # type
 def build_model(config: ModelConfig, attention: AttentionBackend) -> nn.Module | None:
     """Optional: make the module; without an answer the core assembles its decoder or encoder from the config.
 
-    Called under `torch.device("meta")`. Must allocate nothing, must satisfy `apr_train.model.protocol.LanguageModel`, and
+    Called under `torch.device("meta")`. Must allocate nothing, must satisfy `apr_train.model.LanguageModel`, and
     must name its parameters as `map_tensor_names` says. May import torch.
 
     Example:

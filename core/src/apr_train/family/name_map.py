@@ -1,7 +1,7 @@
-"""The declarative map between a checkpoint's tensor names and a model's parameters, read both ways.
+"""The name map between a checkpoint's tensors and a model's parameters: declared once, read in both directions.
 
-A family writes a short table of rules with `{layer}` in the names and symbolic shapes; `NameMap` expands it for one
-config and checks it while doing so. `apr_train.family.load_plan` matches it against a real file. Torch-free.
+A family writes a short table of rules with `{layer}` in the names and symbolic shapes; `NameMap` expands the table for one
+config and checks it while doing so. `apr_train.family.load_plan` matches the result against a real file. Torch-free.
 """
 
 from __future__ import annotations
@@ -9,71 +9,108 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any
 
 import attrs
 from attrs import field, frozen
 
-from apr_train.errors import NameMapError
+from apr_train.errors import Finding, NameMapError
 from apr_train.family.config import ModelConfig
-from apr_train.family.operations import Operation, Rename, RopeRowPermutation
+from apr_train.family.operations import Identity, Operation, RopeRowPermutation
 from apr_train.suggest import did_you_mean
 
 Shape = tuple[str, ...]
 """Symbolic sizes: config fields, or products of them: `("num_attention_heads*head_dim", "hidden_size")`."""
-Kind = Literal["rename", "rope-rows", "tie", "ignored"]
 
 
 @frozen(kw_only=True)
-class Rule:
-    """One line of the table; make it with `rename`, `rope_rows`, `tie` or `ignored`."""
+class FillRule:
+    """A tensor that fills a parameter; make it with `rename` or `rope_rows`."""
 
-    kind: Kind
     checkpoint: str
     """Name template in the file."""
-    parameter: str | None = None
-    """Name template in the model; None for ignored tensors."""
-    shape: Shape = ()
+    parameter: str
+    """Name template in the model."""
+    shape: Shape
     heads: str | None = None
-    """For rope-rows: the config field that counts the heads in this tensor."""
+    """The config field that counts the heads whose rows are in adjacent pairs in the file; None: rows stay in order."""
     fresh_group: str | None = None
-    """Tensors of one group may all be absent from a file; then they are freshly initialised, and that is said."""
-    reason: str = ""
-    """For ignored: why the model does not need it."""
+    """Tensors of one group may all be absent from a file; then they are freshly initialised, and the user is told."""
+
+
+@frozen(kw_only=True)
+class TieRule:
+    """A second name of a parameter that another rule fills; make it with `tie`."""
+
+    checkpoint: str
+    parameter: str
+    shape: Shape
+
+
+@frozen(kw_only=True)
+class IgnoreRule:
+    """A tensor that the model does not use; make it with `ignored`."""
+
+    checkpoint: str
+    reason: str
+    """Why the model does not need the tensor."""
+
+
+Rule = FillRule | TieRule | IgnoreRule
+"""One line of a family's table."""
 
 
 def rename(checkpoint: str, parameter: str, *shape: str, fresh_group: str | None = None) -> Rule:
     """The same values under another name."""
-    return Rule(kind="rename", checkpoint=checkpoint, parameter=parameter, shape=shape, fresh_group=fresh_group)
+    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, fresh_group=fresh_group)
 
 
 def rope_rows(checkpoint: str, parameter: str, *shape: str, heads: str) -> Rule:
-    """Rows of q or k that are in adjacent-pair order in the file."""
-    return Rule(kind="rope-rows", checkpoint=checkpoint, parameter=parameter, shape=shape, heads=heads)
+    """Rows of q or k that are in adjacent-pair order in the file; `heads` is the config field that counts the heads."""
+    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, heads=heads)
 
 
 def tie(checkpoint: str, parameter: str, *shape: str) -> Rule:
     """A second name of a parameter that another rule fills; in a file it may be absent, or an exact copy."""
-    return Rule(kind="tie", checkpoint=checkpoint, parameter=parameter, shape=shape)
+    return TieRule(checkpoint=checkpoint, parameter=parameter, shape=shape)
 
 
 def ignored(checkpoint: str, reason: str) -> Rule:
     """A tensor that files may hold and the model does not use; `reason` is told to the user."""
-    return Rule(kind="ignored", checkpoint=checkpoint, reason=reason)
+    return IgnoreRule(checkpoint=checkpoint, reason=reason)
 
 
 @frozen(kw_only=True)
-class Entry:
-    """A rule with the layer filled in and the shape in numbers."""
+class Fill:
+    """A `FillRule` for one layer, its shape in numbers."""
 
-    kind: Kind
     checkpoint: str
-    parameter: str | None
-    shape: tuple[int, ...] | None
-    """The same in the file and in the model; None for ignored tensors: any shape."""
+    parameter: str
+    shape: tuple[int, ...]
+    """The same in the file and in the model."""
     operation: Operation
     fresh_group: str | None = None
-    reason: str = ""
+
+
+@frozen(kw_only=True)
+class Tied:
+    """A `TieRule` for one layer, its shape in numbers."""
+
+    checkpoint: str
+    parameter: str
+    shape: tuple[int, ...]
+
+
+@frozen(kw_only=True)
+class Ignored:
+    """An `IgnoreRule` for one layer; a file may hold the tensor in any shape."""
+
+    checkpoint: str
+    reason: str
+
+
+Entry = Fill | Tied | Ignored
+"""One tensor that a file may hold."""
 
 
 def config_sizes(config: ModelConfig) -> dict[str, int]:
@@ -88,9 +125,9 @@ class NameMap:
     """The expanded and checked table of one config.
 
     Raises:
-        NameMapError: a template with a stray placeholder, an unknown size, a checkpoint name or a parameter
-            twice, a tie to a parameter that nothing fills or of another shape, a row permutation whose period does not
-            fit. All at once.
+        NameMapError: with one finding per fault: a template with a stray placeholder, an unknown size, a checkpoint name
+            or a parameter twice, a tie to a parameter that nothing fills or of another shape, a row permutation whose
+            period does not fit.
     """
 
     rules: tuple[Rule, ...]
@@ -99,31 +136,32 @@ class NameMap:
     num_layers: int
     entries: tuple[Entry, ...] = field(init=False, repr=False)
     by_checkpoint: Mapping[str, Entry] = field(init=False, repr=False)
+    fills: Mapping[str, Fill] = field(init=False, repr=False)
+    """Parameter name → the entry that fills it; ties fill nothing."""
 
     def __attrs_post_init__(self) -> None:
         faults: list[str] = []
-        entries = tuple(entry for rule in self.rules for entry in _expand(rule, self.sizes, self.num_layers, faults))
-        faults += _clashes(entries)
-        if faults:
-            raise NameMapError("the name map is wrong: " + "; ".join(faults))
-        object.__setattr__(self, "entries", entries)
+        entries: list[Entry] = []
+        for rule in self.rules:
+            try:
+                entries += _expand(rule, self.sizes, self.num_layers)
+            except NameMapError as error:
+                faults.append(error.finding.problem)
+        _refuse("the name map is wrong", [*faults, *_clashes(entries)])
+        object.__setattr__(self, "entries", tuple(entries))
         object.__setattr__(self, "by_checkpoint", {entry.checkpoint: entry for entry in entries})
+        object.__setattr__(self, "fills", {entry.parameter: entry for entry in entries if isinstance(entry, Fill)})
 
     @classmethod
     def for_config(cls, config: ModelConfig, rules: Iterable[Rule]) -> NameMap:
         """Expand `rules` with a config's sizes and layer count."""
         return cls(rules=tuple(rules), sizes=config_sizes(config), num_layers=config.num_hidden_layers)
 
-    @property
-    def fills(self) -> dict[str, Entry]:
-        """Parameter name → the entry that fills it (ties left out: they fill nothing)."""
-        return {cast(str, entry.parameter): entry for entry in self.entries if entry.kind in ("rename", "rope-rows")}
-
     def check_against(self, parameters: Mapping[str, tuple[int, ...]]) -> None:
         """Compare the map with a model's own parameter names and shapes (a meta-device model will do).
 
         Raises:
-            NameMapError: listing every parameter without a rule, every rule without a parameter, every wrong shape.
+            NameMapError: with one finding per parameter without a rule, rule without a parameter, and wrong shape.
         """
         fills = self.fills
         faults = [f"no rule fills {name} ({did_you_mean(name, fills)})" for name in parameters if name not in fills]
@@ -133,70 +171,81 @@ class NameMap:
             if name not in parameters
         ]
         faults += [
-            f"{name}: the map says {list(entry.shape or ())}, the model has {list(parameters[name])}"
+            f"{name}: the map says {list(entry.shape)}, the model has {list(parameters[name])}"
             for name, entry in fills.items()
             if name in parameters and entry.shape != tuple(parameters[name])
         ]
-        if faults:
-            raise NameMapError("the name map does not fit the model: " + "; ".join(faults))
+        _refuse("the name map does not fit the model", faults)
 
 
-def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int, faults: list[str]) -> list[Entry]:
-    per_layer = "{layer}" in rule.checkpoint
-    if rule.parameter is not None and per_layer != ("{layer}" in rule.parameter):
-        faults.append(f"{rule.checkpoint} → {rule.parameter}: {{layer}} on one side only")
-        return []
-    if any(brace in name.replace("{layer}", "") for name in (rule.checkpoint, rule.parameter or "") for brace in "{}"):
-        faults.append(f"{rule.checkpoint} → {rule.parameter}: {{layer}} is the only placeholder")
-        return []
-    try:
-        shape = tuple(_size(symbol, sizes) for symbol in rule.shape) if rule.kind != "ignored" else None
-        operation = _operation(rule, shape, sizes)
-    except NameMapError as error:
-        faults.append(f"{rule.checkpoint}: {error.finding.problem}")
-        return []
+def _refuse(what: str, faults: list[str]) -> None:
+    if faults:
+        raise NameMapError.of(Finding(problem=f"{what}: {fault}") for fault in faults)
+
+
+def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int) -> list[Entry]:
+    """The rule's entries: one per layer when its names have `{layer}`, else one.
+
+    Raises:
+        NameMapError: a stray placeholder, an unknown size, or a row permutation whose period does not fit.
+    """
+    layers = range(num_layers if _is_per_layer(rule) else 1)
+    if isinstance(rule, IgnoreRule):
+        return [Ignored(checkpoint=_at(rule.checkpoint, layer), reason=rule.reason) for layer in layers]
+    names = [(_at(rule.checkpoint, layer), _at(rule.parameter, layer)) for layer in layers]
+    shape = tuple(_size(symbol, sizes, rule.checkpoint) for symbol in rule.shape)
+    if isinstance(rule, TieRule):
+        return [Tied(checkpoint=checkpoint, parameter=parameter, shape=shape) for checkpoint, parameter in names]
+    operation, group = _operation(rule, shape, sizes), rule.fresh_group
     return [
-        Entry(
-            kind=rule.kind,
-            checkpoint=rule.checkpoint.replace("{layer}", str(layer)),
-            parameter=None if rule.parameter is None else rule.parameter.replace("{layer}", str(layer)),
-            shape=shape,
-            operation=operation,
-            fresh_group=rule.fresh_group,
-            reason=rule.reason,
-        )
-        for layer in range(num_layers if per_layer else 1)
+        Fill(checkpoint=checkpoint, parameter=parameter, shape=shape, operation=operation, fresh_group=group)
+        for checkpoint, parameter in names
     ]
 
 
-def _size(symbol: str, sizes: Mapping[str, int]) -> int:
+def _is_per_layer(rule: Rule) -> bool:
+    names = [rule.checkpoint] if isinstance(rule, IgnoreRule) else [rule.checkpoint, rule.parameter]
+    per_layer = {"{layer}" in name for name in names}
+    if len(per_layer) > 1:
+        raise NameMapError(f"{' → '.join(names)}: {{layer}} on one side only")
+    if any(brace in name.replace("{layer}", "") for name in names for brace in "{}"):
+        raise NameMapError(f"{' → '.join(names)}: {{layer}} is the only placeholder")
+    return per_layer == {True}
+
+
+def _at(template: str, layer: int) -> str:
+    return template.replace("{layer}", str(layer))
+
+
+def _size(symbol: str, sizes: Mapping[str, int], checkpoint: str) -> int:
     """`a*b` → the product of the sizes named a and b."""
     names = symbol.split("*")
     for name in names:
         if name not in sizes:
-            raise NameMapError(f"unknown size {name} ({did_you_mean(name, sizes)})")
+            raise NameMapError(f"{checkpoint}: unknown size {name} ({did_you_mean(name, sizes)})")
     return math.prod(sizes[name] for name in names)
 
 
-def _operation(rule: Rule, shape: tuple[int, ...] | None, sizes: Mapping[str, int]) -> Operation:
-    if rule.kind != "rope-rows":
-        return Rename()
-    heads = _size(cast(str, rule.heads), sizes)
+def _operation(rule: FillRule, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Operation:
+    if rule.heads is None:
+        return Identity()
+    heads = _size(rule.heads, sizes, rule.checkpoint)
     head_dim = sizes.get("head_dim", 0)
     rows = shape[0] if shape else 0
     if head_dim % 2 or rows != heads * head_dim:
-        raise NameMapError(f"row permutation of the wrong period: {rows} rows are not {heads} heads of {head_dim}")
+        problem = f"row permutation of the wrong period: {rows} rows are not {heads} heads of {head_dim}"
+        raise NameMapError(f"{rule.checkpoint}: {problem}")
     return RopeRowPermutation(heads)
 
 
-def _clashes(entries: Iterable[Entry]) -> list[str]:
-    entries = list(entries)
+def _clashes(entries: list[Entry]) -> list[str]:
+    fills = [entry for entry in entries if isinstance(entry, Fill)]
+    ties = [entry for entry in entries if isinstance(entry, Tied)]
+    filled = {entry.parameter: entry for entry in fills}
     sources = Counter(entry.checkpoint for entry in entries)
-    filled = {entry.parameter: entry for entry in entries if entry.kind in ("rename", "rope-rows")}
-    targets = Counter(entry.parameter for entry in entries if entry.kind in ("rename", "rope-rows"))
+    targets = Counter(entry.parameter for entry in fills)
     faults = [f"{name} has {count} rules" for name, count in sources.items() if count > 1]
     faults += [f"{name} is filled by {count} rules" for name, count in targets.items() if count > 1]
-    ties = [entry for entry in entries if entry.kind == "tie"]
     faults += [
         f"{tie.checkpoint} is tied to {tie.parameter}, which nothing fills" for tie in ties if tie.parameter not in filled
     ]

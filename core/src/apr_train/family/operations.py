@@ -1,4 +1,4 @@
-"""What can happen to one tensor between a checkpoint and a model, in both directions.
+"""Operations on one tensor between a checkpoint and a model, in both directions.
 
 Torch-free: `reshape` and `swapaxes` exist on numpy arrays and on torch tensors.
 """
@@ -11,20 +11,20 @@ from attrs import frozen
 
 
 class Operation(Protocol):
-    """How one tensor's values change between file and model; both directions are exact inverses."""
+    """A change of one tensor's values between file and model; the two directions are exact inverses."""
 
     def to_parameter(self, tensor: Any) -> Any:
-        """From the file's order to the model's."""
+        """Bring a tensor from the file's order into the model's; the shape stays."""
         ...
 
     def to_checkpoint(self, tensor: Any) -> Any:
-        """From the model's order to the file's."""
+        """Bring a tensor from the model's order into the file's; the shape stays."""
         ...
 
 
 @frozen
-class Rename:
-    """The values are the same; only the name differs."""
+class Identity:
+    """No change: only the name differs."""
 
     def to_parameter(self, tensor: Any) -> Any:
         """Return the tensor as it is."""

@@ -1,10 +1,10 @@
-"""One family as the core sees it: each call goes to that plugin's hook, through all wrappers, and is type-checked."""
+"""An installed family as the core calls it: each call goes to the plugin's hook, is logged, and its answer type-checked."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import field, frozen
@@ -13,7 +13,7 @@ from apr_train.checkpoint.header import Header
 from apr_train.errors import AprTrainError, ConfigError, Finding, PluginError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.discovery import Source
+from apr_train.family.discovery import InstalledPlugin
 from apr_train.family.name_map import NameMap
 from apr_train.suggest import nearest
 
@@ -36,10 +36,9 @@ class Family:
     """
 
     info: FamilyInfo
-    source: Source
+    plugin: InstalledPlugin
     manager: pluggy.PluginManager = field(repr=False)
-    owners: Mapping[str, Source] = field(repr=False)
-    """Module name → plugin, of this family and all wrappers: whose fault an exception is."""
+    """Has the family's module, and no other."""
 
     @property
     def name(self) -> str:
@@ -49,12 +48,12 @@ class Family:
     @property
     def distribution(self) -> str:
         """The distribution that the family comes from."""
-        return self.source.distribution
+        return self.plugin.distribution
 
     @property
     def version(self) -> str:
         """That distribution's version."""
-        return self.source.version
+        return self.plugin.version
 
     def build_config(self, preset: str | None = None, header: Header | None = None) -> ModelConfig:
         """Make a config from a preset's name or from a header, exactly one of them.
@@ -107,9 +106,8 @@ class Family:
         except (AprTrainError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit, and the panic of an extension module
-            culprit = _culprit(error.__traceback__, self.owners) or self.source
-            logger.debug("%s [%s], hook %s", culprit.where, culprit.name, hook, exc_info=error)
-            raise culprit.error(f"the hook raised {type(error).__name__}: {error}", hook=hook) from error
+            logger.debug("%s [%s], hook %s", self.plugin.where, self.name, hook, exc_info=error)
+            raise self.plugin.error(f"the hook raised {type(error).__name__}: {error}", hook=hook) from error
 
     def _typed(self, hook: str, answer: Any, kind: type[T]) -> T:
         if not isinstance(answer, kind):
@@ -122,9 +120,7 @@ class Family:
         return answer
 
     def _wrong(self, hook: str, expected: str, found: str) -> PluginError:
-        wrappers = sorted(source.where for source in self.owners.values() if source is not self.source)
-        hint = f"Wrappers that may have changed the answer: {', '.join(wrappers)}." if wrappers else None
-        return self.source.error("the answer is of the wrong type", hook=hook, expected=expected, found=found, hint=hint)
+        return self.plugin.error("the answer is of the wrong type", hook=hook, expected=expected, found=found)
 
 
 def _described(answer: Any) -> str:
@@ -145,11 +141,26 @@ def _is_backend(item: Any) -> bool:
     return callable(item) and isinstance(getattr(item, "name", None), str) and callable(getattr(item, "supports", None))
 
 
-def _culprit(trace: TracebackType | None, owners: Mapping[str, Source]) -> Source | None:
-    """The plugin whose code the exception came out of: the innermost frame that belongs to one."""
-    found = None
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        found = next((owner for name, owner in owners.items() if f"{module}.".startswith(f"{name}.")), found)
-        trace = trace.tb_next
-    return found
+class HookCallLog:
+    """Logs every hook call of one family at DEBUG: the arguments' names, the answer's type, the duration.
+
+    For `pluggy.PluginManager.add_hookcall_monitoring`.
+    """
+
+    def __init__(self, plugin: InstalledPlugin) -> None:
+        self._plugin = plugin
+        self._started: list[float] = []
+
+    def before(self, hook: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]) -> None:
+        """Note the time; pluggy calls this just before the hook."""
+        self._started.append(time.perf_counter())
+
+    def after(
+        self, outcome: pluggy.Result[Any], hook: str, implementations: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]
+    ) -> None:
+        """Log the call; pluggy calls this when the hook has answered or raised."""
+        milliseconds = 1000 * (time.perf_counter() - self._started.pop())
+        error = outcome.exception
+        answer = type(outcome.get_result()).__name__ if error is None else f"raised {type(error).__name__}"
+        where, names = f"{self._plugin.where} [{self._plugin.name}]", ", ".join(arguments)
+        logger.debug("%s, hook %s(%s): %s, %.1f ms", where, hook, names, answer, milliseconds)

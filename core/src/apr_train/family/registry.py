@@ -1,33 +1,19 @@
-"""The installed families as a value: found by metadata, imported one by one when asked for, faults kept apart."""
+"""The registry of installed families: found by metadata, imported one by one when asked for, faults kept apart."""
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Collection
-from functools import cached_property
-from types import ModuleType
 from typing import Self
 
 from attrs import frozen
 
-from apr_train.checkpoint.header import Header, kind_of
+from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
-from apr_train.family.card import FamilyInfo
-from apr_train.family.discovery import ENVIRONMENT, FAMILIES, WRAPPERS, Found, Source, allowed_from_environment, discover
+from apr_train.family.discovery import ENVIRONMENT, FAMILIES, Discovery, InstalledPlugin, allowed_from_environment, discover
 from apr_train.family.plugin import Family
-from apr_train.family.plugin_checks import (
-    check_family,
-    check_hooks,
-    check_wrapper,
-    examination,
-    import_module,
-    make_manager,
-    read_card,
-)
+from apr_train.family.plugin_module import load_family
 from apr_train.suggest import did_you_mean, nearest
-
-logger = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -35,23 +21,24 @@ class BrokenPlugin:
     """A plugin that cannot be used, and why."""
 
     name: str
-    group: str
+    group: str = FAMILIES
+    """The entry-point group."""
     distribution: str
     version: str
     hook: str | None
+    """The hook that is at fault, if it is one."""
     reason: str
     traceback: str
     """What the plugin itself raised, or empty when it raised nothing."""
 
 
-def broken_plugin(source: Source, error: PluginError) -> BrokenPlugin:
-    """What `Registry.broken` and `apr-train plugins` say about a failure."""
+def broken_plugin(plugin: InstalledPlugin, error: PluginError) -> BrokenPlugin:
+    """Describe a failed plugin for `Registry.broken` and `apr-train plugins`."""
     cause = error.__cause__
     return BrokenPlugin(
-        name=source.name,
-        group=source.group,
-        distribution=error.distribution or source.distribution,
-        version=error.version or source.version,
+        name=plugin.name,
+        distribution=error.distribution or plugin.distribution,
+        version=error.version or plugin.version,
         hook=error.hook,
         reason=str(error),
         traceback="" if cause is None else "".join(traceback.format_exception(cause)),
@@ -59,13 +46,13 @@ def broken_plugin(source: Source, error: PluginError) -> BrokenPlugin:
 
 
 class Registry:
-    """The families and wrappers that are installed; a value, not a global: make as many as you like.
+    """The installed families; a value, not a global: make as many as you like.
 
     Nothing is imported before it is asked for, and each module once per registry.
     """
 
-    def __init__(self, found: Found) -> None:
-        self._found = found
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
         self._loaded: dict[str, Family | PluginError] = {}
 
     @classmethod
@@ -73,102 +60,73 @@ class Registry:
         """Read the entry points' metadata; import nothing.
 
         Args:
-            only: distribution names to restrict families and wrappers to; by default what the environment variable
+            only: distribution names to restrict families to; by default what the environment variable
                 `APR_TRAIN_PLUGINS` names, or everything when that is not set.
         """
         return cls(discover(allowed_from_environment() if only is None else only))
 
     def names(self) -> list[str]:
         """Names that `--arch` could take, working or not, without importing anything."""
-        clashes = {group[0].name for group in self._found.clashes if group[0].group == FAMILIES}
-        return sorted({source.name for source in self._sources(FAMILIES)} | clashes)
+        clashes = {clash[0].name for clash in self._discovery.clashes}
+        return sorted({plugin.name for plugin in self._discovery.plugins} | clashes)
 
     def family(self, name: str) -> Family:
-        """The family of that name; only its module (and the wrappers') is imported.
+        """The family of that name; only its module is imported.
 
         Raises:
             PluginError: it is broken (with the reason), its name is offered twice, or no plugin offers it (with what is
                 installed, what is broken, and the closest name).
         """
-        for clash in self._found.clashes:
-            if clash[0].group == FAMILIES and clash[0].name == name:
+        for clash in self._discovery.clashes:
+            if clash[0].name == name:
                 raise _clash_error(clash)
-        source = next((source for source in self._sources(FAMILIES) if source.name == name), None)
-        if source is None:
+        plugin = next((plugin for plugin in self._discovery.plugins if plugin.name == name), None)
+        if plugin is None:
             raise self._unknown(name)
-        loaded = self._load(source)
+        loaded = self._load(plugin)
         if isinstance(loaded, PluginError):
             raise loaded
         return loaded
 
     def families(self) -> list[Family]:
         """All families that work, by name; imports every one."""
-        loaded = [self._load(source) for source in self._sources(FAMILIES)]
+        loaded = [self._load(plugin) for plugin in self._discovery.plugins]
         return sorted((item for item in loaded if isinstance(item, Family)), key=lambda family: family.name)
 
     def broken(self) -> list[BrokenPlugin]:
-        """All families and wrappers that cannot be used, by name; imports every one."""
-        faults = [broken_plugin(source, _clash_error(clash)) for clash in self._found.clashes for source in clash]
-        for source in self._sources(FAMILIES):
-            loaded = self._load(source)
+        """All families that cannot be used, by name; imports every one."""
+        faults = [broken_plugin(plugin, _clash_error(clash)) for clash in self._discovery.clashes for plugin in clash]
+        for plugin in self._discovery.plugins:
+            loaded = self._load(plugin)
             if isinstance(loaded, PluginError):
-                faults.append(broken_plugin(source, loaded))
-        faults += [broken_plugin(source, error) for source, error in self._wrappers[1]]
+                faults.append(broken_plugin(plugin, loaded))
         return sorted(faults, key=lambda fault: (fault.name, fault.distribution)) + self._absent()
 
     def left_out(self) -> list[str]:
         """Families that are installed and not loaded, because other distributions were asked for."""
-        return sorted({source.name for source in self._found.left_out if source.group == FAMILIES})
+        return sorted({plugin.name for plugin in self._discovery.left_out})
 
     def claimants(self, header: Header) -> list[Family]:
         """The working families that say a checkpoint is theirs: none, one, or several (then the user says which)."""
-        return [family for family in self.families() if claims(family.info, header)]
+        return [family for family in self.families() if family.info.claims(header)]
 
-    def _sources(self, group: str) -> list[Source]:
-        return [source for source in self._found.sources if source.group == group]
-
-    def _load(self, source: Source) -> Family | PluginError:
-        if source.name not in self._loaded:
+    def _load(self, plugin: InstalledPlugin) -> Family | PluginError:
+        if plugin.name not in self._loaded:
             try:
-                self._loaded[source.name] = self._import(source)
+                self._loaded[plugin.name] = load_family(plugin)
             except PluginError as error:
-                self._loaded[source.name] = error
-        return self._loaded[source.name]
-
-    def _import(self, source: Source) -> Family:
-        module = import_module(source)
-        wrappers = self._wrappers[0]
-        owners = {module.__name__: source} | {wrapper.__name__: owner for owner, wrapper in wrappers}
-        with examination(source):
-            info = read_card(source, module)
-            check_hooks(source, module)
-            check_family(source, module)
-            return Family(info=info, source=source, manager=make_manager((source, module), wrappers), owners=owners)
-
-    @cached_property
-    def _wrappers(self) -> tuple[list[tuple[Source, ModuleType]], list[tuple[Source, PluginError]]]:
-        """Working wrapper modules, and broken ones: those are left out with a warning, for they change no result."""
-        working: list[tuple[Source, ModuleType]] = []
-        broken: list[tuple[Source, PluginError]] = []
-        for source in self._sources(WRAPPERS):
-            try:
-                working.append((source, _import_wrapper(source)))
-            except PluginError as error:
-                logger.warning("wrapper left out: %s", error)
-                broken.append((source, error))
-        return working, broken
+                self._loaded[plugin.name] = error
+        return self._loaded[plugin.name]
 
     def _absent(self) -> list[BrokenPlugin]:
         return [
-            BrokenPlugin(
-                name="–", group=FAMILIES, distribution=name, version="–", hook=None, reason=self._why(name), traceback=""
-            )
-            for name in self._found.absent
+            BrokenPlugin(name="–", distribution=name, version="–", hook=None, reason=self._why(name), traceback="")
+            for name in self._discovery.absent
         ]
 
     def _why(self, absent: str) -> str:
-        known = {source.distribution for source in (*self._found.sources, *self._found.left_out)}
-        what = f"{ENVIRONMENT}: no installed distribution of this name offers a family or a wrapper, found {absent}"
+        known = {plugin.distribution for plugin in (*self._discovery.plugins, *self._discovery.left_out)}
+        what = f"{ENVIRONMENT}: no installed distribution of this name offers a family, found {absent}"
         return f"{what}. {did_you_mean(absent, known)}"
 
     def _unknown(self, name: str) -> PluginError:
@@ -183,35 +141,16 @@ class Registry:
         )
 
     def _elsewhere(self, name: str) -> str | None:
-        owners = [source.where for source in self._found.left_out if (source.group, source.name) == (FAMILIES, name)]
+        owners = [plugin.where for plugin in self._discovery.left_out if plugin.name == name]
         if not owners:
             return None
         return f"{' and '.join(owners)} offers it, but is not among the distributions to load: see {ENVIRONMENT}."
 
 
-def claims(info: FamilyInfo, header: Header) -> bool:
-    """Whether a file is a family's: by Hugging Face class, else by architecture; the tensors' structure has a veto."""
-    structure = kind_of(header)
-    if structure is not None and structure != info.kind:
-        return False
-    if header.hf_class is not None:
-        return header.hf_class in info.hf_classes
-    return header.architecture is not None and header.architecture in (info.model_type, *info.gguf_architectures)
-
-
-def _import_wrapper(source: Source) -> ModuleType:
-    module = import_module(source)
-    with examination(source):
-        check_hooks(source, module)
-        check_wrapper(source, module)
-        make_manager((source, module), [])  # what pluggy itself refuses must not come up beside a family
-    return module
-
-
-def _clash_error(clash: tuple[Source, ...]) -> PluginError:
+def _clash_error(clash: tuple[InstalledPlugin, ...]) -> PluginError:
     return PluginError(
         f"several distributions offer {clash[0].name}, so none is used",
         where=clash[0].name,
-        found=" and ".join(source.where for source in clash),
+        found=" and ".join(plugin.where for plugin in clash),
         hint=f"Uninstall all but one, or name one in {ENVIRONMENT}.",
     )

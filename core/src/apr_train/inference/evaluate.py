@@ -21,12 +21,13 @@ from apr_train.data.protocols import Progress
 from apr_train.data.stream import validation_batches
 from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
-from apr_train.inference.ready import Ready, Say
+from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
 from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.machine_rules import sequence_findings
 from apr_train.preflight.token_rules import corpus_findings
+from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, run_of
 from apr_train.run.metrics import perplexity
 from apr_train.run.settings import DataSettings, Settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from attrs import field, frozen
@@ -12,14 +11,11 @@ from torch import nn
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import Header, Kind, TokenizerSpec
-from apr_train.data.objectives import OBJECTIVES, Objective
+from apr_train.checkpoint.header import Header, Kind, RopeRows, TokenizerSpec
+from apr_train.data.objectives import Objective
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import ConfigError, Finding, PreflightError, TokenizerError
-from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
@@ -28,13 +24,13 @@ from apr_train.model.build import build_model
 from apr_train.model.device import PRECISIONS, Precision, choose_device
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.preflight import PreflightInput, Report, preflight
+from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
+from apr_train.preflight.report import ClearedFile
+from apr_train.run.events import Say
 from apr_train.run.folder import weights_of
-from apr_train.run.settings import ModelSettings, Settings
-from apr_train.training.source import given_tokenizer, open_source, tied_header
 
 Progress = Callable[[int], None]
 """Called with the bytes of the file that were just read."""
-Say = Callable[[str], None]
 _OTHER = {
     "decoder": (
         "a masked language model (an encoder) does not continue a text",
@@ -55,7 +51,7 @@ class Wanted:
     """Family by name; None: exactly one installed family must claim the file."""
     tokenizer: str | None = None
     """A `tokenizer.json` instead of the checkpoint's own."""
-    rope_layout: str | None = None
+    rope_layout: RopeRows | None = None
     """The user's word on the order of the rows of q and k."""
     device: str | None = None
     precision: str | None = None
@@ -117,14 +113,14 @@ def opened(wanted: Wanted, *, kind: Kind | None = None, say: Say) -> Iterator[Ex
         RunError: for a device that is not there.
     """
     device = choose_device(wanted.device)
-    with cast(Checkpoint, open_source(weights_of(wanted.path), wanted.rope_layout)) as checkpoint:
-        header = cast(Header, tied_header(checkpoint))
+    with open_source(weights_of(wanted.path), wanted.rope_layout) as checkpoint:
+        header = tied_header(checkpoint)
         report = _judge(wanted, header)
         _check_kind(wanted, report.family, kind)
-        report.raise_for_errors()
+        cleared = report.cleared_file()
         for finding in report.warnings:
             say(f"warning: {finding}")
-        yield _examined(wanted, checkpoint, header, report, device)
+        yield _examined(wanted, checkpoint, header, cleared, device)
 
 
 def _check_kind(wanted: Wanted, family: Family | None, kind: Kind | None) -> None:
@@ -139,12 +135,12 @@ def _a(kind: Kind) -> str:
 
 
 def _judge(wanted: Wanted, header: Header) -> Report:
-    tokenizer = given_tokenizer(Settings(model=ModelSettings(tokenizer=wanted.tokenizer)))
+    tokenizer = None if wanted.tokenizer is None else given_tokenizer(wanted.tokenizer)
     return preflight(PreflightInput(registry=Registry.discover(), header=header, arch=wanted.arch, tokenizer=tokenizer))
 
 
-def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, report: Report, device: torch.device) -> Examined:
-    if report.tokenizer is None:
+def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, cleared: ClearedFile, device: torch.device) -> Examined:
+    if cleared.tokenizer is None:
         raise TokenizerError(
             "the checkpoint carries no tokenizer", where=wanted.path, hint="Give a tokenizer.json with --tokenizer."
         )
@@ -152,11 +148,11 @@ def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, report: Re
         wanted=wanted,
         checkpoint=checkpoint,
         header=header,
-        family=cast(Family, report.family),
-        config=cast(ModelConfig, report.config),
-        objective=OBJECTIVES[cast(ObjectiveName, report.objective)],
-        plan=cast(LoadPlan, report.plan),
-        tokenizer=report.tokenizer,
+        family=cleared.family,
+        config=cleared.config,
+        objective=cleared.objective,
+        plan=cleared.plan,
+        tokenizer=cleared.tokenizer,
         device=device,
     )
 
@@ -209,7 +205,7 @@ def make_ready(
 
 def _attention(examined: Examined, precision: Precision, mask: MaskKind) -> Choice:
     request = Request.for_config(
-        cast(DecoderConfig | EncoderConfig, examined.config),
+        examined.config,
         device=examined.device.type,
         dtype=precision.kernel_dtype,
         mask=mask,
@@ -219,7 +215,7 @@ def _attention(examined: Examined, precision: Precision, mask: MaskKind) -> Choi
 
 
 def _lacking(examined: Examined) -> Finding:
-    names = ", ".join(str(entry.parameter) for entry in examined.plan.fresh)
+    names = ", ".join(entry.parameter for entry in examined.plan.fresh)
     return Finding(
         rule=rules.INIT_007,
         subject=examined.wanted.path,

@@ -11,11 +11,13 @@ import torch
 from attrs import frozen
 
 from apr_train.errors import RunError
+from apr_train.model.tensors import TORCH_DTYPES
+from apr_train.run.precision import PRECISION_TYPES, PrecisionTypes
 
 
 @frozen(kw_only=True)
 class Precision:
-    """How a run computes."""
+    """How a run computes: `PrecisionTypes` with torch's types."""
 
     name: str
     """`fp32`, `bf16` or `bf16-weights`."""
@@ -23,11 +25,14 @@ class Precision:
     """Of parameters, gradients and optimizer state."""
     autocast: torch.dtype | None
     """Of matrix products, when it is another one."""
+    kernel_dtype: str
+    """Dtype of q, k and v, in safetensors' spelling."""
 
-    @property
-    def kernel_dtype(self) -> str:
-        """Dtype of q, k and v, in safetensors' spelling."""
-        return "F32" if self.name == "fp32" else "BF16"
+    @classmethod
+    def of(cls, name: str, types: PrecisionTypes) -> Precision:
+        """The precision of that name."""
+        weights, products = TORCH_DTYPES[types.weights], TORCH_DTYPES[types.products]
+        return cls(name=name, weights=weights, autocast=None if products == weights else products, kernel_dtype=types.products)
 
     def context(self, device: torch.device) -> AbstractContextManager[object]:
         """What forward passes run under."""
@@ -36,11 +41,8 @@ class Precision:
         return torch.autocast(device.type, dtype=self.autocast)
 
 
-PRECISIONS = {
-    "fp32": Precision(name="fp32", weights=torch.float32, autocast=None),
-    "bf16": Precision(name="bf16", weights=torch.float32, autocast=torch.bfloat16),
-    "bf16-weights": Precision(name="bf16-weights", weights=torch.bfloat16, autocast=None),
-}
+PRECISIONS = {name: Precision.of(name, types) for name, types in PRECISION_TYPES.items()}
+"""What `--precision` takes → how it computes."""
 
 
 def default_precision(device: torch.device) -> str:

@@ -14,8 +14,8 @@ from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint, Stream, Streaming
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
-from apr_train.family.name_map import Entry
-from apr_train.family.operations import Rename
+from apr_train.family.name_map import Fill
+from apr_train.family.operations import Identity
 from apr_train.model.tensors import TORCH_DTYPES, to_torch
 
 Progress = Callable[[int], None]
@@ -82,11 +82,11 @@ def load_weights(
     source = _Source(checkpoint, stream, progress or _silent)
     with stream if stream is not None else nullcontext():
         for entry in plan.loads:
-            source.fill(entry, values[str(entry.parameter)])
+            source.fill(entry, values[entry.parameter])
         source.compare(plan)
     _adopt(model, parameters, values)
     if plan.fresh:
-        names = [str(entry.parameter) for entry in plan.fresh]
+        names = [entry.parameter for entry in plan.fresh]
         model.initialize(generator or torch.Generator().manual_seed(0), names)  # type: ignore[operator] # LanguageModel's
     checked = isinstance(checkpoint, Streaming) and (checkpoint.verify_data if verify is None else verify)
     return _report(plan, source.bytes_read, verified=checked)
@@ -102,7 +102,7 @@ def _report(plan: LoadPlan, bytes_read: int, *, verified: bool) -> LoadReport:
         loaded=tuple(entry.checkpoint for entry in plan.loads),
         duplicates=tuple(entry.checkpoint for entry in plan.duplicates),
         ignored=tuple((entry.checkpoint, entry.reason) for entry in plan.ignored),
-        fresh=tuple(str(entry.parameter) for entry in plan.fresh),
+        fresh=tuple(entry.parameter for entry in plan.fresh),
         bytes_read=bytes_read,
         verified=verified,
     )
@@ -114,15 +114,15 @@ def _silent(count: int) -> None:
 
 def _check_coverage(parameters: Mapping[str, Tensor], plan: LoadPlan, where: str) -> None:
     """Every parameter is filled exactly once, from the file or freshly."""
-    filled = {str(entry.parameter) for entry in (*plan.loads, *plan.fresh)}
+    filled = {entry.parameter for entry in (*plan.loads, *plan.fresh)}
     faults = [(name, "a parameter that nothing fills", "no rule") for name in parameters if name not in filled]
     faults += [
         (name, "a rule fills a parameter that the model does not have", name) for name in filled if name not in parameters
     ]
     faults += [
-        (entry.checkpoint, "the tensor does not have the parameter's shape", str(list(entry.shape or ())))
+        (entry.checkpoint, "the tensor does not have the parameter's shape", str(list(entry.shape)))
         for entry in plan.loads
-        if str(entry.parameter) in parameters and entry.shape != tuple(parameters[str(entry.parameter)].shape)
+        if entry.parameter in parameters and entry.shape != tuple(parameters[entry.parameter].shape)
     ]
     if faults:
         raise PreflightError(
@@ -152,12 +152,12 @@ class _Source:
         self._tensors = checkpoint.header.tensors
         self.bytes_read = 0
 
-    def fill(self, entry: Entry, parameter: Tensor) -> None:
+    def fill(self, entry: Fill, parameter: Tensor) -> None:
         """Put a tensor's values, in the model's row order, into the parameter's memory."""
         info = self._tensors[entry.checkpoint]
         if self._stream is None:
             parameter.copy_(entry.operation.to_parameter(to_torch(self._checkpoint.read(entry.checkpoint))))
-        elif isinstance(entry.operation, Rename):
+        elif isinstance(entry.operation, Identity):
             self._read(self._stream, entry.checkpoint, parameter)
         else:
             staging = torch.empty(info.shape, dtype=TORCH_DTYPES.get(info.dtype, torch.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from attrs import Factory, define
 
 from apr_train import rules
@@ -16,7 +17,16 @@ from apr_train.family.plugin import Family
 from apr_train.preflight import config_rules, family_rules, machine_rules, token_rules
 from apr_train.preflight.config_keys import config_key_findings
 from apr_train.preflight.config_rules import bogus_values
-from apr_train.preflight.report import PreflightInput, Report, Skipped, config_facts, file_facts, tensor_facts
+from apr_train.preflight.report import (
+    Cleared,
+    ClearedFile,
+    PreflightInput,
+    Report,
+    Skipped,
+    config_facts,
+    file_facts,
+    tensor_facts,
+)
 from apr_train.preflight.tensor_rules import TensorReport, provisional_tie, tensor_report
 
 
@@ -149,8 +159,8 @@ def _surroundings(seen: _Examination) -> None:
         return
     seen.findings += machine_rules.out_findings(asked.out)
     if (parameters := _parameters(seen)) is not None:
-        weight_bytes = machine_rules.BYTES[asked.precision]
-        seen.findings += machine_rules.disk_findings(asked.out, parameters, asked.checkpoints, weight_bytes=weight_bytes)
+        bytes_each = machine_rules.weight_bytes(asked.precision)
+        seen.findings += machine_rules.disk_findings(asked.out, parameters, asked.checkpoints, bytes_each=bytes_each)
 
 
 def _machine(seen: _Examination) -> None:
@@ -198,8 +208,17 @@ def _report(seen: _Examination) -> Report:
         family=seen.family,
         objective=seen.objective,
         config=seen.config,
-        layout=None if tensors is None else tensors.layout,
-        name_map=None if tensors is None else tensors.name_map,
-        plan=None if tensors is None else tensors.plan,
         tokenizer=seen.tokenizer,
+        settled=_settled(seen),
     )
+
+
+def _settled(seen: _Examination) -> Cleared | None:
+    """What a run would be made from, as soon as all of it is known, whether or not it may begin."""
+    if seen.family is None or seen.config is None:
+        return None
+    settled = Cleared(family=seen.family, objective=OBJECTIVES[seen.objective], config=seen.config, tokenizer=seen.tokenizer)
+    if seen.asked.header is None:
+        return settled
+    plan = None if seen.tensors is None else seen.tensors.plan
+    return None if plan is None else ClearedFile(**attrs.asdict(settled, recurse=False), plan=plan)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apr_train import rules
+from apr_train.checkpoint.checkpoint import FLOAT_DTYPES
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.config import ModelConfig
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.name_map import NameMap
 from apr_train.family.plugin import Family
 from apr_train.model.attention import MaskKind, Request, choose_backend
+from apr_train.run.precision import PRECISION_TYPES
 
 STATE_COPIES = 2
 """AdamW's two moments, in the weights' own type."""
@@ -39,7 +39,7 @@ def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding
 
 def parameter_count(name_map: NameMap) -> int:
     """Stored parameters of the model, tied ones once."""
-    return sum(math.prod(entry.shape or ()) for entry in name_map.fills.values())
+    return sum(math.prod(entry.shape) for entry in name_map.fills.values())
 
 
 def out_findings(out: Path) -> list[Finding]:
@@ -66,9 +66,9 @@ def _unwritable(out: Path, found: str) -> Finding:
     )
 
 
-def disk_findings(out: Path, parameters: int, checkpoints: int, *, weight_bytes: int) -> list[Finding]:
+def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: int) -> list[Finding]:
     """Room for the checkpoints that are to come, each the model and its two moments, and for the model at the end."""
-    needed = parameters * weight_bytes * (checkpoints * (1 + STATE_COPIES) + 1)
+    needed = parameters * bytes_each * (checkpoints * (1 + STATE_COPIES) + 1)
     plural = "" if checkpoints == 1 else "s"
     folder = _existing(out)
     if not folder.is_dir() or (free := shutil.disk_usage(folder).free) >= needed:
@@ -98,10 +98,6 @@ def _existing(path: Path) -> Path:
 
 
 _DEVICE = re.compile(r"(?P<kind>cpu|cuda)(:(?P<index>0|[1-9]\d?))?")
-BYTES = {"fp32": 4, "bf16": 4, "bf16-weights": 2}
-"""Precision → bytes of one stored weight; under autocast the weights stay float32."""
-LOGIT_ELEMENTS = 64 * 2**20
-"""Logits that are in memory at a time, at most (the loss works in chunks)."""
 
 Memory = dict[str, int]
 
@@ -135,28 +131,33 @@ def backend_findings(
     family: Family, config: ModelConfig, *, device: str, precision: str, mask: MaskKind, forced: str | None
 ) -> tuple[list[Finding], str | None]:
     """The backend that would run, in words with the reasons against the others; or why none can. Imports torch."""
-    if not isinstance(config, DecoderConfig | EncoderConfig):
-        return [], None
-    dtype = "F32" if precision == "fp32" else "BF16"
+    dtype = PRECISION_TYPES[precision].products
     try:
         request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=mask)
-        return [], str(choose_backend(family.attention_impl(config), request, forced)).removeprefix("attention: ")
+        return [], choose_backend(family.attention_impl(config), request, forced).summary
     except AprTrainError as error:
         return [error.under(rules.PREFLIGHT_015, "attention")], None
 
 
-def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:
-    """Bytes that a training step certainly needs; activations come on top and depend on the backend.
+def weight_bytes(precision: str) -> int:
+    """Bytes of one stored weight; under autocast the weights stay float32."""
+    return FLOAT_DTYPES[PRECISION_TYPES[precision].weights]
 
-    AdamW keeps two moments in the weights' own type; logits are made in chunks, in that type and in float32.
+
+def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:
+    """Bytes that a training step certainly needs; activations come on top and depend on the backend. Imports torch.
+
+    AdamW keeps two moments in the weights' own type; logits are made in chunks, in the products' type and in float32.
     """
-    weight = BYTES[precision]
-    logits = min(tokens * vocab_size, max(LOGIT_ELEMENTS, vocab_size))
+    from apr_train.model.loss import CHUNK_ELEMENTS
+
+    weight, product = weight_bytes(precision), PRECISION_TYPES[precision].products
+    logits = min(tokens * vocab_size, max(CHUNK_ELEMENTS, vocab_size))
     return {
         "weights": parameters * weight,
         "gradients": parameters * weight,
         "optimizer": 2 * parameters * weight,
-        "logits": logits * (4 if precision == "fp32" else 6),
+        "logits": logits * (4 if product == "F32" else FLOAT_DTYPES[product] + 4),
     }
 
 

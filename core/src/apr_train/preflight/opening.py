@@ -1,4 +1,4 @@
-"""A file that cannot be opened, and any other exception that is a finding like every other."""
+"""Opening what a run starts from, the checkpoint and the tokenizer; a file that does not open is a finding like every other."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 from apr_train import rules
+from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
 from apr_train.checkpoint.huggingface import tokenizer_of
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import spec_from_json
-from apr_train.errors import AprTrainError, Finding, FormatError
+from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
 
 
 def opening_finding(error: FormatError) -> Finding:
@@ -41,3 +44,39 @@ def read_tokenizer(path: Path) -> TokenizerSpec:
         return found if found is not None else spec_from_json(parse_json(path), str(path))
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+
+
+def open_source(path: str, rope_layout: RopeRows | None = None) -> Checkpoint:
+    """Open the checkpoint that weights come from; `rope_layout` is the user's word on the order of the rows of q and k.
+
+    Raises:
+        PreflightError: INIT-003 or INIT-004, or PREFLIGHT-008 when the file says another order.
+    """
+    try:
+        return open_checkpoint(path, rope_layout=rope_layout)
+    except FormatError as error:
+        raise PreflightError([opening_finding(error)]) from error
+
+
+def tied_header(checkpoint: Checkpoint) -> Header:
+    """The header with the tie decided, by comparing two tensors if it must be.
+
+    Raises:
+        PreflightError: PREFLIGHT-007, when the metadata says tied and the file has a head of its own.
+    """
+    try:
+        return resolve_tie(checkpoint)
+    except FormatError as error:
+        raise PreflightError([opening_finding(error)]) from error
+
+
+def given_tokenizer(path: str) -> TokenizerSpec:
+    """The tokenizer of `--tokenizer`.
+
+    Raises:
+        PreflightError: PREFLIGHT-018, when the file is none.
+    """
+    try:
+        return read_tokenizer(Path(path))
+    except AprTrainError as error:
+        raise PreflightError([tokenizer_finding(error)]) from error

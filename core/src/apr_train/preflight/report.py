@@ -9,11 +9,11 @@ from typing import Any
 from attrs import Factory, asdict, field, frozen
 
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.data.objectives import Objective
 from apr_train.errors import Finding, PreflightError
-from apr_train.family.card import Layout, ObjectiveName
+from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
-from apr_train.family.name_map import NameMap
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.machine_rules import parameter_count
@@ -72,6 +72,24 @@ class Skipped:
 
 
 @frozen(kw_only=True)
+class Cleared:
+    """A run that the preflight has nothing against: what it settled. From scratch, unless it is a `ClearedFile`."""
+
+    family: Family
+    objective: Objective
+    config: ModelConfig
+    tokenizer: TokenizerSpec | None
+    """The checkpoint's or the one that was given; None: there is none."""
+
+
+@frozen(kw_only=True)
+class ClearedFile(Cleared):
+    """A run that starts from a checkpoint."""
+
+    plan: LoadPlan = field(repr=False)
+
+
+@frozen(kw_only=True)
 class Report:
     """All findings at once, and what was found out on the way, for the run that follows."""
 
@@ -86,10 +104,9 @@ class Report:
     family: Family | None = None
     objective: ObjectiveName | None = None
     config: ModelConfig | None = None
-    layout: Layout | None = None
-    name_map: NameMap | None = field(default=None, repr=False)
-    plan: LoadPlan | None = field(default=None, repr=False)
     tokenizer: TokenizerSpec | None = None
+    settled: Cleared | None = field(default=None, repr=False)
+    """What a run would be made from; None while something of it is unknown. `cleared` asks whether the run may begin."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -101,14 +118,26 @@ class Report:
         """The findings that are only said."""
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
-    def raise_for_errors(self) -> None:
-        """Stop here if anything is wrong.
+    def cleared(self) -> Cleared:
+        """What a run is made from.
 
         Raises:
-            PreflightError: with all findings, warnings included.
+            PreflightError: with all findings, warnings included, if any is an error.
         """
-        if self.errors:
+        if self.errors or self.settled is None:
             raise PreflightError(self.findings)
+        return self.settled
+
+    def cleared_file(self) -> ClearedFile:
+        """What is made from a checkpoint.
+
+        Raises:
+            PreflightError: as `cleared`, and for a run from scratch.
+        """
+        cleared = self.cleared()
+        if not isinstance(cleared, ClearedFile):
+            raise PreflightError(self.findings)
+        return cleared
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that docs/preflight.md describes."""

@@ -1,19 +1,30 @@
-"""What a run meets that neither checkpoint nor family decides: the machine, the disk, the text, the run's name."""
+"""The preflight of a training run: what `check` asks, and the text, the run's name and the separator of documents."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+import attrs
 
 from apr_train import rules
+from apr_train.checkpoint.checkpoint import Checkpoint
+from apr_train.checkpoint.header import Header
 from apr_train.data.sources import require_text
 from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.errors import AprTrainError, DataError, Finding, RunError
-from apr_train.preflight import Report
+from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
+from apr_train.family.registry import Registry
+from apr_train.preflight.judge import preflight
+from apr_train.preflight.opening import given_tokenizer, tied_header
+from apr_train.preflight.report import PreflightInput, Report
 from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.resume import Resume
 from apr_train.run.settings import ModelSettings, RunSettings, Settings
+
+T = TypeVar("T")
 
 
 def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
@@ -79,3 +90,44 @@ def separator_findings(report: Report) -> list[Finding]:
     except AprTrainError as error:
         return [error.under(rules.PREFLIGHT_018, tokenizer.origin)]
     return []
+
+
+def collected(find: Callable[[], T]) -> tuple[T | None, tuple[Finding, ...]]:
+    """What a function finds, or nothing and its findings: one fault must not hide the next."""
+    try:
+        return find(), ()
+    except PreflightError as error:
+        return None, error.findings
+
+
+def judge_run(
+    settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str, resume: Resume | None = None
+) -> tuple[Header | None, Report]:
+    """Every finding about a training run, before it costs anything; raises none of them. The header has its tie decided."""
+    model, data, run = settings.model, settings.data, settings.run
+    header, contradiction = collected(lambda: None if checkpoint is None else tied_header(checkpoint))
+    if header is None and checkpoint is not None:
+        header = checkpoint.header
+    tokenizer, unusable = collected(lambda: None if model.tokenizer is None else given_tokenizer(model.tokenizer))
+    report = preflight(
+        PreflightInput(
+            registry=Registry.discover(),
+            header=header,
+            arch=model.arch,
+            preset=model.preset,
+            vocab_size=model.vocab_size,
+            objective=model.objective,
+            tokenizer=tokenizer,
+            sequence_length=data.sequence_length,
+            batch_size=data.batch_size or 1,
+            out=Path(run.out, run.run or "") if resume is None else resume.folder,
+            checkpoints=checkpoints_to_come(run, resume),
+            device=device,
+            precision=precision,
+            attention=model.attention,
+            document_mask=data.document_mask,
+            needs_tokenizer=model.tokenizer is None,
+        )
+    )
+    findings = (*contradiction, *unusable, *outside_findings(settings, resume), *separator_findings(report))
+    return header, attrs.evolve(report, findings=(*findings, *report.findings))

@@ -17,7 +17,7 @@ from attrs import Factory, define, frozen
 from apr_train import rules
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import Finding
-from apr_train.family.name_map import Rule
+from apr_train.family.name_map import IgnoreRule, Rule
 
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
@@ -79,7 +79,7 @@ def template_of(name: str) -> str:
 
 
 def _votes(tensors: Mapping[str, TensorInfo], rules: tuple[Rule, ...]) -> dict[str, Votes]:
-    by_name = {rule.checkpoint: rule for rule in rules}
+    by_name = {rule.checkpoint: rule for rule in rules if not isinstance(rule, IgnoreRule)}
     votes: dict[str, Votes] = defaultdict(Votes)
     for name, tensor in tensors.items():
         rule = by_name.get(name) or by_name.get(template_of(name))

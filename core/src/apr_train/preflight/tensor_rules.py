@@ -15,7 +15,7 @@ from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import NameMap
+from apr_train.family.name_map import Fill, IgnoreRule, NameMap, Tied
 from apr_train.family.plugin import Family
 from apr_train.preflight.size_rules import Contradictions, compare_sizes, template_of
 
@@ -33,12 +33,6 @@ class TensorReport:
     explained: tuple[Finding, ...] = ()
 
 
-def layout_of(header: Header, family: Family) -> Layout:
-    """The file's spelling of names; a file of a base model has no name with the headed class's prefix."""
-    bare = header.names == "hf" and not any(name.startswith(family.info.base_prefix) for name in header.tensors)
-    return Layout(names=header.names, rope_rows=header.rope_rows or "split-half", bare=bare)
-
-
 def tensor_report(header: Header, family: Family, config: ModelConfig | None) -> TensorReport:
     """Match every tensor; without a config only the metadata's sizes are compared, by the default preset's map."""
     layout, name_map, refused = _name_map(header, family, config)
@@ -53,16 +47,16 @@ def tensor_report(header: Header, family: Family, config: ModelConfig | None) ->
 
 def _name_map(header: Header, family: Family, config: ModelConfig | None) -> tuple[Layout, NameMap | None, tuple[Finding, ...]]:
     """The family's map; if it refuses only the order of the rows, that is a finding and the names are still checked."""
-    layout = layout_of(header, family)
+    layout = family.info.layout_of(header)
     try:
         known = config or family.build_config(preset=family.info.default_preset)
         return layout, family.map_tensor_names(known, layout), ()
     except AprTrainError as error:
-        finding = _no_map(header, error)
-        if finding.rule != rules.PREFLIGHT_008 or layout.rope_rows == "split-half":
-            return layout, None, (finding,)
+        refused = tuple(_no_map(header, finding) for finding in error.findings)
+        if refused[0].rule != rules.PREFLIGHT_008 or layout.rope_rows == "split-half":
+            return layout, None, refused
     other = attrs.evolve(layout, rope_rows="split-half")
-    return other, family.map_tensor_names(known, other), (finding,)
+    return other, family.map_tensor_names(known, other), refused
 
 
 def _matched(
@@ -75,9 +69,9 @@ def _matched(
     return TensorReport(layout=layout, name_map=name_map, plan=plan, findings=findings, explained=explained)
 
 
-def _no_map(header: Header, error: AprTrainError) -> Finding:
-    part = error.finding.field or error.finding.subject or "tensor names"
-    return attrs.evolve(error.under(rules.INIT_007), subject=header.path, field=part)
+def _no_map(header: Header, fault: Finding) -> Finding:
+    part = fault.field or fault.subject or "tensor names"
+    return attrs.evolve(fault, rule=fault.rule or rules.INIT_007, subject=header.path, field=part)
 
 
 def _without_explained(
@@ -99,7 +93,7 @@ def _fits_corrected(header: Header, name_map: NameMap, name: str, corrected: dic
     """Whether a misshapen tensor has exactly the shape that the file's real sizes give."""
     if name not in header.tensors or name not in name_map.by_checkpoint or corrected == dict(name_map.sizes):
         return False
-    rules = {rule.checkpoint: rule for rule in name_map.rules}
+    rules = {rule.checkpoint: rule for rule in name_map.rules if not isinstance(rule, IgnoreRule)}
     rule = rules.get(name) or rules.get(template_of(name))
     if rule is None:
         return False
@@ -141,7 +135,8 @@ def tie_findings(header: Header, plan: LoadPlan) -> list[Finding]:
 
 def dtype_findings(header: Header, plan: LoadPlan) -> list[Finding]:
     """Weights are floats, or blocks that can be dequantised."""
-    used = [header.tensors[entry.checkpoint] for entry in (*plan.loads, *plan.duplicates)]
+    entries: tuple[Fill | Tied, ...] = (*plan.loads, *plan.duplicates)
+    used = [header.tensors[entry.checkpoint] for entry in entries]
     return [
         Finding(
             rule=rules.PREFLIGHT_006,

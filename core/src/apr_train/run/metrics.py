@@ -52,6 +52,14 @@ def perplexity(loss: float) -> float | None:
     return math.exp(loss) if loss < 700 else None
 
 
+def mean_speed(lines: list[Metrics]) -> float | None:
+    """Tokens by time over all steps but the first, which warms up; over the one step if there is no other."""
+    steps = [line for line in lines if line.step_time and line.tokens_per_s]
+    steps = steps[1:] or steps
+    seconds = sum(line.step_time or 0.0 for line in steps)
+    return sum((line.tokens_per_s or 0.0) * (line.step_time or 0.0) for line in steps) / seconds if seconds else None
+
+
 class MetricsFile:
     """Appends lines; each is on its way to the disk when `write` returns, and on it after `sync`.
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import attrs
 from attrs import Factory, frozen
 
+from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
 from apr_train.family.card import ObjectiveName
+from apr_train.run.precision import PRECISION_TYPES
 from apr_train.suggest import did_you_mean
 
 MAY_CHANGE = "may change at a resume"
@@ -110,7 +115,7 @@ class ModelSettings:
     """[model]: what is trained, and from where."""
 
     arch: str | None = option(
-        None, "Family to train; may be left out when exactly one installed family claims --init.", kind=str
+        None, "Family; may be left out when exactly one installed family claims the checkpoint.", kind=str
     )
     init: str | None = option(
         None,
@@ -126,14 +131,14 @@ class ModelSettings:
         decides=False,
     )
     vocab_size: int | None = option(None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1)
-    rope_layout: str | None = option(
+    rope_layout: RopeRows | None = option(
         None,
-        "Order of the rows of q and k in --init, for a file that does not say.",
+        "Order of the rows of q and k, for a checkpoint that does not say.",
         kind=str,
-        choices=("split-half", "adjacent"),
+        choices=get_args(RopeRows),
         decides=False,
     )
-    objective: ObjectiveName | None = option(  # noqa: RUF009 - a field, as the others are
+    objective: ObjectiveName | None = option(
         None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(ObjectiveName)
     )
     attention: str | None = option(None, "Force one attention backend, or fail with its reason.", kind=str)
@@ -200,7 +205,7 @@ class RunSettings:
         None,
         "fp32; bf16: float32 weights under autocast; bf16-weights: everything in bfloat16. bf16 where the hardware has it.",
         kind=str,
-        choices=("fp32", "bf16", "bf16-weights"),
+        choices=tuple(PRECISION_TYPES),
     )
     compile: bool = option(False, "Compile the blocks with torch.compile.", kind=bool)
     recompute: bool = option(False, "Recompute each block in the backward pass: less memory, more time.", kind=bool)
@@ -231,6 +236,8 @@ class Settings:
     run: RunSettings = Factory(RunSettings)
 
 
+CHECKPOINT_SUFFIXES = frozenset({".apr", ".gguf", ".safetensors"})
+
 GROUPS: dict[str, type] = {
     "model": ModelSettings,
     "data": DataSettings,
@@ -238,3 +245,33 @@ GROUPS: dict[str, type] = {
     "run": RunSettings,
 }
 """TOML table → its class."""
+
+
+def run_stem(settings: Settings) -> str:
+    """`family-x` for `--init x.apr`, `family-preset` from scratch: the name of a run without `--run`."""
+    model = settings.model
+    origin = _name_of(Path(model.init).resolve()) if model.init is not None else model.preset
+    return f"{model.arch}-{origin}"
+
+
+def _name_of(path: Path) -> str:
+    """A checkpoint's name without its suffix; a folder has none: `Qwen2.5-Coder-0.5B` is a whole name."""
+    return path.stem if path.suffix.lower() in CHECKPOINT_SUFFIXES and not path.is_dir() else path.name
+
+
+def absolute_paths(settings: Settings) -> Settings:
+    """The paths of inputs made absolute, so that the run's settings mean the same from any folder."""
+    model = settings.model
+    init, tokenizer = (None if path is None else str(Path(path).absolute()) for path in (model.init, model.tokenizer))
+    return attrs.evolve(
+        settings,
+        model=attrs.evolve(model, init=init, tokenizer=tokenizer),
+        data=attrs.evolve(settings.data, data=tuple(_absolute(item) for item in settings.data.data)),
+    )
+
+
+def _absolute(item: str) -> str:
+    """A path, or a glob, in which nothing but what the user wrote is a pattern."""
+    here = str(Path.cwd())
+    there = os.path.exists(item)  # noqa: PTH110  # Path's raises for a name that is too long
+    return str(Path(here if there else glob.escape(here), item))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+import tomli_w
 
 from apr_train.errors import ConfigError, RunError
 from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
@@ -80,24 +80,7 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 def to_toml(settings: Settings) -> str:
     """Write settings so that `read_toml` gives them back equal; what is None is left out."""
-    lines = []
-    for group in GROUPS:
-        lines.append(f"[{group}]")
-        values = attrs.asdict(getattr(settings, group))
-        lines += [f"{name} = {_literal(value)}" for name, value in values.items() if value is not None]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _literal(value: Any) -> str:
-    """One TOML value. JSON's strings are TOML's, but for the DEL character."""
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value)
+    return tomli_w.dumps(attrs.asdict(settings, filter=lambda _, value: value is not None))
 
 
 def check_resume(started: Settings, wanted: Settings) -> None:

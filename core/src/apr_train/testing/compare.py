@@ -1,4 +1,4 @@
-"""Compare two implementations of the same model: relative errors per tensor, and the table of those that are too large.
+"""Comparison of two implementations of the same model: relative errors per tensor, and a finding for each too large one.
 
 Works on torch tensors and on numpy arrays; everything is computed in float64.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from apr_train.errors import AprTrainError
+from apr_train.errors import AprTrainError, Finding
 
 
 class ConformanceError(AprTrainError):
@@ -18,14 +18,14 @@ class ConformanceError(AprTrainError):
 
 
 def fail_on(faults: Iterable[str], *, where: str) -> None:
-    """Raise with all faults in one message; do nothing when there are none.
+    """Raise one error with a finding per fault; do nothing when there are none.
 
     Raises:
         ConformanceError: when `faults` has any.
     """
-    found = list(faults)
-    if found:
-        raise ConformanceError("; ".join(found), where=where)
+    findings = [Finding(problem=fault, subject=where) for fault in faults]
+    if findings:
+        raise ConformanceError.of(findings)
 
 
 FLOAT32 = 1e-5

@@ -16,7 +16,7 @@ from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import to_checkpoint, to_parameters
 from apr_train.family.plugin import Family
-from apr_train.family.registry import Registry, claims
+from apr_train.family.registry import Registry
 from apr_train.testing.compare import fail_on
 from apr_train.testing.models import meta_model, parameter_shapes, random_tensors
 
@@ -36,7 +36,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
         hf_class=family.info.hf_classes[-1 if layout.bare else 0] if layout.names == "hf" else None,
         architecture=family.info.model_type if layout.names == "hf" else family.info.gguf_architectures[0],
         config=values,
-        tensors={entry.checkpoint: _info(entry.checkpoint, entry.shape or ()) for entry in entries},
+        tensors={entry.checkpoint: _info(entry.checkpoint, entry.shape) for entry in entries},
         names=layout.names,
         rope_rows=layout.rope_rows if family.info.kind == "decoder" else None,
         tie=Tie(config.tie_word_embeddings, "metadata"),
@@ -61,7 +61,7 @@ EXACT_BELOW = 1 << 22
 
 
 def installed_family(name: str) -> Family:
-    """The family as `--arch NAME` finds it, its entry point included (and any installed wrappers around it).
+    """The family as `--arch NAME` finds it, its entry point included.
 
     Raises:
         PluginError: it is not installed, or broken.
@@ -89,7 +89,7 @@ def check_family(family: Family) -> None:
 
 def check_import(family: Family) -> None:
     """Importing the plugin must be a matter of milliseconds: neither torch nor transformers may come along."""
-    module = family.source.entry_point.value
+    module = family.plugin.entry_point.value
     code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -112,7 +112,7 @@ def check_config(family: Family, config: ModelConfig) -> None:
     header = header_from(family, config)
     if family.build_config(header=header) != config:
         faults.append("the config read from its own header is another one")
-    if not claims(family.info, header):
+    if not family.info.claims(header):
         faults.append("the family does not claim its own file")
     faults += [f"{name} is guessed when the file lacks it" for name in _guessed(family, config, header)]
     fail_on(faults, where=f"{family.name} build_config")
@@ -126,13 +126,13 @@ def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[st
         try:
             family.build_config(header=evolve(header, config=values, tie=tie))
         except ConfigError as error:
-            if name in str(error):
+            if any(finding.field == name for finding in error.findings):
                 continue
         yield name
 
 
 def check_hooks(family: Family, config: ModelConfig) -> None:
-    """Hooks must answer with the right types (the facade checks that), find a sound file sound, survive an empty one."""
+    """Hooks must answer with the right types (`Family` checks that), find a sound file sound, survive an empty one."""
     family.attention_impl(config)
     sound = header_from(family, config)
     faults = [
@@ -171,7 +171,7 @@ def check_there_and_back(family: Family, config: ModelConfig, layout: Layout) ->
     """
     name_map = family.map_tensor_names(config, layout)
     names = {entry.checkpoint for entry in name_map.fills.values()}
-    count = sum(int(np.prod(entry.shape or ())) for entry in name_map.fills.values())
+    count = sum(int(np.prod(entry.shape)) for entry in name_map.fills.values())
     if count > EXACT_BELOW:
         return
     before = random_tensors(name_map)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from apr_train.family.plugin import Family
 from apr_train.model.attention import load_backend
 from apr_train.model.build import build_model
 from apr_train.model.load import LoadReport, load_weights
-from apr_train.preflight.tensor_rules import layout_of
-from apr_train.testing.compare import fail_on
+from apr_train.testing.compare import ConformanceError
 
 
 def meta_model(family: Family, config: ModelConfig, *, attention: str = "eager") -> nn.Module:
@@ -38,7 +37,7 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def random_tensors(name_map: NameMap, *, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """A float32 tensor of independent random numbers for every checkpoint name that fills a parameter."""
     source = np.random.default_rng(seed)
-    return {entry.checkpoint: source.standard_normal(entry.shape or (), dtype=np.float32) for entry in name_map.fills.values()}
+    return {entry.checkpoint: source.standard_normal(entry.shape, dtype=np.float32) for entry in name_map.fills.values()}
 
 
 @torch.no_grad()
@@ -76,18 +75,19 @@ def model_from_tensors(
     """
     name_map = family.map_tensor_names(config, layout or Layout())
     infos = {name: TensorInfo(name, "F32", tuple(tensor.shape), 0) for name, tensor in tensors.items()}
-    plan = plan_load(name_map, infos, where="tensors")
-    fail_on((str(finding) for finding in plan.findings), where=family.name)
+    plan = plan_load(name_map, infos, where=f"tensors for {family.name}")
+    if plan.findings:
+        raise ConformanceError.of(plan.findings)
     parameters = {name: tensor.detach().clone() for name, tensor in to_parameters(name_map, tensors).items()}
-    model: Any = meta_model(family, config, attention=attention)
+    model = meta_model(family, config, attention=attention)
     fresh = [entry.parameter for entry in plan.fresh]
-    parameters |= {str(entry.parameter): torch.empty(entry.shape or ()) for entry in plan.fresh}
+    parameters |= {entry.parameter: torch.empty(entry.shape) for entry in plan.fresh}
     model.load_state_dict(parameters, strict=True, assign=True)
     if fresh:
-        model.initialize(torch.Generator().manual_seed(seed), fresh)
+        model.initialize(torch.Generator().manual_seed(seed), fresh)  # type: ignore[operator] # LanguageModel's
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return cast(nn.Module, model.eval())
+    return model.eval()
 
 
 def model_from_file(
@@ -103,7 +103,7 @@ def model_from_file(
     with open_checkpoint(path) as checkpoint:
         header = resolve_tie(checkpoint)
         config = family.build_config(header=header)
-        name_map = family.map_tensor_names(config, layout_of(header, family))
+        name_map = family.map_tensor_names(config, family.info.layout_of(header))
         plan = plan_load(name_map, header.tensors, where=header.path)
         model = meta_model(family, config, attention=attention)
         report = load_weights(model, checkpoint, plan, dtype=dtype, generator=torch.Generator().manual_seed(seed))

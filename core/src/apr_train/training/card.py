@@ -8,10 +8,9 @@ from typing import Any
 import attrs
 
 from apr_train.preflight.machine_rules import gigabytes
-from apr_train.run.metrics import Metrics
+from apr_train.run.metrics import Metrics, mean_speed
 from apr_train.run.settings_file import to_toml
 from apr_train.training.setup import Prepared
-from apr_train.training.summary import mean_speed
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 
@@ -33,18 +32,18 @@ def model_card(prepared: Prepared, lines: list[Metrics], sample: tuple[str, str]
 
 
 def _model(prepared: Prepared) -> Iterator[str]:
-    run, report, header = prepared.run, prepared.report, prepared.write_model.header
+    run, report, header = prepared.run, prepared.report, prepared.inputs.header
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     rows = {
         "family": f"{run.settings.model.arch}, {report.family.distribution} {report.family.version}" if report.family else "",
         "parameters": f"{parameters:,}",
         "objective": run.objective.name,
-        "attention": str(prepared.attention).removeprefix("attention: "),
+        "attention": prepared.attention.summary,
         "started from": run.settings.model.init or "fresh weights",
-        "init hash": prepared.identity.init or "–",
-        "corpus": prepared.corpus.description,
-        "corpus hash": prepared.identity.corpus,
-        "tokenizer": f"{prepared.tokenizer.size:,} tokens, {prepared.identity.tokenizer}",
+        "init hash": prepared.inputs.identity.init or "–",
+        "corpus": prepared.inputs.corpus.description,
+        "corpus hash": prepared.inputs.identity.corpus,
+        "tokenizer": f"{prepared.inputs.tokenizer.size:,} tokens, {prepared.inputs.identity.tokenizer}",
     }
     inherited = dict(header.provenance) if header is not None else {}
     rows |= {name: str(inherited.get(name) or "not stated") for name in _PROVENANCE}

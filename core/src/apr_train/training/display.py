@@ -1,58 +1,68 @@
-"""What a run says while it goes: a live line on a terminal, a plain line every few steps otherwise."""
+"""What a run shows: its opening lines, a live line on a terminal or a plain line every few steps, its closing lines."""
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import click
 
-from apr_train.data.protocols import Progress
-from apr_train.run.metrics import Metrics
+from apr_train.run.events import RunEvents
+from apr_train.run.folder import CARD, METRICS, MODEL
+from apr_train.run.metrics import Metrics, mean_speed
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
+
+    from apr_train.training.loop import Outcome
+    from apr_train.training.setup import Prepared
 
 
-class Display(Protocol):
-    """Where the loop reports to; a context manager."""
+def opening(prepared: Prepared) -> dict[str, str]:
+    """The lines of a run's start, label → text: what is trained, from where, on what, and how."""
+    run, family = prepared.run, prepared.inputs.cleared.family
+    settings, corpus = run.settings, prepared.inputs.corpus
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    data = settings.data
+    per_step = (data.batch_size or 1) * (data.sequence_length or 1) * data.accumulate
+    origin = settings.model.init or f"from scratch, preset {settings.model.preset}"
+    lines = {
+        "family": f"{settings.model.arch} ({family.distribution} {family.version})" if family else str(settings.model.arch),
+        "model": f"{parameters:,} parameters, {origin}",
+        "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
+        "attention": prepared.attention.summary,
+        "data": f"{corpus.description}: {len(corpus.train):,} tokens, {len(corpus.validation):,} held out",
+        "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
+        f"{run.objective}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
+        "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
+        "folder": str(run.folder),
+    }
+    if run.step:
+        lines["resumed"] = f"at step {run.step}"
+    return lines
 
-    def say(self, text: str) -> None:
-        """One message that stays."""
-        ...
 
-    def step(self, line: Metrics) -> None:
-        """A finished step."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """A bar on stderr for work that counts bytes, which appears with the first count; None where there is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            task = tasks[stage] if stage in tasks else tasks.setdefault(stage, bar.add_task(stage, total=total))
-            bar.update(task, completed=done, total=total)
-
-        yield report
+def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[str, str]:
+    """The lines of a run's end, label → text; `lines` are all of metrics.jsonl, which a stopped run does not need."""
+    run = prepared.run
+    if outcome.stopped_by is not None:
+        saved = f"after step {run.step} of {run.settings.run.steps}; everything is saved"
+        return {
+            "stopped": f"by {outcome.stopped_by} {saved if run.step else 'before step 1: nothing to save yet'}",
+            "go on with": f"apr-train --resume {shlex.quote(str(run.folder))}",
+        }
+    told = {}
+    measured = [line for line in lines if line.val_loss is not None]
+    if measured:
+        told["validation loss"] = f"{measured[0].val_loss:.4f} → {measured[-1].val_loss:.4f}"
+    if (speed := mean_speed(lines)) is not None:
+        told["speed"] = f"{speed:,.0f} tokens/s"
+    told["model"] = str(run.folder / MODEL)
+    told["card"] = str(run.folder / CARD)
+    told["metrics"] = str(run.folder / METRICS)
+    return told
 
 
 def describe(line: Metrics, steps: int) -> str:
@@ -121,6 +131,6 @@ class LiveDisplay:
         self._progress.stop()
 
 
-def make_display(steps: int, *, done: int, every: int) -> Display:
+def make_display(steps: int, *, done: int, every: int) -> RunEvents:
     """Live on a terminal, plain lines in a pipe or a file."""
     return LiveDisplay(steps, done) if sys.stdout.isatty() else PlainDisplay(steps, every)

@@ -50,7 +50,7 @@ def _most_likely(logits: Tensor) -> int:
 def finish(prepared: Prepared) -> tuple[list[Metrics], tuple[str, str] | None]:
     """Write model.apr and MODEL_CARD.md; returns all metrics, and prompt and continuation if there is a sample."""
     run = prepared.run
-    prepared.write_model(run.folder / MODEL, run.model, step=run.step)
+    run.write_model(run.folder / MODEL, run.model, step=run.step)
     lines = read_metrics(run.folder / METRICS)
     sample = _sample(prepared)
     write_file(run.folder / CARD, model_card(prepared, lines, sample).encode("utf-8"))
@@ -63,7 +63,7 @@ def _sample(prepared: Prepared) -> tuple[str, str] | None:
     if run.objective.kind != "decoder" or not wanted.sample_tokens:
         return None
     prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
-    tokenizer, header = prepared.tokenizer, prepared.write_model.header
+    tokenizer, header = prepared.inputs.tokenizer, prepared.inputs.header
     try:
         ids = ids_of_prompt(tokenizer, prompt)
     except DataError as error:  # the training is done: a run is not lost to its sample

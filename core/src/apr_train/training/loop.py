@@ -17,7 +17,6 @@ from apr_train.training.checkpoint import broken_weights
 from apr_train.training.evaluation import judge_start
 from apr_train.training.optimizer import set_learning_rate
 from apr_train.training.run import Run
-from apr_train.training.schedule import learning_rate
 from apr_train.training.signals import StopRequest
 from apr_train.training.step import NonFiniteError, train_step
 
@@ -106,7 +105,7 @@ def _save(run: Run, metrics: MetricsFile) -> None:
 def _step(run: Run) -> Metrics:
     """One optimizer step; moves the run's position."""
     settings, step = run.settings, run.step + 1
-    rate = learning_rate(step, settings.run.steps, settings.optimizer)
+    rate = run.schedule.rate(step)
     set_learning_rate(run.optimizer, rate)
     begin = perf_counter()
     result = train_step(

@@ -14,7 +14,7 @@ from apr_train.run.settings import OptimizerSettings
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: OptimizerSettings, *, lr: float) -> torch.optim.AdamW:
     """Two groups: matrices (embeddings included) with decay, vectors (norms and biases) without.
 
     The state starts empty, whatever checkpoint the weights came from (FALSIFY-APR-PRETRAIN-INIT-009).
@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
     ]
     groups = [group for group in groups if group["params"]]
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, lr=settings.lr or 0.0, betas=betas, eps=settings.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -14,13 +14,14 @@ from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
+from apr_train.run.events import RunEvents
 from apr_train.run.folder import METRICS, checkpoints, remove_checkpoint
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.settings import Settings
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
-from apr_train.training.display import Display
 from apr_train.training.evaluation import validate
+from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
@@ -31,7 +32,7 @@ class Run:
     """A run and its position; `train` moves it on."""
 
     settings: Settings
-    """Resolved: nothing that the loop reads is None."""
+    schedule: Schedule
     folder: Path
     model: nn.Module = field(repr=False)
     optimizer: torch.optim.Optimizer = field(repr=False)
@@ -41,7 +42,7 @@ class Run:
     precision: Precision
     device: torch.device
     write_model: ModelWriter = field(repr=False)
-    display: Display = field(repr=False)
+    display: RunEvents = field(repr=False)
     warm: bool = False
     """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
     fresh: tuple[str, ...] = ()

@@ -2,45 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
 
 import torch
 from attrs import frozen
-from torch import nn
 
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.data.batch import Batch
+from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import Corpus, load_corpus
-from apr_train.data.objectives import OBJECTIVES
-from apr_train.data.stream import BatchStream
+from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
-from apr_train.family.card import ObjectiveName
-from apr_train.family.config import ModelConfig
-from apr_train.family.plugin import Family
+from apr_train.family.card import Layout
+from apr_train.model.acceleration import make_deterministic
 from apr_train.model.attention import Choice
-from apr_train.model.device import PRECISIONS, choose_device
+from apr_train.model.device import choose_device, default_precision
 from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
-from apr_train.preflight.run_rules import outside_findings
+from apr_train.preflight.opening import open_source
+from apr_train.preflight.report import Cleared
+from apr_train.preflight.run_rules import collected, judge_run, outside_findings
+from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
+from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, locked, new_run_folder
 from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.run.progress import stage_bars
+from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
-from apr_train.run.settings import Settings
+from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
-from apr_train.training.defaults import resolve, run_stem
-from apr_train.training.display import make_display, progress_bar
-from apr_train.training.inputs import Inputs, Say, held_out, model_file, training_stream
+from apr_train.training.defaults import Decided, decide
+from apr_train.training.display import make_display
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
 from apr_train.training.run import Run, restore
-from apr_train.training.source import collected, init_hash, judge, machine, open_source, require_known_ids, tokenizer_for
+
+
+@frozen(kw_only=True)
+class Examined:
+    """What a run would start from, open, and what the preflight says of it."""
+
+    checkpoint: Checkpoint | None
+    """None: the run starts from scratch."""
+    header: Header | None
+    """The checkpoint's, its tie decided."""
+    report: Report
+
+
+@frozen(kw_only=True)
+class Inputs:
+    """What a run reads, decided and compared with what it was started on, before anything of the run is made."""
+
+    decided: Decided
+    cleared: Cleared
+    header: Header | None
+    """Of the checkpoint that the weights come from: provenance is inherited from it."""
+    tokenizer: Tokenizer
+    corpus: Corpus
+    identity: Identity
 
 
 @frozen(kw_only=True)
@@ -48,43 +75,49 @@ class Prepared:
     """A run at its start, with what the summary, the sample and the card tell."""
 
     run: Run
+    inputs: Inputs
     report: Report
-    corpus: Corpus
-    tokenizer: Tokenizer
     attention: Choice
     loaded: LoadReport | None
-    identity: Identity
-    write_model: ModelFile
+    """None: all weights are fresh."""
 
 
-@frozen(kw_only=True)
-class _Parts:
-    """What a run is made of that can fail; a new run's folder comes after it, so that a failed start leaves none."""
+@contextmanager
+def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]:
+    """Open the source of the weights and judge the run; the report may hold errors. The source is closed at the end.
 
-    model: nn.Module
-    loaded: LoadReport | None
-    attention: Choice
-    stream: BatchStream
-
-
-def examine(asked: Settings, resume: Resume | None = None) -> tuple[Checkpoint | None, Header | None, Report]:
-    """Open the source of the weights and judge the run; the report may hold errors.
+    Asks torch for deterministic algorithms, where the run wants them: not every backend's operators are, and one that is
+    tried out without would be refused at the first step.
 
     Raises:
         PreflightError: when the source cannot be opened, with all that can be known without it.
     """
-    device, precision = machine(asked.run)
+    if asked.run.deterministic:
+        make_deterministic()
+    device, precision = _machine(asked.run)
+    with ExitStack() as held:
+        checkpoint = _opened(asked, resume, device, held)
+        header, report = judge_run(asked, checkpoint, device=device, precision=precision, resume=resume)
+        yield Examined(checkpoint=checkpoint, header=header, report=report)
+
+
+def _machine(run: RunSettings) -> tuple[str, str]:
+    """Device and precision by name, as asked for or chosen; a device that is not here is left for the preflight to find."""
+    if run.device is not None and device_findings(run.device):
+        return run.device, run.precision or "fp32"
+    device = choose_device(run.device)
+    return str(device), run.precision or default_precision(device)
+
+
+def _opened(asked: Settings, resume: Resume | None, device: str, held: ExitStack) -> Checkpoint | None:
     started = None if resume is None else resume.model_path
     path, layout = (started, None) if started is not None else (asked.model.init, asked.model.rope_layout)
+    if path is None:
+        return None
     checkpoint, unopened = collected(lambda: open_source(path, layout))
-    if unopened:
+    if checkpoint is None:
         raise PreflightError([*unopened, *device_findings(device), *outside_findings(asked, resume)])
-    try:
-        return checkpoint, *judge(asked, checkpoint, device=device, precision=precision, resume=resume)
-    except BaseException:
-        if checkpoint is not None:
-            checkpoint.close()
-        raise
+    return held.enter_context(checkpoint)
 
 
 @contextmanager
@@ -97,101 +130,155 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
     with ExitStack() as held:
-        checkpoint, header, report = examine(asked, resume)
-        if checkpoint is not None:
-            held.callback(checkpoint.close)
-        report.raise_for_errors()
-        for finding in report.warnings:
+        examined = held.enter_context(examine(asked, resume))
+        cleared = examined.report.cleared()
+        for finding in examined.report.warnings:
             say(f"warning: {finding}")
         if resume is not None:
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
-        inputs = _gather(asked, resume, checkpoint, header, report, say)
-        parts = _make(inputs, checkpoint, say)
-        if checkpoint is not None:
-            checkpoint.close()
-        folder = resume.folder if resume is not None else held.enter_context(_new_folder(inputs))
-        yield _ready(inputs, parts, folder, resume)
+        inputs = _gather(asked, resume, examined, cleared, say)
+        yield _prepared(inputs, examined, resume, held, say)
 
 
-def _gather(
-    asked: Settings, resume: Resume | None, source: Checkpoint | None, header: Header | None, report: Report, say: Say
-) -> Inputs:
+def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
-    family, config = cast(Family, report.family), cast(ModelConfig, report.config)
-    objective, device = OBJECTIVES[cast(ObjectiveName, report.objective)], choose_device(asked.run.device)
-    settings = resolve(asked, family=family.info, config=config, objective=objective.name, device=device)
-    tokenizer = build_tokenizer(tokenizer_for(settings, report, config, family, say))
-    with progress_bar() as progress:
-        corpus = load_corpus(settings.data, tokenizer, progress=progress, notice=say)
-    require_known_ids(corpus.max_token_id, config)
-    init = init_hash(settings, source if resume is None else None, resume.folder if resume else None, say)
+    device = choose_device(asked.run.device)
+    decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective.name, device=device)
+    tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
+    with stage_bars() as progress:
+        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=say)
+    if findings := corpus_findings(corpus.max_token_id, cleared.config):
+        raise PreflightError(findings)
+    init = _init_hash(decided.settings, examined.checkpoint, resume, say)
     identity = Identity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
     if resume is not None:
         check_identity(read_identity(resume.folder), identity, folder=resume.folder)
     return Inputs(
-        settings=settings,
-        device=device,
-        header=header,
-        report=report,
-        family=family,
-        config=config,
-        objective=objective,
+        decided=decided,
+        cleared=cleared,
+        header=examined.header,
         tokenizer=tokenizer,
         corpus=corpus,
         identity=identity,
     )
 
 
-def _make(inputs: Inputs, source: Checkpoint | None, say: Say) -> _Parts:
-    settings, device, objective = inputs.settings, inputs.device, inputs.objective
-    precision = PRECISIONS[cast(str, settings.run.precision)]
-    choice = choose_attention(inputs.family, inputs.config, settings, objective, precision, device)
+def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerSpec:
+    """The tokenizer that the preflight has seen; without any, a byte-level BPE of the model's vocabulary from the corpus.
+
+    Raises:
+        DataError: when there is no text to learn from.
+        PreflightError: PREFLIGHT-017; pretrained weights know nothing of the ids of a new tokenizer.
+    """
+    if cleared.tokenizer is not None:
+        return cleared.tokenizer
+    if settings.model.init is not None:
+        raise PreflightError([no_tokenizer(needed=True)])
+    size = cleared.config.vocab_size
+    say(f"no tokenizer given: a byte-level BPE of {size:,} tokens is made from the corpus, once")
+    return train_bpe(settings.data, size, encoder=cleared.family.info.kind == "encoder", notice=say)
+
+
+def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | None, say: Say) -> str | None:
+    """The content hash of the file of `--init`; of a resumed run's, as far as the file is still there."""
+    path = settings.model.init
+    if path is None:
+        return None
+    if resume is None and source is not None:
+        return source.content_hash()
+    if resume is not None and not Path(path).exists():
+        say(f"{path} is gone: whether it is still what the run started from cannot be checked")
+        return read_identity(resume.folder).init
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.content_hash()
+
+
+def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say) -> Prepared:
+    """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
+    decided = inputs.decided
+    choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
-    model, loaded = make_model(inputs.report, choice, source, settings, precision=precision, device=device)
-    return _Parts(model=model, loaded=loaded, attention=choice, stream=stream)
-
-
-def _new_folder(inputs: Inputs) -> AbstractContextManager[Path]:
-    run = inputs.settings.run
-    return new_run_folder(Path(run.out), run.run, run_stem(inputs.settings))
-
-
-def _ready(inputs: Inputs, parts: _Parts, folder: Path, resume: Resume | None) -> Prepared:
-    """Put a resumed run back to where it was, and note in the folder what the run is."""
-    run = _run(inputs, parts, folder, done=resume.step if resume is not None else 0)
+    model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
+    if examined.checkpoint is not None:
+        examined.checkpoint.close()  # its map may be as large as the model
+    folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
+    run = Run(
+        settings=decided.settings,
+        schedule=decided.schedule,
+        folder=folder,
+        model=model,
+        optimizer=make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr),
+        stream=stream,
+        held_out=held_out(inputs),
+        objective=inputs.cleared.objective,
+        precision=decided.precision,
+        device=decided.device,
+        write_model=model_file(inputs),
+        display=make_display(decided.schedule.steps, done=0 if resume is None else resume.step, every=_log_every(decided)),
+        warm=decided.settings.model.init is not None,
+        fresh=loaded.fresh if loaded is not None else (),
+        vocab_size=inputs.cleared.config.vocab_size,
+    )
     if resume is not None:
         restore(run, resume)
     else:
         write_identity(folder, inputs.identity)
-    write_file(folder / CONFIG, to_toml(inputs.settings).encode("utf-8"))
-    return Prepared(
-        run=run,
-        report=inputs.report,
-        corpus=inputs.corpus,
-        tokenizer=inputs.tokenizer,
-        attention=parts.attention,
-        loaded=parts.loaded,
-        identity=inputs.identity,
-        write_model=cast(ModelFile, run.write_model),
+    write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
+    return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+
+
+def _log_every(decided: Decided) -> int:
+    return decided.settings.run.log_every
+
+
+def _new_folder(settings: Settings) -> AbstractContextManager[Path]:
+    return new_run_folder(Path(settings.run.out), settings.run.run, run_stem(settings))
+
+
+def model_file(inputs: Inputs) -> ModelFile:
+    """The writer of the run's model.apr."""
+    family, config = inputs.cleared.family, inputs.cleared.config
+    return ModelFile(
+        info=family.info,
+        config=config,
+        name_map=family.map_tensor_names(config, Layout()),
+        header=inputs.header,
+        tokenizer=inputs.tokenizer.spec,
+        origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__)),
     )
 
 
-def _run(inputs: Inputs, parts: _Parts, folder: Path, *, done: int) -> Run:
-    settings, loaded = inputs.settings, parts.loaded
-    return Run(
-        settings=settings,
-        folder=folder,
-        model=parts.model,
-        optimizer=make_optimizer(parts.model, settings.optimizer),
-        stream=parts.stream,
-        held_out=held_out(inputs),
-        objective=inputs.objective,
-        precision=PRECISIONS[cast(str, settings.run.precision)],
-        device=inputs.device,
-        write_model=model_file(inputs),
-        display=make_display(settings.run.steps, done=done, every=settings.run.log_every),
-        warm=settings.model.init is not None,
-        fresh=loaded.fresh if loaded is not None else (),
-        vocab_size=inputs.config.vocab_size,
+def training_stream(inputs: Inputs, say: Say) -> BatchStream:
+    """The training batches, from the first one on; `say` is told when an epoch ends.
+
+    Raises:
+        DataError: when the corpus is too small for one row.
+    """
+    decided, data = inputs.decided, inputs.decided.settings.data
+    return BatchStream(
+        inputs.corpus.train,
+        objective=inputs.cleared.objective,
+        sequence_length=decided.sequence_length,
+        batch_size=decided.batch_size,
+        seed=decided.settings.run.seed,
+        tokenizer=inputs.tokenizer,
+        document_mask=data.document_mask,
+        mask_probability=data.mask_probability,
+        on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
+    )
+
+
+def held_out(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
+    """A function that gives the validation batches, the same ones each time."""
+    decided, data = inputs.decided, inputs.decided.settings.data
+    return lambda: validation_batches(
+        inputs.corpus.validation,
+        objective=inputs.cleared.objective,
+        sequence_length=decided.sequence_length,
+        batch_size=decided.batch_size,
+        tokenizer=inputs.tokenizer,
+        document_mask=data.document_mask,
+        mask_probability=data.mask_probability,
+        max_rows=data.val_batches * decided.batch_size,
     )

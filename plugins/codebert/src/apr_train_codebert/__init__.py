@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from apr_train import rules
-from apr_train.checkpoint.header import Header
-from apr_train.errors import Finding, NameMapError
-from apr_train.family.card import FamilyInfo, Layout
-from apr_train.family.config import ModelConfig, choose_preset
-from apr_train.family.encoder_config import EncoderConfig
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap, Rule, ignored, rename, tie
+from apr_train.family import (
+    EncoderConfig,
+    FamilyInfo,
+    Finding,
+    Header,
+    Layout,
+    ModelConfig,
+    NameMap,
+    NameMapError,
+    Rule,
+    choose_preset,
+    hookimpl,
+    ignored,
+    rename,
+    rules,
+    tie,
+)
 
 PRESETS: Mapping[str, EncoderConfig] = {
     "base": EncoderConfig(

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apr_train import rules
-from apr_train.checkpoint.header import Header
-from apr_train.errors import Finding
-from apr_train.family.card import FamilyInfo, Layout
-from apr_train.family.config import ModelConfig, choose_preset
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.decoder_names import decoder_rules, tensors_have
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap
+from apr_train.family import (
+    DecoderConfig,
+    FamilyInfo,
+    Finding,
+    Header,
+    Layout,
+    ModelConfig,
+    NameMap,
+    choose_preset,
+    decoder_rules,
+    hookimpl,
+    rules,
+    tensors_have,
+)
 
 PRESETS: Mapping[str, DecoderConfig] = {
     "370m": DecoderConfig(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from apr_train import rules
-from apr_train.checkpoint.header import Header
-from apr_train.errors import Finding, NameMapError
-from apr_train.family.card import FamilyInfo, Layout
-from apr_train.family.config import ModelConfig, choose_preset
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import NameMap
+from apr_train.family import (
+    DecoderConfig,
+    FamilyInfo,
+    Finding,
+    Header,
+    Layout,
+    ModelConfig,
+    NameMap,
+    NameMapError,
+    choose_preset,
+    decoder_rules,
+    hookimpl,
+    rules,
+)
 
 
 def _published(

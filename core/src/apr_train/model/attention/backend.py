@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from apr_train.family.config import positive_int
+from apr_train.family.config import ModelConfig, positive_int
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from apr_train.family.decoder_config import DecoderConfig
-    from apr_train.family.encoder_config import EncoderConfig
     from apr_train.model.attention.masks import Mask, MaskKind
 
 
@@ -35,9 +33,7 @@ class Request:
     """Whether gradients are needed."""
 
     @classmethod
-    def for_config(
-        cls, config: DecoderConfig | EncoderConfig, *, device: str, dtype: str, mask: MaskKind, training: bool = True
-    ) -> Request:
+    def for_config(cls, config: ModelConfig, *, device: str, dtype: str, mask: MaskKind, training: bool = True) -> Request:
         """Ask for what a config's attention needs; dropout counts in training only."""
         dropout = getattr(config, "attention_probs_dropout_prob", 0.0) if training else 0.0
         return cls(

@@ -32,10 +32,15 @@ class Choice:
     forced: bool = False
     """Whether the user asked for this one by name."""
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The backend, how it was chosen, and the reasons against the others, in a line."""
         how = "as asked" if self.forced else "first that can run"
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
-        return f"attention: {self.backend.name} ({how}){reasons}"
+        return f"{self.backend.name} ({how}){reasons}"
+
+    def __str__(self) -> str:
+        return f"attention: {self.summary}"
 
 
 def load_backend(name: str) -> AttentionBackend:

@@ -36,14 +36,14 @@ def test_this_machine_says_how_much_memory_is_free():
 
 
 @pytest.mark.rule("PREFLIGHT-014")
-@pytest.mark.parametrize(("weight_bytes", "checkpoints", "needed"), [(4, 3, 4000), (2, 3, 2000), (4, 0, 400)])
-def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, monkeypatch, weight_bytes, checkpoints, needed):
+@pytest.mark.parametrize(("bytes_each", "checkpoints", "needed"), [(4, 3, 4000), (2, 3, 2000), (4, 0, 400)])
+def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, monkeypatch, bytes_each, checkpoints, needed):
     class Usage:
         free = needed
 
     monkeypatch.setattr("apr_train.preflight.machine_rules.shutil.disk_usage", lambda folder: Usage)
-    assert disk_findings(tmp_path, 100, checkpoints, weight_bytes=weight_bytes) == []
-    assert len(disk_findings(tmp_path, 101, checkpoints, weight_bytes=weight_bytes)) == 1
+    assert disk_findings(tmp_path, 100, checkpoints, bytes_each=bytes_each) == []
+    assert len(disk_findings(tmp_path, 101, checkpoints, bytes_each=bytes_each)) == 1
 
 
 def test_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path):

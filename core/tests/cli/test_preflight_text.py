@@ -1,7 +1,7 @@
 """How findings of many layers become one line."""
 
 import attrs
-from apr_train.cli.report_text import by_layer
+from apr_train.cli.preflight_text import by_layer
 from apr_train.errors import Finding
 
 

@@ -1,0 +1,163 @@
+"""A plugin's module: imported, its data card and hooks checked against the contract, and made a `Family`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import pluggy
+from pluggy import HookImpl
+
+from apr_train.errors import PluginError
+from apr_train.family import hooks
+from apr_train.family.card import API_VERSION, FamilyInfo
+from apr_train.family.discovery import FAMILIES, InstalledPlugin
+from apr_train.family.plugin import Family, HookCallLog
+from apr_train.suggest import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+MANDATORY = ("build_config", "map_tensor_names", "validate_family", "attention_impl")
+
+
+def load_family(plugin: InstalledPlugin) -> Family:
+    """Import an installed plugin and check everything that the contract demands of its module.
+
+    Raises:
+        PluginError: the import fails, the data card is wrong, or a hook is unknown, missing or of wrong arguments.
+    """
+    module = _import_module(plugin)
+    with _examination(plugin):
+        info = _read_card(plugin, module)
+        _check_hooks(plugin, module)
+        return Family(info=info, plugin=plugin, manager=_make_manager(plugin, module))
+
+
+def _import_module(plugin: InstalledPlugin) -> ModuleType:
+    """Import what an entry point names.
+
+    Raises:
+        PluginError: if the import fails in any way, `SystemExit` included; the cause is kept.
+    """
+    try:
+        module = plugin.entry_point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an extension module's panic (PyO3's, say) is no Exception either
+        logger.debug("%s [%s]", plugin.where, plugin.name, exc_info=error)
+        raise plugin.error(f"the import of {plugin.entry_point.value} failed: {_told(error)}") from error
+    if not isinstance(module, ModuleType):
+        raise plugin.error("the entry point does not name a module", found=plugin.entry_point.value)
+    return module
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _examination(plugin: InstalledPlugin) -> Iterator[None]:
+    """Blame a plugin for what its module raises while it is looked at: `__getattr__` and `__dir__` are code too.
+
+    Raises:
+        PluginError: what the checks found, as it is; anything else as its cause.
+    """
+    try:
+        yield
+    except PluginError:
+        raise
+    except Exception as error:
+        logger.debug("%s [%s]", plugin.where, plugin.name, exc_info=error)
+        raise plugin.error(f"the module cannot be examined: {_told(error)}") from error
+
+
+def _read_card(plugin: InstalledPlugin, module: ModuleType) -> FamilyInfo:
+    """Take and check the module's `FAMILY`.
+
+    Raises:
+        PluginError: it is missing, of another type, for another API, or of another name than the entry point.
+    """
+    card = getattr(module, "FAMILY", None)
+    if card is None:
+        raise plugin.error(f"{module.__name__} has no FAMILY", expected="FAMILY = FamilyInfo(…)")
+    version = str(getattr(card, "api_version", None) or "none")
+    if version.split(".")[0] != API_VERSION.split(".")[0]:
+        raise plugin.error(
+            f"written for another version of the hook contract: api_version {version}, this core speaks {API_VERSION}",
+            hint="Install versions of the plugin and of apr-train that belong together.",
+        )
+    if not isinstance(card, FamilyInfo):
+        raise plugin.error("FAMILY is of the wrong type", expected="apr_train.family.FamilyInfo", found=type(card).__name__)
+    if card.name != plugin.name:
+        raise plugin.error("FAMILY.name differs from the entry point's name", expected=plugin.name, found=card.name)
+    return card
+
+
+def _hook_implementations(module: ModuleType) -> dict[str, HookImpl]:
+    """The functions of a module that are marked with `hookimpl`, by the hook they mean."""
+    scan = pluggy.PluginManager(hooks.PROJECT)
+    scan.register(module)
+    callers = scan.get_hookcallers(module) or []
+    return {caller.name: implementation for caller in callers for implementation in caller.get_hookimpls()}
+
+
+def spec_arguments() -> dict[str, tuple[str, ...]]:
+    """Hook name → the arguments that its specification has."""
+    manager = pluggy.PluginManager(hooks.PROJECT)
+    manager.add_hookspecs(hooks)
+    specs = {name: getattr(manager.hook, name).spec for name in vars(manager.hook)}
+    return {name: tuple(spec.argnames) for name, spec in specs.items() if spec is not None}
+
+
+def _check_hooks(plugin: InstalledPlugin, module: ModuleType) -> None:
+    """Refuse unknown hooks, pluggy's wrappers, wrong arguments, and a family that leaves a mandatory hook out.
+
+    Raises:
+        PluginError: naming the hook, and the closest name that exists, or a function of that name that lacks its mark.
+    """
+    known, implementations = spec_arguments(), _hook_implementations(module)
+    for name, implementation in implementations.items():
+        if name in known:
+            _check_implementation(plugin, name, implementation, known[name])
+        elif not implementation.optionalhook:
+            raise plugin.error("there is no such hook", hook=name, hint=did_you_mean(name, known))
+    for name in MANDATORY:
+        if name not in implementations:
+            hint = f"{name} is there, but not marked with @hookimpl." if callable(getattr(module, name, None)) else None
+            raise plugin.error("a mandatory hook is not implemented", hook=name, hint=hint)
+
+
+def _check_implementation(plugin: InstalledPlugin, hook: str, implementation: HookImpl, known: tuple[str, ...]) -> None:
+    if implementation.wrapper or implementation.hookwrapper:
+        raise plugin.error("a wrapper answers nothing", hook=hook, expected="@hookimpl on a function that returns its answer")
+    strange = [name for name in implementation.argnames if name not in known]
+    if strange:
+        raise plugin.error(
+            f"unknown argument {', '.join(strange)}", hook=hook, expected=f"arguments among ({', '.join(known)})"
+        )
+    defaulted = [name for name in implementation.kwargnames if name in known]
+    if defaulted:
+        # pluggy passes nothing to an argument with a default: the hook would silently never see the value
+        raise plugin.error(f"argument {', '.join(defaulted)} has a default", hook=hook, expected="no defaults in a hook")
+
+
+def _make_manager(plugin: InstalledPlugin, module: ModuleType) -> pluggy.PluginManager:
+    """A plugin manager with this one plugin: pluggy itself has the last word on the module.
+
+    Raises:
+        PluginError: with pluggy's own message.
+    """
+    manager = pluggy.PluginManager(hooks.PROJECT)
+    manager.add_hookspecs(hooks)
+    try:
+        manager.register(module, name=f"{FAMILIES}:{plugin.name}")
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise plugin.error(f"pluggy refuses it: {' '.join(str(error).split())}") from error
+    log = HookCallLog(plugin)
+    manager.add_hookcall_monitoring(log.before, log.after)
+    return manager

@@ -1,8 +1,0 @@
-"""A wrapper with a plain implementation, which would silently override every family."""
-
-from apr_train.family.hooks import hookimpl
-
-
-@hookimpl
-def attention_impl(config):
-    return ["eager"]

@@ -12,7 +12,7 @@ from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens, next_logits
 
 IDS = [7, 3, 11, 3, 60, 2, 41, 41, 5, 19]
-FLOAT64 = Precision(name="fp64", weights=torch.float64, autocast=None)
+FLOAT64 = Precision(name="fp64", weights=torch.float64, autocast=None, kernel_dtype="F64")
 CPU = torch.device("cpu")
 
 

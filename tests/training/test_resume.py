@@ -190,9 +190,9 @@ def test_a_nan_in_step_1_then_a_resume_then_a_report(place):
 
     args = ("--data", place.corpus, *RUN, "--steps", "3", "--precision", "fp32")
     place(*args, "--run", "whole")
-    usual = step.scaled_loss
+    usual = step.head_loss
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "scaled_loss", lambda *values, **options: usual(*values, **options) * float("nan"))
+        patch.setattr(step, "head_loss", lambda *values, **options: usual(*values, **options) * float("nan"))
         out = place(*args, "--run", "x", code=1)
     assert "INV-TRAIN-007: step 1:" in out
     assert "Start a new run with a lower --lr" in out

@@ -22,7 +22,7 @@ BYTE_OF = _alphabet()
 """Character of the byte-level alphabet → byte (`bytes_to_unicode` of GPT-2, turned round)."""
 
 
-def special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+def _no_text(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that stand for no text: marked as special, named as bos, eos, …, or an end of text by name."""
     marked = {index for index, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
     ends = {index for token in END_OF_TEXT if (index := tokenizer.id(token)) is not None}
@@ -33,7 +33,7 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> list[bytes] | None:
     """The text behind each id, `b""` for special tokens and unused ids; None when the tokenizer does not work on bytes."""
     if not isinstance(tokenizer.backend.decoder, decoders.ByteLevel):
         return None
-    special = special_tokens(tokenizer)
+    special = _no_text(tokenizer)
     return [b"" if index in special else _bytes(tokenizer.token(index) or "") for index in range(tokenizer.size)]
 
 

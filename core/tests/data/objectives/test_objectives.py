@@ -11,6 +11,7 @@ from apr_train.data.batch import IGNORED
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.stream import validation_batches
 from apr_train.family.card import ObjectiveName
+from apr_train.model.loss import IGNORE
 
 SOURCE = Path(apr_train.__file__).parent
 BY_NAME = pytest.mark.parametrize("name", get_args(ObjectiveName))
@@ -36,6 +37,10 @@ def batch_of(tokenizer, tokens_of):
 
 def test_every_name_that_a_family_can_declare_is_an_objective():
     assert {name: objective.name for name, objective in OBJECTIVES.items()} == {name: name for name in get_args(ObjectiveName)}
+
+
+def test_what_a_batch_ignores_the_loss_ignores():
+    assert IGNORED == IGNORE
 
 
 @BY_NAME

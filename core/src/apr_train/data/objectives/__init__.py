@@ -27,8 +27,9 @@ class Objective(Protocol):
     """A training objective."""
 
     name: ClassVar[ObjectiveName]
+    """What `--objective` takes and a family declares."""
     kind: ClassVar[Kind]
-    """The models that it trains; what trains a decoder teaches it to continue a text."""
+    """The kind of model that is trained on it; a decoder can then continue a text."""
     shortest_row: ClassVar[int]
     """The least number of tokens in a row."""
     special_tokens: ClassVar[tuple[str, ...]]
@@ -39,11 +40,11 @@ class Objective(Protocol):
     """Whether the loss is the cost of a whole text, which can then be told by the text's UTF-8 bytes."""
 
     def mask_kind(self, *, document_mask: bool) -> MaskKind:
-        """The kind of mask that its batches will have, for the choice of an attention backend."""
+        """The kind of `mask` that every batch will have, for the choice of an attention backend before there is one."""
         ...
 
     def rows(self, tokens: TokenFile, options: RowOptions) -> Rows:
-        """The rows of a token file; none may be shorter than `shortest_row`, which the caller has checked.
+        """Cut a token file into rows; the caller has checked that `options.length` is at least `shortest_row`.
 
         Raises:
             TokenizerError: when the tokenizer lacks one of `special_tokens`.
@@ -55,9 +56,10 @@ class Objective(Protocol):
         ...
 
     def predicted(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the model: hidden states `[positions, hidden]` and targets `[positions]` of the positions it predicts.
+        """Run the model over a batch, and choose the positions that are predicted.
 
-        A target may be `IGNORED`: that position does not count.
+        Returns:
+            Hidden states `[positions, hidden]` and targets `[positions]` int64; an `IGNORED` target does not count.
         """
         ...
 

@@ -119,7 +119,7 @@ def check_config(family: Family, config: ModelConfig) -> None:
 
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
-    """Required fields without which a config is made all the same."""
+    """Required fields that may be missing from the file without a finding of a ConfigError that names them."""
     for name in config.REQUIRED:
         values = {key: value for key, value in header.config.items() if key != name}
         tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie

@@ -1,4 +1,4 @@
-"""The one interface of every container: a header, tensors as numpy views, streams of bytes, a hash of the content."""
+"""The interface of an open checkpoint, whatever the container: header, tensors as numpy views, streams, a content hash."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attrs import field, frozen
 
 from apr_train.checkpoint.header import Header, TensorInfo
 
-FLOAT_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Safetensors' spelling → bytes per element."""
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were just read."""
 
 
 @frozen(eq=False)

@@ -4,7 +4,7 @@ import attrs
 import numpy as np
 import pytest
 from apr_train.artifact.metadata import apr_metadata, hf_config
-from apr_train.checkpoint.apr import AprReader, AprWriter, TensorSpec
+from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
 from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.keys import ALIASES, HF_NAMES, KEYS
 from apr_train.checkpoint.dtypes import shortest_f32
@@ -168,7 +168,7 @@ def apr_with_head(path, head, metadata):
     with AprWriter(path, metadata, [TensorSpec(name, "F32", (4, 2)) for name in names]) as writer:
         writer.write(names[0], embedding)
         writer.write(names[1], embedding + head)
-    return AprReader.open(path)
+    return open_apr(path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 from attrs import Factory, evolve, field, frozen
 
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
-from apr_train.checkpoint.dtypes import bf16_to_f32
+from apr_train.checkpoint.dtypes import values_of
 from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import tokenizer_json
@@ -188,7 +188,7 @@ def _pieces(view: TensorView, operation: Operation) -> Iterator[Array]:
     flat = np.ascontiguousarray(operation.to_parameter(view.data)).reshape(-1)
     for start in range(0, max(1, flat.size), PIECE):
         piece = flat[start : start + PIECE]
-        yield (bf16_to_f32(piece) if view.dtype == "BF16" else piece).astype(np.float64)
+        yield values_of(piece, view.dtype).astype(np.float64)
 
 
 @frozen

@@ -22,7 +22,7 @@ class TensorView:
     """A tensor as numpy sees it: zero-copy where the file's dtype has a numpy type, dequantised where not."""
 
     dtype: str
-    """`F32`, `F16`, `BF16`, `F64`, `I32`, `I64`, `I8`, `U8`; block-quantised tensors arrive as `F32`."""
+    """One of the names in `dtypes.PLAIN`; block-quantised tensors arrive as `F32`."""
     data: np.ndarray[Any, Any] = field(repr=False)
     """In the tensor's shape; read-only; bf16 as uint16 bits."""
 

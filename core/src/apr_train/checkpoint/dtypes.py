@@ -133,7 +133,7 @@ def cast_pieces(view: TensorView, dtype: str, *, path: object, name: str) -> Ite
 
 
 def _cast(piece: Array, source: str, target: str) -> Array:
-    wide = bf16_to_f32(piece) if source == "BF16" else piece
+    wide = values_of(piece, source)
     with np.errstate(over="ignore", invalid="ignore"):
         return f32_to_bf16(wide.astype(np.float32)) if target == "BF16" else wide.astype(DTYPES[target].numpy)
 
@@ -141,9 +141,12 @@ def _cast(piece: Array, source: str, target: str) -> Array:
 def _overflows(piece: Array, source: str, found: Array, target: str) -> bool:
     if DTYPES[target].block_bytes >= DTYPES[source].block_bytes and (source, target) != ("BF16", "F16"):
         return False
-    before = bf16_to_f32(piece) if source == "BF16" else piece
-    after = bf16_to_f32(found) if target == "BF16" else found
-    return bool(np.any(np.isinf(after) & np.isfinite(before)))
+    return bool(np.any(np.isinf(values_of(found, target)) & np.isfinite(values_of(piece, source))))
+
+
+def values_of(stored: Array, dtype: str) -> Array:
+    """The numbers of one of the types in `PLAIN` from its stored bits: bf16 as float32, the others as numpy has them."""
+    return bf16_to_f32(stored) if dtype == "BF16" else stored
 
 
 def bf16_to_f32(bits: Array) -> Array:

@@ -102,23 +102,13 @@ def parse_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise FormatError("too large for a JSON file", path=path, expected=f"at most {MAX_BYTES} bytes", found=size)
-        return parse_json_bytes(path.read_bytes(), path)
+        value = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
-
-
-def parse_json_bytes(raw: bytes, path: object, field: str | None = None) -> dict[str, Any]:
-    """The JSON object in some bytes of a file.
-
-    Raises:
-        FormatError: as `parse_json`.
-    """
-    try:
-        value = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"not valid JSON: {error}", path=path, field=field) from error
+        raise FormatError(f"not valid JSON: {error}", path=path) from error
     if not isinstance(value, dict):
-        raise FormatError("not a JSON object", path=path, field=field, expected="{…}", found=type(value).__name__)
+        raise FormatError("not a JSON object", path=path, expected="{…}", found=type(value).__name__)
     return value
 
 

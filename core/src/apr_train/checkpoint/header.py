@@ -72,6 +72,10 @@ class Header:
         return sum(tensor.elements for tensor in self.tensors.values())
 
 
+SPECIAL_TOKENS = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
+"""The roles that `TokenizerSpec.special_ids` can name."""
+
+
 @frozen(kw_only=True)
 class AddedToken:
     """One token outside the BPE vocabulary's merges, with the flags that `tokenizers` keeps."""
@@ -104,7 +108,7 @@ class TokenizerSpec:
     json: Mapping[str, Any] | None = field(default=None, repr=False)
     added_tokens: tuple[AddedToken, ...] = field(default=(), repr=False)
     special_ids: Mapping[str, int] = Factory(dict)
-    """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as the source says."""
+    """Role (one of `SPECIAL_TOKENS`) → id, as far as the source says."""
     chat_template: str | None = field(default=None, repr=False)
     size: int = 0
     """Largest id + 1, added tokens included."""

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
-from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
+from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import FormatError
 
-SPECIAL = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 
 
@@ -41,7 +40,7 @@ def _optional(path: Path) -> dict[str, Any]:
 def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
     """By the tokenizer's own settings (tokens), else by config.json (ids)."""
     ids = {}
-    for name in SPECIAL:
+    for name in SPECIAL_TOKENS:
         token = named.get(f"{name}_token")
         token = token.get("content") if isinstance(token, Mapping) else token
         index = _id_of(content, token) if isinstance(token, str) else config.get(f"{name}_token_id")

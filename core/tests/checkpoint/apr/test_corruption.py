@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from apr_train.checkpoint.apr import AprReader, open_apr
+from apr_train.checkpoint.apr import open_apr
 from apr_train.checkpoint.validation import validate
 from apr_train.errors import Finding, FormatError
 from hypothesis import HealthCheck, given, settings
@@ -110,7 +110,7 @@ def test_every_truncation_is_found_from_the_header_alone(small_file, raw, reseal
         for shorter in (raw[:length], reseal(raw[:length])):
             small_file.write_bytes(shorter)
             with pytest.raises(FormatError):
-                AprReader.open(small_file, verify=False)
+                open_apr(small_file, verify=False)
 
 
 def test_bytes_after_the_end_are_refused(small_file, raw, reseal):
@@ -118,7 +118,7 @@ def test_bytes_after_the_end_are_refused(small_file, raw, reseal):
         for longer in (raw + bytes(extra), reseal(raw + bytes(extra))):
             small_file.write_bytes(longer)
             with pytest.raises(FormatError, match="after the end"):
-                AprReader.open(small_file, verify=False)
+                open_apr(small_file, verify=False)
 
 
 @pytest.mark.parametrize("field", HEADER_FIELDS)

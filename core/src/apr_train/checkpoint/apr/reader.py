@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -122,7 +121,7 @@ def _cuts(entry: IndexEntry) -> Iterator[tuple[int, int]]:
 
 
 class AprReader:
-    """One open `.apr` file; implements `apr_train.checkpoint.checkpoint.Checkpoint`.
+    """One open `.apr` file, made by `open_apr`; implements `apr_train.checkpoint.checkpoint.Checkpoint`.
 
     With `verify` (the default) no tensor data is handed out before the file's trailing CRC32 was found right: the first
     `read` checks it once, `stream` checks it as it goes.
@@ -135,35 +134,26 @@ class AprReader:
     entries: Mapping[str, IndexEntry]
     verify_data: bool
 
-    def __init__(self, file: InputFile, *, verify: bool, whole: bool = True) -> None:
+    def __init__(self, file: InputFile, *, verify: bool) -> None:
         self._file = file
         self.verify_data = verify
         self._verified = False
         self._fixed = fixed = parse_header(file.read(0, min(HEADER_SIZE, file.size)), file.size, file.path)
         self.flags = Flags(fixed.flags)
-        if whole and self.flags & Flags.SHARDED:
-            raise FormatError(
-                "this is one shard of several", path=file.path, hint="Open the folder's manifest (.json) instead."
-            )
         self.raw_metadata = parse_metadata(file.read(fixed.metadata_offset, fixed.metadata_size), file.path)
         index = file.read(fixed.index_offset, fixed.data_offset - fixed.index_offset)
         self.entries = parse_index(index, fixed, file.size, file.path)
         self.header = header_from_apr(str(file.path), self.raw_metadata, _tensor_infos(self.entries))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> AprReader:
-        """Open and check a file's structure; `verify=False` skips the checksum over the data.
+    def over(cls, file: InputFile, *, verify: bool) -> AprReader:
+        """Check the structure of an open file, a whole model or one shard; `verify=False` skips the checksum over the data.
 
         Raises:
-            FormatError: whatever is wrong with the file.
+            FormatError: whatever is wrong with the file, which is then closed.
         """
-        return cls.over(InputFile(path), verify=verify)
-
-    @classmethod
-    def over(cls, file: InputFile, *, verify: bool, whole: bool = True) -> AprReader:
-        """As `open`, of a file that is open already; `whole=False` accepts one shard of several."""
         try:
-            return cls(file, verify=verify, whole=whole)
+            return cls(file, verify=verify)
         except BaseException:
             file.close()
             raise

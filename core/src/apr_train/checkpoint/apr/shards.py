@@ -35,7 +35,7 @@ def open_apr(path: str | os.PathLike[str], *, verify: bool = True) -> AprReader 
         first = file.read(0, min(64, file.size))
         if first.lstrip()[:1] == b"{":
             return ShardedReader(path, read_manifest(file), verify=verify)
-        reader = AprReader.over(file, verify=verify, whole=False)
+        reader = AprReader.over(file, verify=verify)
     except BaseException:
         file.close()
         raise
@@ -140,7 +140,7 @@ class ShardedReader:
         self.shards: list[AprReader] = []
         try:
             for name in manifest.files:
-                self.shards.append(AprReader.over(InputFile(Path(path).parent / name), verify=verify, whole=False))
+                self.shards.append(AprReader.over(InputFile(Path(path).parent / name), verify=verify))
             tensors = self._tensors(path)
         except BaseException:
             self.close()

@@ -31,7 +31,7 @@ class TensorSpec:
 
     name: str
     dtype: str
-    """`F32`, `F16`, `BF16`, `F64`, `I32`, `I64`, `I8`, `U8`, `Q4_K`, `Q6_K`, `APR_Q4`, `APR_Q8`."""
+    """One of the names in `dtypes.APR_IDS`."""
     shape: tuple[int, ...]
 
     @property

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from attrs import field, frozen
@@ -15,7 +15,7 @@ from apr_train import rules
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr import AprWriter, TensorSpec
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
-from apr_train.checkpoint.dtypes import BLOCKS, DTYPES, FLOATS, TargetDtype, cast_pieces
+from apr_train.checkpoint.dtypes import BLOCKS, DTYPES, FLOATS, cast_pieces
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import check_buildable
@@ -29,6 +29,8 @@ from apr_train.family.registry import Registry
 from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.tensor_rules import dtype_findings, layout_of, rope_row_findings, tie_findings
 
+Dtype = Literal["F32", "F16", "BF16", "keep"]
+"""What a conversion can be asked for; `keep`: every tensor as it is stored, blocks too."""
 Pieces = Iterator["np.ndarray[Any, Any] | memoryview"]
 
 
@@ -72,7 +74,7 @@ class Conversion:
         known = self.header.hf_class if self.header.hf_class in classes else None
         return known or classes[0]
 
-    def moves(self, dtype: TargetDtype | None) -> list[Move]:
+    def moves(self, dtype: Dtype | None) -> list[Move]:
         """One move for each tensor that is written, sorted by target name.
 
         Without a dtype floats stay as they are and block-quantised tensors become F32, the only type here that holds
@@ -154,7 +156,7 @@ def _unequal_duplicates(checkpoint: Checkpoint, plan: LoadPlan) -> list[Finding]
     ]
 
 
-def written_dtype(source: str, dtype: TargetDtype | None) -> str:
+def written_dtype(source: str, dtype: Dtype | None) -> str:
     """The type in which a tensor of type `source` is written."""
     if dtype == "keep" or (dtype is None and source in FLOATS):
         return source
@@ -203,7 +205,7 @@ def _check_target(source: Path, target: Path) -> None:
 
 
 def import_to_apr(
-    conversion: Conversion, target: Path, *, dtype: TargetDtype | None = None, progress: Progress | None = None
+    conversion: Conversion, target: Path, *, dtype: Dtype | None = None, progress: Progress | None = None
 ) -> list[Move]:
     """Write an `.apr` file: split-half rows, Hugging Face names, metadata, tokenizer and provenance of the source.
 

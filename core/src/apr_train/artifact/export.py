@@ -8,11 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from apr_train.artifact.convert import Conversion, Move, Pieces
+from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces
 from apr_train.artifact.metadata import hf_config
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.checkpoint import Progress
-from apr_train.checkpoint.dtypes import TargetDtype
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.checkpoint.safetensors import write_sharded
 from apr_train.data.tokenizer import build_tokenizer
@@ -29,7 +28,7 @@ def export_to_folder(
     conversion: Conversion,
     target: Path,
     *,
-    dtype: TargetDtype | None = None,
+    dtype: Dtype | None = None,
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
 ) -> list[Move]:
@@ -49,7 +48,7 @@ def fill_folder(
     conversion: Conversion,
     folder: Path,
     *,
-    dtype: TargetDtype | None = None,
+    dtype: Dtype | None = None,
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
 ) -> list[Move]:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apr_train.artifact.card import model_card
-from apr_train.artifact.convert import Conversion, prepare
+from apr_train.artifact.convert import Conversion, Dtype, prepare
 from apr_train.artifact.export import fill_folder, is_written
 from apr_train.artifact.provenance import what_to_give
 from apr_train.artifact.published import Subject, Wishes, check_provenance, record_of
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.apr import AprReader, open_apr
-from apr_train.checkpoint.dtypes import TargetDtype
 from apr_train.errors import FormatError, OutputError
 from apr_train.family.registry import Registry
 
@@ -32,7 +31,7 @@ def publish(
     *,
     wishes: Wishes | None = None,
     arch: str | None = None,
-    dtype: TargetDtype | None = None,
+    dtype: Dtype | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Write `.apr`, Hugging Face files, tokenizer, card and checksums of one model; returns the names of the files.

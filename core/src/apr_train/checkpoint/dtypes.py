@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from attrs import frozen
@@ -90,13 +90,6 @@ BLOCKS = tuple(name for name, dtype in DTYPES.items() if dtype.quantized)
 """The block-quantised types that `.apr` can hold."""
 FLOATS = tuple(dtype.name for dtype in sorted(_TABLE, key=lambda dtype: -dtype.block_bytes) if dtype.is_float)
 """The types of weights, widest first."""
-
-TargetDtype = Literal["F32", "F16", "BF16", "keep"]
-"""What a conversion can be asked for; `keep`: every tensor as it is stored, blocks too."""
-TARGET_DTYPES: dict[str, TargetDtype] = {target.lower(): target for target in get_args(TargetDtype)}
-"""The word on the command line → what it asks for."""
-FLOAT_TARGETS = {word: target for word, target in TARGET_DTYPES.items() if target in FLOATS}
-"""The same, for files that hold no blocks."""
 
 
 def plain_view(dtype: str, shape: tuple[int, ...], raw: memoryview) -> TensorView:

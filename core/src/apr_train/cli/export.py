@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from apr_train.checkpoint.dtypes import FLOAT_TARGETS
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
 @click.command("export")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write.")
 @click.option("--arch", help="The family, when none or several claim the file.")
-@click.option(
-    "--dtype", type=click.Choice(list(FLOAT_TARGETS)), help="Type of all tensors. Default: floats as stored, blocks as f32."
-)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Type of all tensors. Default: floats as stored, blocks as f32.")
 @click.option(
     "--rope-layout",
     type=click.Choice(["split-half", "adjacent"]),
@@ -39,7 +37,7 @@ def command(
             moves = export_to_folder(
                 conversion,
                 output,
-                dtype=FLOAT_TARGETS.get(dtype or ""),
+                dtype=DTYPES.get(dtype or ""),  # type: ignore[arg-type] # the choices are Dtype's
                 shard_size=shard_size,
                 progress=progress,
             )

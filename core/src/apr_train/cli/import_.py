@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from apr_train.checkpoint.dtypes import TARGET_DTYPES
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "keep": "keep"}
 
 
 @click.command("import")
@@ -15,7 +15,7 @@ from apr_train.checkpoint.dtypes import TARGET_DTYPES
 @click.option("--arch", help="The family, when none or several claim the file.")
 @click.option(
     "--dtype",
-    type=click.Choice(list(TARGET_DTYPES)),
+    type=click.Choice(list(DTYPES)),
     help="Type of all tensors; keep: as stored, blocks too. Default: floats as stored, blocks as f32 (exact, and larger).",
 )
 @click.option(
@@ -33,5 +33,5 @@ def command(source: Path, output: Path, arch: str | None, dtype: str | None, rop
     with prepared(source, arch=arch, rope_layout=rope_layout, verify=verify) as conversion:
         total = sum(conversion.header.tensors[entry.checkpoint].nbytes for entry in conversion.plan.loads)
         with progress_bar(f"writing {output.name}", total) as progress:
-            moves = import_to_apr(conversion, output, dtype=TARGET_DTYPES.get(dtype or ""), progress=progress)
+            moves = import_to_apr(conversion, output, dtype=DTYPES.get(dtype or ""), progress=progress)  # type: ignore[arg-type] # the choices are Dtype's
         describe_result(conversion, moves, output)

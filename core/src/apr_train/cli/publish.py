@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from apr_train.checkpoint.dtypes import FLOAT_TARGETS
-
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 EPILOG = "Example: apr-train publish runs/NAME/model.apr -o NAME --base-model ORGANISATION/BASE --language code"
 
 
@@ -18,7 +17,7 @@ EPILOG = "Example: apr-train publish runs/NAME/model.apr -o NAME --base-model OR
 @click.option("--dataset", "datasets", multiple=True, metavar="ID", help="The Hub's name of a data set it was trained on.")
 @click.option("--language", "languages", multiple=True, metavar="CODE", help="A language of its text: en, code, …")
 @click.option("--arch", help="The family, when none or several claim the file.")
-@click.option("--dtype", type=click.Choice(list(FLOAT_TARGETS)), help="Type in the safetensors. Default: floats as stored.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Type in the safetensors. Default: floats as stored.")
 def command(
     source: Path,
     output: Path,
@@ -47,7 +46,7 @@ def command(
             Registry.discover(),
             wishes=wishes,
             arch=arch,
-            dtype=FLOAT_TARGETS.get(dtype or ""),
+            dtype=DTYPES.get(dtype or ""),  # type: ignore[arg-type] # the choices are Dtype's
             progress=progress,
         )
     click.echo(f"{output}: {len(names)} files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,10 +45,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
 
 
 def _info(name: str, shape: tuple[int, ...]) -> TensorInfo:
-    count = 1
-    for size in shape:
-        count *= size
-    return TensorInfo(name, "F32", shape, 4 * count)
+    return TensorInfo(name, "F32", shape, 4 * math.prod(shape))
 
 
 _ROWS: tuple[RopeRows, ...] = ("split-half", "adjacent")

@@ -120,7 +120,7 @@ def test_report_hands_the_run_what_it_found_out(registry, header, family):
     report = preflight(PreflightInput(registry=registry, header=header))
     cleared = report.cleared_file()
     assert isinstance(cleared.config, DecoderConfig)
-    assert (cleared.family.name, cleared.objective) == ("qwen2", "causal-lm")
+    assert (cleared.family.name, cleared.objective.name) == ("qwen2", "causal-lm")
     assert [entry.checkpoint for entry in cleared.plan.loads] == list(header.tensors)
     assert cleared.tokenizer == header.tokenizer
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from apr_train.checkpoint.apr import AprWriter, TensorSpec
-from apr_train.checkpoint.casts import bf16_to_f32, f32_to_bf16
+from apr_train.checkpoint.dtypes import bf16_to_f32, f32_to_bf16
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.family.card import Layout
 from apr_train.family.registry import Registry

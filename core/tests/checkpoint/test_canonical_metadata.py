@@ -4,11 +4,12 @@ import attrs
 import numpy as np
 import pytest
 from apr_train.artifact.metadata import apr_metadata, hf_config
-from apr_train.checkpoint.apr import AprReader, AprWriter, TensorSpec
-from apr_train.checkpoint.apr.header import ALIASES, TYPED_TO_HF, header_from_apr
+from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
+from apr_train.checkpoint.apr.header import header_from_apr
+from apr_train.checkpoint.apr.keys import ALIASES, HF_NAMES, KEYS
+from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import canonical_config, header_from_hf
-from apr_train.checkpoint.numbers import shortest_f32
 from apr_train.checkpoint.tie import resolve_tie, tie_contradiction
 from apr_train.errors import FormatError
 from apr_train.family.card import FamilyInfo
@@ -64,12 +65,12 @@ ENCODER_TENSORS = infos("roberta.embeddings.word_embeddings.weight", "roberta.en
 
 
 def header(raw, tensors=DECODER_TENSORS):
-    return header_from_apr("m.apr", raw, tensors, 0)
+    return header_from_apr("m.apr", raw, tensors)
 
 
-@pytest.mark.parametrize(("typed", "alias"), [(typed, alias) for typed, names in ALIASES.items() for alias in names])
+@pytest.mark.parametrize(("typed", "alias"), [(key.name, alias) for key in KEYS for alias in key.aliases])
 def test_every_alias_is_read_as_its_typed_key(typed, alias):
-    assert header({alias: 7}).config[TYPED_TO_HF[typed]] == 7
+    assert header({alias: 7}).config[HF_NAMES[typed]] == 7
 
 
 def test_the_typed_key_wins_over_its_aliases():
@@ -167,7 +168,7 @@ def apr_with_head(path, head, metadata):
     with AprWriter(path, metadata, [TensorSpec(name, "F32", (4, 2)) for name in names]) as writer:
         writer.write(names[0], embedding)
         writer.write(names[1], embedding + head)
-    return AprReader.open(path)
+    return open_apr(path)
 
 
 @pytest.mark.parametrize(
@@ -206,11 +207,11 @@ def test_a_config_survives_the_way_through_apr_metadata(config, tensors):
 
 
 def test_no_alias_is_ever_written():
-    source = header({alias: 3 for names in ALIASES.values() for alias in names} | {"sliding_window": None})
+    source = header(dict.fromkeys(ALIASES, 3) | {"sliding_window": None})
     source = attrs.evolve(source, config={**source.config, "n_ctx": 5, "n_inner": 6, "layer_norm_eps": 1.0})
     for config, kind in ((DECODER, "decoder"), (ENCODER, "encoder")):
         written = apr_metadata(config, card(kind), header=source)
-        assert not {alias for names in ALIASES.values() for alias in names} & set(written)
+        assert not ALIASES & set(written)
 
 
 def test_further_keys_of_the_source_are_kept_and_housekeeping_is_not():

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from apr_train.checkpoint.apr.header import ALIASES, PROVENANCE, TYPED_TO_HF, header_from_apr
+from apr_train.checkpoint.apr.header import header_from_apr
+from apr_train.checkpoint.apr.keys import ALIASES, HF_NAMES, PROVENANCE
 from apr_train.checkpoint.gguf import KEYS, header_from_gguf
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of
@@ -24,7 +25,7 @@ VALUES = st.recursive(
 TENSORS = {"model.embed_tokens.weight": TensorInfo("model.embed_tokens.weight", "F32", (4, 2), 32)}
 RULES = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOKENIZER = ["vocabulary", "merges", "scores", "pre_type", "model_type", "bos_token_id", "eos_token_id", "architecture"]
-APR = [*TYPED_TO_HF, *(a for names in ALIASES.values() for a in names), *PROVENANCE, "architecture", "hf_architecture"]
+APR = [*HF_NAMES, *sorted(ALIASES), *PROVENANCE, "architecture", "hf_architecture"]
 APR += ["rope_type", "chat_template", "tie_word_embeddings", "rope_scaling", KEY, *(f"tokenizer.{name}" for name in TOKENIZER)]
 MERGES = st.lists(st.lists(WORDS | SCALARS, max_size=3) | WORDS | SCALARS, max_size=3) | VALUES
 VOCABULARY = st.dictionaries(st.sampled_from(["a", "b", "ab", "[PAD1]"]), st.integers(-1, 5) | VALUES, max_size=4) | VALUES
@@ -62,14 +63,14 @@ def check(make):
 @RULES
 @given(metadata=st.dictionaries(st.sampled_from(APR), VALUES, max_size=6))
 def test_any_apr_metadata_gives_a_header_or_a_format_error(metadata):
-    check(lambda: header_from_apr("absent/m.apr", metadata, TENSORS, 0))
+    check(lambda: header_from_apr("absent/m.apr", metadata, TENSORS))
 
 
 @RULES
 @given(ours=OURS, vocabulary=st.lists(st.text(max_size=3), max_size=4), merges=MERGES)
 def test_any_content_of_our_own_key_gives_a_header_or_a_format_error(ours, vocabulary, merges):
     metadata = {KEY: ours, "tokenizer.vocabulary": vocabulary, "tokenizer.merges": merges}
-    check(lambda: header_from_apr("absent/m.apr", metadata, TENSORS, 0))
+    check(lambda: header_from_apr("absent/m.apr", metadata, TENSORS))
 
 
 GGUF = [f"x.{key}" for key in KEYS] + [
@@ -120,7 +121,7 @@ def test_any_tokenizer_json_gives_a_spec_or_a_format_error(content, named, tmp_p
 def test_lists_of_ids_in_our_key_may_be_anything(value):
     model = {"type": "BPE"}
     ours = {"json": {"model": model}, "unused": value, "added_only": value}
-    check(lambda: header_from_apr("m", {KEY: ours, "tokenizer.vocabulary": ["a"], "tokenizer.merges": []}, TENSORS, 0))
+    check(lambda: header_from_apr("m", {KEY: ours, "tokenizer.vocabulary": ["a"], "tokenizer.merges": []}, TENSORS))
 
 
 @pytest.mark.parametrize("added", [{"a": 1}, "ab", 5, [{"id": True}], [{"id": 0, "content": None}]])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,8 @@ from attrs import field, frozen
 from apr_train import rules
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr import AprWriter, TensorSpec
-from apr_train.checkpoint.casts import cast_pieces
-from apr_train.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, TensorView
+from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
+from apr_train.checkpoint.dtypes import BLOCKS, DTYPES, FLOATS, cast_pieces
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import check_buildable
@@ -31,25 +30,24 @@ from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.tensor_rules import dtype_findings, rope_row_findings, tie_findings
 
 Dtype = Literal["F32", "F16", "BF16", "keep"]
-"""`keep`: every tensor as it is stored, blocks too."""
-Progress = Callable[[int], None]
-"""Called with the number of source bytes that were just consumed."""
+"""What a conversion can be asked for; `keep`: every tensor as it is stored, blocks too."""
 Pieces = Iterator["np.ndarray[Any, Any] | memoryview"]
-KEPT_BLOCKS = ("Q4_K", "Q6_K", "APR_Q4", "APR_Q8")
-"""Block types that `.apr` has an id for."""
-ROW_BLOCKS = ("Q4_K", "Q6_K")
-"""Of these, the ones whose rows are whole numbers of blocks, so that rows can be reordered without decoding."""
 
 
 @frozen
 class Move:
-    """One tensor's way: read, reorder, write under another name with another type."""
+    """One tensor of a conversion: what is read, how its rows are reordered, and the name and type it is written with."""
 
     source: TensorInfo
     target: str
     operations: tuple[Operation, Operation]
     dtype: str
     """What is written."""
+
+    @property
+    def written(self) -> TensorInfo:
+        """The tensor as it is written."""
+        return TensorInfo(self.target, self.dtype, self.source.shape, DTYPES[self.dtype].nbytes(self.source.elements))
 
     @property
     def reorders(self) -> bool:
@@ -59,7 +57,7 @@ class Move:
 
 @frozen(kw_only=True)
 class Conversion:
-    """Everything that was decided before a tensor is moved; make it with `prepare`."""
+    """A conversion with everything decided before a tensor is moved; make it with `prepare`."""
 
     checkpoint: Checkpoint = field(repr=False)
     family: Family = field(repr=False)
@@ -77,7 +75,7 @@ class Conversion:
         return known or classes[0]
 
     def moves(self, dtype: Dtype | None) -> list[Move]:
-        """The way of every tensor that is written, sorted by target name.
+        """One move for each tensor that is written, sorted by target name.
 
         Without a dtype floats stay as they are and block-quantised tensors become F32, the only type here that holds
         their values exactly.
@@ -102,7 +100,7 @@ class Conversion:
         Raises:
             FormatError: when a value does not fit the type.
         """
-        if move.dtype == move.source.dtype and move.dtype in KEPT_BLOCKS:
+        if move.dtype in BLOCKS:
             yield self._raw_rows(move)
             return
         view = self.checkpoint.read(move.source.name)
@@ -159,33 +157,36 @@ def _unequal_duplicates(checkpoint: Checkpoint, plan: LoadPlan) -> list[Finding]
 
 
 def written_dtype(source: str, dtype: Dtype | None) -> str:
-    """What a tensor of type `source` is written as."""
-    if dtype == "keep" or (dtype is None and source in FLOAT_DTYPES):
+    """The type in which a tensor of type `source` is written."""
+    if dtype == "keep" or (dtype is None and source in FLOATS):
         return source
     return dtype or "F32"
 
 
 def _check_kept(move: Move, path: str) -> None:
     name = move.source.dtype
-    if move.dtype in FLOAT_DTYPES:
+    if move.dtype in FLOATS:
         return
-    if name not in KEPT_BLOCKS:
+    if name not in BLOCKS:
         raise FormatError(
             f"{name} cannot be kept: .apr has no id for it",
             path=path,
             field=move.source.name,
-            expected=f"{', '.join(FLOAT_DTYPES)}, {', '.join(KEPT_BLOCKS)}",
+            expected=f"{', '.join(FLOATS)}, {', '.join(BLOCKS)}",
             found=name,
             hint="Leave --dtype out (exact, as F32), or take --dtype f32, f16 or bf16.",
         )
-    if move.reorders and name not in ROW_BLOCKS:
+    if move.reorders and not DTYPES[name].has_whole_rows(move.source.shape):
         raise FormatError(
             f"{name} cannot be kept where rows change places", path=path, field=move.source.name, hint="Take --dtype f32."
         )
 
 
 def provenance_of(header: Header) -> dict[str, Any]:
-    """What is known of the source: never a path of this machine, and a time only if it was inherited or asked for."""
+    """The provenance of a conversion's result: never a path, and a time only if it is inherited or asked for.
+
+    `SOURCE_DATE_EPOCH` in the environment asks for one.
+    """
     found = {"source": Path(header.path).resolve().name, "original_format": header.format, **header.provenance}
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if epoch.isdigit() and "created_at" not in found:
@@ -219,7 +220,7 @@ def import_to_apr(
     if conversion.header.tokenizer is not None:
         check_buildable(conversion.header.tokenizer)
     moves = conversion.moves(dtype)
-    specs = [TensorSpec(move.target, move.dtype, move.source.shape) for move in moves]
+    written = [move.written for move in moves]
     metadata = apr_metadata(
         conversion.config,
         conversion.family.info,
@@ -228,8 +229,9 @@ def import_to_apr(
         provenance=provenance_of(conversion.header),
         hf_class=conversion.hf_class,
     )
-    metadata["param_count"] = sum(math.prod(spec.shape) for spec in specs)
-    metadata["total_size"] = sum(spec.nbytes for spec in specs)
+    metadata["param_count"] = sum(tensor.elements for tensor in written)
+    metadata["total_size"] = sum(tensor.nbytes for tensor in written)
+    specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in written]
     with AprWriter(target, metadata, specs) as writer:
         for move in moves:
             writer.write(move.target, conversion.data(move))

@@ -7,14 +7,14 @@ GGUF and the `.apr` made from it agree; otherwise tensors of the same name are. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from attrs import Factory, evolve, field, frozen
 
-from apr_train.checkpoint.casts import bf16_to_f32
-from apr_train.checkpoint.checkpoint import Checkpoint, TensorView
+from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
+from apr_train.checkpoint.dtypes import values_of
 from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import tokenizer_json
@@ -80,7 +80,7 @@ class Matching:
     family: str | None
     """The family in whose terms they are compared; None: by their names in the files."""
     reason: str
-    """Why so."""
+    """Why the tensors are matched so."""
     sides: tuple[Mapping[str, tuple[TensorInfo, Operation]], Mapping[str, tuple[TensorInfo, Operation]]] = field(repr=False)
     left_out: tuple[str, ...] = ()
     """Tensors that the family does not use or that repeat another one."""
@@ -149,9 +149,7 @@ def _parameters(header: Header, name_map: NameMap) -> dict[str, tuple[TensorInfo
     return found
 
 
-def tensor_diffs(
-    a: Checkpoint, b: Checkpoint, matching: Matching, *, progress: Callable[[int], None] | None = None
-) -> Iterator[TensorDiff]:
+def tensor_diffs(a: Checkpoint, b: Checkpoint, matching: Matching, *, progress: Progress | None = None) -> Iterator[TensorDiff]:
     """Compare all tensors in A's order, then those that only B has; `progress` is told of A's bytes.
 
     Raises:
@@ -191,12 +189,12 @@ def _pieces(view: TensorView, operation: Operation) -> Iterator[Array]:
     flat = np.ascontiguousarray(operation.to_parameter(view.data)).reshape(-1)
     for start in range(0, max(1, flat.size), PIECE):
         piece = flat[start : start + PIECE]
-        yield (bf16_to_f32(piece) if view.dtype == "BF16" else piece).astype(np.float64)
+        yield values_of(piece, view.dtype).astype(np.float64)
 
 
 @frozen
 class _Sums:
-    """Of the pieces so far."""
+    """Running sums over the pieces that were compared so far."""
 
     count: int = 0
     largest: float = 0.0
@@ -205,7 +203,7 @@ class _Sums:
     """a·b, a·a, b·b."""
 
     def plus(self, a: Array, b: Array) -> _Sums:
-        """With one more piece; NaN against NaN and ∞ against the same ∞ are no difference."""
+        """The sums with one more piece of both tensors; NaN against NaN and ∞ against the same ∞ are no difference."""
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
             products = [float(np.dot(x, y)) for x, y in ((a, b), (a, a), (b, b))]
@@ -217,7 +215,7 @@ class _Sums:
         )
 
     def distance(self) -> Distance:
-        """What they say."""
+        """The distance that the sums come to."""
         dot, mine, other = self.products
         known = math.isfinite(dot) and 0 < mine < math.inf and 0 < other < math.inf
         # √mine·√other, not √(mine·other): that product would overflow first
@@ -231,7 +229,7 @@ def config_diff(matching: Matching) -> list[Field]:
 
 
 def about_diff(a: Header, b: Header) -> list[Field]:
-    """What the files say about themselves beside it: container, names, order of rows, where they come from."""
+    """What the files say about themselves apart from the architecture: container, names, order of rows, provenance."""
     return _fields(_about(a), _about(b))
 
 
@@ -287,7 +285,7 @@ def _merges(content: Mapping[str, Any]) -> list[str]:
 
 
 def _short(item: Field) -> Field:
-    """Long values as the number of entries and the first that are not the same."""
+    """The field with a long value cut down to the number of its entries and the first that differ."""
     if isinstance(item.a, dict) and item.name == "tokens":
         keys = sorted(key for key in item.a.keys() | item.b.keys() if item.a.get(key) != item.b.get(key))
     elif isinstance(item.a, list | tuple):

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces, Progress
+from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces
 from apr_train.artifact.metadata import hf_config
 from apr_train.atomic import replace_folder
-from apr_train.checkpoint.checkpoint import FLOAT_DTYPES
-from apr_train.checkpoint.header import TensorInfo, TokenizerSpec
+from apr_train.checkpoint.checkpoint import Progress
+from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.checkpoint.safetensors import write_sharded
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import OutputError
@@ -73,7 +73,7 @@ def fill_folder(
     _write_json(folder / "config.json", config)
     if conversion.header.tokenizer is not None:
         write_tokenizer(folder, conversion.header.tokenizer)
-    write_sharded(folder, [_info(move) for move in moves], pieces, limit=shard_size)
+    write_sharded(folder, [move.written for move in moves], pieces, limit=shard_size)
     return moves
 
 
@@ -101,13 +101,6 @@ def _check_target(target: Path, source: Path) -> None:
 def is_written(item: Path) -> bool:
     """Whether a file of a folder has a name that an export writes."""
     return item.is_file() and (item.name in WRITTEN or _WEIGHTS.fullmatch(item.name) is not None)
-
-
-def _info(move: Move) -> TensorInfo:
-    count = 1
-    for size in move.source.shape:
-        count *= size
-    return TensorInfo(move.target, move.dtype, move.source.shape, count * FLOAT_DTYPES.get(move.dtype, 0))
 
 
 def write_tokenizer(folder: Path, spec: TokenizerSpec) -> None:

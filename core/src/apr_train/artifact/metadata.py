@@ -1,11 +1,12 @@
-"""What a model's file says about it: the metadata of an `.apr`, and Hugging Face's config.json. Torch-free."""
+"""A model's config as files have it: the metadata of an `.apr`, and Hugging Face's config.json. Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from apr_train.checkpoint.apr.header import ALIASES, ENCODER_EPS, NOT_CONFIG, PROVENANCE, TYPED_TO_HF
+from apr_train.checkpoint.apr.keys import ALIASES, ENCODER_EPS, HF_NAMES, PROVENANCE, TYPED
+from apr_train.checkpoint.dtypes import DTYPES
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.huggingface import NEUTRAL_ROPE
 from apr_train.checkpoint.rope_rows import SPLIT_HALF_TYPE
@@ -21,7 +22,6 @@ _HOUSEKEEPING = frozenset({
 """Hugging Face keys that say nothing about the mathematics, or that the canonical config has under another name."""
 _OWN_WORDS = frozenset({"attention_output_bias"})
 """Fields of the core's configs that Hugging Face has no key for: there attention_bias means all four projections."""
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _DROPPED = frozenset(
     {*_OWN_WORDS, "architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "transformers_version"}
 )
@@ -45,12 +45,11 @@ def apr_metadata(
         FormatError: when a value of `provenance` is no JSON scalar.
     """
     values = _config_values(config, header)
-    typed = {key: values.pop(name) for key, name in TYPED_TO_HF.items() if name in values}
+    typed = {key: values.pop(name) for key, name in HF_NAMES.items() if name in values}
     eps = values.pop(ENCODER_EPS, None)
     if "rms_norm_eps" not in typed and eps is not None:
         typed["rms_norm_eps"] = eps
-    forbidden = {alias for aliases in ALIASES.values() for alias in aliases}
-    custom = {key: value for key, value in values.items() if key not in forbidden and key not in NOT_CONFIG}
+    custom = {key: value for key, value in values.items() if key not in TYPED and key not in ALIASES}
     return {
         "model_type": info.model_type,
         **_checked_provenance(provenance if provenance is not None else header.provenance if header else {}),
@@ -87,18 +86,19 @@ def hf_config(
 ) -> dict[str, Any]:
     """The config.json of an export: loads in transformers 4 (`rope_theta`) and 5 (`rope_parameters`).
 
-    `header` is where the model came from: its further keys (dropout, token ids, …) are kept.
+    `header` is where the model came from: its further keys (dropout, token ids, …) are kept. `dtype` is the name of most
+    weights' type.
     """
     own = {key: value for key, value in config.to_dict().items() if key not in _OWN_WORDS and value is not None}
     kept = {key: value for key, value in (header.config if header else {}).items() if key not in _DROPPED and "." not in key}
-    kept.pop("rms_norm_eps" if "layer_norm_eps" in own else "layer_norm_eps", None)
+    kept.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
     return {
         "architectures": [hf_class or info.hf_classes[0]],
         "model_type": info.model_type,
         **kept,
         **own,
         **_rope_spellings(own),
-        "dtype": _DTYPE_NAMES.get(dtype, "float32"),
+        "dtype": DTYPES[dtype].torch,
     }
 
 

@@ -1,18 +1,18 @@
-"""The provenance of an `.apr` file: licences checked against SPDX, and the stamp that sets them; tensors stay as they are."""
+"""The provenance of an `.apr` file: licences checked against SPDX, and the stamp that sets it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from attrs import frozen
 from license_expression import ExpressionError, ExpressionParseError, Licensing, get_spdx_licensing
 
 from apr_train.checkpoint.apr import AprReader, Flags, open_apr, rewrite
-from apr_train.checkpoint.apr.in_place import fits_in_place, recover, rewrite_in_place
+from apr_train.checkpoint.apr.keys import STAMPED
+from apr_train.checkpoint.checkpoint import Progress
 from apr_train.errors import ConfigError, FormatError
 from apr_train.run.folder import MODEL
 from apr_train.suggest import closest
@@ -82,35 +82,21 @@ def hub_license(expression: str) -> tuple[str, str | None]:
     return OTHER, lower.replace(" ", "-")
 
 
-Progress = Callable[[int], None]
-LICENSES = ("license", "data_license")
-KEYS = (*LICENSES, "data_source", "name", "version", "author", "description")
-"""The metadata keys that a stamp sets."""
+def stamp(
+    path: str | os.PathLike[str], values: Mapping[str, str], *, progress: Progress | None = None
+) -> dict[str, tuple[str | None, str]]:
+    """Set provenance keys of an `.apr` file; `values` maps some of `STAMPED` to text, licences as SPDX expressions.
 
-
-@frozen(kw_only=True)
-class Stamped:
-    """What a stamp did."""
-
-    changes: Mapping[str, tuple[str | None, str]]
-    """Key → (before, after), of the keys whose value changed; empty: the file was not written."""
-    in_place: bool
-    """Whether only header, metadata and checksum were written, and not the whole file anew."""
-    recovered: bool
-    """Whether an earlier stamp had been interrupted and was undone first."""
-
-
-def stamp(path: str | os.PathLike[str], values: Mapping[str, str], *, progress: Progress | None = None) -> Stamped:
-    """Set provenance keys; `values` maps some of `KEYS` to text, licences as SPDX expressions.
-
-    Where the padded metadata keeps its size, only it, the header and the trailing checksum are written, in place (see
-    `formats.apr.in_place` for why a crash cannot go unnoticed). Otherwise the file is copied with the new metadata beside
-    itself, its checksum checked on the way, and replaced. Both give the same bytes.
+    The file is written anew beside itself, tensors bit for bit the same and its checksum checked on the way, and replaced.
+    Other names of the file (hard links) keep what it was.
 
     Args:
         path: an `.apr` file.
         values: what to set.
         progress: told of bytes of tensors that were copied.
+
+    Returns:
+        Key → (before, after), of the keys whose value changed; empty: the file was not written.
 
     Raises:
         ConfigError: an unknown key, an empty text, or a licence that SPDX does not know.
@@ -118,17 +104,12 @@ def stamp(path: str | os.PathLike[str], values: Mapping[str, str], *, progress: 
         OutputError: the file cannot be written; it is then as it was.
     """
     wanted = checked_values(values)
-    recovered = recover(path)
     with _open(path) as source:
         before = {key: source.raw_metadata.get(key) for key in wanted}
         changes = {key: (before[key], value) for key, value in wanted.items() if before[key] != value}
-        metadata = {**source.raw_metadata, **wanted}
-        in_place = bool(changes) and fits_in_place(source, metadata)
-        if in_place:
-            rewrite_in_place(source, metadata)
-        elif changes:
-            rewrite(source, path, metadata, progress=progress)
-    return Stamped(changes=changes, in_place=in_place, recovered=recovered)
+        if changes:
+            rewrite(source, path, {**source.raw_metadata, **wanted}, progress=progress)
+    return changes
 
 
 def checked_values(values: Mapping[str, str]) -> dict[str, str]:
@@ -139,13 +120,13 @@ def checked_values(values: Mapping[str, str]) -> dict[str, str]:
     """
     checked = {}
     for key, value in values.items():
-        if key not in KEYS:
-            raise ConfigError("not a key that a stamp sets", where=key, expected=", ".join(KEYS))
+        if key not in STAMPED:
+            raise ConfigError("not a key that a stamp sets", where=key, expected=", ".join(STAMPED))
         text, option = value.strip(), option_of(key)
         if not text:
             raise ConfigError("the value is empty", where=option, hint="Leave the option out to keep what the file says.")
         _check_unicode(text, option)
-        checked[key] = spdx_expression(text, where=option) if key in LICENSES else text
+        checked[key] = spdx_expression(text, where=option) if STAMPED[key].is_license else text
     return checked
 
 

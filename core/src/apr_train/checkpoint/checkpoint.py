@@ -1,4 +1,4 @@
-"""The one interface of every container: a header, tensors as numpy views, streams of bytes, a hash of the content."""
+"""The interface of an open checkpoint, whatever the container: header, tensors as numpy views, streams, a content hash."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attrs import field, frozen
 
 from apr_train.checkpoint.header import Header, TensorInfo
 
-FLOAT_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Safetensors' spelling → bytes per element."""
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were just read."""
 
 
 @frozen(eq=False)
@@ -22,7 +22,7 @@ class TensorView:
     """A tensor as numpy sees it: zero-copy where the file's dtype has a numpy type, dequantised where not."""
 
     dtype: str
-    """`F32`, `F16`, `BF16`, `F64`, `I32`, `I64`, `I8`, `U8`; block-quantised tensors arrive as `F32`."""
+    """One of the names in `dtypes.PLAIN`; block-quantised tensors arrive as `F32`."""
     data: np.ndarray[Any, Any] = field(repr=False)
     """In the tensor's shape; read-only; bf16 as uint16 bits."""
 

@@ -1,4 +1,4 @@
-"""Files that come from outside: exact reads, maps, bounded JSON, and a `FormatError` for whatever goes wrong."""
+"""Reading files that may be damaged or hostile: exact reads, maps, bounded JSON and YAML; every fault is a `FormatError`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from apr_train.errors import FormatError
 
@@ -71,8 +73,23 @@ class InputFile:
         self._map = None
 
 
+def map_file(path: Path) -> memoryview:
+    """A whole file, read-only, memory-mapped; closed with the last view of it.
+
+    Raises:
+        FormatError: when the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+
+
 MAX_BYTES = 1 << 28
-"""A tokenizer.json of a 250,000-token vocabulary has about 35 MB."""
+"""Bound on a JSON file: a tokenizer.json of a 250,000-token vocabulary has about 35 MB."""
 
 
 def parse_json(path: Path) -> dict[str, Any]:
@@ -85,21 +102,50 @@ def parse_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise FormatError("too large for a JSON file", path=path, expected=f"at most {MAX_BYTES} bytes", found=size)
-        return parse_json_bytes(path.read_bytes(), path)
+        value = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON: {error}", path=path) from error
+    if not isinstance(value, dict):
+        raise FormatError("not a JSON object", path=path, expected="{…}", found=type(value).__name__)
+    return value
 
 
-def parse_json_bytes(raw: bytes, path: object, field: str | None = None) -> dict[str, Any]:
-    """The JSON object in some bytes of a file.
+MAX_YAML_BYTES = 1 << 16
+"""Bound on a YAML document; front matter of the Hub's cards has a few hundred bytes, with many metrics a few thousand."""
+MAX_YAML_DEPTH = 16
+"""Bound on its nesting; the Hub's `model-index` has seven levels."""
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without what makes a small document large: anchors and aliases, explicit tags, deep nesting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call] # types-PyYAML leaves it out
+        if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors, aliases and tags are not read", problem_mark=event.start_mark)
+        if self._depth == MAX_YAML_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_DEPTH} levels", problem_mark=event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def parse_yaml(text: str, path: object = None) -> Any:
+    """The value of one YAML document of at most 64 KiB and 16 levels: text, numbers, dates, lists, tables, None.
 
     Raises:
-        FormatError: as `parse_json`.
+        FormatError: too long, too deep, no YAML, several documents, or with an anchor, an alias or a tag.
     """
+    if len(text) > MAX_YAML_BYTES or len(text.encode(errors="replace")) > MAX_YAML_BYTES:
+        raise FormatError("too long for YAML", path=path, expected=f"at most {MAX_YAML_BYTES} bytes")
     try:
-        value = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not valid JSON: {error}", path=path, field=field) from error
-    if not isinstance(value, dict):
-        raise FormatError("not a JSON object", path=path, field=field, expected="{…}", found=type(value).__name__)
-    return value
+        return _BoundedLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: a date or a number that cannot be
+        raise FormatError(f"not valid YAML: {error}", path=path) from error

@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
-from apr_train.checkpoint.ggml import dequantize
+from apr_train.checkpoint.dtypes import plain_view, shortest_f32
+from apr_train.checkpoint.files import map_file
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
 from apr_train.checkpoint.header import Header, TensorInfo
-from apr_train.checkpoint.numbers import shortest_f32
+from apr_train.checkpoint.quantization import dequantize
 from apr_train.checkpoint.rope_rows import gguf_rope_rows
 from apr_train.checkpoint.tie import embedding_name, tie_from_index
 from apr_train.checkpoint.tokenizer_metadata import spec_beside, spec_from_gguf
-from apr_train.checkpoint.views import map_file, plain_view
 from apr_train.errors import FormatError
 
 KEYS = {
@@ -147,11 +147,10 @@ class GgufReader:
         """The tensor: zero-copy if it is plain, dequantised to F32 if not."""
         tensor, place = self.header.tensors[name], self._places[name]
         raw = self.read_raw(name)
-        if not place.kind.quantized:
+        if not place.dtype.quantized:
             return plain_view(tensor.dtype, tensor.shape, raw)
-        floats = dequantize(place.kind, raw, tensor.shape, path=self.header.path, name=name)
-        floats.flags.writeable = False
-        return TensorView("F32", floats)
+        floats = dequantize(place.dtype, raw, tensor.elements, path=self.header.path, name=name)
+        return TensorView("F32", floats.reshape(tensor.shape))
 
     def read_raw(self, name: str) -> memoryview:
         """The tensor's bytes as they lie in the file."""

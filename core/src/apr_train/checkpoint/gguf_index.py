@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 from attrs import frozen
 
 from apr_train import rules
-from apr_train.checkpoint.ggml import GGML_TYPES, GgmlType
+from apr_train.checkpoint.dtypes import DType
 from apr_train.checkpoint.header import TensorInfo
+from apr_train.checkpoint.quantization import ggml_types
 from apr_train.errors import FormatError
 
 SCALARS = {
@@ -144,7 +145,7 @@ class Place:
 
     start: int
     end: int
-    kind: GgmlType
+    dtype: DType
 
 
 @frozen(kw_only=True)
@@ -173,17 +174,17 @@ def read_gguf_index(data: memoryview, path: Path) -> GgufIndex:
     base = cursor.at + -cursor.at % alignment
     tensors: dict[str, TensorInfo] = {}
     places: dict[str, Place] = {}
-    for name, shape, kind, offset in entries:
+    for name, shape, dtype, offset in entries:
         cursor.field = name
         if name in tensors:
             cursor.fail("the tensor is there twice")
-        nbytes = math.prod(shape) // kind.block * kind.bytes
+        nbytes = math.prod(shape) // dtype.block * dtype.block_bytes
         if offset % alignment:
             cursor.fail("the offset is not aligned", expected=f"a multiple of {alignment}", found=offset)
         if base + offset + nbytes > len(data):
             cursor.fail("the tensor reaches beyond the file", expected=f"at most {len(data)}", found=base + offset + nbytes)
-        tensors[name] = TensorInfo(name, kind.name, shape, nbytes)
-        places[name] = Place(base + offset, base + offset + nbytes, kind)
+        tensors[name] = TensorInfo(name, dtype.name, shape, nbytes)
+        places[name] = Place(base + offset, base + offset + nbytes, dtype)
     _check_overlaps(places, path)
     return GgufIndex(metadata=metadata, tensors=tensors, places=places)
 
@@ -217,7 +218,7 @@ def _alignment(metadata: Mapping[str, Any], cursor: Cursor) -> int:
     return value
 
 
-def _entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
+def _entry(cursor: Cursor) -> tuple[str, tuple[int, ...], DType, int]:
     """One line of the tensor index; GGUF has the innermost dimension first, a header the outermost."""
     cursor.field = "tensor index"
     name = cursor.string()
@@ -228,13 +229,13 @@ def _entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GgmlType, int]:
     if dimensions > MAX_DIMENSIONS:
         cursor.fail("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=dimensions)
     shape = tuple(reversed([cursor.u64() for _ in range(dimensions)]))
-    kind_id = cursor.u32()
-    if kind_id not in GGML_TYPES:
-        cursor.fail("unknown tensor type", expected="a GGML type id", found=kind_id)
-    kind = GGML_TYPES[kind_id]
-    if (shape[-1] if shape else 1) % kind.block:
-        cursor.fail(f"a row is no whole number of {kind.name} blocks", expected=f"a multiple of {kind.block}", found=shape)
-    return name, shape, kind, cursor.u64()
+    types, number = ggml_types(), cursor.u32()
+    if number not in types:
+        cursor.fail("unknown tensor type", expected="a GGML type id", found=number)
+    dtype = types[number]
+    if (shape[-1] if shape else 1) % dtype.block:
+        cursor.fail(f"a row is no whole number of {dtype.name} blocks", expected=f"a multiple of {dtype.block}", found=shape)
+    return name, shape, dtype, cursor.u64()
 
 
 def _check_overlaps(places: Mapping[str, Place], path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What a checkpoint says about itself without a tensor being read: plain data, torch-free."""
+"""The header of a checkpoint: what the file says about itself before a tensor is read, as plain data."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -24,13 +25,18 @@ class TensorInfo:
     nbytes: int
     """Bytes in the file."""
 
+    @property
+    def elements(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
 
 @frozen
 class Tie:
-    """Whether the output head is the embedding matrix, and how that is known."""
+    """Whether the output head is the embedding matrix (tied), and how that is known."""
 
     value: bool | None
-    """None: a check without reading data cannot know; it is decided at load."""
+    """None: only the tensors' bytes can tell, and they are compared at load."""
     reason: str
     """`metadata`, `lm_head absent`, `lm_head equal to the embedding`, `lm_head differs`, `decided at load`."""
 
@@ -63,13 +69,11 @@ class Header:
     @property
     def parameter_count(self) -> int:
         """Number of stored elements (a head stored twice counts twice)."""
-        total = 0
-        for tensor in self.tensors.values():
-            count = 1
-            for size in tensor.shape:
-                count *= size
-            total += count
-        return total
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+
+SPECIAL_TOKENS = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
+"""The roles that `TokenizerSpec.special_ids` can name."""
 
 
 @frozen(kw_only=True)
@@ -104,7 +108,7 @@ class TokenizerSpec:
     json: Mapping[str, Any] | None = field(default=None, repr=False)
     added_tokens: tuple[AddedToken, ...] = field(default=(), repr=False)
     special_ids: Mapping[str, int] = Factory(dict)
-    """`bos`, `eos`, `pad`, `mask`, `unk` → id, as far as the source says."""
+    """Role (one of `SPECIAL_TOKENS`) → id, as far as the source says."""
     chat_template: str | None = field(default=None, repr=False)
     size: int = 0
     """Largest id + 1, added tokens included."""

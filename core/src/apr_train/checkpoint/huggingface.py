@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
+from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
+from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import FormatError
 
-SPECIAL = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
-_LICENSE = re.compile(r"^license:[ \t]*['\"]?([^'\"\s#][^'\"\n#]*)", re.MULTILINE)
-README_BYTES = 1 << 16
 
 
 def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
@@ -43,7 +40,7 @@ def _optional(path: Path) -> dict[str, Any]:
 def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
     """By the tokenizer's own settings (tokens), else by config.json (ids)."""
     ids = {}
-    for name in SPECIAL:
+    for name in SPECIAL_TOKENS:
         token = named.get(f"{name}_token")
         token = token.get("content") if isinstance(token, Mapping) else token
         index = _id_of(content, token) if isinstance(token, str) else config.get(f"{name}_token_id")
@@ -72,15 +69,18 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def readme_license(folder: Path) -> str | None:
-    """The `license:` line of README.md's front matter, if there is one."""
+    """The text under `license` in README.md's front matter; None where that is not to be had, whatever the reason."""
     path = folder / "README.md"
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        text = file.read(README_BYTES).decode("utf-8", "replace")
-    front = _FRONT_MATTER.search(text)
-    line = _LICENSE.search(front.group(1)) if front else None
-    return line.group(1).strip() if line else None
+        front = _FRONT_MATTER.search(file.read(MAX_YAML_BYTES).decode("utf-8", "replace"))
+    try:
+        content = parse_yaml(front.group(1), path) if front else None
+    except FormatError:
+        return None
+    value = content.get("license") if isinstance(content, dict) else None
+    return value.strip() or None if isinstance(value, str) else None
 
 
 NEUTRAL_ROPE = "default"

@@ -1,4 +1,4 @@
-"""Open any checkpoint by what it is, never by its file's ending."""
+"""Opening a checkpoint: the container is known by its first bytes, never by the file's ending."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How text is cut into words before BPE, by GGUF's `tokenizer.ggml.pre`, as pieces of a `tokenizer.json`.
+"""Pre-tokenizers: how text is cut into words before BPE, by GGUF's `tokenizer.ggml.pre`, as parts of a `tokenizer.json`.
 
 Sources: the published tokenizer.json files of the models that the types are named after, and `llm_tokenizer_bpe` in
 llama.cpp's llama-vocab.cpp, which has the same expressions. Differences between the two are settled for the former.
@@ -96,7 +96,7 @@ def pre_type_of(tokenizer_json: Mapping[str, Any]) -> str | None:
 
 
 def _bare(part: Any) -> Any:
-    """Without what does not decide where text is cut: offsets' trimming, and defaults that some files leave out."""
+    """A part for comparison: without the trimming of offsets, which cuts no text, and with defaults that files leave out."""
     if isinstance(part, Mapping):
         defaults = {"add_prefix_space": False, "invert": False}
         if part.get("type") == "ByteLevel":

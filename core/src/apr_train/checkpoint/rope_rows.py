@@ -1,4 +1,4 @@
-"""In which order a file holds the rows of q and k: facts about the containers, keyed by GGUF architecture names.
+"""The order of the rows of q and k in a file: facts about the containers, keyed by GGUF architecture names.
 
 Source: `LlamaModel.permute` and the model classes that call it in llama.cpp's convert_hf_to_gguf.py; `llama_model_rope_type`
 in llama.cpp's llama-model.cpp (NORM rotates adjacent pairs, NEOX split halves).

@@ -19,17 +19,12 @@ from attrs import frozen
 from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
-from apr_train.checkpoint.files import parse_json
+from apr_train.checkpoint.dtypes import PLAIN, bytes_of, plain_view
+from apr_train.checkpoint.files import map_file, parse_json
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf, readme_license, tokenizer_of
-from apr_train.checkpoint.views import map_file, plain_view
 from apr_train.errors import FormatError
 
-DTYPES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
-"""safetensors' spelling → bytes per element."""
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
 MAX_DIMENSIONS = 64
@@ -114,15 +109,15 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, i
     if not isinstance(entry, dict):
         raise FormatError("not an object", path=path, field=field)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in PLAIN:
         raise FormatError(
-            "unknown dtype", path=path, field=field, expected=f"one of {', '.join(DTYPES)}", found=repr(dtype)[:40]
+            "unknown dtype", path=path, field=field, expected=f"one of {', '.join(PLAIN)}", found=repr(dtype)[:40]
         )
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise FormatError("not a shape", path=path, field=field, expected="non-negative integers", found=repr(shape)[:80])
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError("not a pair of offsets", path=path, field=field, found=repr(offsets)[:80])
-    nbytes = DTYPES[dtype] * math.prod(shape)
+    nbytes = PLAIN[dtype].block_bytes * math.prod(shape)
     if offsets[1] - offsets[0] != nbytes:
         found = offsets[1] - offsets[0]
         raise FormatError("size and shape disagree", path=path, field=field, expected=f"{nbytes} bytes", found=found)
@@ -284,39 +279,35 @@ METADATA = {"format": "pt"}
 """transformers refuses a file without it."""
 
 
-def write_safetensors(path: Path, tensors: Iterable[TensorInfo], pieces: Pieces) -> None:
+def write_safetensors(path: Path, tensors: Sequence[TensorInfo], pieces: Pieces) -> None:
     """Write one file, beside it first and then renamed; peak memory is one piece.
 
     Raises:
         FormatError: for a dtype that safetensors does not have, or data of the wrong size.
         OutputError: when the file cannot be written.
     """
-    ordered = sorted(tensors, key=lambda tensor: (-DTYPES.get(tensor.dtype, 0), tensor.name))
+    for tensor in tensors:
+        if tensor.dtype not in PLAIN:
+            raise FormatError("safetensors has no such dtype", path=path, field=tensor.name, found=tensor.dtype)
+    ordered = sorted(tensors, key=lambda tensor: (-PLAIN[tensor.dtype].block_bytes, tensor.name))
     with replace_file(path) as file:
-        write_all(file, _front(ordered, path))
+        write_all(file, _front(ordered))
         for tensor in ordered:
-            written = sum(write_all(file, _bytes_of(piece)) for piece in pieces(tensor.name))
+            written = sum(write_all(file, bytes_of(piece)) for piece in pieces(tensor.name))
             if written != tensor.nbytes:
                 raise FormatError("data of the wrong size", path=path, field=tensor.name, expected=tensor.nbytes, found=written)
 
 
-def _front(tensors: Sequence[TensorInfo], path: Path) -> bytes:
+def _front(tensors: Sequence[TensorInfo]) -> bytes:
     """The length and the JSON header, padded with spaces so that the data starts at a multiple of 8."""
     entries: dict[str, Any] = {"__metadata__": METADATA}
     at = 0
     for tensor in tensors:
-        if tensor.dtype not in DTYPES:
-            raise FormatError("safetensors has no such dtype", path=path, field=tensor.name, found=tensor.dtype)
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
         at += tensor.nbytes
     raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw
-
-
-def _bytes_of(piece: np.ndarray[Any, Any] | memoryview) -> memoryview:
-    view = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data if isinstance(piece, np.ndarray) else piece
-    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def write_sharded(folder: Path, tensors: Sequence[TensorInfo], pieces: Pieces, *, limit: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Is the output head the embedding matrix? What a header can know, and the one comparison that settles the rest."""
+"""The tie: whether the output head is the embedding matrix, as far as a header tells, and the comparison that settles it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def embedding_name(tensors: Mapping[str, TensorInfo]) -> str | None:
 
 
 def tie_from_index(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Tie:
-    """What metadata and the tensor index say; `Tie(None, …)` when only the tensors' bytes can tell."""
+    """The tie as metadata and the tensor index have it; its `value` is None when only the tensors' bytes can tell."""
     flag = config.get("tie_word_embeddings")
     head, embedding = head_name(tensors), embedding_name(tensors)
     if isinstance(flag, bool):
@@ -45,7 +45,7 @@ def _surely_differ(head: TensorInfo, embedding: TensorInfo) -> bool:
 
 
 def tie_contradiction(header: Header) -> str | None:
-    """What is wrong when a metadata flag contradicts the tensor index, in words; None when nothing is.
+    """The problem, in words, of a metadata flag that contradicts the tensor index; None when there is none.
 
     A flag that says tied beside a stored head of other bytes is found by `resolve_tie`.
     """

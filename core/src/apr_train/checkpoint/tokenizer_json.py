@@ -1,4 +1,4 @@
-"""A TokenizerSpec ↔ the content of a `tokenizer.json`, whole or taken apart: dictionaries only, no library is needed."""
+"""The content of a `tokenizer.json` made from a TokenizerSpec, read into one, and taken apart: dictionaries, no library."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from apr_train.errors import FormatError, TokenizerError
 PADDING = re.compile(r"\[PAD\d+\]")
 """How llama.cpp's converter spells rows of the embedding that have no token."""
 FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
+"""The flags of an added token, in the order in which `tokenizers` writes them."""
 
 
 def tokenizer_json(spec: TokenizerSpec) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def tokenizer_json(spec: TokenizerSpec) -> dict[str, Any]:
 
 
 def check_buildable(spec: TokenizerSpec) -> None:
-    """See that it is a kind that metadata can hold, or a whole `tokenizer.json`.
+    """Check that a tokenizer is of a kind that metadata can hold, or a whole `tokenizer.json`.
 
     Raises:
         TokenizerError: naming the kind.
@@ -93,7 +94,7 @@ def split_merges(merges: Iterable[str], origin: str) -> list[list[str]]:
 
 
 def check_merges(content: Mapping[str, Any], origin: str) -> None:
-    """See that a BPE's merges join tokens of its vocabulary into tokens of its vocabulary: the library panics over others.
+    """Check that a BPE's merges join tokens of its vocabulary into tokens of its vocabulary: the library panics over others.
 
     Raises:
         TokenizerError: naming the first merge that does not.

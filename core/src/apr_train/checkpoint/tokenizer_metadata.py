@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.header import AddedToken, TokenizerSpec
+from apr_train.checkpoint.header import SPECIAL_TOKENS, AddedToken, TokenizerSpec
 from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
-from apr_train.checkpoint.tokenizer_json import JOINT, PADDING, added_tokens, flatten, rebuild, spec_from_json
+from apr_train.checkpoint.tokenizer_json import FLAGS, JOINT, PADDING, added_tokens, flatten, rebuild, spec_from_json
 from apr_train.errors import FormatError
 
 CONTROL_LIKE = re.compile(r"<\|.+\|>|</?[a-z_]+>", re.DOTALL)
@@ -38,7 +38,6 @@ def infer_added(vocabulary: Sequence[str], merges: Sequence[str], special_ids: M
 
 KEY = "tokenizer.apr_train"
 """Our one custom key; aprender ignores it."""
-SPECIAL = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
 GGUF_SPECIAL = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -80,7 +79,8 @@ def spec_from_apr(path: str, metadata: Mapping[str, Any]) -> TokenizerSpec | Non
         raise FormatError("not an object", path=path, field=KEY, expected="an object", found=type(ours).__name__)
     ours = ours or {}
     template = metadata.get("chat_template") if isinstance(metadata.get("chat_template"), str) else None
-    ids = _ids(metadata, {name: f"tokenizer.{name}_token_id" for name in SPECIAL}) | _ids(ours.get("special_ids") or {}, None)
+    ids = _ids(metadata, {name: f"tokenizer.{name}_token_id" for name in SPECIAL_TOKENS})
+    ids |= _ids(ours.get("special_ids") or {}, None)
     if isinstance(ours.get("json"), Mapping):
         content = rebuild(ours, vocabulary, merges, path)
         return spec_from_json(content, f"{path} (metadata)", special_ids=ids, chat_template=template)
@@ -157,8 +157,7 @@ def spec_to_apr(spec: TokenizerSpec) -> dict[str, Any]:
 
 
 def _entry(token: AddedToken) -> dict[str, Any]:
-    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
-    return {"id": token.id, "content": token.content} | {flag: True for flag in flags if getattr(token, flag)}
+    return {"id": token.id, "content": token.content} | {flag: True for flag in FLAGS if getattr(token, flag)}
 
 
 def spec_from_gguf(path: str, metadata: Mapping[str, Any]) -> TokenizerSpec | None:

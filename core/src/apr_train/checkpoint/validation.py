@@ -1,9 +1,8 @@
-"""Check an `.apr` file as a whole: structure, checksum, padding, and on request every value."""
+"""The faults of a whole checkpoint: its checksums, and on request every value."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,36 +10,37 @@ import numpy as np
 from apr_train import rules
 from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.reader import AprReader
-from apr_train.checkpoint.apr.shards import ShardedReader, open_apr
-from apr_train.checkpoint.checkpoint import Checkpoint, TensorView
+from apr_train.checkpoint.apr.shards import ShardedReader
+from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
 from apr_train.errors import Finding, FormatError
 
-Progress = Callable[[int], None]
+SLICE = 1 << 20
+"""Values of a container without checksums that are looked at in one go."""
 
 
-def validate(path: str | os.PathLike[str], *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
-    """Every fault of a file or of a sharded model; empty when there is none. Memory stays at a few megabytes.
+def validate(checkpoint: Checkpoint, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
+    """Every fault of an open checkpoint whose structure was found good; opening it has checked that.
 
-    Structure is checked first and in full before data is read; with `data` every value is looked at for NaN and infinity.
+    An `.apr` file, or each shard, is read whole for its checksum; memory stays at a few megabytes. The other containers have
+    no checksum.
+
+    Args:
+        checkpoint: opened with `verify=False`, so that a wrong checksum is a finding.
+        data: look at every value for NaN and infinity, in any container.
+        progress: told of bytes of tensors.
+
+    Raises:
+        FormatError: for a tensor that cannot be decoded.
     """
-    try:
-        reader = open_apr(path, verify=False)
-    except FormatError as error:
-        return [error.under(rules.APR_STRUCTURE)]
-    with reader:
-        return check_data(reader, data=data, progress=progress)
-
-
-def check_data(reader: AprReader | ShardedReader, *, data: bool = False, progress: Progress | None = None) -> list[Finding]:
-    """What `validate` does after the structure was found good: checksums, and with `data` every value."""
-    return [
-        *signature_findings(reader),
-        *(finding for file in _files(reader) for finding in _check_file(file, data, progress or _silent)),
-    ]
+    progress = progress or _silent
+    if isinstance(checkpoint, AprReader | ShardedReader):
+        faults = [finding for file in _files(checkpoint) for finding in _check_file(file, data, progress)]
+        return [*signature_findings(checkpoint), *faults]
+    return list(_scan(checkpoint, progress)) if data else []
 
 
 def signature_findings(checkpoint: Checkpoint) -> list[Finding]:
-    """A warning for each signed file: signatures are not checked here. None for other containers."""
+    """A warning for each signed file: signatures are not checked here. Other containers have none."""
     files = _files(checkpoint) if isinstance(checkpoint, AprReader | ShardedReader) else []
     problem = "the file is signed, and the signature was not checked"
     return [
@@ -63,7 +63,7 @@ def _check_file(reader: AprReader, data: bool, progress: Progress) -> Iterator[F
     try:
         for name, entry in reader.entries.items():
             if data:
-                yield from scan_values(reader.header.path, name, stream.values(name))
+                yield from _scan_tensor(reader.header.path, name, stream.values(name))
             else:
                 for _ in stream.chunks(name):  # for its checksum
                     pass
@@ -73,11 +73,20 @@ def _check_file(reader: AprReader, data: bool, progress: Progress) -> Iterator[F
         yield error.under(rules.APR_CHECKSUM)
 
 
-def scan_values(path: str, name: str, pieces: Iterable[TensorView]) -> Iterator[Finding]:
+def _scan(checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
+    for name, tensor in checkpoint.header.tensors.items():
+        view = checkpoint.read(name)
+        flat = view.data.reshape(-1)
+        pieces = (TensorView(view.dtype, flat[start : start + SLICE]) for start in range(0, flat.size, SLICE))
+        yield from _scan_tensor(checkpoint.header.path, name, pieces)
+        progress(tensor.nbytes)
+
+
+def _scan_tensor(path: str, name: str, pieces: Iterable[TensorView]) -> Iterator[Finding]:
     """A finding if any value of a tensor, given in pieces, is NaN or infinite."""
     nan = infinite = 0
     for piece in pieces:
-        not_finite, nans = count_not_finite(piece)
+        not_finite, nans = _count_not_finite(piece)
         nan, infinite = nan + nans, infinite + not_finite - nans
     if nan or infinite:
         yield Finding(
@@ -90,7 +99,7 @@ def scan_values(path: str, name: str, pieces: Iterable[TensorView]) -> Iterator[
         )
 
 
-def count_not_finite(view: TensorView) -> tuple[int, int]:
+def _count_not_finite(view: TensorView) -> tuple[int, int]:
     """(values that are NaN or infinite, values that are NaN) of one tensor or piece."""
     array: np.ndarray[Any, Any] = view.data
     if view.dtype == "BF16":

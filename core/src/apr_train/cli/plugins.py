@@ -1,4 +1,4 @@
-"""`apr-train plugins`: what is installed, and what is broken and why. Imports no torch."""
+"""`apr-train plugins`: the installed families, and the broken ones with the reason. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command(as_json: bool, tracebacks: bool) -> None:
     """List the installed families, and broken plugins with the reason."""
     registry = Registry.discover()
     with redirect_stdout(sys.stderr):  # a plugin that prints when it is imported must not get into the JSON
-        working, broken = survey(registry)
+        working, broken = ask_families(registry)
     if as_json:
         emit_json({"families": working, "broken": broken})
         return
@@ -41,13 +41,13 @@ def command(as_json: bool, tracebacks: bool) -> None:
             click.echo(fault.traceback.rstrip())
 
 
-def survey(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]]:
-    """Describe every family by asking its hooks; one that answers wrongly is broken, like one that does not import."""
+def ask_families(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]]:
+    """Ask every family's hooks for its line of the list; a family that answers wrongly counts as broken."""
     working: list[dict[str, Any]] = []
     broken = registry.broken()
     for family in registry.families():
         try:
-            working.append(describe(family))
+            working.append(family_line(family))
         except PluginError as error:
             broken.append(broken_plugin(family.plugin, error))
         except AprTrainError as error:
@@ -56,7 +56,7 @@ def survey(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]
     return working, broken
 
 
-def describe(family: Family) -> dict[str, Any]:
+def family_line(family: Family) -> dict[str, Any]:
     """A family's line of the list, as JSON-able data.
 
     Raises:

@@ -23,8 +23,8 @@ EPILOG = 'Example: apr-train stamp model.apr --license MIT --data-source "the CP
 def command(path: Path, license_: str | None, **texts: str | None) -> None:
     """Set the provenance of X.apr; what is not named stays as it is, and so does every tensor, bit for bit.
 
-    Checksums are renewed. Where the padding allows, only header, metadata and checksum are written, in place; otherwise
-    the file is copied and replaced as a whole.
+    The file is written anew beside itself, with new checksums, and then replaced as a whole: an interrupted stamp leaves
+    it as it was.
     """
     from apr_train.artifact.provenance import stamp
 
@@ -32,15 +32,8 @@ def command(path: Path, license_: str | None, **texts: str | None) -> None:
     if not values:
         raise click.UsageError("Nothing to set: give at least one option, such as --license.")
     with progress_bar(f"copying {path.name}") as progress:
-        done = stamp(path, values, progress=progress)
-    if done.recovered:
-        click.echo("An earlier stamp had been interrupted; its file was put back first.", err=True)
-    for key, (before, after) in done.changes.items():
+        changes = stamp(path, values, progress=progress)
+    for key, (before, after) in changes.items():
         click.echo(f"{key}: {after}" + (f" (was {before})" if before is not None else ""))
-    click.echo(f"{path}: {_outcome(bool(done.changes), done.in_place)}")
-
-
-def _outcome(changed: bool, in_place: bool) -> str:
-    if not changed:
-        return "already says so, nothing was written"
-    return "metadata written in place" if in_place else "copied with the new metadata, tensors bit for bit the same"
+    written = "written with the new metadata, tensors bit for bit the same"
+    click.echo(f"{path}: {written if changes else 'already says so, nothing was written'}")

@@ -1,8 +1,7 @@
-"""`apr-train validate`: is a checkpoint file whole and consistent? Imports no torch."""
+"""`apr-train validate`: every fault of a checkpoint file. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,7 @@ from apr_train.errors import Finding
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
-    from apr_train.checkpoint.checkpoint import Checkpoint
     from apr_train.checkpoint.header import Header
-
-SLICE = 1 << 20
-"""Rows of values looked at in one go."""
 
 
 @click.command("validate")
@@ -53,35 +48,13 @@ def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
     """The header (None when the structure is at fault) and every finding."""
     from apr_train import rules
     from apr_train.checkpoint.open import open_checkpoint
+    from apr_train.checkpoint.validation import validate
     from apr_train.errors import FormatError
 
     try:
         with open_checkpoint(path, verify=False) as checkpoint:
             total = sum(tensor.nbytes for tensor in checkpoint.header.tensors.values())
             with progress_bar(f"validating {path.name}", total) as advance:
-                return checkpoint.header, _check(checkpoint, data, advance)
+                return checkpoint.header, validate(checkpoint, data=data, progress=advance)
     except FormatError as error:
         return None, [error.under(rules.APR_STRUCTURE)]
-
-
-def _check(checkpoint: Checkpoint, data: bool, advance: Callable[[int], None]) -> list[Finding]:
-    from apr_train.checkpoint.apr.reader import AprReader
-    from apr_train.checkpoint.apr.shards import ShardedReader
-    from apr_train.checkpoint.validation import check_data
-
-    if isinstance(checkpoint, AprReader | ShardedReader):
-        return check_data(checkpoint, data=data, progress=advance)
-    return list(_scan(checkpoint, advance)) if data else []
-
-
-def _scan(checkpoint: Checkpoint, advance: Callable[[int], None]) -> Iterator[Finding]:
-    """The values of a container without checksums."""
-    from apr_train.checkpoint.checkpoint import TensorView
-    from apr_train.checkpoint.validation import scan_values
-
-    for name, tensor in checkpoint.header.tensors.items():
-        view = checkpoint.read(name)
-        flat = view.data.reshape(-1)
-        pieces = (TensorView(view.dtype, flat[start : start + SLICE]) for start in range(0, flat.size, SLICE))
-        yield from scan_values(checkpoint.header.path, name, pieces)
-        advance(tensor.nbytes)

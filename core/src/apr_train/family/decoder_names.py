@@ -22,14 +22,16 @@ HF_PREFIX = "model."
 
 @frozen
 class Line:
-    """One module of the decoder: its parameter's stem, llama.cpp's stem, the weight's symbolic shape."""
+    """One module of the decoder in both spellings, with the weight's symbolic shape."""
 
     parameter: str
-    """Also Hugging Face's stem, behind the prefix."""
+    """The parameter's name without `.weight`; Hugging Face's, too, behind the prefix."""
     gguf: str
+    """llama.cpp's name without `.weight`."""
     shape: Shape
+    """Of the weight, `[rows, columns]` or `[rows]`; a bias has the rows."""
     bias: str | None = None
-    """Config field that says whether the module has a bias; None: never."""
+    """Config field that says whether the module has a bias; None: the module never has one."""
     heads: str | None = field(default=None, kw_only=True)
     """For q and k: the config field that counts the heads whose rows RoPE rotates."""
 
@@ -69,7 +71,7 @@ def decoder_rules(config: DecoderConfig, layout: Layout) -> list[Rule]:
 
 
 def tensors_have(header: Header, *stems: str) -> bool:
-    """Whether the file holds a tensor of which the name ends with one of `stems` (`q_proj.bias`, say).
+    """Whether the file holds a tensor whose name ends with one of `stems` (`q_proj.bias`, say).
 
     For what a container's metadata does not say (GGUF and `.apr` know no key for Llama's biases) and the tensors do.
     """

@@ -16,7 +16,7 @@ from apr_train.errors import PluginError
 FAMILIES = "apr_train.families"
 """The entry-point group of families."""
 ENVIRONMENT = "APR_TRAIN_PLUGINS"
-"""Comma-separated distribution names; set, only these are loaded (set to nothing: none)."""
+"""Environment variable with comma-separated distribution names: when set, only these are loaded; when empty, none."""
 
 
 @frozen(kw_only=True)

@@ -133,7 +133,8 @@ def _check_hooks(plugin: InstalledPlugin, module: ModuleType) -> None:
 
 def _check_implementation(plugin: InstalledPlugin, hook: str, implementation: HookImpl, known: tuple[str, ...]) -> None:
     if implementation.wrapper or implementation.hookwrapper:
-        raise plugin.error("a wrapper answers nothing", hook=hook, expected="@hookimpl on a function that returns its answer")
+        problem = "marked as a wrapper, but a family answers each hook itself"
+        raise plugin.error(problem, hook=hook, expected="@hookimpl on a function that returns its answer")
     strange = [name for name in implementation.argnames if name not in known]
     if strange:
         raise plugin.error(

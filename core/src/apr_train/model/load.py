@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 
 import numpy as np
@@ -11,15 +11,13 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from apr_train import rules
-from apr_train.checkpoint.checkpoint import Checkpoint, Stream, Streaming
+from apr_train.checkpoint.checkpoint import Checkpoint, Progress, Stream, Streaming
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.name_map import Fill
 from apr_train.family.operations import Identity
 from apr_train.model.tensors import TORCH_DTYPES, to_torch
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes of the file that were just consumed."""
 _COMPARE = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a model: the core's own satisfy it, and a family's own module must."""
+"""The protocol of a model that can be trained: the core's models satisfy it, and a family's own module must."""
 
 from __future__ import annotations
 

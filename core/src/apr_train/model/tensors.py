@@ -1,4 +1,4 @@
-"""Torch tensors over the numpy views that containers hand out; the only module of this package that imports torch."""
+"""Torch tensors over the numpy views that containers hand out, and back."""
 
 from __future__ import annotations
 
@@ -8,34 +8,15 @@ import numpy as np
 import torch
 
 from apr_train.checkpoint.checkpoint import TensorView
+from apr_train.checkpoint.dtypes import DTYPES
 from apr_train.errors import FormatError
 
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.torch) for name, dtype in DTYPES.items() if dtype.torch is not None
 }
 """A container's spelling → torch's dtype."""
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 """Torch's dtype → a container's spelling."""
-
-
-def torch_dtype(name: str, *, where: object) -> torch.dtype:
-    """The torch dtype of a container's spelling.
-
-    Raises:
-        FormatError: when torch has none.
-    """
-    if name not in TORCH_DTYPES:
-        raise FormatError("a dtype that torch does not have", path=where, expected=", ".join(TORCH_DTYPES), found=name)
-    return TORCH_DTYPES[name]
 
 
 def to_torch(view: TensorView) -> torch.Tensor:
@@ -44,10 +25,12 @@ def to_torch(view: TensorView) -> torch.Tensor:
     Raises:
         FormatError: for a dtype that torch does not have.
     """
-    dtype = torch_dtype(view.dtype, where="tensor")
+    if view.dtype not in TORCH_DTYPES:
+        raise FormatError("a dtype that torch does not have", path="tensor", expected=", ".join(TORCH_DTYPES), found=view.dtype)
+    dtype = TORCH_DTYPES[view.dtype]
     array = view.data.view(np.int16) if dtype is torch.bfloat16 else view.data
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # said in our docstring
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # the docstring says it
         return torch.from_numpy(array).view(dtype)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apr_train import rules
-from apr_train.checkpoint.checkpoint import FLOAT_DTYPES
+from apr_train.checkpoint.dtypes import DTYPES
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
@@ -141,7 +141,7 @@ def backend_findings(
 
 def weight_bytes(precision: str) -> int:
     """Bytes of one stored weight; under autocast the weights stay float32."""
-    return FLOAT_DTYPES[PRECISION_TYPES[precision].weights]
+    return DTYPES[PRECISION_TYPES[precision].weights].block_bytes
 
 
 def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:
@@ -157,7 +157,7 @@ def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: st
         "weights": parameters * weight,
         "gradients": parameters * weight,
         "optimizer": 2 * parameters * weight,
-        "logits": logits * (4 if product == "F32" else FLOAT_DTYPES[product] + 4),
+        "logits": logits * (4 if product == "F32" else DTYPES[product].block_bytes + 4),
     }
 
 

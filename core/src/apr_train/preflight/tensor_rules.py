@@ -8,7 +8,7 @@ import attrs
 from attrs import frozen
 
 from apr_train import rules
-from apr_train.checkpoint.checkpoint import FLOAT_DTYPES
+from apr_train.checkpoint.dtypes import FLOATS
 from apr_train.checkpoint.header import Header
 from apr_train.checkpoint.tie import HEAD_NAMES, tie_contradiction
 from apr_train.errors import AprTrainError, Finding
@@ -143,11 +143,11 @@ def dtype_findings(header: Header, plan: LoadPlan) -> list[Finding]:
             subject=header.path,
             field=tensor.name,
             problem="not a type that weights can be loaded from",
-            expected=f"{', '.join(FLOAT_DTYPES)}, or a block-quantised type",
+            expected=f"{', '.join(FLOATS)}, or a block-quantised type",
             found=tensor.dtype,
         )
         for tensor in used
-        if tensor.dtype not in FLOAT_DTYPES and not tensor.dtype.startswith(_QUANTISED)
+        if tensor.dtype not in FLOATS and not tensor.dtype.startswith(_QUANTISED)
     ]
 
 

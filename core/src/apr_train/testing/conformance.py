@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,10 +45,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
 
 
 def _info(name: str, shape: tuple[int, ...]) -> TensorInfo:
-    count = 1
-    for size in shape:
-        count *= size
-    return TensorInfo(name, "F32", shape, 4 * count)
+    return TensorInfo(name, "F32", shape, 4 * math.prod(shape))
 
 
 _ROWS: tuple[RopeRows, ...] = ("split-half", "adjacent")
@@ -119,7 +117,7 @@ def check_config(family: Family, config: ModelConfig) -> None:
 
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
-    """Required fields without which a config is made all the same."""
+    """Required fields that may be missing from the file without a finding of a ConfigError that names them."""
     for name in config.REQUIRED:
         values = {key: value for key, value in header.config.items() if key != name}
         tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie

@@ -7,7 +7,8 @@ import struct
 
 import numpy as np
 import pytest
-from apr_train.checkpoint.apr.metadata import TYPED_KEYS, encode_metadata, parse_metadata
+from apr_train.checkpoint.apr.keys import KEYS, TYPED
+from apr_train.checkpoint.apr.metadata import encode_metadata, parse_metadata
 from apr_train.errors import FormatError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,16 +52,20 @@ def test_a_custom_float_keeps_all_its_bits(value):
     assert struct.pack("<d", json.loads(raw)["x"]) == struct.pack("<d", value)
 
 
+REFERENCE_ORDER = """
+    model_type name description author license data_source data_license version source original_format created_at total_size
+    param_count quantization sharding chat_template chat_format special_tokens architecture hf_architecture hf_model_type
+    hidden_size num_layers num_heads num_kv_heads vocab_size intermediate_size max_position_embeddings rope_theta rope_type
+    rms_norm_eps head_dim num_experts num_experts_per_tok moe_intermediate_size
+"""
+
+
 def test_keys_come_in_the_documented_order_and_custom_keys_sorted_after():
-    given_order = dict.fromkeys(reversed(TYPED_KEYS), 1) | {"zz": 1, "aa": 1}
-    for key in TYPED_KEYS:
-        if key in ("quantization", "sharding", "special_tokens"):
-            given_order[key] = {}
-        elif isinstance(given_order[key], int) and key not in ("total_size", "param_count") and TYPED_KEYS.index(key) < 21:
-            given_order[key] = "text"
+    values = {"text": "text", "count": 1, "float": 1.0, "table": {}}
+    given_order = {key.name: values[key.type] for key in reversed(KEYS)} | {"zz": 1, "aa": 1}
     found = json.loads(encode_metadata(given_order, "x"), object_pairs_hook=lambda pairs: [key for key, _ in pairs])
     # the nested objects are empty lists of pairs, so the outermost hook result is the whole order
-    assert found == [*TYPED_KEYS, "aa", "zz"]
+    assert found == [*REFERENCE_ORDER.split(), "aa", "zz"]
 
 
 def test_starred_keys_are_null_and_other_unset_keys_absent():
@@ -111,7 +116,7 @@ def test_of_duplicate_keys_the_last_wins_and_nulls_are_absent():
 
 def test_both_spellings_of_unset_keys_read_the_same():
     new = encode_metadata({"model_type": "llama", "hidden_size": 8}, "x")
-    old = json.dumps(dict.fromkeys(TYPED_KEYS) | json.loads(new)).encode()
+    old = json.dumps(dict.fromkeys(TYPED) | json.loads(new)).encode()
     assert parse_metadata(old, "x") == parse_metadata(new, "x")
 
 

@@ -86,7 +86,7 @@ def build_config(preset: str | None, header: Header | None) -> ModelConfig:
 
 @hookimpl
 def map_tensor_names(config: EncoderConfig, layout: Layout) -> NameMap:
-    """Give RobertaForMaskedLM's names, or (bare) RobertaModel's, of which the head is freshly initialised."""
+    """Give RobertaForMaskedLM's names, or (bare) RobertaModel's, whose head is freshly initialised."""
     if layout.names != "hf":
         raise NameMapError("a CodeBERT file has Hugging Face's tensor names", expected="hf", found=layout.names)
     base = "" if layout.bare else FAMILY.base_prefix

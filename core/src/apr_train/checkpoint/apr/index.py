@@ -1,4 +1,4 @@
-"""The tensor index: names, dtypes, shapes and where each tensor lies."""
+"""The tensor index of an `.apr` file: names, dtypes, shapes and extents, unpacked and checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from apr_train.checkpoint.apr.layout import ALIGNMENT, MAX_DIMENSIONS, MAX_NAME_SIZE, TRAILER_SIZE, FixedHeader, aligned
-from apr_train.checkpoint.dtypes import BY_ID, ID_OF, DType, elements_of
+from apr_train.checkpoint.dtypes import APR_DTYPES, APR_IDS, DType
 from apr_train.errors import FormatError
 
 _U16 = struct.Struct("<H")
@@ -37,7 +37,7 @@ class IndexEntry:
             (
                 _U16.pack(len(name)),
                 name,
-                bytes((ID_OF[self.dtype.name], len(self.shape))),
+                bytes((APR_IDS[self.dtype.name], len(self.shape))),
                 struct.pack(f"<{len(self.shape)}Q", *self.shape),
                 _EXTENT.pack(self.offset, self.size),
             )
@@ -104,13 +104,13 @@ def _parse_entry(cursor: _Cursor, number: int) -> tuple[IndexEntry, bytes]:
     name = _name(raw_name, field, path)
     field = f"tensor {name}"
     dtype_id, dimensions = cursor.take(2, field)
-    if dtype_id not in BY_ID:
-        raise FormatError("unknown dtype id", path=path, field=field, expected=f"one of {sorted(BY_ID)}", found=dtype_id)
+    if dtype_id not in APR_DTYPES:
+        raise FormatError("unknown dtype id", path=path, field=field, expected=f"one of {sorted(APR_DTYPES)}", found=dtype_id)
     if dimensions > MAX_DIMENSIONS:
         raise FormatError("too many dimensions", path=path, field=field, expected=f"at most {MAX_DIMENSIONS}", found=dimensions)
     shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, field))
     offset, size = _EXTENT.unpack(cursor.take(_EXTENT.size, field))
-    entry = IndexEntry(name, BY_ID[dtype_id], shape, offset, size)
+    entry = IndexEntry(name, APR_DTYPES[dtype_id], shape, offset, size)
     _check_size(entry, path)
     return entry, raw_name
 
@@ -130,10 +130,11 @@ def _check_size(entry: IndexEntry, path: object) -> None:
     field = f"tensor {entry.name}"
     if math.prod(size or 1 for size in entry.shape) > _MAX_BYTES:
         raise FormatError("impossible shape", path=path, field=field, found=list(entry.shape))
-    expected = entry.dtype.nbytes(elements_of(entry.shape))
-    if expected is None:
+    elements = math.prod(entry.shape)
+    if not entry.dtype.fits(elements):
         problem = f"a {entry.dtype.name} tensor must be a whole number of blocks of {entry.dtype.block} elements"
         raise FormatError(problem, path=path, field=field, found=list(entry.shape))
+    expected = entry.dtype.nbytes(elements)
     if expected != entry.size:
         problem = f"the size does not fit {entry.dtype.name} {list(entry.shape)}"
         raise FormatError(problem, path=path, field=field, expected=f"{expected} bytes", found=f"{entry.size} bytes")

@@ -1,10 +1,9 @@
-"""The container's constants and its first 64 bytes: packing, and every check that needs nothing but them and a length."""
+"""The `.apr` header: its 64 bytes packed, unpacked and checked against the length of the file, and the format's constants."""
 
 from __future__ import annotations
 
 import struct
 from enum import IntFlag
-from pathlib import Path
 
 from attrs import frozen
 
@@ -21,9 +20,6 @@ MAX_NAME_SIZE = 256
 MAX_DIMENSIONS = 8
 MIN_ENTRY_SIZE = 20
 """An index entry with an empty name and no dimension: name length, dtype, dimensions, offset, size."""
-
-UNDO = ".undo"
-"""Ending of the file beside an `.apr` that holds what was there before its metadata was replaced in place."""
 
 
 class Flags(IntFlag):
@@ -122,7 +118,7 @@ def parse_header(raw: bytes, file_size: int, path: object) -> FixedHeader:
             field="header checksum",
             expected=f"{actual:#010x}",
             found=f"{stored:#010x}",
-            hint=_mending(path),
+            hint="Fetch or convert the file again.",
         )
     _, major, minor, flags, count, metadata_offset, metadata_size, index_offset, data_offset = _FIELDS.unpack_from(raw)
     _check_version((major, minor), raw, path)
@@ -137,12 +133,6 @@ def parse_header(raw: bytes, file_size: int, path: object) -> FixedHeader:
     )
     _check_extents(header, file_size, path)
     return header
-
-
-def _mending(path: object) -> str:
-    if Path(f"{path}{UNDO}").exists():
-        return "A change of its metadata was interrupted: apr-train stamp puts the old metadata back before it does anything."
-    return "Fetch or convert the file again."
 
 
 def _check_magic(raw: bytes, path: object) -> None:

@@ -1,4 +1,4 @@
-"""The metadata section: read whatever writers have spelled, write exactly what the reference writer would."""
+"""The metadata section of an `.apr` file: read as any writer spells it, written as the reference writer would, to the byte."""
 
 from __future__ import annotations
 
@@ -8,75 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from apr_train.checkpoint.apr.header import ALIASES
+from apr_train.checkpoint.apr.keys import KEYS, TYPED, Key
 from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
-from apr_train.checkpoint.numbers import shortest_f32
+from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.errors import FormatError
 
-STRING_KEYS = {
-    "model_type",
-    "name",
-    "description",
-    "author",
-    "license",
-    "data_source",
-    "data_license",
-    "version",
-    "source",
-    "original_format",
-    "created_at",
-    "chat_template",
-    "chat_format",
-    "architecture",
-    "hf_architecture",
-    "hf_model_type",
-}
-FLOAT_KEYS = {"rope_theta", "rms_norm_eps"}
-OBJECT_KEYS = {"quantization", "sharding", "special_tokens"}
 MAX_F32 = (2 - 2**-23) * 2.0**127
-NULL_WHEN_UNSET = {"license", "data_source", "data_license"}
-"""Provenance must never be silently absent."""
-DEFAULTS: dict[str, Any] = {"model_type": "", "total_size": 0, "param_count": 0}
-
-TYPED_KEYS = (
-    "model_type",
-    "name",
-    "description",
-    "author",
-    "license",
-    "data_source",
-    "data_license",
-    "version",
-    "source",
-    "original_format",
-    "created_at",
-    "total_size",
-    "param_count",
-    "quantization",
-    "sharding",
-    "chat_template",
-    "chat_format",
-    "special_tokens",
-    "architecture",
-    "hf_architecture",
-    "hf_model_type",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "vocab_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "rope_theta",
-    "rope_type",
-    "rms_norm_eps",
-    "head_dim",
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-)
-"""In the order in which the reference writer emits them; every other key is custom and comes after."""
-
 _EXPONENT = re.compile(r"e\+?(-?)0*")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -113,13 +50,15 @@ def _finite(text: str) -> float:
     return value
 
 
-def canonical_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Typed keys instead of their aliases (both spellings in one file make aprender drop all metadata); no nulls."""
-    found = {key: value for key, value in metadata.items() if value is not None}
-    for typed, aliases in ALIASES.items():
-        values = [found.pop(alias) for alias in aliases if alias in found]
+    found = {name: value for name, value in metadata.items() if value is not None}
+    for key in KEYS:
+        values = [found.pop(alias) for alias in key.aliases if alias in found]
         if values:
-            found.setdefault(typed, values[0])
+            found.setdefault(key.name, values[0])
+        if key.default is not None:
+            found.setdefault(key.name, key.default)
     return found
 
 
@@ -129,11 +68,11 @@ def encode_metadata(metadata: Mapping[str, Any], path: object) -> bytes:
     Raises:
         FormatError: a typed key with a value of another type, a value that JSON does not have, or more than 16 MiB.
     """
-    found = DEFAULTS | canonical_keys(metadata)
-    typed = [(key, _typed(key, found.get(key), path)) for key in TYPED_KEYS if key in found or key in NULL_WHEN_UNSET]
-    custom = [(key, found[key]) for key in sorted(set(found) - set(TYPED_KEYS))]
+    found = _canonical(metadata)
+    typed = [(key.name, _typed(key, found.get(key.name), path)) for key in KEYS if key.name in found or key.null_when_unset]
+    custom = [(name, found[name]) for name in sorted(found.keys() - TYPED.keys())]
     try:
-        text = "{" + ",".join(f"{_encode_string(key)}:{spell(value)}" for key, value in typed + custom) + "}"
+        text = "{" + ",".join(f"{_encode_string(name)}:{spell(value)}" for name, value in typed + custom) + "}"
         raw = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"the metadata cannot be written as JSON ({error})", path=path, field="metadata") from error
@@ -145,23 +84,23 @@ def encode_metadata(metadata: Mapping[str, Any], path: object) -> bytes:
     return raw
 
 
-def _typed(key: str, value: Any, path: object) -> Any:
-    """The value if the reference reader's type can hold it: it drops all metadata over one that it cannot."""
-    if value is None:
-        return None
-    if key in STRING_KEYS:
-        fits = isinstance(value, str)
-    elif key in OBJECT_KEYS:
-        fits = isinstance(value, Mapping)
-    elif key in FLOAT_KEYS:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and abs(value) <= MAX_F32
-        value = shortest_f32(value) if fits else value
-    else:
-        fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64
-    if not fits:
-        raise FormatError("a metadata value of the wrong type", path=path, field=key, found=repr(value)[:80])
-    return value
+def _typed(key: Key, value: Any, path: object) -> Any:
+    """The value as it is written. One that the key's type cannot hold is refused: over it the reference reader drops all."""
+    if value is not None and not _fits(key, value):
+        raise FormatError("a metadata value of the wrong type", path=path, field=key.name, found=repr(value)[:80])
+    return shortest_f32(value) if key.type == "float" and value is not None else value
+
+
+def _fits(key: Key, value: Any) -> bool:
+    if key.type == "text":
+        return isinstance(value, str)
+    if key.type == "table":
+        return isinstance(value, Mapping)
+    if isinstance(value, bool):
+        return False
+    if key.type == "float":
+        return isinstance(value, int | float) and abs(value) <= MAX_F32
+    return isinstance(value, int) and 0 <= value < 1 << 64
 
 
 def spell(value: Any) -> str:

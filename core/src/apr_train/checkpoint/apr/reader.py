@@ -1,28 +1,24 @@
-"""Open an `.apr` file: everything is checked before use, and tensors are mapped, or streamed with the checksum on the way."""
+"""The reader of one `.apr` file: structure checked when it is opened, tensors mapped or streamed with the checksum."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
-
-import numpy as np
 
 from apr_train.checkpoint.apr.checksum import RegionChecksum, crc32
 from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.index import IndexEntry, parse_index
 from apr_train.checkpoint.apr.layout import HEADER_SIZE, TRAILER_SIZE, FixedHeader, Flags, parse_header
 from apr_train.checkpoint.apr.metadata import parse_metadata
-from apr_train.checkpoint.checkpoint import TensorView, content_hash
-from apr_train.checkpoint.dtypes import NUMPY_DTYPES, elements_of
+from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
+from apr_train.checkpoint.dtypes import plain_view
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
-from apr_train.checkpoint.quantization import decode
+from apr_train.checkpoint.quantization import dequantize
 from apr_train.errors import FormatError
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes that were just read."""
 CHUNK = 1 << 18
 """Bytes read at a time: they stay in the second-level cache until the checksum and the copy have seen them."""
 
@@ -59,14 +55,15 @@ class AprStream:
     def values(self, name: str) -> Iterator[TensorView]:
         """The tensor's elements in order, flat, a piece at a time, decoded to float32 if block-quantised."""
         entry = self._entries[name]
-        dtype, left = entry.dtype, elements_of(entry.shape)
+        dtype, left = entry.dtype, math.prod(entry.shape)
         pieces = self.chunks(name)
         prefix = bytes(next(pieces, b"")) if dtype.prefix else b""
         for piece in pieces:
             if dtype.quantized:
-                view = TensorView("F32", decode(dtype, memoryview(prefix + piece) if prefix else piece, left))
+                raw = memoryview(prefix + piece) if prefix else piece
+                view = TensorView("F32", dequantize(dtype, raw, left, path=self._file.path, name=name))
             else:
-                view = TensorView(dtype.name, np.frombuffer(piece, NUMPY_DTYPES[dtype.name]))
+                view = plain_view(dtype.name, (-1,), piece)
             left -= view.data.size
             yield view
 
@@ -124,7 +121,7 @@ def _cuts(entry: IndexEntry) -> Iterator[tuple[int, int]]:
 
 
 class AprReader:
-    """One open `.apr` file; implements `apr_train.checkpoint.checkpoint.Checkpoint`.
+    """One open `.apr` file, made by `open_apr`; implements `apr_train.checkpoint.checkpoint.Checkpoint`.
 
     With `verify` (the default) no tensor data is handed out before the file's trailing CRC32 was found right: the first
     `read` checks it once, `stream` checks it as it goes.
@@ -137,44 +134,29 @@ class AprReader:
     entries: Mapping[str, IndexEntry]
     verify_data: bool
 
-    def __init__(self, file: InputFile, *, verify: bool, whole: bool = True) -> None:
+    def __init__(self, file: InputFile, *, verify: bool) -> None:
         self._file = file
         self.verify_data = verify
         self._verified = False
-        self._fixed = parse_header(file.read(0, min(HEADER_SIZE, file.size)), file.size, file.path)
-        fixed = self._fixed
+        self._fixed = fixed = parse_header(file.read(0, min(HEADER_SIZE, file.size)), file.size, file.path)
         self.flags = Flags(fixed.flags)
-        if whole and self.flags & Flags.SHARDED:
-            raise FormatError(
-                "this is one shard of several", path=file.path, hint="Open the folder's manifest (.json) instead."
-            )
         self.raw_metadata = parse_metadata(file.read(fixed.metadata_offset, fixed.metadata_size), file.path)
         index = file.read(fixed.index_offset, fixed.data_offset - fixed.index_offset)
         self.entries = parse_index(index, fixed, file.size, file.path)
-        self.header = header_from_apr(str(file.path), dict(self.raw_metadata), tensor_infos(self.entries), fixed.flags)
+        self.header = header_from_apr(str(file.path), self.raw_metadata, _tensor_infos(self.entries))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> AprReader:
-        """Open and check a file's structure; `verify=False` skips the checksum over the data.
+    def over(cls, file: InputFile, *, verify: bool) -> AprReader:
+        """Check the structure of an open file, a whole model or one shard; `verify=False` skips the checksum over the data.
 
         Raises:
-            FormatError: whatever is wrong with the file.
+            FormatError: whatever is wrong with the file, which is then closed.
         """
-        return cls.over(InputFile(path), verify=verify)
-
-    @classmethod
-    def over(cls, file: InputFile, *, verify: bool, whole: bool = True) -> AprReader:
-        """As `open`, of a file that is open already; `whole=False` accepts one shard of several."""
         try:
-            return cls(file, verify=verify, whole=whole)
+            return cls(file, verify=verify)
         except BaseException:
             file.close()
             raise
-
-    @property
-    def fixed(self) -> FixedHeader:
-        """The numeric header fields."""
-        return self._fixed
 
     def stream(self, *, verify: bool | None = None) -> AprStream:
         """A context that reads tensors in any order and checks the checksum of the same bytes when it is left."""
@@ -191,26 +173,17 @@ class AprReader:
 
     def read(self, name: str) -> TensorView:
         """The tensor as a view of the memory map, or decoded to float32 if it is block-quantised."""
-        raw = self.read_raw(name)
-        entry = self.entries[name]
-        dtype = entry.dtype.name
-        if dtype in NUMPY_DTYPES:
-            array = np.frombuffer(raw, NUMPY_DTYPES[dtype])
-        else:
-            dtype, array = "F32", decode(entry.dtype, raw, elements_of(entry.shape))
-            array.flags.writeable = False
-        return TensorView(dtype, array.reshape(entry.shape))
+        raw, entry = self.read_raw(name), self.entries[name]
+        if not entry.dtype.quantized:
+            return plain_view(entry.dtype.name, entry.shape, raw)
+        floats = dequantize(entry.dtype, raw, math.prod(entry.shape), path=self.header.path, name=name)
+        return TensorView("F32", floats.reshape(entry.shape))
 
     def read_raw(self, name: str) -> memoryview:
         """The tensor's bytes as a view of the memory map."""
         entry = self.entries[name]
         self.verify_once()
         return self._file.view(self._fixed.data_offset + entry.offset, entry.size)
-
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Copy the tensor's bytes into a writable buffer of exactly their size, without mapping them."""
-        self.verify_once()
-        self.stream(verify=False).read_into(name, buffer)
 
     def content_hash(self) -> str:
         """SHA-256 over metadata, names, dtypes, shapes and tensor bytes: the same model has the same hash."""
@@ -232,6 +205,6 @@ class AprReader:
         self.close()
 
 
-def tensor_infos(entries: Mapping[str, IndexEntry]) -> dict[str, TensorInfo]:
+def _tensor_infos(entries: Mapping[str, IndexEntry]) -> dict[str, TensorInfo]:
     """The index in the vocabulary of every container."""
     return {name: TensorInfo(name, entry.dtype.name, entry.shape, entry.size) for name, entry in entries.items()}

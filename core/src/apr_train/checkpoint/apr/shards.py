@@ -1,4 +1,4 @@
-"""A model in several files, read through its manifest."""
+"""An `.apr` model in several files (shards), read through its manifest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import attrs
 from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.metadata import parse_metadata
-from apr_train.checkpoint.apr.reader import AprReader, Progress
-from apr_train.checkpoint.checkpoint import TensorView, content_hash
+from apr_train.checkpoint.apr.reader import AprReader
+from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError
@@ -35,7 +35,7 @@ def open_apr(path: str | os.PathLike[str], *, verify: bool = True) -> AprReader 
         first = file.read(0, min(64, file.size))
         if first.lstrip()[:1] == b"{":
             return ShardedReader(path, read_manifest(file), verify=verify)
-        reader = AprReader.over(file, verify=verify, whole=False)
+        reader = AprReader.over(file, verify=verify)
     except BaseException:
         file.close()
         raise
@@ -140,13 +140,13 @@ class ShardedReader:
         self.shards: list[AprReader] = []
         try:
             for name in manifest.files:
-                self.shards.append(AprReader.over(InputFile(Path(path).parent / name), verify=verify, whole=False))
+                self.shards.append(AprReader.over(InputFile(Path(path).parent / name), verify=verify))
             tensors = self._tensors(path)
         except BaseException:
             self.close()
             raise
         self.raw_metadata = {key: value for key, value in self.shards[0].raw_metadata.items() if key != "sharding"}
-        self.header = header_from_apr(str(path), dict(self.raw_metadata), tensors, int(self.shards[0].flags))
+        self.header = header_from_apr(str(path), self.raw_metadata, tensors)
 
     def _tensors(self, path: object) -> dict[str, TensorInfo]:
         """The union of the shards' indexes, which must be exactly what the manifest says."""
@@ -166,11 +166,6 @@ class ShardedReader:
         """As `AprReader.stream`, over all shards."""
         return ShardedStream(self, verify=verify)
 
-    def verify(self) -> None:
-        """Check every shard's checksum."""
-        for shard in self.shards:
-            shard.verify()
-
     def verify_once(self, progress: Progress | None = None) -> None:
         """As `AprReader.verify_once`."""
         for shard in self.shards:
@@ -183,10 +178,6 @@ class ShardedReader:
     def read_raw(self, name: str) -> memoryview:
         """As `AprReader.read_raw`."""
         return self._shard(name).read_raw(name)
-
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """As `AprReader.read_into`."""
-        self._shard(name).read_into(name, buffer)
 
     def content_hash(self) -> str:
         """As `AprReader.content_hash`: the same as that of the model in one file."""

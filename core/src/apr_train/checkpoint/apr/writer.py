@@ -1,9 +1,10 @@
-"""Write an `.apr` file tensor by tensor: the layout is known up front, so peak memory is one tensor."""
+"""The writer of an `.apr` file, tensor by tensor: the layout is known up front, so peak memory is at most one tensor."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -17,7 +18,8 @@ from apr_train.checkpoint.apr.index import IndexEntry
 from apr_train.checkpoint.apr.layout import HEADER_SIZE, MAX_DIMENSIONS, MAX_NAME_SIZE, FixedHeader, Flags, aligned, padding
 from apr_train.checkpoint.apr.metadata import encode_metadata
 from apr_train.checkpoint.apr.reader import AprReader
-from apr_train.checkpoint.dtypes import BY_ID, ID_OF, elements_of
+from apr_train.checkpoint.checkpoint import Progress
+from apr_train.checkpoint.dtypes import APR_IDS, DTYPES, bytes_of
 from apr_train.errors import FormatError, OutputError
 
 Data = np.ndarray[Any, Any] | memoryview | bytes | bytearray
@@ -25,17 +27,17 @@ Data = np.ndarray[Any, Any] | memoryview | bytes | bytearray
 
 @frozen
 class TensorSpec:
-    """What a tensor will be, before its data is there."""
+    """A tensor that is going to be written: everything but its data."""
 
     name: str
     dtype: str
-    """`F32`, `F16`, `BF16`, `F64`, `I32`, `I64`, `I8`, `U8`, `Q4_K`, `Q6_K`, `APR_Q4`, `APR_Q8`."""
+    """One of the names in `dtypes.APR_IDS`."""
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file, unpadded; 0 for what cannot be stored."""
-        return BY_ID[ID_OF[self.dtype]].nbytes(elements_of(self.shape)) or 0
+        """Bytes in the file, unpadded."""
+        return DTYPES[self.dtype].nbytes(math.prod(self.shape))
 
 
 class AprWriter:
@@ -137,14 +139,7 @@ class AprWriter:
 def _pieces(data: Data | Iterable[Data]) -> Iterator[memoryview]:
     pieces: Iterable[Data] = [data] if isinstance(data, np.ndarray | memoryview | bytes | bytearray) else data
     for piece in pieces:
-        view = memoryview(_bytes_of(piece).data if isinstance(piece, np.ndarray) else piece)
-        if view.nbytes:
-            yield view.cast("B")
-
-
-def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array's bytes in row-major order, little-endian as on every machine that torch runs on."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        yield bytes_of(piece)
 
 
 def _lay_out(specs: list[TensorSpec], path: object) -> dict[str, IndexEntry]:
@@ -155,7 +150,7 @@ def _lay_out(specs: list[TensorSpec], path: object) -> dict[str, IndexEntry]:
         size = _check_spec(spec, path)
         if spec.name in entries:
             raise FormatError("the tensor is declared twice", path=path, field=f"tensor {spec.name}")
-        entries[spec.name] = IndexEntry(spec.name, BY_ID[ID_OF[spec.dtype]], tuple(spec.shape), offset, size)
+        entries[spec.name] = IndexEntry(spec.name, DTYPES[spec.dtype], tuple(spec.shape), offset, size)
         offset += aligned(size)
     return entries
 
@@ -169,21 +164,20 @@ def _check_spec(spec: TensorSpec, path: object) -> int:
     if not 0 < len(name) <= MAX_NAME_SIZE or b"\0" in name:
         expected = f"1 to {MAX_NAME_SIZE} bytes without a NUL"
         raise FormatError("a tensor name that cannot be stored", path=path, field=field, expected=expected)
-    if spec.dtype not in ID_OF:
+    if spec.dtype not in APR_IDS:
         raise FormatError(
             f"the format has no id for {spec.dtype}",
             path=path,
             field=field,
-            expected=f"one of {', '.join(sorted(ID_OF))}",
+            expected=f"one of {', '.join(sorted(APR_IDS))}",
             found=spec.dtype,
             hint="Decode it to F32, F16 or BF16.",
         )
     fits = len(spec.shape) <= MAX_DIMENSIONS and all(size >= 0 for size in spec.shape)
-    size = BY_ID[ID_OF[spec.dtype]].nbytes(elements_of(spec.shape)) if fits else None
-    if size is None:
+    if not fits or not DTYPES[spec.dtype].fits(math.prod(spec.shape)):
         problem = f"a shape that {spec.dtype} cannot have"
         raise FormatError(problem, path=path, field=field, found=list(spec.shape))
-    return size
+    return spec.nbytes
 
 
 def _front(metadata: bytes, entries: list[IndexEntry], flags: int) -> bytes:
@@ -205,7 +199,7 @@ def rewrite(
     target: str | os.PathLike[str],
     metadata: Mapping[str, Any],
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write `source`'s tensors with `metadata` instead of its own; flags and the order of the data are kept.
 

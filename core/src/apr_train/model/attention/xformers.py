@@ -24,8 +24,10 @@ from torch import Tensor
 from apr_train.errors import AttentionError
 from apr_train.model.attention.backend import Request
 from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, Prepared
+from apr_train.model.tensors import TORCH_DTYPES
 
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+DTYPES = {name: TORCH_DTYPES[name] for name in ("F16", "BF16", "F32")}
+"""The dtypes that its operators take."""
 PROBE = (24, 40)
 """Documents of the row that is tried out before this backend says that it can run."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,3 +87,12 @@ def test_super_blocks_decode_like_gguf(tmp_path, monkeypatch, dtype, block):
         expected = dequantize(blocks, GGMLQuantizationType[dtype])
         np.testing.assert_array_equal(reader.read("t").data, expected.reshape(3, 512))
         np.testing.assert_array_equal(streamed(reader), expected.reshape(-1))
+
+
+@pytest.mark.parametrize(("dtype", "nbytes", "imported"), [("F32", 1024, False), ("APR_Q4", 144, False), ("Q4_K", 144, True)])
+def test_only_a_tensor_of_ggml_s_blocks_imports_the_gguf_package(tmp_path, dtype, nbytes, imported):
+    write(tmp_path / "x.apr", dtype, (256,), bytes(nbytes)).close()
+    code = "import sys; from apr_train.checkpoint.open import open_checkpoint as o; o(sys.argv[1]).read('t')"
+    code += "; print('gguf' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.apr"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(imported)

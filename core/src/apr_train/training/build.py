@@ -43,7 +43,7 @@ def choose_attention(
         mask=mask_kind(objective, document_mask=settings.data.document_mask),
     )
     choice = choose_backend(family.attention_impl(config), request, settings.model.attention)
-    _log.info("%s", choice)
+    _log.info("attention: %s", choice)
     return choice
 
 

@@ -12,6 +12,7 @@ import click
 
 from apr_train.data.protocols import Progress
 from apr_train.run.metrics import Metrics
+from apr_train.run.units import size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ def describe(line: Metrics, steps: int) -> str:
     parts = [f"step {line.step}/{steps}"]
     if line.loss is not None:
         parts += [f"loss {line.loss:.4f}", f"lr {line.lr:.2e}", f"grad {line.grad_norm:.3f}"]
-        parts += [f"{line.tokens_per_s:,.0f} tokens/s", f"{(line.memory or 0) / 1e9:.2f} GB"]
+        parts += [f"{line.tokens_per_s:,.0f} tokens/s", size(line.memory)]
     if line.val_loss is not None:
         shown = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"
         parts.append(f"val {line.val_loss:.4f} (perplexity {shown})")

@@ -27,8 +27,9 @@ from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.run_rules import outside_findings
-from apr_train.run.folder import CONFIG, locked, new_run_folder
+from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
 from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.run.preflight_file import write_preflight
 from apr_train.run.resume import Resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
@@ -163,6 +164,7 @@ def _ready(inputs: Inputs, parts: _Parts, folder: Path, resume: Resume | None) -
         restore(run, resume)
     else:
         write_identity(folder, inputs.identity)
+    write_preflight(folder / PREFLIGHT, inputs.report.to_dict())
     write_file(folder / CONFIG, to_toml(inputs.settings).encode("utf-8"))
     return Prepared(
         run=run,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from apr_train.run.folder import CARD, METRICS, MODEL
-from apr_train.run.metrics import Metrics
+from apr_train.run.metrics import Metrics, mean_speed
 from apr_train.training.loop import Outcome
 from apr_train.training.setup import Prepared
 
@@ -22,7 +22,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "family": f"{settings.model.arch} ({family.distribution} {family.version})" if family else str(settings.model.arch),
         "model": f"{parameters:,} parameters, {origin}",
         "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
-        "attention": str(prepared.attention).removeprefix("attention: "),
+        "attention": str(prepared.attention),
         "data": f"{corpus.description}: {len(corpus.train):,} tokens, {len(corpus.validation):,} held out",
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
         f"{run.objective}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
@@ -53,11 +53,3 @@ def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[
     told["card"] = str(run.folder / CARD)
     told["metrics"] = str(run.folder / METRICS)
     return told
-
-
-def mean_speed(lines: list[Metrics]) -> float | None:
-    """Tokens by time over all steps but the first, which warms up; over the one step if there is no other."""
-    steps = [line for line in lines if line.step_time and line.tokens_per_s]
-    steps = steps[1:] or steps
-    seconds = sum(line.step_time or 0.0 for line in steps)
-    return sum((line.tokens_per_s or 0.0) * (line.step_time or 0.0) for line in steps) / seconds if seconds else None

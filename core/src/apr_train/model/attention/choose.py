@@ -35,7 +35,7 @@ class Choice:
     def __str__(self) -> str:
         how = "as asked" if self.forced else "first that can run"
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
-        return f"attention: {self.backend.name} ({how}){reasons}"
+        return f"{self.backend.name} ({how}){reasons}"
 
 
 def load_backend(name: str) -> AttentionBackend:

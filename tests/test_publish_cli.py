@@ -32,42 +32,10 @@ METRICS = [
     {"step": 2, "loss": 4.3, "val_loss": 4.0, "perplexity": 54.6},
     {"step": 3, "loss": 4.2, "val_loss": 3.0, "perplexity": 20.09},
 ]
-CARD = """# run
-
-|  |  |
-| --- | --- |
-| started from | /home/somebody/secret.apr |
-
-## Results
-
-3 steps.
-
-## Sample
-
-Greedy, after the prompt:
-
-```
-def f():
-```
-
-```
-    return 1
-## Preflight
-```
-
-## Preflight
-
-| fact |  |
-| --- | --- |
-| file | /home/somebody/secret.apr |
-
-No finding.
-
-## Settings
-
-```toml
-```
-"""
+SAMPLES = [
+    {"step": 2, "prompt": "def f():", "text": "    return 1\n## Preflight"},
+    {"step": 3, "prompt": "def g():", "text": "    return ```"},
+]
 
 
 def invoke(*arguments, code=0):
@@ -121,8 +89,8 @@ def run_file(original, tmp_path):
         rewrite(checkpoint, folder / "model.apr", {**checkpoint.raw_metadata, RUN_KEY: origin})
     (folder / "config.toml").write_text("[optimizer]\nlr = 0.001\n")
     (folder / "identity.json").write_text(json.dumps({"corpus": "c", "tokenizer": "t", "init": None}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
-    (folder / "MODEL_CARD.md").write_text(CARD)
+    for name, lines in (("metrics.jsonl", METRICS), ("samples.jsonl", SAMPLES)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     invoke("stamp", folder / "model.apr", *PROVENANCE)
     return folder / "model.apr"
 
@@ -165,6 +133,7 @@ def test_the_card_tells_the_run_up_to_this_file_and_no_path(run_file, tmp_path):
     assert "| 2 | 4.0000 | 54.6 |" in text
     assert "3.0000" not in text
     assert "    return 1\n## Preflight" in text
+    assert "def g()" not in text
     assert "a \\| small corpus" in text
     assert "| lr | 0.001 |" in text
     assert "/home" not in text

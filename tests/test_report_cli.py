@@ -79,6 +79,14 @@ def test_a_damaged_line_is_named(run, tmp_path):
     assert "line 2 is not JSON" in done.output
 
 
+def test_half_a_character_in_a_finding_is_no_fault(run, tmp_path):
+    texts = dict.fromkeys(("id", "where", "problem", "expected", "found", "hint"), "\ud83d")
+    preflight = {"schema": 1, "findings": [texts | {"severity": "warning"}], "facts": {}}
+    (run / "preflight.json").write_text(json.dumps(preflight))
+    done = invoke(run, "-o", tmp_path / "a.html")
+    assert done.exit_code == 0, done.output
+
+
 def test_nothing_to_write_is_a_usage_error(run):
     assert invoke(run).exit_code == 2
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from apr_train.errors import RunError
+from apr_train.run.record import read_record
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
 from apr_train.training.setup import prepare
@@ -132,6 +133,20 @@ def test_a_finished_run_writes_its_end_again(place):
     (place.run("x") / "model.apr").unlink()
     place("--resume", "runs/x")
     assert (place.run("x") / "model.apr").read_bytes() == model
+
+
+def test_a_resume_writes_its_preflight_and_keeps_the_samples_up_to_its_step(place):
+    place("--data", place.corpus, *RUN, "--sample-tokens", "4", "--keep", "0", "--steps", "2", "--run", "x")
+    before = read_record(place.run("x"))
+    place("--resume", "runs/x")
+    place("--resume", "runs/x", "--steps", "4")
+    after = read_record(place.run("x"))
+    assert "file" not in before.preflight.facts
+    assert after.preflight.facts["file"] == "runs/x/step-000002/model.apr"
+    assert [sample.step for sample in after.samples] == [2, 4]
+    assert after.samples[0] == before.samples[0]
+    place("--resume", "runs/x/step-000002", "--steps", "3")
+    assert [sample.step for sample in read_record(place.run("x")).samples] == [2, 3]
 
 
 def test_going_back_behind_the_checkpoint_is_refused(place):

@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from apr_train.checkpoint.apr import open_apr
 from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
-from apr_train.errors import DataError, PreflightError
+from apr_train.errors import DataError, PreflightError, RunError
 from apr_train.preflight import opening
-from apr_train.training import build, finish, setup
+from apr_train.run.preflight_file import read_preflight
+from apr_train.run.samples import read_samples
+from apr_train.training import build, finish, loop, setup
 from safetensors.torch import load_file
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny")
@@ -36,6 +39,7 @@ def test_a_run_from_scratch_needs_two_words(place):
         assert part in out
     folder = place.run("llama370m-tiny")
     written = {"model.apr", "MODEL_CARD.md", "config.toml", "identity.json", "metrics.jsonl", "step-000003"}
+    written |= {"preflight.json", "samples.jsonl"}
     assert {item.name for item in folder.iterdir() if not item.name.startswith(".")} == written
     first = place.curve("llama370m-tiny")[0]
     assert first["val_loss"] == pytest.approx(math.log(1024), abs=0.2)
@@ -242,6 +246,37 @@ def test_a_run_is_not_lost_to_a_prompt_without_a_token(place, monkeypatch):
     monkeypatch.setattr(finish, "ids_of_prompt", refuse)
     assert "no sample: no token is in the prompt" in place.train(*SCRATCH, "--steps", "1", "--run", "x")
     assert "## Sample" not in (place.run("x") / "MODEL_CARD.md").read_text()
+
+
+def test_a_run_writes_its_preflight_before_it_trains_and_its_sample_at_the_end(place, monkeypatch):
+    def stop(run):
+        raise RunError("stopped before step 1")
+
+    args = (*SCRATCH, "--run", "x", "--prompt", "```")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", stop)
+        place.train(*args, "--steps", "1", code=1)
+    preflight = read_preflight(place.run("x") / "preflight.json")
+    assert preflight.facts["vocab_size"] == 1024
+    assert not (place.run("x") / "samples.jsonl").exists()
+    place.train(*args, "--steps", "1")
+    (sample,) = read_samples(place.run("x") / "samples.jsonl")
+    assert (sample.step, sample.prompt) == (1, "```")
+    card = (place.run("x") / "MODEL_CARD.md").read_text()
+    assert f"````\n```\n````\n\n```\n{sample.text}\n" in card
+
+
+def test_the_card_calls_inputs_by_their_names(place, taught):
+    init = shutil.copy(taught, place.folder / "taught.apr")
+    place.train("--init", init, "--steps", "0", "--run", "x")
+    place.train("--init", place.run("x") / "model.apr", "--allow-cold-init", "--steps", "0", "--run", "y")
+    cards = [(place.run(name) / "MODEL_CARD.md").read_text() for name in ("x", "y")]
+    assert all(str(place.folder) not in card and str(place.corpus) not in card for card in cards)
+    assert "| started from | taught.apr |" in cards[0]
+    assert "| file | taught.apr |" in cards[0]
+    assert "| started from | x/model.apr |" in cards[1]
+    assert 'init = "x/model.apr"' in cards[1]
+    assert f'data = [\n    "{place.corpus.name}",\n]' in cards[1]
 
 
 def test_a_sample_longer_than_the_model_ends_with_its_positions(place):

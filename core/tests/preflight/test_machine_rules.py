@@ -5,7 +5,6 @@ from apr_train.preflight.machine_rules import (
     disk_findings,
     estimate_memory,
     free_memory,
-    gigabytes,
     memory_findings,
     out_findings,
 )
@@ -48,7 +47,3 @@ def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, mo
 
 def test_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path):
     assert out_findings(tmp_path / "a" / "b") == []
-
-
-def test_bytes_read_like_people_write_them():
-    assert [gigabytes(1.5e9), gigabytes(2e6)] == ["1.5 GB", "2.0 MB"]

@@ -1,7 +1,5 @@
 """Tiny runs on in-memory tokens: the loop without files, families or tokenizers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,11 +18,6 @@ from apr_train.training.run import Run
 from apr_train.training.schedule import Schedule
 from attrs import Factory, frozen
 from safetensors.torch import load_file, save_file
-
-
-@pytest.fixture(scope="session")
-def repository():
-    return Path(__file__).resolve().parents[3]
 
 
 @frozen

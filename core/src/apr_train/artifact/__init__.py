@@ -1,1 +1,1 @@
-"""The folder that one uploads: the `.apr`, what transformers loads, a card, and checksums. Torch-free."""
+"""What one does with model files: convert, export, compare, stamp, publish, report. Torch-free."""

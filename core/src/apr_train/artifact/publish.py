@@ -1,26 +1,33 @@
-"""Write the folder, as a whole or not at all."""
+"""Publishing: a model whose licence and data are known, as the folder that one uploads; written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from apr_train.artifact.card import model_card
+import attrs
+
+from apr_train.artifact.card import markdown
 from apr_train.artifact.convert import Conversion, Dtype, prepare
 from apr_train.artifact.export import fill_folder, is_written
-from apr_train.artifact.provenance import what_to_give
-from apr_train.artifact.published import Subject, Wishes, check_provenance, record_of
+from apr_train.artifact.hub_card import SUMS, HubNames, Publication, card_of
+from apr_train.artifact.provenance import spdx_expression, what_to_give
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.apr import AprReader, open_apr
-from apr_train.errors import FormatError, OutputError
+from apr_train.errors import ConfigError, FormatError, OutputError
 from apr_train.family.registry import Registry
+from apr_train.run.folder import MODEL, STATE, run_of
+from apr_train.run.record import Record, read_record
 
 Progress = Callable[[int], None]
-SUMS = "SHA256SUMS"
 CARDS = ("README.md", "MODEL_CARD.md")
 """One text under two names: the Hub's, and the one that a run's folder has."""
 RUN_KEY = "apr_train.run"
+REQUIRED = {"license": "SPDX", "data_source": "TEXT", "data_license": "SPDX"}
+"""Metadata keys without which nothing is published, and what `stamp` takes for each."""
 _CHUNK = 1 << 20
 
 
@@ -29,7 +36,7 @@ def publish(
     target: Path,
     registry: Registry,
     *,
-    wishes: Wishes | None = None,
+    names: HubNames | None = None,
     arch: str | None = None,
     dtype: Dtype | None = None,
     progress: Progress | None = None,
@@ -40,7 +47,7 @@ def publish(
         source: an `.apr` file with licence and data provenance.
         target: a folder that is not there yet, or an earlier publication.
         registry: the installed families.
-        wishes: what the card says beyond what the file knows.
+        names: what the card says beyond what the file knows.
         arch: the family, when none or several claim the file.
         dtype: type of the tensors in the safetensors; None: floats as stored, blocks as F32.
         progress: told of bytes that were copied or converted; twice the size of the tensors in all.
@@ -49,6 +56,7 @@ def publish(
         ConfigError: a licence or the data's provenance is missing, with the command that sets it.
         FormatError: not an `.apr` file, or a damaged one.
         PreflightError: tensors that do not fit the family.
+        RunError: the run's folder, in which the file lies, is damaged.
         OutputError: the folder holds other files, or cannot be written.
     """
     with _open(source) as checkpoint:
@@ -56,15 +64,15 @@ def publish(
         artifact = f"{source.stem}.apr"
         _check_target(target, artifact)
         conversion = prepare(checkpoint, registry, arch=arch)
-        subject = _subject(conversion, checkpoint, source, target, wishes or Wishes())
+        card = markdown(card_of(_publication(conversion, checkpoint, source, target, names or HubNames())))
         with replace_folder(target) as folder:
             fill_folder(conversion, folder, dtype=dtype, progress=progress)
             _copy(source, folder / artifact, progress)
             for name in CARDS:
-                (folder / name).write_text(model_card(subject), encoding="utf-8")
-            names = sorted(item.name for item in folder.iterdir())
-            (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names), encoding="utf-8")
-    return [*names, SUMS]
+                (folder / name).write_text(card, encoding="utf-8")
+            written = sorted(item.name for item in folder.iterdir())
+            (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in written), encoding="utf-8")
+    return [*written, SUMS]
 
 
 def _open(source: Path) -> AprReader:
@@ -79,20 +87,26 @@ def _open(source: Path) -> AprReader:
     raise FormatError("a model in shards is not published as it is", path=source, hint=hint)
 
 
-def _subject(conversion: Conversion, checkpoint: AprReader, source: Path, target: Path, wishes: Wishes) -> Subject:
-    origin = checkpoint.raw_metadata.get(RUN_KEY)
-    origin = origin if isinstance(origin, dict) else {}
-    record = record_of(source, origin.get("step"))
-    ended = record is not None and record.folder == source.resolve().parent
-    return Subject(
-        title=str(conversion.header.provenance.get("name") or target.resolve().name),
-        artifact=f"{source.stem}.apr",
-        conversion=conversion,
-        wishes=wishes,
-        origin=origin,
-        record=record,
-        sample=record.card.sample if record is not None and record.card is not None and ended else None,
-    )
+def check_provenance(provenance: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model that does not say whose it is and what it was made of.
+
+    Raises:
+        ConfigError: with the command that sets what is missing.
+    """
+    missing = [key for key in REQUIRED if not str(provenance.get(key) or "").strip()]
+    if missing:
+        options = " ".join(f"--{key.replace('_', '-')} {REQUIRED[key]}" for key in missing)
+        raise ConfigError(
+            f"a model without {' and '.join(missing)} is not published",
+            where=path,
+            hint=f"Set what is missing: apr-train stamp {shlex.quote(str(path))} {options}",
+        )
+    for key in ("license", "data_license"):
+        try:
+            spdx_expression(str(provenance[key]), where=f"{path} [{key}]")
+        except ConfigError as error:
+            again = f"Set it: apr-train stamp {shlex.quote(str(path))} --{key.replace('_', '-')} SPDX"
+            raise error.amend(hint=f"{error.finding.hint} {again}".strip()) from error
 
 
 def _check_target(target: Path, artifact: str) -> None:
@@ -108,6 +122,35 @@ def _check_target(target: Path, artifact: str) -> None:
             found=", ".join(sorted(other)[:4]) or f"no {SUMS}",
             hint="Give a folder that does not exist yet.",
         )
+
+
+def _publication(conversion: Conversion, checkpoint: AprReader, source: Path, target: Path, names: HubNames) -> Publication:
+    origin = checkpoint.raw_metadata.get(RUN_KEY)
+    origin = origin if isinstance(origin, dict) else {}
+    return Publication(
+        title=str(conversion.header.provenance.get("name") or target.resolve().name),
+        artifact=f"{source.stem}.apr",
+        conversion=conversion,
+        names=names,
+        origin=origin,
+        record=record_of(source, origin.get("step")),
+    )
+
+
+def record_of(artifact: Path, step: object) -> Record | None:
+    """The run whose result or checkpoint a file is, up to the file's step; None for a file that lies elsewhere.
+
+    Raises:
+        RunError: the run's folder is damaged.
+    """
+    real = artifact.resolve()
+    run = run_of(real)
+    belongs = real.name == MODEL and (real.parent == run or (real.parent / STATE).is_file())
+    if run is None or not belongs or not isinstance(step, int):
+        return None
+    record = read_record(run)
+    lines = tuple(line for line in record.lines if line.step <= step)
+    return attrs.evolve(record, lines=lines, samples=tuple(sample for sample in record.samples if sample.step <= step))
 
 
 def _copy(source: Path, target: Path, progress: Progress | None) -> None:

@@ -11,6 +11,7 @@ import attrs
 import click
 
 from apr_train.cli.output import emit_findings, emit_pairs
+from apr_train.run.units import size
 
 if TYPE_CHECKING:
     from apr_train.errors import Finding
@@ -117,7 +118,7 @@ def _summary(facts: dict[str, Any]) -> dict[str, object]:
         lines["vocabulary"] = f"{facts['vocab_size']:,} rows"
         lines["positions"] = f"{facts['usable_positions']:,} usable"
     if "memory" in facts:
-        lines["memory"] = ", ".join(f"{name} {count / 1e9:.2f} GB" for name, count in facts["memory"].items())
+        lines["memory"] = ", ".join(f"{name} {size(count)}" for name, count in facts["memory"].items())
     return lines
 
 

@@ -39,13 +39,13 @@ def command(
     data's licence: `apr-train stamp` sets them. A result that still lies in its run's folder brings the run's numbers
     along. Nothing is uploaded.
     """
+    from apr_train.artifact.hub_card import HubNames
     from apr_train.artifact.publish import publish
-    from apr_train.artifact.published import Wishes
     from apr_train.family.registry import Registry
 
-    wishes = Wishes(base_model=base_model, datasets=datasets, languages=languages)
+    hub_names = HubNames(base_model=base_model, datasets=datasets, languages=languages)
     with progress_bar(f"writing {output.name}") as progress:
-        names = publish(source, output, Registry.discover(), wishes=wishes, arch=arch, dtype=dtype, progress=progress)
+        names = publish(source, output, Registry.discover(), names=hub_names, arch=arch, dtype=dtype, progress=progress)
     click.echo(f"{output}: {len(names)} files")
     for name in names:
         click.echo(f"  {name}")

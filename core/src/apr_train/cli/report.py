@@ -19,7 +19,7 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
     """Show the runs RUN... (folders such as runs/NAME) together on one page that needs no network.
 
     Curves of loss, validation, learning rate, gradient norm and throughput with values under the pointer; final numbers;
-    the settings that differ; what the preflight said; what the models wrote. A run may still be under way.
+    the settings that differ; what the preflight found; what the models wrote. A run may still be under way.
     """
     from apr_train.run.record import read_records
 
@@ -36,7 +36,7 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
         from apr_train.artifact.report.page import report_page
         from apr_train.atomic import write_file
 
-        write_file(output, report_page(records).encode("utf-8"))
+        write_file(output, report_page(records).encode("utf-8", errors="replace"))  # JSON may hold half a character
         click.echo(f"{output}: {len(records)} run{'s' * (len(records) > 1)}")
     if png is not None:
         from apr_train.artifact.report.png import write_png

@@ -87,5 +87,5 @@ def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> N
             raise click.exceptions.Exit(130)
         lines, sample = finish(prepared)
         if sample is not None:
-            click.echo(f"\n{sample[0]}{click.style(sample[1], bold=True)}\n")
+            click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
         emit_pairs(closing(prepared, lines, outcome))

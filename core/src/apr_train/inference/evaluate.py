@@ -29,7 +29,7 @@ from apr_train.preflight.machine_rules import sequence_findings
 from apr_train.preflight.token_rules import corpus_findings
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, run_of
-from apr_train.run.metrics import perplexity
+from apr_train.run.metrics import perplexity, tokens_per_second
 from apr_train.run.settings import DataSettings, Settings
 from apr_train.run.settings_file import read_toml
 from apr_train.training.defaults import BATCH, ROW
@@ -173,7 +173,7 @@ def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], Non
     """
     sizes = _byte_sizes(ready) if ready.objective.measures_bits_per_byte else None
     sums: list[_Sums] = []
-    times: list[tuple[int, float]] = []
+    times: list[tuple[float, float]] = []
     for batch in batches:
         start = time.perf_counter()
         sums.append(_one(ready, batch.to(ready.device), sizes))
@@ -204,10 +204,9 @@ def _one(ready: Ready, batch: Batch, sizes: Tensor | None) -> _Sums:
     return _Sums(text_nats, other_nats, int(stands.sum()), batch.target_count, right)
 
 
-def _summary(sums: _Sums, times: list[tuple[int, float]], objective: Objective, *, in_bytes: bool) -> Measurement:
+def _summary(sums: _Sums, times: list[tuple[float, float]], objective: Objective, *, in_bytes: bool) -> Measurement:
     if not sums.targets:
         raise DataError("the held-out rows have nothing to predict", where="--data", hint="Give more text.")
-    timed = times[1:] or times
     loss = (sums.text_nats + sums.other_nats) / sums.targets
     known = in_bytes and sums.text_bytes > 0
     return Measurement(
@@ -217,5 +216,5 @@ def _summary(sums: _Sums, times: list[tuple[int, float]], objective: Objective, 
         accuracy=sums.right / sums.targets if objective.measures_accuracy else None,
         targets=sums.targets,
         text_bytes=sums.text_bytes if in_bytes else None,
-        tokens_per_s=sum(count for count, _ in timed) / max(1e-9, sum(seconds for _, seconds in timed)),
+        tokens_per_s=tokens_per_second(times),
     )

@@ -17,6 +17,7 @@ from apr_train.family.name_map import NameMap
 from apr_train.family.plugin import Family
 from apr_train.model.attention import MaskKind, Request, choose_backend
 from apr_train.run.precision import PRECISION_TYPES
+from apr_train.run.units import size
 
 STATE_COPIES = 2
 """AdamW's two moments, in the weights' own type."""
@@ -78,16 +79,11 @@ def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: i
             rule=rules.PREFLIGHT_014,
             subject=str(out),
             problem=f"not enough disk for {checkpoints} checkpoint{plural} of {parameters:,} parameters, and the model alone",
-            expected=f"{gigabytes(needed)} free",
-            found=f"{gigabytes(free)} free",
+            expected=f"{size(needed)} free",
+            found=f"{size(free)} free",
             hint="Keep fewer checkpoints (--keep), or write elsewhere (--out).",
         )
     ]
-
-
-def gigabytes(count: float) -> str:
-    """Bytes as people read them; 1 GB is 10⁹ bytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _existing(path: Path) -> Path:
@@ -134,7 +130,7 @@ def backend_findings(
     dtype = PRECISION_TYPES[precision].products
     try:
         request = Request.for_config(config, device=device.partition(":")[0], dtype=dtype, mask=mask)
-        return [], choose_backend(family.attention_impl(config), request, forced).summary
+        return [], str(choose_backend(family.attention_impl(config), request, forced))
     except AprTrainError as error:
         return [error.under(rules.PREFLIGHT_015, "attention")], None
 
@@ -167,14 +163,14 @@ def memory_findings(memory: Memory, device: str, available: Callable[[str], int 
     needed = sum(memory.values())
     if free is None or needed <= free:
         return []
-    parts = ", ".join(f"{name} {gigabytes(count)}" for name, count in memory.items())
+    parts = ", ".join(f"{name} {size(count)}" for name, count in memory.items())
     return [
         Finding(
             rule=rules.PREFLIGHT_016,
             subject="--device",
             problem=f"a step needs more memory than {device} has free ({parts}, activations on top)",
-            expected=f"at least {gigabytes(needed)}",
-            found=gigabytes(free),
+            expected=f"at least {size(needed)}",
+            found=size(free),
             hint="Train in --precision bf16-weights, or a smaller model.",
             severity="warning",
         )

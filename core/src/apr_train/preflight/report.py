@@ -18,9 +18,7 @@ from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.machine_rules import parameter_count
 from apr_train.preflight.tensor_rules import TensorReport
-
-SCHEMA_VERSION = 1
-"""Of `Report.to_dict`; see docs/preflight.md. Keys may be added within a version, none is removed or changes its meaning."""
+from apr_train.run.preflight_file import SCHEMA_VERSION
 
 
 @frozen(kw_only=True)

@@ -50,7 +50,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 CONFIG = "config.toml"
 IDENTITY = "identity.json"
+PREFLIGHT = "preflight.json"
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
 STATE = "state.json"
@@ -126,7 +128,8 @@ def require_unused(folder: Path) -> None:
 def _nothing_trained(entries: list[Path]) -> bool:
     """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
     names = {entry.name for entry in entries if not (entry.name.startswith(".") and entry.name.endswith(".part"))}
-    ours = names <= {LOCK, IDENTITY, CONFIG, METRICS} and (IDENTITY in names or not names & {CONFIG, METRICS})
+    later = {PREFLIGHT, CONFIG, METRICS}
+    ours = names <= {LOCK, IDENTITY, *later} and (IDENTITY in names or not names & later)
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
 
 

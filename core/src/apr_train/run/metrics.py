@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from apr_train.atomic import write_all, write_file
 from apr_train.errors import OutputError, RunError
+from apr_train.run.json_lines import read_json_lines
 
 MEASURED = ("tokens_per_s", "step_time", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
@@ -52,12 +53,20 @@ def perplexity(loss: float) -> float | None:
     return math.exp(loss) if loss < 700 else None
 
 
-def mean_speed(lines: list[Metrics]) -> float | None:
-    """Tokens by time over all steps but the first, which warms up; over the one step if there is no other."""
-    steps = [line for line in lines if line.step_time and line.tokens_per_s]
-    steps = steps[1:] or steps
-    seconds = sum(line.step_time or 0.0 for line in steps)
-    return sum((line.tokens_per_s or 0.0) * (line.step_time or 0.0) for line in steps) / seconds if seconds else None
+def tokens_per_second(steps: Sequence[tuple[float, float]]) -> float:
+    """Mean speed over steps given as (tokens, seconds), without the first one, which warms up.
+
+    Args:
+        steps: at least one; a single step counts although it is the first.
+    """
+    timed = steps[1:] or steps
+    return sum(tokens for tokens, _ in timed) / max(1e-9, sum(seconds for _, seconds in timed))
+
+
+def mean_speed(lines: Iterable[Metrics]) -> float | None:
+    """`tokens_per_second` over the lines of steps; None if no line has a time."""
+    steps = [(line.tokens_per_s * line.step_time, line.step_time) for line in lines if line.step_time and line.tokens_per_s]
+    return tokens_per_second(steps) if steps else None
 
 
 class MetricsFile:
@@ -101,16 +110,11 @@ def read_metrics(path: Path) -> list[Metrics]:
     """Read the lines back; a last line that was cut off by a crash is left out.
 
     Raises:
-        RunError: for any other line that is not as documented.
+        RunError: for any other line that is not as documented; the message gives its number.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
     known = set(attrs.fields_dict(Metrics))
     read = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RunError(f"line {number} is not JSON: {error.msg}", where=path) from error
+    for number, values in enumerate(read_json_lines(path), 1):
         if not isinstance(values, dict) or "step" not in values or set(values) - known:
             raise RunError(f"line {number} is not a line of metrics", where=path, expected=f"keys among {sorted(known)}")
         read.append(Metrics(**values))

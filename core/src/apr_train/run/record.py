@@ -1,4 +1,4 @@
-"""A run's folder read back: metrics, settings, preflight, sample."""
+"""A run's folder read back: metrics, settings, preflight, samples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import attrs
 from attrs import field, frozen
 
 from apr_train.errors import RunError
-from apr_train.run.card_text import Card, parse_card
-from apr_train.run.folder import CARD, CONFIG, METRICS, run_of
+from apr_train.run.folder import CONFIG, METRICS, PREFLIGHT, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, read_metrics
+from apr_train.run.preflight_file import PreflightRecord, read_preflight
+from apr_train.run.samples import Sample, read_samples
 from apr_train.run.settings_file import read_toml
 
 
@@ -29,8 +30,10 @@ class Record:
     """At least one, by step."""
     settings: Mapping[str, Any] = field(repr=False)
     """`optimizer.lr` → value; what is None is left out."""
-    card: Card | None = field(repr=False)
-    """None while the run has not ended."""
+    preflight: PreflightRecord | None = field(repr=False)
+    """None for a run that was made before runs wrote preflight.json."""
+    samples: tuple[Sample, ...] = field(repr=False)
+    """By step; a run writes one at its end."""
 
     @property
     def measured(self) -> tuple[Metrics, ...]:
@@ -57,7 +60,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     """Read one run: its folder, or a checkpoint in it.
 
     Raises:
-        RunError: no such folder, a run without metrics, or a damaged line (by number).
+        RunError: no such folder, a run without metrics, or a damaged file (by name, and by the number of the line).
         ConfigError: settings that cannot be read.
     """
     given = Path(path)
@@ -65,7 +68,6 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     if not folder.is_dir():
         raise RunError("no such run", where=given, expected=f"a folder with {CONFIG} and {METRICS}")
     lines = _lines(folder / METRICS)
-    card = folder / CARD
     groups = attrs.asdict(read_toml(folder / CONFIG))
     return Record(
         folder=folder,
@@ -74,7 +76,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         settings={
             f"{group}.{name}": value for group, values in groups.items() for name, value in values.items() if value is not None
         },
-        card=parse_card(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None,
+        preflight=read_preflight(folder / PREFLIGHT),
+        samples=tuple(read_samples(folder / SAMPLES)),
     )
 
 
@@ -82,10 +85,7 @@ def _lines(path: Path) -> list[Metrics]:
     hint = "Give the folder that a training run wrote: runs/NAME."
     if not path.is_file():
         raise RunError("the run has no metrics", where=path.parent, expected=METRICS, found="no such file", hint=hint)
-    try:
-        lines = read_metrics(path)
-    except UnicodeDecodeError as error:
-        raise RunError("the metrics are not UTF-8", where=path, found=f"byte {error.start}") from error
+    lines = read_metrics(path)
     if not lines:
         raise RunError("the run has no metrics yet", where=path, found="no line", hint="Wait for its first validation.")
     for number, line in enumerate(lines, 1):

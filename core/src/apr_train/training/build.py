@@ -33,7 +33,7 @@ def choose_attention(cleared: Cleared, decided: Decided) -> Choice:
         mask=cleared.objective.mask_kind(document_mask=decided.settings.data.document_mask),
     )
     choice = choose_backend(cleared.family.attention_impl(cleared.config), request, decided.settings.model.attention)
-    _log.info("%s", choice)
+    _log.info("attention: %s", choice)
     return choice
 
 

@@ -12,6 +12,7 @@ import click
 from apr_train.run.events import RunEvents
 from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.metrics import Metrics, mean_speed
+from apr_train.run.units import size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,10 +33,10 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "family": f"{settings.model.arch} ({family.distribution} {family.version})" if family else str(settings.model.arch),
         "model": f"{parameters:,} parameters, {origin}",
         "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
-        "attention": prepared.attention.summary,
+        "attention": str(prepared.attention),
         "data": f"{corpus.description}: {len(corpus.train):,} tokens, {len(corpus.validation):,} held out",
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
-        f"{run.objective}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
+        f"{run.objective.name}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
         "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
         "folder": str(run.folder),
     }
@@ -70,7 +71,7 @@ def describe(line: Metrics, steps: int) -> str:
     parts = [f"step {line.step}/{steps}"]
     if line.loss is not None:
         parts += [f"loss {line.loss:.4f}", f"lr {line.lr:.2e}", f"grad {line.grad_norm:.3f}"]
-        parts += [f"{line.tokens_per_s:,.0f} tokens/s", f"{(line.memory or 0) / 1e9:.2f} GB"]
+        parts += [f"{line.tokens_per_s:,.0f} tokens/s", size(line.memory)]
     if line.val_loss is not None:
         shown = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"
         parts.append(f"val {line.val_loss:.4f} (perplexity {shown})")

@@ -1,25 +1,35 @@
-"""The end of a run: model.apr, the sample, the card."""
+"""The end of a run: model.apr, the sample in samples.jsonl, the model card."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import cast
 
+import attrs
 from torch import Tensor, nn
 
+from apr_train.artifact.card import Card, markdown
 from apr_train.atomic import write_file
+from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
-from apr_train.run.folder import CARD, METRICS, MODEL
-from apr_train.run.metrics import Metrics, read_metrics
-from apr_train.training.card import model_card
+from apr_train.preflight import Report
+from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
+from apr_train.run.metrics import Metrics, mean_speed, read_metrics
+from apr_train.run.preflight_file import PreflightRecord
+from apr_train.run.samples import Sample, add_sample
+from apr_train.run.settings import Settings
+from apr_train.run.settings_file import to_toml
+from apr_train.run.units import NOTHING
 from apr_train.training.setup import Prepared
 
+_PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
 
 
@@ -47,17 +57,23 @@ def _most_likely(logits: Tensor) -> int:
     return int(logits.argmax(-1))
 
 
-def finish(prepared: Prepared) -> tuple[list[Metrics], tuple[str, str] | None]:
-    """Write model.apr and MODEL_CARD.md; returns all metrics, and prompt and continuation if there is a sample."""
+def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
+    """Write model.apr, the sample and MODEL_CARD.md; returns all metrics, and the sample if there is one.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
     run = prepared.run
     run.write_model(run.folder / MODEL, run.model, step=run.step)
     lines = read_metrics(run.folder / METRICS)
     sample = _sample(prepared)
-    write_file(run.folder / CARD, model_card(prepared, lines, sample).encode("utf-8"))
+    if sample is not None:
+        add_sample(run.folder / SAMPLES, sample)
+    write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
     return lines, sample
 
 
-def _sample(prepared: Prepared) -> tuple[str, str] | None:
+def _sample(prepared: Prepared) -> Sample | None:
     run = prepared.run
     wanted = run.settings.run
     if run.objective.kind != "decoder" or not wanted.sample_tokens:
@@ -71,4 +87,75 @@ def _sample(prepared: Prepared) -> tuple[str, str] | None:
         return None
     ends = ending_ids(tokenizer, {} if header is None else header.config)
     made = greedy(run.model, ids, length=wanted.sample_tokens, ends=ends, precision=run.precision)
-    return prompt, tokenizer.decode(made)
+    return Sample(step=run.step, prompt=prompt, text=tokenizer.decode(made))
+
+
+def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Card:
+    """The card of the run; files and folders are called by their names in it, wherever they lie on this machine."""
+    names = _names(prepared)
+    settings = _named_settings(prepared.run.settings, names)
+    return Card(
+        title=prepared.run.folder.name,
+        about=_about(prepared, settings),
+        results=[line for line in lines if line.val_loss is not None],
+        outcome=_outcome(prepared, mean_speed(lines)),
+        sample=sample,
+        preflight=_preflight(prepared.report, names),
+        settings=to_toml(settings).strip(),
+    )
+
+
+def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
+    run, inputs = prepared.run, prepared.inputs
+    family, header = inputs.cleared.family, inputs.header
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    inherited = dict(header.provenance) if header is not None else {}
+    rows = {
+        "family": f"{settings.model.arch}, {family.distribution} {family.version}",
+        "parameters": f"{parameters:,}",
+        "objective": run.objective.name,
+        "attention": str(prepared.attention),
+        "started from": settings.model.init or "fresh weights",
+        "init hash": inputs.identity.init or NOTHING,
+        "corpus": describe_sources(settings.data.data),
+        "corpus hash": inputs.identity.corpus,
+        "tokenizer": f"{inputs.tokenizer.size:,} tokens, {inputs.identity.tokenizer}",
+    }
+    return rows | {name: str(inherited.get(name) or "not stated") for name in _PROVENANCE}
+
+
+def _outcome(prepared: Prepared, speed: float | None) -> str:
+    run = prepared.run
+    told = f", {speed:,.0f} tokens/s on {run.device}, attention {prepared.attention.backend.name}" if speed else ""
+    return f"{run.step} steps, {run.tokens:,} tokens{told}."
+
+
+def _preflight(report: Report, names: Mapping[str, str]) -> PreflightRecord:
+    findings = tuple(attrs.evolve(item, subject=names.get(item.subject, item.subject)) for item in report.findings)
+    facts = {name: names.get(value, value) if isinstance(value, str) else value for name, value in report.facts.items()}
+    if report.tokenizer is not None:
+        facts["tokenizer"] = {"size": report.tokenizer.size}  # where it was read from is a path
+    return PreflightRecord(findings=findings, facts=facts)
+
+
+def _names(prepared: Prepared) -> dict[str, str]:
+    """Path → name: that of the file or folder, for a checkpoint of a run with the name of the run."""
+    settings, file = prepared.run.settings, prepared.report.facts.get("file")
+    paths = (file, settings.model.init, settings.model.tokenizer, settings.run.out, *settings.data.data)
+    return {path: _name(Path(path)) for path in paths if path is not None}
+
+
+def _name(path: Path) -> str:
+    run = run_of(path)
+    return path.name or str(path) if run is None else str(path.absolute().relative_to(run.parent))
+
+
+def _named_settings(settings: Settings, names: Mapping[str, str]) -> Settings:
+    model, data, run = settings.model, settings.data, settings.run
+    init, tokenizer = (None if path is None else names[path] for path in (model.init, model.tokenizer))
+    return attrs.evolve(
+        settings,
+        model=attrs.evolve(model, init=init, tokenizer=tokenizer),
+        data=attrs.evolve(data, data=tuple(names[path] for path in data.data)),
+        run=attrs.evolve(run, out=names[run.out]),
+    )

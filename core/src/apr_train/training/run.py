@@ -15,9 +15,10 @@ from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
 from apr_train.run.events import RunEvents
-from apr_train.run.folder import METRICS, checkpoints, remove_checkpoint
+from apr_train.run.folder import METRICS, SAMPLES, checkpoints, remove_checkpoint
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
+from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
 from apr_train.training.evaluation import validate
@@ -82,7 +83,7 @@ class Run:
 
 
 def restore(run: Run, resume: Resume) -> None:
-    """Put optimizer, data position, random generators and metrics back to the checkpoint.
+    """Put optimizer, data position, random generators, metrics and samples back to the checkpoint.
 
     Later checkpoints are forgotten if the user named this one; otherwise it is the latest, and none is removed.
 
@@ -92,7 +93,8 @@ def restore(run: Run, resume: Resume) -> None:
     """
     checkpoint = resume.checkpoint
     if checkpoint is None:
-        (run.folder / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, SAMPLES):
+            (run.folder / name).unlink(missing_ok=True)
         return
     state = read_state(checkpoint.path)
     load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"])
@@ -102,3 +104,4 @@ def restore(run: Run, resume: Resume) -> None:
             run.display.say(f"forgetting {later.path.name}: the run goes on from {checkpoint.path.name}")
             remove_checkpoint(later.path)
     cut_back(run.folder / METRICS, checkpoint.step)
+    cut_samples(run.folder / SAMPLES, checkpoint.step)

@@ -31,8 +31,9 @@ from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import collected, judge_run, outside_findings
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, locked, new_run_folder
+from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
 from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import stage_bars
 from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
@@ -224,6 +225,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         restore(run, resume)
     else:
         write_identity(folder, inputs.identity)
+    write_preflight(folder / PREFLIGHT, examined.report.to_dict())
     write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
 

@@ -44,8 +44,8 @@ def body(page):
 
 
 @pytest.fixture
-def html(make_run):
-    return report_page(read_records([make_run("one"), make_run("two", seed=1, lr=2e-3)]))
+def html(make_run_folder):
+    return report_page(read_records([make_run_folder("one"), make_run_folder("two", seed=1, lr=2e-3)]))
 
 
 @pytest.mark.parametrize("window", ["1280,1600", "500,1600"])

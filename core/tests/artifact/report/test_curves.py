@@ -3,9 +3,7 @@
 import math
 
 import numpy as np
-import pytest
 from apr_train.artifact.report.curves import panels, smooth, thinned, ticks
-from apr_train.artifact.report.text import duration, loss, number, size
 from apr_train.run.record import read_records
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -44,8 +42,8 @@ def test_ticks_of_a_logarithmic_axis_are_decades():
     np.testing.assert_allclose(ticks(0.02, 5000, log=True), [0.1, 1, 10, 100, 1000])
 
 
-def test_every_point_lies_inside_its_panel(make_run):
-    records = read_records([make_run("a"), make_run("b", steps=90, seed=1, lr=0.1)])
+def test_every_point_lies_inside_its_panel(make_run_folder):
+    records = read_records([make_run_folder("a"), make_run_folder("b", steps=90, seed=1, lr=0.1)])
     found = panels(records)
     assert [panel.quantity.name for panel in found] == ["loss", "val_loss", "lr", "grad_norm", "tokens_per_s"]
     for panel in found:
@@ -55,30 +53,16 @@ def test_every_point_lies_inside_its_panel(make_run):
                 assert 0 <= panel.y(value) <= 1
 
 
-def test_a_run_of_no_step_has_one_panel_with_one_point(make_run):
-    (panel,) = panels(read_records([make_run("a", steps=0)]))
+def test_a_run_of_no_step_has_one_panel_with_one_point(make_run_folder):
+    (panel,) = panels(read_records([make_run_folder("a", steps=0)]))
     assert panel.quantity.name == "val_loss"
     (item,) = panel.series
     assert (panel.x(0), 0 < panel.y(item.points[0][1]) < 1) == (0.5, True)
 
 
-def test_values_that_are_not_finite_are_not_drawn(make_run):
-    folder = make_run("a", steps=5)
+def test_values_that_are_not_finite_are_not_drawn(make_run_folder):
+    folder = make_run_folder("a", steps=5)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "loss": NaN, "lr": Infinity}\n')
     values = [value for panel in panels(read_records([folder])) for item in panel.series for _, value in item.points]
     assert all(map(math.isfinite, values))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0, "0"), (2.23456, "2.235"), (9010.2, "9,010"), (6e-4, "0.0006"), (1.5e-7, "1.5e-7"), (0.001, "0.001")],
-)
-def test_numbers_are_short(value, text):
-    assert number(value) == text
-
-
-def test_times_sizes_and_losses_are_readable():
-    assert [duration(seconds) for seconds in (4.21, 185, 3720)] == ["4.2 s", "3 min 05 s", "1 h 02 min"]
-    assert [size(value) for value in (5 << 20, 3 << 30, None)] == ["5 MiB", "3.00 GiB", "–"]
-    assert loss(2.2) == "2.2000"

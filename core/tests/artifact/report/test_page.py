@@ -9,6 +9,9 @@ from apr_train.artifact.report.page import report_page
 from apr_train.run.record import read_records
 
 VOID = {"meta", "path", "br"}
+FINDING = {"id": "PREFLIGHT-004", "where": "--out", "problem": "little <room>", "expected": "3 GB", "found": "<2 GB>"}
+TEXTS = ("id", "where", "problem", "expected", "found", "hint")
+FINDING |= {"hint": "Free <some>.", "severity": "warning"}
 
 
 class Outline(HTMLParser):
@@ -44,16 +47,16 @@ def outline(page):
     return parser
 
 
-def test_tags_close_and_nothing_is_loaded(make_run):
-    page = report_page(read_records([make_run("a"), make_run("b", seed=1, lr=1e-3)]))
+def test_tags_close_and_nothing_is_loaded(make_run_folder):
+    page = report_page(read_records([make_run_folder("a"), make_run_folder("b", seed=1, lr=1e-3)]))
     found = outline(page)
     assert not {name for name, _ in found.attributes} & {"src", "href", "srcset", "onclick", "onload"}
     assert not re.search(r"https?:|//[a-z]|url\(|@import|import\(|fetch\(", page)
     assert "default-src &#x27;none&#x27;" in page
 
 
-def test_curves_settings_preflight_samples_and_numbers_are_there(make_run):
-    runs = [make_run("a"), make_run("b", seed=1, lr=1e-3, findings="- warning: PREFLIGHT-004: little <room>")]
+def test_curves_settings_preflight_samples_and_numbers_are_there(make_run_folder):
+    runs = [make_run_folder("a"), make_run_folder("b", seed=1, lr=1e-3, findings=[FINDING])]
     page = report_page(read_records(runs))
     found = outline(page)
     text = " ".join(found.text)
@@ -65,13 +68,16 @@ def test_curves_settings_preflight_samples_and_numbers_are_there(make_run):
     assert "optimizer.lr" in differing
     assert "optimizer.schedule" not in differing
     assert "run.run" not in page
-    assert "PREFLIGHT-004: little <room>" in text
+    for words in FINDING.values():
+        assert words in text
+    assert "weights: 3.3 MB" in text
+    assert "1.1 GB" in text
     assert "Return the n-th <Fibonacci> number." in text
     assert "2.2200" in text
 
 
-def test_the_embedded_data_is_the_metrics(make_run):
-    folder = make_run("a", steps=40)
+def test_the_embedded_data_is_the_metrics(make_run_folder):
+    folder = make_run_folder("a", steps=40)
     page = report_page(read_records([folder]))
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -79,42 +85,62 @@ def test_the_embedded_data_is_the_metrics(make_run):
     assert data["panels"]["val_loss"]["series"][0]["points"] == [[x["step"], x["val_loss"]] for x in lines if "val_loss" in x]
 
 
-def test_markup_in_names_and_texts_is_shown_not_obeyed(make_run):
+def test_markup_in_names_and_texts_is_shown_not_obeyed(make_run_folder):
     evil = "<script>alert(1)<"
-    folder = make_run(evil, arch="</style><b>", findings=f"- error: X: {evil}/script>")
+    folder = make_run_folder(
+        evil,
+        arch="</style><b>",
+        findings=[dict.fromkeys(("id", "where", "problem", "expected", "found", "hint"), f"{evil}/script>")],
+    )
     page = report_page(read_records([folder]))
     assert page.count("<script") == 2
     assert "<b>" not in page
     outline(page)
 
 
-def test_one_run_has_no_legend_and_no_comparison(make_run):
-    page = report_page(read_records([make_run("a")]))
+def test_one_run_has_no_legend_and_no_comparison(make_run_folder):
+    page = report_page(read_records([make_run_folder("a")]))
     assert 'class="legend"' not in page
     assert "What differs" not in page
     assert "All settings" in page
 
 
 @pytest.mark.parametrize(("first", "said"), [("0.0", "from 0.0000</p>"), ("NaN", "from nan</p>"), ("6.9", "from 6.9000 (−")])
-def test_the_change_of_the_loss_is_a_share_only_where_there_is_one(make_run, first, said):
-    path = make_run("a") / "metrics.jsonl"
+def test_the_change_of_the_loss_is_a_share_only_where_there_is_one(make_run_folder, first, said):
+    path = make_run_folder("a") / "metrics.jsonl"
     path.write_text(path.read_text().replace('"val_loss": 6.9,', f'"val_loss": {first},', 1))
     assert said in report_page(read_records([path.parent]))
 
 
-def test_a_run_under_way_says_so(make_run):
-    page = report_page(read_records([make_run("a", card=False)]))
-    assert "until then its preflight" in page
+def test_a_run_under_way_has_its_preflight_and_no_sample(make_run_folder):
+    page = report_page(read_records([make_run_folder("a", ended=False)]))
+    assert "<dd>sdpa (as asked)</dd>" in page
     assert "Samples" not in page
 
 
-def test_the_same_runs_give_the_same_page_and_many_steps_a_small_one(make_run):
-    folder = make_run("a", steps=20_000)
+def test_a_run_without_a_preflight_says_so(make_run_folder):
+    folder = make_run_folder("a")
+    (folder / "preflight.json").unlink()
+    assert "There is no preflight.json" in report_page(read_records([folder]))
+
+
+def test_the_last_sample_of_a_run_is_shown_with_its_step(make_run_folder):
+    folder = make_run_folder("a")
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write('{"step": 1300, "prompt": "one", "text": "</pre> two"}\n')
+    page = report_page(read_records([folder]))
+    assert "<pre>one<mark>&lt;/pre&gt; two</mark></pre>" in page
+    assert "at step 1,300</figcaption>" in page
+    assert page.count('<figure class="sample">') == 1
+
+
+def test_the_same_runs_give_the_same_page_and_many_steps_a_small_one(make_run_folder):
+    folder = make_run_folder("a", steps=20_000)
     page = report_page(read_records([folder]))
     assert page == report_page(read_records([folder]))
     assert len(page) < 600_000
 
 
-def test_more_runs_than_colours_are_told_apart_by_dashes(make_run):
-    page = report_page(read_records([make_run(f"r{number}", steps=5, seed=number) for number in range(10)]))
+def test_more_runs_than_colours_are_told_apart_by_dashes(make_run_folder):
+    page = report_page(read_records([make_run_folder(f"r{number}", steps=5, seed=number) for number in range(10)]))
     assert '<path class="curve run-0 again" data-run="8"' in page

@@ -37,7 +37,7 @@ def test_the_first_that_can_run_is_taken_and_the_reason_against_earlier_ones_kep
 
 def test_the_choice_reads_with_its_reasons():
     choice = choose_backend(["xformers", "sdpa"], request_for())
-    assert str(choice) == "attention: sdpa (first that can run); not xformers: it has no operator on cpu, only on cuda"
+    assert str(choice) == "sdpa (first that can run); not xformers: it has no operator on cpu, only on cuda"
 
 
 def test_a_forced_backend_that_cannot_run_is_an_error_with_its_reason():

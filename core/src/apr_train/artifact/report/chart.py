@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from apr_train.artifact.report.curves import Panel, Point, Series, ticks
-from apr_train.artifact.report.text import number
+from apr_train.run.units import number
 
 WIDTH, HEIGHT = 1000, 400
 DOTS_UP_TO = 40

@@ -32,15 +32,11 @@ class Choice:
     forced: bool = False
     """Whether the user asked for this one by name."""
 
-    @property
-    def summary(self) -> str:
+    def __str__(self) -> str:
         """The backend, how it was chosen, and the reasons against the others, in a line."""
         how = "as asked" if self.forced else "first that can run"
         reasons = "".join(f"; not {name}: {reason}" for name, reason in self.rejected.items())
         return f"{self.backend.name} ({how}){reasons}"
-
-    def __str__(self) -> str:
-        return f"attention: {self.summary}"
 
 
 def load_backend(name: str) -> AttentionBackend:

@@ -1,63 +1,31 @@
-"""Run folders made by hand: curves like a real run's, in milliseconds."""
+"""The repository, and run folders made by hand: curves like a real run's, in milliseconds."""
 
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 CONFIG = '[model]\narch = "{arch}"\n\n[optimizer]\nlr = {lr}\nschedule = "cosine"\n\n[run]\nsteps = {steps}\nrun = "{name}"\n'
-CARD = """# {name}
+FINDING = {"id": "", "where": "", "problem": "", "expected": "", "found": "", "hint": "", "severity": "warning"}
+FACTS = {"file": "none", "attention": "sdpa (as asked)", "parameters": 836736, "memory": {"weights": 3_346_944}}
+SAMPLE = {
+    "prompt": 'def fibonacci(n: int) -> int:\n    """Return the n-th <Fibonacci> number."""\n',
+    "text": "    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)",
+}
 
-|  |  |
-| --- | --- |
-| family | somefamily, somepackage 0.1.0 |
-| corpus | a \\| b |
 
-## Results
-
-200 steps, 800 tokens.
-
-## Sample
-
-Greedy, after the prompt:
-
-```
-def fibonacci(n: int) -> int:
-    \"\"\"Return the n-th <Fibonacci> number.\"\"\"
-
-```
-
-```
-    if n < 2:
-        return n
-    return fibonacci(n - 1) + fibonacci(n - 2)
-```
-
-## Preflight
-
-| fact |  |
-| --- | --- |
-| file | none |
-| attention | sdpa (as asked) |
-| parameters | 836,736 |
-
-{findings}
-
-## Settings
-
-```toml
-[model]
-```
-"""
-WARNING = "- warning: PREFLIGHT-004: --out: little room, expected 3 GiB, found 2 GiB. Free some."
+@pytest.fixture(scope="session")
+def repository():
+    return Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def make_run(tmp_path):
-    """Write runs/NAME with `steps` lines of metrics and what else a run leaves."""
+def make_run_folder(tmp_path):
+    """Write runs/NAME with `steps` lines of metrics and what else a run leaves; each finding is a dict of what it says."""
 
-    def make(name="a", *, steps=200, lr=6e-4, seed=0, card=True, findings="No finding.", folder="runs", every=20, arch="fam"):
+    def make(name="a", *, steps=200, lr=6e-4, seed=0, ended=True, findings=(), folder="runs", every=20, arch="fam"):
         path = tmp_path / folder / name
         path.mkdir(parents=True)
         (path / "config.toml").write_text(CONFIG.format(lr=lr, steps=steps, name=name.replace('"', ""), arch=arch))
@@ -74,8 +42,10 @@ def make_run(tmp_path):
                 line |= {"val_loss": level + 0.12, "perplexity": math.exp(level + 0.12)}
             lines.append(line)
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        if card:
-            (path / "MODEL_CARD.md").write_text(CARD.format(name=name, findings=findings))
+        preflight = {"schema": 1, "findings": [FINDING | finding for finding in findings], "facts": FACTS}
+        (path / "preflight.json").write_text(json.dumps(preflight))
+        if ended:
+            (path / "samples.jsonl").write_text(json.dumps({"step": steps, **SAMPLE}) + "\n")
         return path
 
     return make

@@ -4,8 +4,8 @@ import pytest
 from apr_train.errors import OutputError
 from apr_train.run.folder import InUseError, locked, new_run_folder, require_unused
 
-START = {"identity.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
-LITTER = (".identity.json.0123456789ab.part", ".config.toml.0123456789ab.part")
+START = {"identity.json": "{}", "preflight.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
+LITTER = (".identity.json.0123456789ab.part", ".preflight.json.0123456789ab.part", ".config.toml.0123456789ab.part")
 
 
 def fill(folder, **files):
@@ -20,7 +20,7 @@ def start_up_to(count):
     return {".lock": "", **dict(list(START.items())[:count])}
 
 
-@pytest.mark.parametrize("files", [{}, *map(start_up_to, range(4)), *({".lock": "", name: "{"} for name in LITTER)])
+@pytest.mark.parametrize("files", [{}, *map(start_up_to, range(5)), *({".lock": "", name: "{"} for name in LITTER)])
 @pytest.mark.parametrize("name", ["x", None])
 def test_what_a_start_left_before_the_first_line_is_free_again(tmp_path, files, name):
     fill(tmp_path / "x", **files)
@@ -33,7 +33,9 @@ def test_what_a_start_left_before_the_first_line_is_free_again(tmp_path, files, 
     [
         START | {"metrics.jsonl": '{"step": 0}\n'},
         START | {"model.apr": ""},
+        START | {"samples.jsonl": ""},
         {"config.toml": "[run]"},
+        {"preflight.json": "{}"},
         {"notes.txt": ""},
     ],
 )

@@ -3,34 +3,52 @@
 import json
 
 import pytest
-from apr_train.errors import AprTrainError, ConfigError, RunError
-from apr_train.run.card_text import parse_card
+from apr_train.errors import AprTrainError, ConfigError, Finding, RunError
 from apr_train.run.record import read_record, read_records
 
 
-def test_a_run_is_read_back(make_run):
-    record = read_record(make_run("a", findings="- warning: X-1: a | b"))
+def test_a_run_is_read_back(make_run_folder):
+    record = read_record(make_run_folder("a", findings=[{"id": "X-1", "problem": "a | b"}]))
     assert (record.label, len(record.lines), record.settings["optimizer.lr"]) == ("a", 201, 6e-4)
     assert [line.step for line in record.measured] == list(range(0, 201, 20))
-    assert record.card.findings == (("warning", "X-1: a | b"),)
-    assert dict(record.card.facts)["attention"] == "sdpa (as asked)"
-    assert dict(record.card.about)["corpus"] == "a | b"
-    assert record.card.sample[0].endswith('number."""\n')
-    assert record.card.sample[1].startswith("    if n < 2:")
+    assert record.preflight.findings == (Finding(rule="X-1", problem="a | b", severity="warning"),)
+    assert record.preflight.facts["attention"] == "sdpa (as asked)"
+    (sample,) = record.samples
+    assert sample.step == 200
+    assert sample.prompt.endswith('number."""\n')
+    assert sample.text.startswith("    if n < 2:")
 
 
-def test_a_checkpoint_of_the_run_means_the_run(make_run):
-    folder = make_run("a")
+def test_a_checkpoint_of_the_run_means_the_run(make_run_folder):
+    folder = make_run_folder("a")
     (folder / "step-000100").mkdir()
     assert read_record(folder / "step-000100").folder == folder
 
 
-def test_a_run_under_way_has_no_card(make_run):
-    assert read_record(make_run("a", card=False)).card is None
+def test_a_run_under_way_has_its_preflight_and_no_sample(make_run_folder):
+    record = read_record(make_run_folder("a", ended=False))
+    assert record.samples == ()
+    assert record.preflight.facts["parameters"] == 836736
 
 
-def test_runs_of_one_name_are_told_apart_and_a_run_named_twice_is_refused(make_run):
-    one, two = make_run("a"), make_run("a", folder="others")
+def test_the_folder_of_an_older_run_has_no_preflight(make_run_folder):
+    folder = make_run_folder("a")
+    for name in ("preflight.json", "samples.jsonl"):
+        (folder / name).unlink()
+    record = read_record(folder)
+    assert (record.preflight, record.samples) == (None, ())
+
+
+@pytest.mark.parametrize("name", ["preflight.json", "samples.jsonl"])
+def test_a_damaged_file_is_named(make_run_folder, name):
+    folder = make_run_folder("a")
+    (folder / name).write_text("{!}\n")
+    with pytest.raises(RunError, match=rf"{name}: line 1 is not JSON"):
+        read_record(folder)
+
+
+def test_runs_of_one_name_are_told_apart_and_a_run_named_twice_is_refused(make_run_folder):
+    one, two = make_run_folder("a"), make_run_folder("a", folder="others")
     assert [record.label for record in read_records([one, two])] == [str(one), str(two)]
     with pytest.raises(RunError, match="named twice"):
         read_records([one, one / ".." / "a"])
@@ -49,8 +67,8 @@ def test_runs_of_one_name_are_told_apart_and_a_run_named_twice_is_refused(make_r
         ('{"step": 1.5}', "line 2: the step is wrong"),
     ],
 )
-def test_a_damaged_line_is_named_by_number(make_run, line, message):
-    folder = make_run("a", steps=3)
+def test_a_damaged_line_is_named_by_number(make_run_folder, line, message):
+    folder = make_run_folder("a", steps=3)
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
@@ -58,21 +76,21 @@ def test_a_damaged_line_is_named_by_number(make_run, line, message):
         read_record(folder)
 
 
-def test_a_last_line_that_a_crash_cut_is_left_out(make_run):
-    path = make_run("a", steps=3) / "metrics.jsonl"
+def test_a_last_line_that_a_crash_cut_is_left_out(make_run_folder):
+    path = make_run_folder("a", steps=3) / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
     assert read_record(path.parent).lines[-1].step == 2
 
 
-def test_bytes_that_are_no_text_are_refused(make_run):
-    path = make_run("a") / "metrics.jsonl"
+def test_bytes_that_are_no_text_are_refused(make_run_folder):
+    path = make_run_folder("a") / "metrics.jsonl"
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(RunError, match="UTF-8"):
         read_record(path.parent)
 
 
-def test_a_folder_without_metrics_is_refused(make_run, tmp_path):
-    folder = make_run("a")
+def test_a_folder_without_metrics_is_refused(make_run_folder, tmp_path):
+    folder = make_run_folder("a")
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="no metrics yet"):
         read_record(folder)
@@ -83,30 +101,15 @@ def test_a_folder_without_metrics_is_refused(make_run, tmp_path):
         read_record(tmp_path / "nothing")
 
 
-def test_damaged_settings_are_refused(make_run):
-    folder = make_run("a")
+def test_damaged_settings_are_refused(make_run_folder):
+    folder = make_run_folder("a")
     (folder / "config.toml").write_text("[model]\nname = 3\n")
     with pytest.raises(ConfigError, match="unknown settings"):
         read_record(folder)
 
 
-@pytest.mark.parametrize("text", ["", "# mine\n\nwritten by hand", "\n## Preflight\n", "\n## Sample\n\n```\n", "| a |\n|\n"])
-def test_a_card_that_a_person_rewrote_is_no_fault(text):
-    assert parse_card(text).sample is None
-
-
-def test_a_sample_may_hold_what_looks_like_the_cards_own_headings():
-    prompt, said = "x\n## Preflight\n", "\n## Settings\n"
-    card = (
-        f"# r\n\n## Sample\n\nGreedy:\n\n```\n{prompt}\n```\n\n```\n{said}\n```\n\n## Preflight\n\n| fact |  |\n| --- | --- |\n"
-    )
-    parsed = parse_card(card + "| file | none |\n\nNo finding.\n\n## Settings\n")
-    assert parsed.sample == (prompt, said)
-    assert parsed.facts == (("file", "none"),)
-
-
-def test_any_bytes_for_metrics_are_one_kind_of_error(make_run):
-    path = make_run("a") / "metrics.jsonl"
+def test_any_bytes_for_metrics_are_one_kind_of_error(make_run_folder):
+    path = make_run_folder("a") / "metrics.jsonl"
     for content in (b"\x00\n", b"1\n", b"null\n", b'{"step": 0, "loss": [1]}\n', json.dumps({"step": -5}).encode() + b"\n"):
         path.write_bytes(content)
         with pytest.raises(AprTrainError):

@@ -6,7 +6,15 @@ from pathlib import Path
 import attrs
 import pytest
 from apr_train.errors import OutputError, RunError
-from apr_train.run.metrics import Metrics, MetricsFile, cut_back, perplexity, read_metrics
+from apr_train.run.metrics import (
+    Metrics,
+    MetricsFile,
+    cut_back,
+    mean_speed,
+    perplexity,
+    read_metrics,
+    tokens_per_second,
+)
 
 
 def write(path, steps):
@@ -80,3 +88,20 @@ def test_the_documented_schema_is_the_written_one(repository):
     for item in attrs.fields(Metrics):
         unit = item.metadata["unit"] or "–"
         assert f"| `{item.name}` | {unit} | {item.metadata['text']} |" in documented
+
+
+def timed(*pairs):
+    return [Metrics(step=step, tokens_per_s=speed, step_time=seconds) for step, (speed, seconds) in enumerate(pairs, 1)]
+
+
+def test_the_mean_speed_is_tokens_by_time_without_the_first_step():
+    lines = [Metrics(step=0, val_loss=1.0), *timed((1.0, 100.0), (100.0, 1.0), (10.0, 4.0))]
+    assert mean_speed(lines) == tokens_per_second([(5, 9.0), (100, 1.0), (40, 4.0)]) == 28.0
+
+
+def test_a_single_step_counts_although_it_warms_up():
+    assert mean_speed(timed((7.0, 2.0))) == tokens_per_second([(14, 2.0)]) == 7.0
+
+
+def test_lines_without_a_time_have_no_speed():
+    assert mean_speed([Metrics(step=0, val_loss=1.0), Metrics(step=1, tokens_per_s=5.0)]) is None

@@ -1,0 +1,46 @@
+"""Numbers as a person reads them: counts, bytes, times, losses. 1 MB is 10⁶ bytes, 1 GB is 10⁹."""
+
+from __future__ import annotations
+
+NOTHING = "–"
+"""Stands for a value that is not known."""
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Some significant digits, thousands separated, an exponent where zeros would have to be counted."""
+    if value is None:
+        return NOTHING
+    magnitude = abs(value)
+    if 1000 <= magnitude < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if 1e-3 <= magnitude < 1000 or value == 0 else _exponent(f"{value:.{digits - 1}g}")
+
+
+def _exponent(text: str) -> str:
+    mantissa, _, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else text
+
+
+def count(value: int | None) -> str:
+    """`1,234`."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+def loss(value: float | None) -> str:
+    """Four decimals: `2.2035`."""
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def size(value: float | None) -> str:
+    """A number of bytes: `1.5 GB`, `2.0 MB`."""
+    if value is None:
+        return NOTHING
+    return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds: `1 h 02 min`, `3 min 05 s`, `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

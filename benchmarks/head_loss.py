@@ -1,6 +1,6 @@
 """The loss at the head: `model.loss.chunked_cross_entropy` against torch's `linear_cross_entropy`, forward and backward.
 
-    python benchmarks/head_loss.py --pairs 5
+    python benchmarks/head_loss.py --pairs 5 --threads 1
 
 1024 rows against the vocabularies of SmolLM2 and Qwen2.5, in three precisions. There are three comparisons for each: torch's
 chunked operator with chunks as long as ours, under the best of its accumulation policies; the fastest of all of torch's ways,
@@ -9,7 +9,8 @@ the chunked operator as it is). Ways are chosen at a 32nd of the vocabulary. Und
 (autocast does not reach the chunked operator: it computes in float32) and with hidden and weight cast to bfloat16 by hand.
 
 Every contender is a process of its own that times a step when it is told to, while the other waits; a pair is a step of ours
-and one of theirs, in an order that alternates. What counts is the median of the pairs' ratios. Memory is what a step takes at
+and one of theirs, in an order that alternates. What counts is the median of the pairs' ratios. With one thread the time is the
+processor's, which neighbours on a busy machine disturb least; with more it is the clock's. Memory is what a step takes at
 its peak beside hidden and weight (gradients included), measured before the C allocator is told to keep what is freed, as the
 trainer tells it. Errors are relative norms against float32 logits made from the same inputs.
 """
@@ -129,10 +130,11 @@ def make_step(loss: Loss, given: tuple[Tensor, Tensor, Tensor], precision: str) 
 
 
 def seconds(step: Callable[[], Tensor]) -> float:
-    """The time of one step."""
-    begin = time.perf_counter()
+    """The time of one step: the processor's for one thread, the clock's for more."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
     step()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def peak(step: Callable[[], Tensor], given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
@@ -181,7 +183,7 @@ class Contender:
     """A contender's process, and what it said when it was ready."""
 
     def __init__(self, *job: object) -> None:
-        command = [sys.executable, __file__, "--worker", json.dumps(job)]
+        command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--worker", json.dumps(job)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = json.loads(self._line())
 
@@ -239,7 +241,7 @@ def processor() -> str:
     """The machine, as far as it matters here."""
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if name in flags]
-    return f"{torch.get_num_threads()} threads; {', '.join(known)}; torch {torch.__version__}"
+    return f"threads: {torch.get_num_threads()}; {', '.join(known)}; torch {torch.__version__}"
 
 
 def main() -> None:
@@ -248,9 +250,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--shape", choices=SHAPES, action="append")
     parser.add_argument("--precision", choices=PRECISIONS, action="append")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # torch warns of what it does on purpose
+    torch.set_num_threads(args.threads)
     if args.worker:
         work(*json.loads(args.worker))
         return

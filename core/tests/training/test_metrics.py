@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 from apr_train.errors import OutputError, RunError
-from apr_train.run.metrics import Metrics, MetricsFile, cut_back, perplexity, read_metrics
+from apr_train.run.metrics import Metrics, MetricsFile, cut_back, mean_speed, perplexity, read_metrics
 
 
 def write(path, steps):
@@ -80,3 +80,12 @@ def test_the_documented_schema_is_the_written_one(repository):
     for item in attrs.fields(Metrics):
         unit = item.metadata["unit"] or "–"
         assert f"| `{item.name}` | {unit} | {item.metadata['text']} |" in documented
+
+
+def test_the_speed_of_a_run_is_tokens_by_time_and_leaves_out_the_first_step_where_there_is_another():
+    lines = [Metrics(step=0, val_loss=3.0)]
+    assert mean_speed(lines) is None
+    lines.append(Metrics(step=1, tokens_per_s=10.0, step_time=4.0))
+    assert mean_speed(lines) == 10.0
+    lines += [Metrics(step=2, tokens_per_s=100.0, step_time=1.0), Metrics(step=3, tokens_per_s=50.0, step_time=2.0)]
+    assert mean_speed(lines) == pytest.approx(200 / 3)

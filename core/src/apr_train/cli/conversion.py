@@ -14,7 +14,7 @@ from apr_train.checkpoint.apr import AprReader, ShardedReader
 from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.validation import signature_findings
-from apr_train.cli.output import emit_findings
+from apr_train.cli.output import emit_findings, say
 from apr_train.family.registry import Registry
 from apr_train.run.progress import progress_bar
 
@@ -23,7 +23,7 @@ from apr_train.run.progress import progress_bar
 def prepared(source: Path, *, arch: str | None, rope_layout: RopeRows | None, verify: bool) -> Iterator[Conversion]:
     """Open a checkpoint and decide how it is converted; with `--no-verify`, say that nothing was checked."""
     if not verify:
-        click.echo("The checksum over the data is not checked (--no-verify).", err=True)
+        say("The checksum over the data is not checked (--no-verify).")
     with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
         emit_findings(signature_findings(checkpoint))
         conversion = prepare(checkpoint, Registry.discover(), arch=arch)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_train.cli.options import json_option, setting, verify_option
-from apr_train.cli.output import emit_json, emit_table
+from apr_train.cli.output import emit_json, emit_table, say
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> Non
     from apr_train.errors import AprTrainError
 
     if not options["verify"]:
-        click.echo("The checksums over the data are not checked (--no-verify).", err=True)
+        say("The checksums over the data are not checked (--no-verify).")
     try:
         found = _compare(a, b, **options)
     except AprTrainError as error:

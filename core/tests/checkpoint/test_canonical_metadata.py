@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from apr_train.artifact.metadata import apr_metadata, hf_config
 from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
-from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.keys import ALIASES, HF_NAMES, KEYS
+from apr_train.checkpoint.apr.metadata import header_from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import canonical_config, header_from_hf

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.keys import ALIASES, HF_NAMES, PROVENANCE
+from apr_train.checkpoint.apr.metadata import header_from_apr
 from apr_train.checkpoint.gguf import KEYS, header_from_gguf
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of

@@ -15,9 +15,8 @@ from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
 from apr_train.data.corpus import chunks, held_out_documents, load_corpus
 from apr_train.data.documents import read_documents
-from apr_train.data.scan import scan_corpus
+from apr_train.data.scan import scan_corpus, split_key
 from apr_train.data.sources import find_files
-from apr_train.data.split import split_key
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import DataError, TokenizerError
 from apr_train.run.settings import DataSettings

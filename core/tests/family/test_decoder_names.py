@@ -6,8 +6,7 @@ from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules, tensors_have
-from apr_train.family.name_map import NameMap, Tied
-from apr_train.family.operations import RopeRowPermutation
+from apr_train.family.name_map import NameMap, RopeRowPermutation, Tied
 
 CONFIG = DecoderConfig(
     vocab_size=11,

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from apr_train.family.decoder_config import DecoderConfig, RopeScaling
-from apr_train.model.layers import RMSNorm
-from apr_train.model.rope import inverse_frequencies, rotary_tables, rotate
+from apr_train.model.layers import RMSNorm, inverse_frequencies, rotary_tables, rotate
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb

@@ -3,7 +3,7 @@
 import pytest
 from apr_train.errors import NameMapError
 from apr_train.family.card import Layout
-from apr_train.family.operations import RopeRowPermutation
+from apr_train.family.name_map import RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
 from apr_train.testing.conformance import ALL_LAYOUTS, supported_layouts
 

@@ -23,7 +23,7 @@ from apr_train.errors import Finding, FormatError, OutputError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.operations import Identity, Operation
+from apr_train.family.name_map import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.family_rules import choose_family

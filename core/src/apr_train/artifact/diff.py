@@ -19,8 +19,7 @@ from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import tokenizer_json
 from apr_train.errors import AprTrainError
-from apr_train.family.name_map import Fill, Ignored, NameMap, Tied
-from apr_train.family.operations import Identity, Operation
+from apr_train.family.name_map import Fill, Identity, Ignored, NameMap, Operation, Tied
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 

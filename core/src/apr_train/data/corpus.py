@@ -12,10 +12,9 @@ from attrs import frozen
 from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
 from apr_train.data.protocols import Notice, Progress, TokenizerLike, byte_counter
-from apr_train.data.scan import Scan, scan_corpus
+from apr_train.data.scan import HeldOutDocuments, Scan, Side, in_order, scan_corpus
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import separator_id
-from apr_train.data.split import HeldOutDocuments, Side, in_order
 from apr_train.data.tokens import VERSION, DamagedTokenFile, TokenFile, TokenWriter
 from apr_train.errors import DataError
 from apr_train.run.settings import DataSettings

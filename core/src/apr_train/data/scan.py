@@ -1,19 +1,113 @@
-"""One reading of all documents before any is encoded: their hash, their size, and how they are split."""
+"""One reading of all documents before any is encoded: their hash, their size, and which of them are held out.
+
+The side of a document is decided by a hash of its content, so that no text is on both sides. A document's key is a 64-bit
+BLAKE2b of its words, white space apart: copies that differ only in line endings or in indentation share it. Held out are
+the keys below a threshold, which the scan of all keys adjusts so that neither side is empty: when no key is low enough the
+lowest is held out, and when all are the highest is not. A corpus of one distinct text keeps its tail for validation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from apr_train.data.documents import Document, NotUtf8Error, is_jsonl, read_documents
 from apr_train.data.protocols import Notice, Progress, byte_counter
 from apr_train.data.sources import counted, find_files
-from apr_train.data.split import HeldOutDocuments, KeyScan, Split, held_out, split_key, train_documents
 from apr_train.errors import DataError
 from apr_train.run.settings import DataSettings
+
+Side = Literal["train", "validation"]
+_KEYS = 1 << 64
+
+
+@frozen(kw_only=True)
+class Split:
+    """The rule that sends a document to its side."""
+
+    threshold: int
+    """Keys below it are held out."""
+    tail_fraction: float | None = None
+    """Set when all documents are the same text: this share of it, at its end, is held out."""
+
+
+class KeyScan:
+    """The least and the greatest key of all documents, which is all that a split needs: constant memory."""
+
+    def __init__(self) -> None:
+        self._lowest, self._highest = _KEYS, -1
+
+    def add(self, key: int) -> None:
+        """Take note of one document's key."""
+        self._lowest, self._highest = min(self._lowest, key), max(self._highest, key)
+
+    def split(self, fraction: float) -> Split:
+        """The rule that holds out about `fraction` of the documents, and at least one.
+
+        Raises:
+            DataError: when there was no document.
+        """
+        if self._highest < 0:
+            raise DataError("the corpus is empty", where="--data", expected="at least one document with text in it")
+        threshold = int(fraction * _KEYS)
+        if self._lowest == self._highest:
+            return Split(threshold=threshold, tail_fraction=fraction)
+        return Split(threshold=min(max(threshold, self._lowest + 1), self._highest))
+
+
+def split_key(text: str) -> int:
+    """The 64-bit number that decides a text's side, the same on every machine and in every version."""
+    words = " ".join(text.split()).encode("utf-8")
+    return int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
+
+
+HeldOutDocuments = dict[int, Document]
+"""The documents to validate on, each text once, by their keys."""
+
+
+def train_documents(documents: Iterable[Document], split: Split, held: HeldOutDocuments | None = None) -> Iterator[Document]:
+    """The documents to learn from, in their order; when they are through, `held` has the others."""
+    held = {} if held is None else held
+    for document in documents:
+        key = split_key(document.text)
+        if split.tail_fraction is not None:
+            head, tail = _cut(document, split.tail_fraction)
+            held.setdefault(key, evolve(document, text=tail))
+            yield evolve(document, text=head)
+        elif key < split.threshold:
+            held.setdefault(key, document)
+        else:
+            yield document
+
+
+def held_out(documents: Iterable[Document], split: Split) -> list[Document]:
+    """The documents to validate on, in the order of `in_order`."""
+    held: HeldOutDocuments = {}
+    for _ in train_documents(documents, split, held):
+        pass
+    return in_order(held)
+
+
+def in_order(held: HeldOutDocuments) -> list[Document]:
+    """The documents by their keys: an order as good as random, and fixed, so that the first N are a fair sample."""
+    return [held[key] for key in sorted(held)]
+
+
+def _cut(document: Document, tail_fraction: float) -> tuple[str, str]:
+    """Head and tail of a text, cut after a newline when one is near."""
+    text = document.text
+    target = round(len(text.rstrip()) * (1 - tail_fraction))
+    newline = text.rfind("\n", 0, target) + 1
+    cut = newline if newline > target // 2 else target
+    head, tail = text[:cut], text[cut:]
+    if not head.strip() or not tail.strip():
+        hint = "Give more text: one document must be long enough to learn from its head and to validate on its tail."
+        raise DataError("the only document is too short to be split", where=document.source, found=repr(text[:80]), hint=hint)
+    return head, tail
 
 
 @frozen(kw_only=True)

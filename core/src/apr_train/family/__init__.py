@@ -26,9 +26,12 @@ from apr_train.family.hooks import hookimpl
 from apr_train.family.name_map import (
     Fill,
     FillRule,
+    Identity,
     Ignored,
     IgnoreRule,
     NameMap,
+    Operation,
+    RopeRowPermutation,
     Rule,
     Tied,
     TieRule,
@@ -37,7 +40,6 @@ from apr_train.family.name_map import (
     rope_rows,
     tie,
 )
-from apr_train.family.operations import Identity, Operation, RopeRowPermutation
 
 __all__ = [
     "API_VERSION",

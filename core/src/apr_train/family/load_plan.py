@@ -62,11 +62,15 @@ def _fresh(name_map: NameMap, tensors: Mapping[str, TensorInfo]) -> list[Fill]:
 
 
 def _missing_findings(missing: list[str], unused: list[str], where: str) -> list[Finding]:
+    if not missing:
+        return []
     nearest = ClosestTensor(unused)
     return [_missing(name, nearest(name), where) for name in missing]
 
 
 def _unused_findings(unused: list[str], missing: list[str], name_map: NameMap, where: str) -> list[Finding]:
+    if not unused:
+        return []
     nearest, known = ClosestTensor(missing), ClosestTensor(name_map.by_checkpoint)
     return [_unused(name, nearest(name) or known(name), where) for name in unused]
 

@@ -20,9 +20,19 @@ if TYPE_CHECKING:
     from apr_train.model.cache import KeyValueCache
     from apr_train.model.decoder import Decoder, DecoderBlock
     from apr_train.model.encoder import Embeddings, Encoder, EncoderBlock, MaskedHead, position_ids
-    from apr_train.model.layers import FullAttention, GeluMLP, GroupedQueryAttention, RMSNorm, SwiGLU, initialize
+    from apr_train.model.layers import (
+        FullAttention,
+        GeluMLP,
+        GroupedQueryAttention,
+        RMSNorm,
+        Rotary,
+        SwiGLU,
+        initialize,
+        inverse_frequencies,
+        rotary_tables,
+        rotate,
+    )
     from apr_train.model.protocol import LanguageModel
-    from apr_train.model.rope import Rotary, inverse_frequencies, rotary_tables, rotate
 
 __all__ = [
     "AttentionBackend",
@@ -78,14 +88,14 @@ _MODULES = {
     "PreparingBackend": "attention.backend",
     "RMSNorm": "layers",
     "Request": "attention.backend",
-    "Rotary": "rope",
+    "Rotary": "layers",
     "SwiGLU": "layers",
     "initialize": "layers",
-    "inverse_frequencies": "rope",
+    "inverse_frequencies": "layers",
     "position_ids": "encoder",
     "prepare_mask": "attention.backend",
-    "rotary_tables": "rope",
-    "rotate": "rope",
+    "rotary_tables": "layers",
+    "rotate": "layers",
 }
 """Name → its module in this package."""
 

@@ -12,8 +12,7 @@ from apr_train.family.decoder_config import DecoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
 from apr_train.model.cache import KeyValueCache
-from apr_train.model.layers import GroupedQueryAttention, RMSNorm, SwiGLU, initialize
-from apr_train.model.rope import Rotary, rotary_tables
+from apr_train.model.layers import GroupedQueryAttention, RMSNorm, Rotary, SwiGLU, initialize, rotary_tables
 
 
 class DecoderBlock(nn.Module):

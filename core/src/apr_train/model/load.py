@@ -14,8 +14,7 @@ from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, Stream, Streaming
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
-from apr_train.family.name_map import Fill
-from apr_train.family.operations import Identity
+from apr_train.family.name_map import Fill, Identity
 from apr_train.model.tensors import TORCH_DTYPES, to_torch
 
 _COMPARE = 1 << 20

@@ -228,7 +228,7 @@ def test_the_checksum_pass_is_not_slower_than_zlib(tmp_path):
     """Guards against a CRC library that lost its fast path; a ratio, with much room."""
     import zlib
 
-    from apr_train.checkpoint.apr.checksum import crc32
+    from isal.isal_zlib import crc32
 
     data = bytes(8 * MEGABYTE)
     times = {crc32: [], zlib.crc32: []}

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from apr_train.checkpoint.apr.checksum import RegionChecksum, crc32
-from apr_train.checkpoint.apr.header import header_from_apr
-from apr_train.checkpoint.apr.index import IndexEntry, parse_index
-from apr_train.checkpoint.apr.layout import HEADER_SIZE, TRAILER_SIZE, FixedHeader, Flags, parse_header
-from apr_train.checkpoint.apr.metadata import parse_metadata
+from isal.isal_zlib import crc32
+
+from apr_train.checkpoint.apr.layout import (
+    HEADER_SIZE,
+    TRAILER_SIZE,
+    FixedHeader,
+    Flags,
+    IndexEntry,
+    RegionChecksum,
+    parse_header,
+    parse_index,
+)
+from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
 from apr_train.checkpoint.dtypes import plain_view
 from apr_train.checkpoint.files import InputFile

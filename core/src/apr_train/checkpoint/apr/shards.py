@@ -11,9 +11,8 @@ from typing import Any, Self
 
 import attrs
 
-from apr_train.checkpoint.apr.header import header_from_apr
 from apr_train.checkpoint.apr.layout import Flags
-from apr_train.checkpoint.apr.metadata import parse_metadata
+from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
 from apr_train.checkpoint.files import InputFile

@@ -11,11 +11,20 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 from attrs import frozen
+from isal.isal_zlib import crc32
 
 from apr_train.atomic import replace_file
-from apr_train.checkpoint.apr.checksum import RegionChecksum, crc32
-from apr_train.checkpoint.apr.index import IndexEntry
-from apr_train.checkpoint.apr.layout import HEADER_SIZE, MAX_DIMENSIONS, MAX_NAME_SIZE, FixedHeader, Flags, aligned, padding
+from apr_train.checkpoint.apr.layout import (
+    HEADER_SIZE,
+    MAX_DIMENSIONS,
+    MAX_NAME_SIZE,
+    FixedHeader,
+    Flags,
+    IndexEntry,
+    RegionChecksum,
+    aligned,
+    padding,
+)
 from apr_train.checkpoint.apr.metadata import encode_metadata
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.checkpoint import Progress

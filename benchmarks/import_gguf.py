@@ -44,14 +44,14 @@ def load_with_transformers(path: Path) -> float:
 
 def import_with_ours(path: Path) -> float:
     """Seconds of opening, planning, dequantising, un-permuting and writing, tokenizer included."""
-    from apr_train.artifact.convert import import_to_apr, prepare
+    from apr_train.artifact.convert import import_to_apr, plan_conversion
     from apr_train.checkpoint.open import open_checkpoint
     from apr_train.family.registry import Registry
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         with open_checkpoint(path) as checkpoint:
-            import_to_apr(prepare(checkpoint, Registry.discover()), Path(folder) / "m.apr")
+            import_to_apr(plan_conversion(checkpoint, Registry.discover()), Path(folder) / "m.apr")
         return time.perf_counter() - start
 
 

@@ -7,10 +7,9 @@ import sys
 
 import pytest
 import torch
-from apr_train.artifact.publish import RUN_KEY
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
-from apr_train.training import model_file as artifact
+from apr_train.run.provenance import RUN_KEY
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -217,10 +216,6 @@ def test_a_dataset_on_the_hub_is_recognised_in_the_data_source(file, tmp_path):
     invoke("stamp", file, "--data-source", "https://huggingface.co/datasets/org/data")
     invoke("publish", file, "-o", tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data.datasets == ["org/data"]
-
-
-def test_the_metadata_key_is_the_one_that_runs_write():
-    assert artifact.RUN_KEY == RUN_KEY
 
 
 def test_help_has_an_example_and_the_command_needs_no_torch(file, tmp_path):

@@ -16,7 +16,7 @@ from apr_train.model.device import PRECISIONS
 from apr_train.model.tensors import to_torch
 from apr_train.run.settings import DataSettings, OptimizerSettings
 from apr_train.testing import meta_model
-from apr_train.training.evaluation import validate
+from apr_train.training.evaluation import held_out_loss
 from apr_train.training.optimizer import make_optimizer
 from apr_train.training.step import train_step
 from torch.nn import functional as F
@@ -213,4 +213,4 @@ def test_every_family_overfits_one_batch(place, name):
     optimizer = make_optimizer(model.train(), OptimizerSettings(weight_decay=0.0), lr=2e-3)
     for step in range(150):
         train_step(model, optimizer, [batch], objective=objective, precision=PRECISIONS["fp32"], clip_norm=1.0, step=step + 1)
-    assert validate(model, [batch], objective=objective, precision=PRECISIONS["fp32"]).loss < 0.05
+    assert held_out_loss(model, [batch], objective=objective, precision=PRECISIONS["fp32"]).loss < 0.05

@@ -1,6 +1,6 @@
 import pytest
 from apr_train.data.documents import Document
-from apr_train.data.scan import KeyScan, held_out, split_key, train_documents
+from apr_train.data.scan import KeyScan, held_out_of, split_key, train_documents
 from apr_train.errors import DataError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ def split_texts(texts, fraction):
         scan.add(split_key(text))
     split = scan.split(fraction)
     train = [document.text for document in train_documents(documents, split)]
-    return train, [document.text for document in held_out(documents, split)]
+    return train, [document.text for document in held_out_of(documents, split)]
 
 
 @settings(deadline=None)

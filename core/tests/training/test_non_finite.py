@@ -51,7 +51,7 @@ def test_a_broken_last_update_ends_with_an_error(make_run):
 def test_a_validation_loss_that_is_none_is_an_error(make_run, monkeypatch, loss, steps, written):
     losses = [4.0, loss] if steps else [loss]
     measured = lambda *_, **__: Validation(loss=losses.pop(0), accuracy=None, targets=1)  # noqa: E731
-    monkeypatch.setattr("apr_train.training.run.validate", measured)
+    monkeypatch.setattr("apr_train.training.run.held_out_loss", measured)
     run = make_run(steps=steps)
     with pytest.raises(NonFiniteError, match=f"^INV-TRAIN-007: step {steps}: the validation loss is not finite"):
         train(run)

@@ -116,7 +116,7 @@ class Conversion:
         return array
 
 
-def prepare(checkpoint: Checkpoint, registry: Registry, *, arch: str | None = None) -> Conversion:
+def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | None = None) -> Conversion:
     """Decide family, config and the way of every tensor; compare what is stored twice.
 
     Raises:

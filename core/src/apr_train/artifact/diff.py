@@ -14,7 +14,7 @@ import numpy as np
 from attrs import Factory, evolve, field, frozen
 
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
-from apr_train.checkpoint.dtypes import values_of
+from apr_train.checkpoint.dtypes import Array, values_of
 from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import tokenizer_json
@@ -23,7 +23,6 @@ from apr_train.family.name_map import Fill, Identity, Ignored, NameMap, Operatio
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 
-Array = np.ndarray[Any, Any]
 PIECE = 1 << 20
 """Elements compared at a time."""
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from apr_train.artifact.card import markdown
-from apr_train.artifact.convert import Conversion, Dtype, prepare
+from apr_train.artifact.convert import Conversion, Dtype, plan_conversion
 from apr_train.artifact.export import fill_folder, is_written
 from apr_train.artifact.hub_card import SUMS, HubNames, Publication, card_of
 from apr_train.artifact.provenance import spdx_expression, what_to_give
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.apr import AprReader, open_apr
+from apr_train.checkpoint.checkpoint import Progress
 from apr_train.errors import ConfigError, FormatError, OutputError
 from apr_train.family.registry import Registry
 from apr_train.run.folder import MODEL, STATE, run_of
+from apr_train.run.provenance import RUN_KEY
 from apr_train.run.record import Record, read_record
 
-Progress = Callable[[int], None]
 CARDS = ("README.md", "MODEL_CARD.md")
 """One text under two names: the Hub's, and the one that a run's folder has."""
-RUN_KEY = "apr_train.run"
 REQUIRED = {"license": "SPDX", "data_source": "TEXT", "data_license": "SPDX"}
 """Metadata keys without which nothing is published, and what `stamp` takes for each."""
 _CHUNK = 1 << 20
@@ -63,7 +63,7 @@ def publish(
         check_provenance(checkpoint.header.provenance, source)
         artifact = f"{source.stem}.apr"
         _check_target(target, artifact)
-        conversion = prepare(checkpoint, registry, arch=arch)
+        conversion = plan_conversion(checkpoint, registry, arch=arch)
         card = markdown(card_of(_publication(conversion, checkpoint, source, target, names or HubNames())))
         with replace_folder(target) as folder:
             fill_folder(conversion, folder, dtype=dtype, progress=progress)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from apr_train.checkpoint.dtypes import DTYPES, DType
+from apr_train.checkpoint.dtypes import DTYPES, Array, DType
 from apr_train.errors import FormatError
 
-Array = np.ndarray[Any, Any]
 BLOCKS_AT_ONCE = 1 << 14
 """Blocks dequantised in one call: enough to be fast, few enough that the temporaries stay in the cache."""
 _SMALLEST_NORMAL_F16 = np.float16(2.0**-14)

@@ -273,13 +273,13 @@ def _check_shard(
         )
 
 
-Pieces = Callable[[str], Iterable[np.ndarray[Any, Any] | memoryview]]
+PiecesOf = Callable[[str], Iterable[np.ndarray[Any, Any] | memoryview]]
 """Tensor name → its bytes, in pieces."""
 METADATA = {"format": "pt"}
 """transformers refuses a file without it."""
 
 
-def write_safetensors(path: Path, tensors: Sequence[TensorInfo], pieces: Pieces) -> None:
+def write_safetensors(path: Path, tensors: Sequence[TensorInfo], pieces: PiecesOf) -> None:
     """Write one file, beside it first and then renamed; peak memory is one piece.
 
     Raises:
@@ -310,7 +310,7 @@ def _front(tensors: Sequence[TensorInfo]) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def write_sharded(folder: Path, tensors: Sequence[TensorInfo], pieces: Pieces, *, limit: int) -> list[str]:
+def write_sharded(folder: Path, tensors: Sequence[TensorInfo], pieces: PiecesOf, *, limit: int) -> list[str]:
     """Write `model.safetensors`, or numbered shards of at most `limit` bytes (one tensor may be larger) and their index.
 
     Returns the names of the weight files.

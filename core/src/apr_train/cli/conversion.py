@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from apr_train.artifact.convert import Conversion, Move, prepare
+from apr_train.artifact.convert import Conversion, Move, plan_conversion
 from apr_train.checkpoint.apr import AprReader, ShardedReader
 from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
@@ -26,7 +26,7 @@ def prepared(source: Path, *, arch: str | None, rope_layout: RopeRows | None, ve
         say("The checksum over the data is not checked (--no-verify).")
     with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
         emit_findings(signature_findings(checkpoint))
-        conversion = prepare(checkpoint, Registry.discover(), arch=arch)
+        conversion = plan_conversion(checkpoint, Registry.discover(), arch=arch)
         if isinstance(checkpoint, AprReader | ShardedReader):  # here, with a bar of its own: the first read would do it
             total = sum(item.nbytes for item in conversion.header.tensors.values())
             with progress_bar(f"checking {source.name}", total) as progress:

@@ -66,7 +66,7 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
 def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
     from apr_train.inference.evaluate import check_rows, forget, rows_for
-    from apr_train.inference.generate import default_precision as writing_precision
+    from apr_train.inference.generate import writing_precision
     from apr_train.inference.ready import Wanted, make_ready, opened
     from apr_train.model.device import default_precision
 

@@ -92,12 +92,12 @@ def _refuse(options: dict[str, Any]) -> None:
 
 
 def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
-    from apr_train.inference.generate import default_precision
+    from apr_train.inference.generate import writing_precision
     from apr_train.inference.ready import Wanted, make_ready, opened
 
     wanted = Wanted(path=file, **{name: options[name] for name in MODEL})
     with opened(wanted, kind=kind, say=say) as examined, progress_bar("loading", examined.total_bytes) as progress:
-        return make_ready(examined, precision=default_precision(examined.device), progress=progress)
+        return make_ready(examined, precision=writing_precision(examined.device), progress=progress)
 
 
 def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def command(file: Path, as_json: bool, tensors: bool) -> None:
     with open_checkpoint(file, verify=False) as checkpoint:
         header = checkpoint.header
         emit_findings(signature_findings(checkpoint))
-    found = describe(header, claimed_by(header), with_tensors=tensors)
+    found = header_facts(header, claimed_by(header), with_tensors=tensors)
     if as_json:
         emit_json(found)
         return
@@ -52,7 +52,7 @@ def claimed_by(header: Header) -> list[str]:
     return [family.name for family in Registry.discover().claimants(header)]
 
 
-def describe(header: Header, claimants: list[str], *, with_tensors: bool) -> dict[str, Any]:
+def header_facts(header: Header, claimants: list[str], *, with_tensors: bool) -> dict[str, Any]:
     """A header as JSON-able data."""
     found: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

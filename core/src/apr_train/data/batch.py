@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 from attrs import evolve, field, frozen
 
+from apr_train.checkpoint.dtypes import Array
 from apr_train.data.protocols import TokenizerLike
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Target of a position that is not learnt from; torch's cross entropy ignores it by default."""
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @frozen(kw_only=True)

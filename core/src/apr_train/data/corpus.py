@@ -11,7 +11,7 @@ from attrs import frozen
 
 from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
-from apr_train.data.protocols import Notice, Progress, TokenizerLike, byte_counter
+from apr_train.data.protocols import Notice, StageProgress, TokenizerLike, byte_counter
 from apr_train.data.scan import HeldOutDocuments, Scan, Side, in_order, scan_corpus
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import separator_id
@@ -57,7 +57,7 @@ def load_corpus(
     tokenizer: TokenizerLike,
     *,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     notice: Notice | None = None,
 ) -> Corpus:
     """Open the tokens of a corpus, making them first if they are not in the cache.
@@ -128,7 +128,7 @@ def _encode(
     separator: int,
     keys: dict[Side, str],
     paths: dict[Side, Path],
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> None:
     """Make both token files, in one more reading; each appears under its name only when it is whole."""
     held: HeldOutDocuments = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 """Called with the stage (`read`, then `tokenise` unless the cache has the tokens), the bytes done, and the bytes in all."""
 
 Notice = Callable[[str], None]
@@ -14,7 +14,7 @@ Notice = Callable[[str], None]
 _STRIDE = 1 << 20
 
 
-def byte_counter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None]:
+def byte_counter(progress: StageProgress | None, stage: str, total: int) -> Callable[[int], None]:
     """A function that is told how many more bytes are done, however few, and reports a megabyte at a time."""
     done = told = 0
 

@@ -16,7 +16,7 @@ from typing import Literal
 from attrs import evolve, field, frozen
 
 from apr_train.data.documents import Document, NotUtf8Error, is_jsonl, read_documents
-from apr_train.data.protocols import Notice, Progress, byte_counter
+from apr_train.data.protocols import Notice, StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files
 from apr_train.errors import DataError
 from apr_train.run.settings import DataSettings
@@ -84,7 +84,7 @@ def train_documents(documents: Iterable[Document], split: Split, held: HeldOutDo
             yield document
 
 
-def held_out(documents: Iterable[Document], split: Split) -> list[Document]:
+def held_out_of(documents: Iterable[Document], split: Split) -> list[Document]:
     """The documents to validate on, in the order of `in_order`."""
     held: HeldOutDocuments = {}
     for _ in train_documents(documents, split, held):
@@ -129,7 +129,7 @@ class Scan:
 
     def validation(self) -> list[Document]:
         """The documents to validate on, in the order of their keys."""
-        return held_out(self._documents(), self.split)
+        return held_out_of(self._documents(), self.split)
 
     def _documents(self) -> Iterator[Document]:
         """The documents once more.
@@ -145,7 +145,7 @@ class Scan:
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
 
 
-def scan_corpus(settings: DataSettings, *, notice: Notice, progress: Progress | None = None) -> Scan:
+def scan_corpus(settings: DataSettings, *, notice: Notice, progress: StageProgress | None = None) -> Scan:
     """Read all documents of `settings.data` once, and split them by `settings.validation_fraction`.
 
     A text that is not UTF-8 is left out, with a notice, unless the user named that very file. JSONL is data, of which

@@ -17,7 +17,7 @@ from torch import Tensor
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.corpus import Corpus, load_corpus
 from apr_train.data.objectives import Objective
-from apr_train.data.protocols import Progress
+from apr_train.data.protocols import StageProgress
 from apr_train.data.stream import validation_batches
 from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
@@ -85,7 +85,7 @@ def check_rows(rows: EvalRows, config: ModelConfig) -> None:
         raise PreflightError(findings)
 
 
-def corpus_for(rows: EvalRows, ready: Ready, *, progress: Progress | None, say: Say) -> Corpus:
+def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, say: Say) -> Corpus:
     """The tokenised corpus, of which every id fits the model.
 
     Raises:

@@ -14,7 +14,7 @@ from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import ConfigError, RunError
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import StopStrings, TextStream
-from apr_train.model.device import default_precision as training_precision
+from apr_train.model.device import default_precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 
@@ -213,12 +213,12 @@ def room(ready: Ready, prompt_tokens: int, asked: int | None) -> int:
     return min(DEFAULT_LENGTH, free) if asked is None else asked
 
 
-def default_precision(device: torch.device) -> str:
+def writing_precision(device: torch.device) -> str:
     """float32 on a CPU; bfloat16 weights where CUDA multiplies them natively: every token reads all weights once.
 
     Not autocast, training's default: it would convert all weights for every token.
     """
-    return "bf16-weights" if device.type == "cuda" and training_precision(device) == "bf16" else "fp32"
+    return "bf16-weights" if device.type == "cuda" and default_precision(device) == "bf16" else "fp32"
 
 
 def ends_of_text(ready: Ready) -> frozenset[int]:

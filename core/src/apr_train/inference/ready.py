@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from attrs import field, frozen
 from torch import nn
 
 from apr_train import rules
-from apr_train.checkpoint.checkpoint import Checkpoint
+from apr_train.checkpoint.checkpoint import Checkpoint, Progress
 from apr_train.checkpoint.header import Header, Kind, RopeRows, TokenizerSpec
 from apr_train.data.objectives import Objective
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
@@ -29,8 +29,6 @@ from apr_train.preflight.report import ClearedFile
 from apr_train.run.events import Say
 from apr_train.run.folder import weights_of
 
-Progress = Callable[[int], None]
-"""Called with the bytes of the file that were just read."""
 _OTHER = {
     "decoder": (
         "a masked language model (an encoder) does not continue a text",
@@ -61,7 +59,7 @@ class Wanted:
 
 
 @frozen(kw_only=True)
-class Examined:
+class Opened:
     """A checkpoint that passed the preflight; nothing of its tensors has been read."""
 
     wanted: Wanted
@@ -98,7 +96,7 @@ class Ready:
 
 
 @contextmanager
-def opened(wanted: Wanted, *, kind: Kind | None = None, say: Say) -> Iterator[Examined]:
+def opened(wanted: Wanted, *, kind: Kind | None = None, say: Say) -> Iterator[Opened]:
     """Open the checkpoint and judge it as a run would; it is closed when the context is left.
 
     Args:
@@ -139,12 +137,12 @@ def _judge(wanted: Wanted, header: Header) -> Report:
     return preflight(PreflightInput(registry=Registry.discover(), header=header, arch=wanted.arch, tokenizer=tokenizer))
 
 
-def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, cleared: ClearedFile, device: torch.device) -> Examined:
+def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, cleared: ClearedFile, device: torch.device) -> Opened:
     if cleared.tokenizer is None:
         raise TokenizerError(
             "the checkpoint carries no tokenizer", where=wanted.path, hint="Give a tokenizer.json with --tokenizer."
         )
-    return Examined(
+    return Opened(
         wanted=wanted,
         checkpoint=checkpoint,
         header=header,
@@ -158,7 +156,7 @@ def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, cleared: C
 
 
 def make_ready(
-    examined: Examined,
+    examined: Opened,
     *,
     precision: str,
     document_mask: bool = False,
@@ -203,7 +201,7 @@ def make_ready(
     )
 
 
-def _attention(examined: Examined, precision: Precision, mask: MaskKind) -> Choice:
+def _attention(examined: Opened, precision: Precision, mask: MaskKind) -> Choice:
     request = Request.for_config(
         examined.config,
         device=examined.device.type,
@@ -214,7 +212,7 @@ def _attention(examined: Examined, precision: Precision, mask: MaskKind) -> Choi
     return choose_backend(examined.family.attention_impl(examined.config), request, examined.wanted.attention)
 
 
-def _lacking(examined: Examined) -> Finding:
+def _lacking(examined: Opened) -> Finding:
     names = ", ".join(entry.parameter for entry in examined.plan.fresh)
     return Finding(
         rule=rules.INIT_007,

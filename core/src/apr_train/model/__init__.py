@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apr_train.model.attention.backend import AttentionBackend, PreparingBackend, Request, prepare_mask
-    from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, Prepared
+    from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, PreparedMask
     from apr_train.model.cache import KeyValueCache
     from apr_train.model.decoder import Decoder, DecoderBlock
     from apr_train.model.encoder import Embeddings, Encoder, EncoderBlock, MaskedHead, position_ids
@@ -52,7 +52,7 @@ __all__ = [
     "Mask",
     "MaskKind",
     "MaskedHead",
-    "Prepared",
+    "PreparedMask",
     "PreparingBackend",
     "RMSNorm",
     "Request",
@@ -84,7 +84,7 @@ _MODULES = {
     "Mask": "attention.masks",
     "MaskKind": "attention.masks",
     "MaskedHead": "encoder",
-    "Prepared": "attention.masks",
+    "PreparedMask": "attention.masks",
     "PreparingBackend": "attention.backend",
     "RMSNorm": "layers",
     "Request": "attention.backend",

@@ -14,7 +14,7 @@ from apr_train.run.folder import IDENTITY
 
 
 @frozen(kw_only=True)
-class Identity:
+class RunIdentity:
     """The inputs of a run."""
 
     corpus: str
@@ -25,7 +25,7 @@ class Identity:
     """Of the checkpoint's content; None for a run from scratch."""
 
 
-def write_identity(folder: Path, identity: Identity) -> None:
+def write_identity(folder: Path, identity: RunIdentity) -> None:
     """Note the inputs in the run's folder.
 
     Raises:
@@ -34,19 +34,19 @@ def write_identity(folder: Path, identity: Identity) -> None:
     write_file(folder / IDENTITY, (json.dumps(attrs.asdict(identity), indent=1) + "\n").encode("utf-8"))
 
 
-def read_identity(folder: Path) -> Identity:
+def read_identity(folder: Path) -> RunIdentity:
     """What `write_identity` noted.
 
     Raises:
         RunError: when it is not there or is something else.
     """
     try:
-        return Identity(**json.loads((folder / IDENTITY).read_text(encoding="utf-8")))
+        return RunIdentity(**json.loads((folder / IDENTITY).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise RunError("the run does not say what it was started on", where=folder / IDENTITY, found=error) from error
 
 
-def check_identity(started: Identity, now: Identity, *, folder: Path) -> None:
+def check_identity(started: RunIdentity, now: RunIdentity, *, folder: Path) -> None:
     """Compare, field by field.
 
     Raises:

@@ -8,11 +8,14 @@ from typing import Any
 import attrs
 
 from apr_train.family.plugin import Family
-from apr_train.run.identity import Identity
+from apr_train.run.identity import RunIdentity
 from apr_train.run.settings import DECIDES, GROUPS, Settings
 
+RUN_KEY = "apr_train.run"
+"""The metadata key of `.apr` under which it stands, with the step."""
 
-def origin_of(settings: Settings, identity: Identity, family: Family, *, torch: str) -> dict[str, Any]:
+
+def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torch: str) -> dict[str, Any]:
     """The run's inputs, settings and versions as JSON-able data, equal for equal runs; `torch` is its version."""
     chosen = {group: _deciding(getattr(settings, group), cls) for group, cls in GROUPS.items()}
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": torch}

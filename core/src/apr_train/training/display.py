@@ -66,7 +66,7 @@ def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[
     return told
 
 
-def describe(line: Metrics, steps: int) -> str:
+def step_line(line: Metrics, steps: int) -> str:
     """`step 12/30  loss 2.104  lr 3.1e-05  grad 1.32  812 tokens/s  1.9 GB  val 2.051 (perplexity 7.78)`."""
     parts = [f"step {line.step}/{steps}"]
     if line.loss is not None:
@@ -93,7 +93,7 @@ class PlainDisplay:
     def step(self, line: Metrics) -> None:
         """Print it when it is its turn."""
         if line.step in (0, 1, self._steps) or line.step % self._every == 0 or line.val_loss is not None:
-            click.echo(describe(line, self._steps))
+            click.echo(step_line(line, self._steps))
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +119,7 @@ class LiveDisplay:
 
     def step(self, line: Metrics) -> None:
         """Move the bar; validations stay as lines."""
-        text = describe(line, self._steps)
+        text = step_line(line, self._steps)
         self._progress.update(self._task, completed=line.step, description=text)
         if line.val_loss is not None:
             self.say(text)

@@ -32,7 +32,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, precision: Precision) -> Validation:
+def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, precision: Precision) -> Validation:
     """Measure without dropout and without gradients; the model is back in training mode afterwards.
 
     Raises:

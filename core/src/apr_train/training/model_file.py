@@ -16,9 +16,7 @@ from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
 from apr_train.model.tensors import DTYPE_NAMES, to_view
-
-RUN_KEY = "apr_train.run"
-"""Our custom metadata key: the run's inputs by hash, its settings, versions and step. No clock, path or name."""
+from apr_train.run.provenance import RUN_KEY
 
 
 @frozen(kw_only=True)

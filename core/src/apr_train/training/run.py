@@ -21,7 +21,7 @@ from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
-from apr_train.training.evaluation import validate
+from apr_train.training.evaluation import held_out_loss
 from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
@@ -77,7 +77,7 @@ class Run:
 
     def validated(self, line: Metrics) -> Metrics:
         """The line with a validation in it."""
-        measured = validate(self.model, self.held_out(), objective=self.objective, precision=self.precision)
+        measured = held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
         loss, accuracy = measured.loss, measured.accuracy
         return evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
 

@@ -32,7 +32,7 @@ from apr_train.preflight.run_rules import collected, judge_run, outside_findings
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
-from apr_train.run.identity import Identity, check_identity, read_identity, write_identity
+from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
 from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import stage_bars
 from apr_train.run.provenance import origin_of
@@ -68,7 +68,7 @@ class Inputs:
     """Of the checkpoint that the weights come from: provenance is inherited from it."""
     tokenizer: Tokenizer
     corpus: Corpus
-    identity: Identity
+    identity: RunIdentity
 
 
 @frozen(kw_only=True)
@@ -152,7 +152,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)
-    identity = Identity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
+    identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
     if resume is not None:
         check_identity(read_identity(resume.folder), identity, folder=resume.folder)
     return Inputs(
@@ -211,7 +211,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         model=model,
         optimizer=make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr),
         stream=stream,
-        held_out=held_out(inputs),
+        held_out=validation_data(inputs),
         objective=inputs.cleared.objective,
         precision=decided.precision,
         device=decided.device,
@@ -271,7 +271,7 @@ def training_stream(inputs: Inputs, say: Say) -> BatchStream:
     )
 
 
-def held_out(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
+def validation_data(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
     """A function that gives the validation batches, the same ones each time."""
     decided, data = inputs.decided, inputs.decided.settings.data
     return lambda: validation_batches(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from attrs import frozen
 
+from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
-from apr_train.data.batch import IGNORED, Array, Batch, RowOptions
+from apr_train.data.batch import IGNORED, Batch, RowOptions
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Causal, Documents, MaskKind

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from apr_train.model.protocol import LanguageModel
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+_Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 _MASKED = 0.8
 _MASKED_OR_RANDOM = 0.9
@@ -124,7 +124,7 @@ class Masking:
 
     mask_id: int
     """The token that hides."""
-    special: Flags = field(repr=False, eq=False)
+    special: _Flags = field(repr=False, eq=False)
     """`[vocabulary]`: True for tokens that are never chosen."""
     ordinary: Ids = field(repr=False, eq=False)
     """The ids that a random replacement is drawn from."""

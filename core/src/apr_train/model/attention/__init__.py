@@ -2,7 +2,7 @@
 
 from apr_train.model.attention.backend import AttentionBackend, PreparingBackend, Request
 from apr_train.model.attention.choose import BACKEND_NAMES, Choice, choose_backend, load_backend
-from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, Prepared
+from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, PreparedMask
 
 __all__ = [
     "BACKEND_NAMES",
@@ -13,7 +13,7 @@ __all__ = [
     "Documents",
     "Mask",
     "MaskKind",
-    "Prepared",
+    "PreparedMask",
     "PreparingBackend",
     "Request",
     "choose_backend",

@@ -44,11 +44,11 @@ class Documents:
 
 
 @frozen(eq=False)
-class Prepared:
+class PreparedMask:
     """A mask in one backend's own form, made once a batch so that not every layer makes it again."""
 
     kind: MaskKind
     value: Any = field(repr=False)
 
 
-Mask = Causal | Bidirectional | Documents | Prepared
+Mask = Causal | Bidirectional | Documents | PreparedMask

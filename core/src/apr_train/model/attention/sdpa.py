@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from apr_train.model.attention.backend import Request
 from apr_train.model.attention.blocked import blocked_attention
 from apr_train.model.attention.dense import allowed
-from apr_train.model.attention.masks import Bidirectional, Causal, Mask, Prepared
+from apr_train.model.attention.masks import Bidirectional, Causal, Mask, PreparedMask
 
 BLOCKED_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -43,9 +43,9 @@ class SdpaAttention:
 
     def prepare(self, mask: Mask, query_length: int, key_length: int, device: torch.device) -> Mask:
         """Make the boolean matrix once for all layers, where one is needed."""
-        if isinstance(mask, Prepared) or _is_plain(mask, query_length, key_length):
+        if isinstance(mask, PreparedMask) or _is_plain(mask, query_length, key_length):
             return mask
-        return Prepared(mask.kind, _matrix(mask, query_length, key_length, device))
+        return PreparedMask(mask.kind, _matrix(mask, query_length, key_length, device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
         """See `AttentionBackend`."""
@@ -83,6 +83,6 @@ def _is_plain(mask: Mask, query_length: int, key_length: int) -> bool:
 
 def _matrix(mask: Mask, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
     """Which keys each query sees, `[batch or 1, 1, query length, key length]`; None when the kernel knows."""
-    if isinstance(mask, Prepared):
+    if isinstance(mask, PreparedMask):
         return cast(Tensor, mask.value)
     return None if _is_plain(mask, query_length, key_length) else allowed(mask, query_length, key_length, device)

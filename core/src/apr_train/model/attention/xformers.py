@@ -23,7 +23,7 @@ from torch import Tensor
 
 from apr_train.errors import AttentionError
 from apr_train.model.attention.backend import Request
-from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, Prepared
+from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, PreparedMask
 from apr_train.model.tensors import TORCH_DTYPES
 
 DTYPES = {name: TORCH_DTYPES[name] for name in ("F16", "BF16", "F32")}
@@ -84,7 +84,7 @@ class XformersAttention:
     def prepare(self, mask: Mask, query_length: int, key_length: int, device: torch.device) -> Mask:
         """Read the documents' lengths once for all layers, and make the kernel's mask of them once."""
         if isinstance(mask, Documents):
-            return Prepared("documents", Packed(mask.lengths or document_lengths(mask.ids)))
+            return PreparedMask("documents", Packed(mask.lengths or document_lengths(mask.ids)))
         return mask
 
     # A compiler would trace into the import of xformers, and again for each batch's lengths.
@@ -93,7 +93,7 @@ class XformersAttention:
         """See `AttentionBackend`."""
         mask = self.prepare(mask, q.shape[1], k.shape[1], q.device)
         q, k, v = _in_autocast_dtype(q, k, v)
-        if isinstance(mask, Prepared):
+        if isinstance(mask, PreparedMask):
             return self._packed(q, k, v, mask.value, dropout)
         if q.shape[2] != k.shape[2] and not _needs_gradient(q, k, v) and isinstance(mask, Causal):
             return self._grouped(q, k, v, mask, dropout)

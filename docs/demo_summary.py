@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from apr_train.run.metrics import Metrics, mean_speed, read_metrics
+
 
 def main() -> None:
     """Read the run's metrics and the demo's own files in the current folder; print what came of it, and keep it."""
@@ -13,30 +15,27 @@ def main() -> None:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--seconds", type=int, required=True)
     given = parser.parse_args()
-    lines = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(given.run / "metrics.jsonl")
     text = [*losses(lines), "", *speed(lines, given.seconds), "", *completions(given.prompt), "", *paths(given.run)]
     Path("summary.txt").write_text("\n".join(text) + "\n")
     sys.stdout.write("\n" + "\n".join(text) + "\n")
 
 
-def losses(lines: list[dict[str, float]]) -> list[str]:
+def losses(lines: list[Metrics]) -> list[str]:
     """Validation losses, all on the same held-out rows."""
-    measured = [line for line in lines if "val_loss" in line]
+    measured = [line for line in lines if line.val_loss is not None]
     (scratch,) = json.loads(Path("scratch.json").read_text())["results"]
     return [
         "validation loss on held-out files of the standard library (nats per token)",
         f"  from scratch           {scratch['loss']:.3f}",
-        f"  step 0, from --init    {measured[0]['val_loss']:.3f}",
-        f"  step {measured[-1]['step']}, trained       {measured[-1]['val_loss']:.3f}",
+        f"  step 0, from --init    {measured[0].val_loss:.3f}",
+        f"  step {measured[-1].step}, trained       {measured[-1].val_loss:.3f}",
     ]
 
 
-def speed(lines: list[dict[str, float]], seconds: int) -> list[str]:
-    """Tokens by time, without the first step, which warms up."""
-    steps = [line for line in lines if "step_time" in line][1:] or lines[1:]
-    duration = sum(line["step_time"] for line in steps)
-    tokens = sum(line["tokens_per_s"] * line["step_time"] for line in steps)
-    return [f"training speed           {tokens / duration:,.0f} tokens/s; the demo took {seconds} s in all"]
+def speed(lines: list[Metrics], seconds: int) -> list[str]:
+    """The run's mean speed, and the time that all of it took."""
+    return [f"training speed           {mean_speed(lines) or 0:,.0f} tokens/s; the demo took {seconds} s in all"]
 
 
 def completions(prompt: str) -> list[str]:

@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
-from apr_train.data.protocols import Notice
 from apr_train.data.scan import Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.errors import ConfigError
+from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
 DECODER_SPECIALS = {"eos": END_OF_TEXT[0]}
@@ -34,7 +34,7 @@ def train_bpe(
     *,
     encoder: bool = False,
     cache_dir: Path | None = None,
-    notice: Notice | None = None,
+    notice: Say | None = None,
 ) -> TokenizerSpec:
     """The tokenizer of a corpus's training side, from the cache when it was made before.
 
@@ -72,7 +72,7 @@ def _key(settings: DataSettings, scan: Scan, size: int, specials: tuple[str, ...
     return cache_key(version=_VERSION, corpus=scan.hash, fraction=fraction, size=size, specials=specials)
 
 
-def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Notice) -> Tokenizer:
+def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tokenizer:
     """Train on the training side only, so that validation text stays unseen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -89,7 +89,7 @@ def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Notice) -> 
     return tokenizer
 
 
-def _sample(scan: Scan, notice: Notice) -> Iterator[str]:
+def _sample(scan: Scan, notice: Say) -> Iterator[str]:
     seen = 0
     for document in scan.train():
         yield document.text
@@ -99,7 +99,7 @@ def _sample(scan: Scan, notice: Notice) -> Iterator[str]:
             return
 
 
-def _fill(tokenizer: Tokenizer, size: int, notice: Notice) -> None:
+def _fill(tokenizer: Tokenizer, size: int, notice: Say) -> None:
     learnt = tokenizer.get_vocab_size()
     if learnt == size:
         return
@@ -108,7 +108,7 @@ def _fill(tokenizer: Tokenizer, size: int, notice: Notice) -> None:
     notice(f"the corpus is too small for a vocabulary of {size:,}: {learnt:,} tokens learnt, {size - learnt:,} reserved")
 
 
-def _read(path: Path, size: int, specials: tuple[str, ...], notice: Notice) -> dict[str, Any] | None:
+def _read(path: Path, size: int, specials: tuple[str, ...], notice: Say) -> dict[str, Any] | None:
     """A cached tokenizer, or None when there is none that can be used."""
     try:
         text = path.read_text(encoding="utf-8")

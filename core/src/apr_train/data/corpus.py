@@ -11,12 +11,13 @@ from attrs import frozen
 
 from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
-from apr_train.data.protocols import Notice, StageProgress, TokenizerLike, byte_counter
+from apr_train.data.protocols import StageProgress, TokenizerLike, byte_counter
 from apr_train.data.scan import HeldOutDocuments, Scan, Side, in_order, scan_corpus
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokens import VERSION, DamagedTokenFile, TokenFile, TokenWriter
 from apr_train.errors import DataError
+from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
 CHUNK = 1 << 18
@@ -58,7 +59,7 @@ def load_corpus(
     *,
     cache_dir: Path | None = None,
     progress: StageProgress | None = None,
-    notice: Notice | None = None,
+    notice: Say | None = None,
 ) -> Corpus:
     """Open the tokens of a corpus, making them first if they are not in the cache.
 
@@ -112,7 +113,7 @@ def _side_keys(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, sep
     return {side: cache_key(side=side, **shared) for side in sides}
 
 
-def _cached(path: Path, key: str, size: int, notice: Notice) -> TokenFile | None:
+def _cached(path: Path, key: str, size: int, notice: Say) -> TokenFile | None:
     try:
         return TokenFile.open(path, key=key, size=size)
     except FileNotFoundError:

@@ -8,9 +8,6 @@ from typing import Protocol
 StageProgress = Callable[[str, int, int], None]
 """Called with the stage (`read`, then `tokenise` unless the cache has the tokens), the bytes done, and the bytes in all."""
 
-Notice = Callable[[str], None]
-"""Called with one sentence about something that the user did not ask for but should know."""
-
 _STRIDE = 1 << 20
 
 

@@ -16,9 +16,10 @@ from typing import Literal
 from attrs import evolve, field, frozen
 
 from apr_train.data.documents import Document, NotUtf8Error, is_jsonl, read_documents
-from apr_train.data.protocols import Notice, StageProgress, byte_counter
+from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files
 from apr_train.errors import DataError
+from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
 Side = Literal["train", "validation"]
@@ -145,7 +146,7 @@ class Scan:
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
 
 
-def scan_corpus(settings: DataSettings, *, notice: Notice, progress: StageProgress | None = None) -> Scan:
+def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress | None = None) -> Scan:
     """Read all documents of `settings.data` once, and split them by `settings.validation_fraction`.
 
     A text that is not UTF-8 is left out, with a notice, unless the user named that very file. JSONL is data, of which

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apr_train.data.cache import cache_folder
-from apr_train.data.protocols import Notice
 from apr_train.errors import DataError
+from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, IDENTITY, LOCK
 
 COMPILED = "__pycache__"
@@ -87,7 +87,7 @@ _SNIFFED = 8192
 _NAMED = 3
 
 
-def find_files(data: Iterable[str], *, notice: Notice) -> list[Path]:
+def find_files(data: Iterable[str], *, notice: Say) -> list[Path]:
     """The files behind `--data`, or the standard library's own source when there is no `--data`.
 
     A folder stands for every text file below it: hidden names, `__pycache__` and linked folders are left out; with a
@@ -137,7 +137,7 @@ def _reading() -> Iterator[None]:
         raise DataError("cannot be read", where=error.filename, found=error.strerror) from error
 
 
-def _expand(argument: str, notice: Notice) -> list[Path]:
+def _expand(argument: str, notice: Say) -> list[Path]:
     path = Path(argument)
     if path.is_file():
         return [path]

@@ -73,7 +73,7 @@ def test_370m_heads_times_head_dim_is_the_width():
 @pytest.mark.rule("INV-ARCH-370M-003")
 def test_370m_kv_heads_divide_the_heads_four_to_one():
     config = family.PRESETS["370m"]
-    assert (config.num_attention_heads % config.num_key_value_heads, config.queries_per_kv_head) == (0, 4)
+    assert config.num_attention_heads == 4 * config.num_key_value_heads
 
 
 @pytest.mark.rule("INV-ARCH-370M-004")
@@ -126,7 +126,7 @@ def test_370m_tied_is_218_tensors_and_219_with_the_head_stored_twice():
 
 def test_preset_tiny_keeps_the_baselines_proportions():
     tiny, base = family.PRESETS["tiny"], family.PRESETS["370m"]
-    assert tiny.queries_per_kv_head == base.queries_per_kv_head == 4
+    assert all(config.num_attention_heads == 4 * config.num_key_value_heads for config in (tiny, base))
     assert tiny.intermediate_size / tiny.hidden_size == base.intermediate_size / base.hidden_size
 
 
@@ -137,7 +137,7 @@ def test_unknown_preset_is_an_error_that_names_the_nearest():
 
 def test_config_of_a_smollm2_comes_from_its_header():
     config = family.build_config(None, header())
-    assert (config.rope_theta, config.head_dim, config.queries_per_kv_head) == (100_000, 64, 3)
+    assert (config.rope_theta, config.head_dim, config.num_attention_heads, config.num_key_value_heads) == (100_000, 64, 9, 3)
     assert config.tie_word_embeddings is True
 
 

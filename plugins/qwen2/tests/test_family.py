@@ -104,7 +104,7 @@ def test_presets_are_those_that_the_card_lists():
 
 def test_preset_tiny_has_the_real_gqa_ratio():
     tiny = family.PRESETS["tiny"]
-    assert (tiny.num_attention_heads, tiny.num_key_value_heads, tiny.queries_per_kv_head) == (14, 2, 7)
+    assert (tiny.num_attention_heads, tiny.num_key_value_heads) == (14, 2)
 
 
 def test_unknown_preset_is_an_error_that_names_the_nearest():

@@ -74,11 +74,6 @@ class BatchStream:
         """Whole epochs done."""
         return self._epoch
 
-    @property
-    def rows_per_epoch(self) -> int:
-        """Rows that one epoch has."""
-        return len(self._rows)
-
     def next_batch(self) -> Batch:
         """The next `batch_size` rows."""
         return self._rows.batch([self._next_place() for _ in range(self._batch_size)])

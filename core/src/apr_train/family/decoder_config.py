@@ -131,8 +131,3 @@ class DecoderConfig(ModelConfig):
                 "head_dim is odd, RoPE rotates pairs", where=type(self).__name__, expected="even", found=self.head_dim
             )
         require_activation(self, "silu")
-
-    @property
-    def queries_per_kv_head(self) -> int:
-        """The GQA ratio: 1 is full attention, num_attention_heads is multi-query."""
-        return self.num_attention_heads // self.num_key_value_heads

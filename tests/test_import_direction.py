@@ -80,7 +80,7 @@ AT_IMPORT = {name: imports_of(path, MODULES, at_import_only=True) for name, path
 
 
 def unit(module):
-    """`apr_train.model.layers` → `nn`."""
+    """`apr_train.model.layers` → `model`."""
     return module.split(".")[1] if "." in module else ""
 
 

@@ -44,6 +44,9 @@ def test_a_real_run_is_reported_with_its_preflight_and_sample(tmp_path, monkeypa
     assert "Samples" in page
     assert "no finding" in page
     assert "<dt>attention</dt>" in page
+    (tmp_path / "runs/real/MODEL_CARD.md").write_bytes(b"\xff ## Sample\n```\nnothing that is read back")
+    invoke("runs/real", "-o", "again.html")
+    assert (tmp_path / "again.html").read_text() == page
 
 
 def test_a_picture_is_written_and_is_the_same_each_time(run, tmp_path):

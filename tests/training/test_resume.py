@@ -135,14 +135,13 @@ def test_a_finished_run_writes_its_end_again(place):
     assert (place.run("x") / "model.apr").read_bytes() == model
 
 
-def test_a_resume_writes_its_preflight_and_keeps_the_samples_up_to_its_step(place):
+def test_a_resume_keeps_the_preflight_of_the_start_and_the_samples_up_to_its_step(place):
     place("--data", place.corpus, *RUN, "--sample-tokens", "4", "--keep", "0", "--steps", "2", "--run", "x")
     before = read_record(place.run("x"))
     place("--resume", "runs/x")
     place("--resume", "runs/x", "--steps", "4")
     after = read_record(place.run("x"))
-    assert "file" not in before.preflight.facts
-    assert after.preflight.facts["file"] == "runs/x/step-000002/model.apr"
+    assert after.preflight == before.preflight
     assert [sample.step for sample in after.samples] == [2, 4]
     assert after.samples[0] == before.samples[0]
     place("--resume", "runs/x/step-000002", "--steps", "3")
@@ -214,6 +213,16 @@ def test_a_nan_in_step_1_then_a_resume_then_a_report(place):
     place("--resume", "runs/x")
     place.assert_same_end("whole", "x", step=3)
     place("report", "runs/x", "-o", "report.html")
+
+
+def test_damaged_samples_stop_a_resume_before_it_reads_the_text_and_say_what_helps(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    (place.run("x") / "samples.jsonl").write_text("{}\n")
+    out = place("--resume", "runs/x", "--steps", "4", "--dry-run", code=1)
+    assert "line 1 is not a sample" in out
+    assert "Move the file away" in out
+    (place.run("x") / "samples.jsonl").unlink()
+    place("--resume", "runs/x", "--steps", "4")
 
 
 def test_a_damaged_checkpoint_is_an_error_not_another_start(place):

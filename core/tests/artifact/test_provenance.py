@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zlib
 
 import numpy as np
 import pytest
+from apr_train.artifact import provenance
 from apr_train.artifact.provenance import stamp
 from apr_train.checkpoint.apr import AprWriter, Flags, TensorSpec, open_apr
 from apr_train.checkpoint.validation import validate
-from apr_train.errors import AprTrainError, ConfigError, FormatError
+from apr_train.errors import AprTrainError, ConfigError, FormatError, OutputError
 
 SPECS = [TensorSpec("b", "F32", (5, 3)), TensorSpec("a", "BF16", (40,)), TensorSpec("empty", "F32", (0,))]
 
@@ -118,6 +120,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(file, monkeypatch,
 
 KILLED = """
 import sys, time
+from apr_train.artifact import provenance
 from apr_train.artifact.provenance import stamp
 
 def progress(count):
@@ -140,13 +143,33 @@ def test_a_killed_stamp_leaves_the_old_file_and_the_next_clears_the_litter(file)
     assert [item.name for item in file.parent.iterdir()] == ["x.apr"]
 
 
-def test_of_two_stamps_at_once_one_is_there_whole(file):
-    inner = iter([lambda: stamp(file, {"license": "0BSD"})])
-    stamp(file, {"license": "MIT"}, progress=lambda count: next(inner, lambda: None)())
+def test_a_stamp_during_another_is_refused_and_undoes_nothing(file):
+    refused = []
+
+    def second(count):
+        with pytest.raises(OutputError, match="another process is writing it") as caught:
+            stamp(file, {"author": "someone"})
+        refused.append(caught.value.finding.hint)
+
+    stamp(file, {"license": "MIT"}, progress=second)
+    assert refused[0] == "Wait for it to end, then stamp again."
+    stamp(file, {"author": "someone"})
     assert validate_file(file) == []
     with open_apr(file) as reader:
-        assert reader.raw_metadata["license"] == "MIT"  # the one that was ready last
+        assert (reader.raw_metadata["license"], reader.raw_metadata["author"]) == ("MIT", "someone")
     assert [item.name for item in file.parent.iterdir()] == ["x.apr"]
+
+
+def test_a_stamp_that_opened_a_file_which_was_then_replaced_is_refused(file, monkeypatch):
+    def replaced(descriptor, how):
+        shutil.copy(file, file.with_name("new"))
+        file.with_name("new").rename(file)
+
+    monkeypatch.setattr(provenance.fcntl, "flock", replaced)
+    with pytest.raises(OutputError, match="another process"):
+        stamp(file, {"license": "MIT"})
+    with open_apr(file) as reader:
+        assert reader.raw_metadata["license"] == "ISC"
 
 
 def test_damaged_data_is_not_copied(file):

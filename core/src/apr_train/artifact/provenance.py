@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from license_expression import ExpressionError, ExpressionParseError, Licensing,
 from apr_train.checkpoint.apr import AprReader, Flags, open_apr, rewrite
 from apr_train.checkpoint.apr.keys import STAMPED
 from apr_train.checkpoint.checkpoint import Progress
-from apr_train.errors import ConfigError, FormatError
+from apr_train.errors import ConfigError, FormatError, OutputError
 from apr_train.run.folder import MODEL
 from apr_train.suggest import closest
 
@@ -101,15 +103,40 @@ def stamp(
     Raises:
         ConfigError: an unknown key, an empty text, or a licence that SPDX does not know.
         FormatError: not an `.apr` file, one shard of several, a signed or a damaged file.
-        OutputError: the file cannot be written; it is then as it was.
+        OutputError: the file cannot be written, or another process stamps it right now; it is then as it was.
     """
     wanted = checked_values(values)
-    with _open(path) as source:
+    with _held(path), _open(path) as source:
         before = {key: source.raw_metadata.get(key) for key in wanted}
         changes = {key: (before[key], value) for key, value in wanted.items() if before[key] != value}
         if changes:
             rewrite(source, path, {**source.raw_metadata, **wanted}, progress=progress)
     return changes
+
+
+@contextmanager
+def _held(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the file from its reading to its replacement: of two stamps at once the later one would undo the earlier.
+
+    Raises:
+        OutputError: another process holds it, or has replaced it while this one waited for it to open.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # opening it as a checkpoint says what is wrong
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = os.path.samestat(os.fstat(descriptor), Path(path).stat())
+        except OSError:
+            current = False
+        if not current:
+            raise OutputError("another process is writing it", where=path, hint="Wait for it to end, then stamp again.")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def checked_values(values: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from apr_train.errors import AprTrainError
+from apr_train.suggest import closest
 
 TRAIN = "train"
 INTERRUPTED = 130
@@ -54,8 +55,8 @@ class CommandGroup(click.Group):
         """As click does, which by itself would look for the closest name among commands that are imported already."""
         names = self.list_commands(ctx)
         if args[0] not in names:
-            message = f"No such command {args[0]!r}; known: {', '.join(names)}."
-            raise click.NoSuchCommand(args[0], message, possibilities=names, ctx=ctx)
+            known = "" if closest(args[0], names) else f"; known: {', '.join(names)}"
+            raise click.NoSuchCommand(args[0], f"No such command {args[0]!r}{known}.", possibilities=names, ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -118,16 +118,20 @@ def _config(seen: _Examination, family: Family, header: Header, bogus: list[Find
     seen.findings += [finding for finding in findings if not bogus or finding.rule == rules.ARCH_003]
     seen.findings += config_rules.absent_findings(header, findings)
     seen.config = None if bogus else config
-    known = {finding.where for finding in findings}
-    seen.findings += [finding for finding in config_key_findings(header, seen.config) if finding.where not in known]
+    known, of_keys = set(map(_place, findings)), config_key_findings(header, seen.config)
+    seen.findings += [finding for finding in of_keys if _place(finding) not in known]
     if seen.config is None:
         seen.skip("tensor set both ways, special ids, positions, tokenizer size", "the metadata gives no config")
 
 
+def _place(finding: Finding) -> tuple[str, str]:
+    return finding.subject, finding.field
+
+
 def _tensors(seen: _Examination, family: Family, header: Header, bogus: list[Finding]) -> None:
     seen.tensors = tensor_report(header, family, seen.config)
-    contradicted = {finding.where for finding in seen.tensors.findings}
-    seen.findings += [finding for finding in bogus if finding.where not in contradicted]
+    contradicted = set(map(_place, seen.tensors.findings))
+    seen.findings += [finding for finding in bogus if _place(finding) not in contradicted]
     seen.findings += seen.tensors.findings
 
 

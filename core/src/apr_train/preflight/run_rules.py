@@ -38,7 +38,7 @@ def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
     return min(left, max(1, run.keep + 1 - there)) if run.keep else left
 
 
-def outside_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
+def machine_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
     """The text of `--data` is there; of a new run, the name is free, and nothing but the file says what `--init` is."""
     texts = [finding for item in settings.data.data for finding in _text_findings(item)]
     return texts if resume is not None else [*texts, *_name_findings(settings.run), *_preset_findings(settings.model)]
@@ -129,5 +129,5 @@ def judge_run(
             needs_tokenizer=model.tokenizer is None,
         )
     )
-    findings = (*contradiction, *unusable, *outside_findings(settings, resume), *separator_findings(report))
+    findings = (*contradiction, *unusable, *machine_findings(settings, resume), *separator_findings(report))
     return header, attrs.evolve(report, findings=(*findings, *report.findings))

@@ -15,6 +15,7 @@ from apr_train.run.units import size
 
 SCHEMA_VERSION = 1
 """Keys may be added within a version, none is removed or changes its meaning."""
+_HINT = "Move the file away: the run goes on without it, and the report says that there is none."
 _FINDING = ("id", "where", "problem", "expected", "found", "hint", "severity")
 
 
@@ -64,9 +65,17 @@ def read_preflight(path: Path) -> PreflightRecord | None:
     """
     if not path.exists():
         return None
+    try:
+        return _checked(path)
+    except RunError as error:
+        raise error.amend(hint=_HINT) from error
+
+
+def _checked(path: Path) -> PreflightRecord:
     values = _object(path)
-    if values.get("schema") != SCHEMA_VERSION:
-        raise RunError("the preflight is of another version", where=path, expected=SCHEMA_VERSION, found=values.get("schema"))
+    version = values.get("schema", "no schema")
+    if version != SCHEMA_VERSION:
+        raise RunError("the preflight is of another version", where=path, expected=SCHEMA_VERSION, found=version)
     findings, facts = values.get("findings"), values.get("facts")
     if not isinstance(findings, list) or not isinstance(facts, dict):
         raise RunError("this is no preflight", where=path, expected="findings and facts")

@@ -8,7 +8,8 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.errors import RunError
-from apr_train.run.folder import CONFIG, MODEL, StepFolder, find_checkpoint
+from apr_train.run.folder import CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
+from apr_train.run.samples import read_samples
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import check_resume, read_toml, with_values
 
@@ -56,11 +57,12 @@ def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume
         stated: the names of the fields that count.
 
     Raises:
-        RunError: when there is no run, or a setting differs that must not.
+        RunError: when there is no run, a setting differs that must not, or its samples are damaged.
         ConfigError: when its config.toml is damaged.
     """
     folder, checkpoint = find_checkpoint(path)
     started = read_toml(folder / CONFIG)
+    read_samples(folder / SAMPLES)  # a damaged line would stop the run only after its text was read
     values = {
         name: getattr(group, name)
         for group in (wanted.model, wanted.data, wanted.optimizer, wanted.run)

@@ -14,6 +14,8 @@ from apr_train.atomic import write_file
 from apr_train.errors import RunError
 from apr_train.run.json_lines import read_json_lines
 
+_HINT = "Move the file away: the run goes on without it, and the report leaves it out."
+
 
 @frozen(kw_only=True)
 class Sample:
@@ -32,6 +34,13 @@ def read_samples(path: Path) -> list[Sample]:
     Raises:
         RunError: a line is damaged; the message gives its number.
     """
+    try:
+        return _checked(path)
+    except RunError as error:
+        raise error.amend(hint=_HINT) from error
+
+
+def _checked(path: Path) -> list[Sample]:
     samples: list[Sample] = []
     for number, values in enumerate(read_json_lines(path) if path.exists() else [], 1):
         sample = _sample(values)

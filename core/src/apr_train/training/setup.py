@@ -28,7 +28,7 @@ from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
-from apr_train.preflight.run_rules import collected, judge_run, outside_findings
+from apr_train.preflight.run_rules import collected, judge_run, machine_findings
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
@@ -117,7 +117,7 @@ def _opened(asked: Settings, resume: Resume | None, device: str, held: ExitStack
         return None
     checkpoint, unopened = collected(lambda: open_source(path, layout))
     if checkpoint is None:
-        raise PreflightError([*unopened, *device_findings(device), *outside_findings(asked, resume)])
+        raise PreflightError([*unopened, *device_findings(device), *machine_findings(asked, resume)])
     return held.enter_context(checkpoint)
 
 
@@ -216,7 +216,9 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         precision=decided.precision,
         device=decided.device,
         write_model=model_file(inputs),
-        display=make_display(decided.schedule.steps, done=0 if resume is None else resume.step, every=_log_every(decided)),
+        display=make_display(
+            decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
+        ),
         warm=decided.settings.model.init is not None,
         fresh=loaded.fresh if loaded is not None else (),
         vocab_size=inputs.cleared.config.vocab_size,
@@ -225,13 +227,9 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         restore(run, resume)
     else:
         write_identity(folder, inputs.identity)
-    write_preflight(folder / PREFLIGHT, examined.report.to_dict())
+        write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
     write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
-
-
-def _log_every(decided: Decided) -> int:
-    return decided.settings.run.log_every
 
 
 def _new_folder(settings: Settings) -> AbstractContextManager[Path]:

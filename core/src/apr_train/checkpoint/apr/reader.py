@@ -107,7 +107,7 @@ class AprStream:
                 field="checksum",
                 expected=f"{stored:#010x}",
                 found="different bytes on two reads" if actual is None else f"{actual:#010x}",
-                hint="Fetch or convert the file again; --no-verify reads it regardless.",
+                hint="Fetch or convert the file again; commands that have --no-verify read it regardless.",
             )
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Stamping: what changes, what must not, and what a crash leaves."""
 
+import errno
 import json
 import os
 import shutil
@@ -170,6 +171,15 @@ def test_a_stamp_that_opened_a_file_which_was_then_replaced_is_refused(file, mon
         stamp(file, {"license": "MIT"})
     with open_apr(file) as reader:
         assert reader.raw_metadata["license"] == "ISC"
+
+
+def test_a_file_system_without_locks_is_said(file, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(provenance.fcntl, "flock", refuse)
+    with pytest.raises(OutputError, match="cannot be locked \\(No locks available\\)"):
+        stamp(file, {"license": "MIT"})
 
 
 def test_damaged_data_is_not_copied(file):

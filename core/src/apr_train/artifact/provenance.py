@@ -119,7 +119,7 @@ def _held(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the file from its reading to its replacement: of two stamps at once the later one would undo the earlier.
 
     Raises:
-        OutputError: another process holds it, or has replaced it while this one waited for it to open.
+        OutputError: another process holds it, or has replaced it since it was opened; or it cannot be locked.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -130,8 +130,11 @@ def _held(path: str | os.PathLike[str]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             current = os.path.samestat(os.fstat(descriptor), Path(path).stat())
-        except OSError:
+        except (BlockingIOError, FileNotFoundError):
             current = False
+        except OSError as error:  # a file system without locks
+            hint = "Copy it to a disk that has locks, stamp it there, and copy it back."
+            raise OutputError(f"cannot be locked ({error.strerror})", where=path, hint=hint) from error
         if not current:
             raise OutputError("another process is writing it", where=path, hint="Wait for it to end, then stamp again.")
         yield

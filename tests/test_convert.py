@@ -313,8 +313,9 @@ FAULTS = {
     "a tensor too many": (lambda t, c: t.update({"model.extra.weight": np.zeros(3, np.float32)}), "model.extra.weight", 3),
     "a tensor too few": (lambda t, c: t.pop("model.layers.1.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight", 3),
     "a misshapen tensor": (lambda t, c: t.update({"model.norm.weight": np.zeros(3, np.float32)}), "wrong shape", 3),
-    "a missing field": (lambda t, c: c.pop("intermediate_size"), "intermediate_size", 1),
+    "a missing field": (lambda t, c: c.pop("intermediate_size"), "intermediate_size", 3),
     "another family": (lambda t, c: c.update(architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox"), "no installed", 3),
+    "mathematics": (lambda t, c: c.update(is_causal=False), "attention to later tokens", 3),
     "an integer weight": (lambda t, c: t.update({"model.norm.weight": np.zeros(256, np.int32)}), "I32", 3),
 }
 
@@ -325,6 +326,12 @@ def test_a_faulty_source_is_refused_and_nothing_is_written(fault, tmp_path):
     folder = hf_with(tmp_path, change)
     assert words in invoke("import", folder, "-o", tmp_path / "m.apr", exit_code=exit_code)
     assert not (tmp_path / "m.apr").exists()
+
+
+def test_an_import_tells_keys_that_nobody_knows(tmp_path):
+    folder = hf_with(tmp_path, lambda t, c: c.update(flux_capacitor=88))
+    assert "PREFLIGHT-004" in (said := invoke("import", folder, "-o", tmp_path / "m.apr"))
+    assert "flux_capacitor" in said
 
 
 def test_a_tied_flag_beside_a_head_of_its_own_is_refused(tmp_path):

@@ -93,8 +93,8 @@ class Builder:
         (folder / "config.json").write_text(json.dumps(config_json))
         return folder
 
-    def gguf(self, name, config=None, *, rope_rows="split-half", keys=None, file="model.gguf"):
-        """A GGUF without a tokenizer, written by llama.cpp's own package."""
+    def gguf(self, name, config=None, *, rope_rows="split-half", keys=None, general=None, file="model.gguf"):
+        """A GGUF without a tokenizer, written by llama.cpp's own package; `keys` get the architecture's prefix."""
         config = config or self.config(name)
         architecture = self.registry.family(name).info.gguf_architectures[0]
         writer = gguf.GGUFWriter(self.folder / file, architecture)
@@ -102,8 +102,9 @@ class Builder:
             writer.add_uint32(f"{architecture}.{key}", getattr(config, field))
         writer.add_float32(f"{architecture}.rope.freq_base", config.rope_theta)
         writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
-        for key, value in (keys or {}).items():
-            writer.add_uint32(f"{architecture}.{key}", value)
+        for key, value in ({f"{architecture}.{key}": value for key, value in (keys or {}).items()} | (general or {})).items():
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            add[type(value)](key, value)
         for tensor, shape in self.shapes(name, config, Layout(names="gguf", rope_rows=rope_rows)).items():
             writer.add_tensor(tensor, np.zeros(shape, np.float32))
         writer.write_header_to_file()

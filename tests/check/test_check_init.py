@@ -192,7 +192,14 @@ def test_extra_tensor_is_an_error(build, check):
 def test_everything_is_reported_at_once(build, check, tokenizer_file):
     path = build.apr(
         "qwen2",
-        metadata={"vocab_size": 1000, "sliding_window": 16, "use_sliding_window": True, "bos_token_id": 99_999, "odd_key": 1},
+        metadata={
+            "vocab_size": 1000,
+            "sliding_window": 16,
+            "use_sliding_window": True,
+            "max_window_layers": 0,
+            "bos_token_id": 99_999,
+            "odd_key": 1,
+        },
         tensors={"model.extra.weight": (2, 2)},
         drop=("model.norm.weight",),
     )

@@ -35,10 +35,11 @@ LLAMA3 = {
 def folder(build, tmp_path):
     """`folder(family, **keys)` → a Hugging Face folder whose config.json transformers wrote, the tensors to match."""
 
-    def make(name, *, tensors=None, written=None, **keys):
+    def make(name, *, tensors=None, written=None, without=(), **keys):
         config_class, hf_class = CLASSES[name]
         values = config_class(**{**SMALL, **keys}, architectures=[hf_class]).to_dict() | (written or {})
-        config = build.config(name, **{key: SMALL[key] for key in SMALL if not key.endswith("_id")}, head_dim=8)
+        values = {key: value for key, value in values.items() if key not in without}
+        config = build.config(name, **{key: keys.get(key, SMALL[key]) for key in SMALL if not key.endswith("_id")}, head_dim=8)
         return build.safetensors(values, build.shapes(name, config) | (tensors or {}))
 
     return make
@@ -121,7 +122,8 @@ def test_llama3_rope_scaling_is_implemented(folder, check):
 
 HARMFUL = {
     "sliding_window": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
-    "sliding_window, by itself": {"sliding_window": 16, "use_sliding_window": None, "max_window_layers": None},
+    "is_causal": {"is_causal": False},
+    "v_head_dim": {"v_head_dim": 16},
     "layer_types": {"layer_types": ["full_attention", "sliding_attention"]},
     "rope_scaling": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
     "rope_scaling, old spelling": {
@@ -201,6 +203,10 @@ def test_what_is_not_implemented_does_not_hide_other_faults(folder, check, token
         {"scale_attn_weights": True},
         {"use_qkv_bias": False, "_attn_implementation": "sdpa", "original_max_position_embeddings": 128},
         {"attention_dropout": 0.0},
+        {"is_causal": True, "is_decoder": True},
+        {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_experts": 0},
+        {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"v_head_dim": 8},
     ],
 )
 def test_same_keys_at_their_neutral_value_pass(folder, check, neutral):
@@ -209,9 +215,107 @@ def test_same_keys_at_their_neutral_value_pass(folder, check, neutral):
 
 
 @pytest.mark.rule("PREFLIGHT-003")
-def test_sliding_window_of_an_apr_or_gguf_is_an_error(build, check):
-    assert "sliding_window" in check(build.apr("qwen2", metadata={"sliding_window": 16})).finding("PREFLIGHT-003")
+@pytest.mark.parametrize("use", [None, False, True])
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("first", [None, 0, 2])
+def test_sliding_windows_are_found_where_transformers_has_them(folder, check, use, window, first):
+    keys = {"use_sliding_window": use, "sliding_window": window, "max_window_layers": first}
+    absent = [key for key in keys if keys[key] is None]
+    made = folder("qwen2", written=keys, without=[*absent, "layer_types"])
+    slides = set(transformers.AutoConfig.from_pretrained(made).layer_types) != {"full_attention"}
+    assert ("PREFLIGHT-003" in check(made).ids("error")) == slides
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+def test_window_of_a_gguf_is_an_error_and_a_mere_mention_in_an_apr_is_none(build, check):
     assert "sliding_window" in check(build.gguf("qwen2", keys={"attention.sliding_window": 16})).finding("PREFLIGHT-003")
+    assert check(build.apr("qwen2", metadata={"sliding_window": 16})).exit_code == 0
+    asked = build.apr("qwen2", metadata={"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1})
+    assert "sliding_window" in check(asked).finding("PREFLIGHT-003")
+
+
+GGUF_HARMFUL = {
+    "rope.scale_linear": 4.0,
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.attn_factor": 2.0,
+    "rope.scaling.type": "yarn",
+    "attention.causal": False,
+    "attention.clamp_kqv": 8.0,
+    "attention.max_alibi_bias": 8.0,
+    "attention.value_length": 16,
+    "attention.temperature_length": 8192,
+    "attention.q_lora_rank": 4,
+    "use_parallel_residual": True,
+    "expert_shared_count": 1,
+    "rope.freq_base_swa": 1e4,
+    "embedding_length_per_layer_input": 8,
+    "decoder_block_count": 2,
+}
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+@pytest.mark.parametrize("key", GGUF_HARMFUL)
+def test_gguf_key_that_changes_the_mathematics_is_an_error(build, check, key):
+    checked = check(build.gguf("qwen2", keys={key: GGUF_HARMFUL[key]}))
+    message = checked.finding("PREFLIGHT-003")
+    assert checked.exit_code == 3
+    assert ("rope_scaling" if key in ("rope.scale_linear", "rope.scaling.factor", "rope.scaling.type") else key) in message
+
+
+@pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-004")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0},
+        {"rope.scale_linear": 1.0, "rope.scaling.attn_factor": 1.0, "rope.scaling.finetuned": True},
+        {"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0},
+        {"attention.causal": True, "attention.clamp_kqv": 0.0, "attention.max_alibi_bias": 0.0, "use_parallel_residual": False},
+        {"attention.key_length": 8, "attention.value_length": 8, "tensor_data_layout": "Meta AI original pth"},
+        {"attention.scale": 0.0, "embedding_scale": 0.0, "logit_scale": 0.0, "residual_scale": 0.0},
+        {"expert_count": 0, "expert_used_count": 0, "pooling_type": 1},
+    ],
+)
+def test_gguf_keys_at_the_values_that_llama_cpp_reads_as_nothing_pass(build, check, keys):
+    checked = check(build.gguf("qwen2", keys=keys))
+    assert (checked.exit_code, checked.ids("warning") - {"PREFLIGHT-017"}) == (0, set()), checked.text
+
+
+@pytest.mark.rule("PREFLIGHT-004")
+def test_keys_that_nobody_knows_are_told_of_every_container(build, check):
+    assert "qwen2.flux" in check(build.gguf("qwen2", keys={"flux": 88})).finding("PREFLIGHT-004")
+    assert "flux, qwen2.flux" in check(build.apr("qwen2", metadata={"qwen2.flux": 88, "flux": 1})).finding("PREFLIGHT-004")
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+def test_mathematics_that_came_from_a_gguf_is_judged_in_an_apr(build, check):
+    message = check(build.apr("qwen2", metadata={"qwen2.attention.causal": False})).finding("PREFLIGHT-003")
+    assert "qwen2.attention.causal" in message
+    assert "rope_type" in check(build.apr("qwen2", metadata={"rope_type": 8})).finding("PREFLIGHT-003")
+
+
+def test_gguf_that_holds_no_model_says_what_it_holds(build, check):
+    message = check(build.gguf("qwen2", general={"general.type": "adapter"})).finding("FALSIFY-APR-PRETRAIN-INIT-004")
+    assert "adapter" in message
+    assert "Merge it into its base model" in message
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
+@pytest.mark.parametrize("written", [{"num_key_value_heads": None}, {"num_key_value_heads": 4}])
+def test_absent_kv_heads_mean_all_heads_where_the_tensors_agree(folder, check, written):
+    made = folder("llama370m", num_key_value_heads=4, written=written)
+    assert transformers.AutoConfig.from_pretrained(made).num_key_value_heads == 4
+    checked = check(made)
+    assert checked.exit_code == 0, checked.text
+    assert checked.report["config"]["num_key_value_heads"] == 4
+    assert ("FALSIFY-APR-PRETRAIN-ARCH-003" in checked.ids("warning")) == (None in written.values())
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
+def test_absent_kv_heads_that_the_tensors_contradict_are_asked_for_by_name(folder, check):
+    checked = check(folder("llama370m", num_key_value_heads=2, written={"num_key_value_heads": None}))
+    assert checked.exit_code == 3
+    assert 'Add "num_key_value_heads" to config.json' in checked.finding("FALSIFY-APR-PRETRAIN-ARCH-003")
 
 
 @pytest.mark.rule("PREFLIGHT-003")

@@ -26,6 +26,8 @@ from apr_train.family.load_plan import LoadPlan, plan_load
 from apr_train.family.name_map import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
+from apr_train.preflight.config_keys import config_key_findings
+from apr_train.preflight.config_rules import config_from_file, implied_findings
 from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.tensor_rules import dtype_findings, rope_row_findings, tie_findings
 
@@ -66,6 +68,8 @@ class Conversion:
     """With the tie decided."""
     layout: Layout
     plan: LoadPlan = field(repr=False)
+    warnings: tuple[Finding, ...] = ()
+    """What the preflight would warn of in the metadata."""
 
     @property
     def hf_class(self) -> str:
@@ -120,9 +124,9 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
     """Decide family, config and the way of every tensor; compare what is stored twice.
 
     Raises:
-        PreflightError: with every fault: nobody's or several families' file, tensors missing, left over or misshapen,
-            rows of q and k in an unknown order, tied tensors that differ.
-        ConfigError: for metadata that lacks a field.
+        PreflightError: with every fault: nobody's or several families' file, mathematics that the family does not
+            implement, metadata that lacks a field, tensors missing, left over or misshapen, rows of q and k in an unknown
+            order, tied tensors that differ.
         FormatError: for a file that is damaged.
     """
     family, findings = choose_family(registry, arch, checkpoint.header)
@@ -130,14 +134,27 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
         raise PreflightError(findings)
     rows = rope_row_findings(checkpoint.header, family)
     header = resolve_tie(checkpoint)
-    config = family.build_config(header=header)
+    config, said = config_from_file(family, header)
+    if config is None:
+        raise PreflightError(said)
     layout = family.info.layout_of(header)
     plan = plan_load(family.map_tensor_names(config, layout), header.tensors, where=header.path)
-    faults = [*rows, *plan.findings, *tie_findings(header, plan), *dtype_findings(header, plan)]
+    said += [*config_key_findings(header, config, family.info), *implied_findings(header)]
+    warnings = [finding for finding in said if finding.severity == "warning"]
+    faults = [finding for finding in said if finding.severity == "error"]
+    faults += [*rows, *plan.findings, *tie_findings(header, plan), *dtype_findings(header, plan)]
     faults = faults or _unequal_duplicates(checkpoint, plan)
     if faults:
         raise PreflightError(faults)
-    return Conversion(checkpoint=checkpoint, family=family, config=config, header=header, layout=layout, plan=plan)
+    return Conversion(
+        checkpoint=checkpoint,
+        family=family,
+        config=config,
+        header=header,
+        layout=layout,
+        plan=plan,
+        warnings=tuple(warnings),
+    )
 
 
 def _unequal_duplicates(checkpoint: Checkpoint, plan: LoadPlan) -> list[Finding]:

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from apr_train import rules
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
 from apr_train.checkpoint.dtypes import plain_view, shortest_f32
 from apr_train.checkpoint.files import map_file
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
 from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.implied import ALL_HEADS
 from apr_train.checkpoint.quantization import dequantize
 from apr_train.checkpoint.rope_rows import gguf_rope_rows
 from apr_train.checkpoint.tie import embedding_name, tie_from_index
@@ -43,6 +45,7 @@ KEYS = {
 }
 """Key below the architecture's prefix → Hugging Face's name."""
 TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
+MODEL = "model"
 GENERAL = {
     "general.name": "name",
     "general.description": "description",
@@ -50,7 +53,15 @@ GENERAL = {
     "general.license": "license",
     "general.version": "version",
 }
-_ZERO_IS_NONE = frozenset({"num_experts", "num_experts_per_tok", "sliding_window"})
+_ZERO_IS_NONE = frozenset({
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "sliding_window", "attention_multiplier",
+    "embedding_multiplier", "residual_multiplier", "logits_scaling",
+})  # fmt: skip
+"""Where llama.cpp reads 0 as: not used."""
+BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.")
+"""Beginnings of keys that say nothing about the mathematics, or that are read elsewhere."""
+ROPE_KEYS = frozenset({"rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"})
+"""Keys that the config's rope_scaling and partial_rotary_factor are made of."""
 
 
 def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Header:
@@ -65,7 +76,9 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise FormatError("GGUF metadata names no architecture", path=path, field="general.architecture")
+    _check_type(path, metadata)
     config = _config(metadata, architecture, tensors)
+    implied = {} if f"{architecture}.attention.head_count_kv" in metadata else {"num_key_value_heads": ALL_HEADS}
     return Header(
         path=path,
         format="gguf",
@@ -76,11 +89,34 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
         rope_rows=gguf_rope_rows(architecture.lower()),
         tie=tie_from_index(config, tensors),
         tokenizer=spec_from_gguf(path, metadata) or spec_beside(Path(path)),
+        further=_further(metadata, architecture),
+        implied=implied if "num_key_value_heads" in config else {},
         provenance={
             "original_format": "gguf",
             **{name: metadata[key] for key, name in GENERAL.items() if isinstance(metadata.get(key), str)},
         },
     )
+
+
+def _check_type(path: str, metadata: Mapping[str, Any]) -> None:
+    kind = metadata.get("general.type", MODEL)
+    if kind != MODEL:
+        adapter = "Merge it into its base model first." if kind == "adapter" else None
+        raise FormatError(
+            "the GGUF holds no whole model",
+            rule=rules.INIT_004,
+            path=path,
+            field="general.type",
+            expected=MODEL,
+            found=str(kind),
+            hint=adapter,
+        )
+
+
+def _further(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """Every key that the config was not made of, in GGUF's own spelling; what it means is for the preflight to judge."""
+    read = {f"{architecture}.{key}" for key in (*KEYS, *ROPE_KEYS)}
+    return {key: _plain(value) for key, value in metadata.items() if key not in read and not key.startswith(BOOKKEEPING)}
 
 
 def _config(metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
@@ -109,12 +145,23 @@ def _rope(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, A
         head_dim = config.get("head_dim", hidden // heads)
         if isinstance(head_dim, int) and head_dim > 0 and width != head_dim:
             found["partial_rotary_factor"] = width / head_dim
-    prefix = f"{architecture}.rope.scaling."
-    scaling = {key.removeprefix(prefix): _plain(value) for key, value in metadata.items() if key.startswith(prefix)}
-    kind = scaling.pop("type", "none")
-    if kind != "none":
-        found["rope_scaling"] = {"rope_type": kind, **scaling}
+    scaling = _rope_scaling(metadata, architecture)
+    if scaling is not None:
+        found["rope_scaling"] = scaling
     return found
+
+
+def _rope_scaling(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any] | None:
+    """The scaling as Hugging Face spells it.
+
+    llama.cpp takes a factor without a type as linear, reads the older `scale_linear` where there is no factor, and a
+    factor of 0 as none.
+    """
+    kind = metadata.get(f"{architecture}.rope.scaling.type", "linear")
+    factor = _plain(metadata.get(f"{architecture}.rope.scaling.factor", metadata.get(f"{architecture}.rope.scale_linear")))
+    if kind == "none" or (kind == "linear" and factor in (None, 0, 1)):
+        return None
+    return {"rope_type": kind, **({} if factor is None else {"factor": factor})}
 
 
 def _plain(value: Any) -> Any:

@@ -63,6 +63,10 @@ class Header:
     """Order of the rows of q and k; None when the file does not say and `--rope-layout` must."""
     tie: Tie = Tie(None, "decided at load")
     tokenizer: TokenizerSpec | None = field(default=None, repr=False)
+    further: Mapping[str, Any] = Factory(dict)
+    """What a GGUF or `.apr` says beside that, in its own spelling (`llama.attention.causal`): judged, never written."""
+    implied: Mapping[str, str] = Factory(dict)
+    """Key of `config` that the file leaves out → what that means, in words (`as many as num_attention_heads`)."""
     provenance: Mapping[str, Any] = Factory(dict)
     """`license`, `data_source`, `data_license`, `source`, `original_format`, `name`, `version`, `created_at`, … as known."""
 

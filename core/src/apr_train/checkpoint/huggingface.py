@@ -9,6 +9,7 @@ from typing import Any
 
 from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
 from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
+from apr_train.checkpoint.implied import implied_values
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import FormatError
@@ -101,6 +102,8 @@ def header_from_hf(
         FormatError: when config.json says two things about RoPE.
     """
     canonical = canonical_config(config, path)
+    values, implied = implied_values(canonical, tensors) if config else ({}, {})
+    canonical |= values
     classes = config.get("architectures")
     model_type = config.get("model_type")
     return Header(
@@ -114,6 +117,7 @@ def header_from_hf(
         rope_rows="split-half",
         tie=tie_from_index(canonical, tensors),
         tokenizer=tokenizer,
+        implied=implied,
         provenance={"original_format": "safetensors", **(provenance or {})},
     )
 

@@ -27,6 +27,7 @@ def prepared(source: Path, *, arch: str | None, rope_layout: RopeRows | None, ve
     with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
         emit_findings(signature_findings(checkpoint))
         conversion = plan_conversion(checkpoint, Registry.discover(), arch=arch)
+        emit_findings(conversion.warnings)
         if isinstance(checkpoint, AprReader | ShardedReader):  # here, with a bar of its own: the first read would do it
             total = sum(item.nbytes for item in conversion.header.tensors.values())
             with progress_bar(f"checking {source.name}", total) as progress:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from attrs import field, frozen
 
@@ -17,6 +18,8 @@ ObjectiveName = Literal["causal-lm", "masked-lm"]
 """The training objectives, which apr_train.data.objectives has as values."""
 DEFAULT_OBJECTIVE: ObjectiveName = "causal-lm"
 """The objective of a run whose family is not known."""
+
+_TEXTS = ("name", "model_type", "base_prefix")
 
 
 @frozen(kw_only=True)
@@ -47,15 +50,18 @@ class FamilyInfo:
     """The preset of a run without `--init` and `--preset`."""
     base_prefix: str = "model."
     """Prefix that Hugging Face's headed class puts before the base model's tensor names."""
+    absent_keys: Mapping[str, Any] = field(factory=dict, hash=False)
+    """What Hugging Face's class takes for keys that a config.json leaves out, where it changes the mathematics
+    (`{"use_sliding_window": False}`: a window that is merely mentioned is not used)."""
 
     def __attrs_post_init__(self) -> None:
         for name in ("objectives", "hf_classes", "gguf_architectures", "presets"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
                 self._refuse(name, "a tuple of strings", value)
-        for name in ("name", "model_type", "base_prefix"):
-            if not isinstance(getattr(self, name), str):
-                self._refuse(name, "a string", getattr(self, name))
+        for name, kind, expected in (*((name, str, "a string") for name in _TEXTS), ("absent_keys", Mapping, "an object")):
+            if not isinstance(getattr(self, name), kind):
+                self._refuse(name, expected, getattr(self, name))
         if not isinstance(self.api_version, str) or not re.fullmatch(r"\d+\.\d+", self.api_version):
             self._refuse("api_version", "a string major.minor", self.api_version)
         if self.kind not in get_args(Kind):

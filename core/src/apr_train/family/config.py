@@ -138,7 +138,7 @@ class ModelConfig:
         values.update(fixed)
         missing = [name for name in cls.REQUIRED if name not in values]
         if missing:
-            raise ConfigError.of(_missing(header.path, name) for name in missing)
+            raise ConfigError.of(_missing(header, name) for name in missing)
         return cls(**values)
 
 
@@ -154,15 +154,16 @@ def require_activation(config: ModelConfig, name: str) -> None:
         )
 
 
-def _missing(path: str, name: str) -> Finding:
+def _missing(header: Header, name: str) -> Finding:
+    add = f'Add "{name}" to config.json, with the value of the model\'s own config.'
     return Finding(
         rule=rules.ARCH_003,
-        subject=path,
+        subject=header.path,
         field=name,
         problem="the checkpoint's metadata does not say",
         expected=f"a value for {name}",
         found="nothing",
-        hint="No value is guessed: re-import the file from its source.",
+        hint=add if header.format == "safetensors" else "No value is guessed: re-import the file from its source.",
     )
 
 

@@ -50,20 +50,30 @@ def _refuse_rope_scaling(kind: Any) -> NoReturn:
     )
 
 
+def is_neutral_rope(value: Any) -> bool:
+    """Whether a config.json's rope_scaling leaves every frequency as it is: none, `default`, or linear by a factor of 1."""
+    if not isinstance(value, Mapping):
+        return value is None
+    kind = value.get("rope_type", value.get("type"))
+    if kind == "linear":
+        return value.get("factor") == 1 and set(value) <= {"rope_type", "type", "factor", "rope_theta"}
+    return kind == "default" or not set(value) - {"rope_theta"}
+
+
 def rope_scaling_from(value: Any) -> RopeScaling | None:
-    """Make a RopeScaling from a config.json's dict; `default` and null mean none.
+    """Make a RopeScaling from a config.json's dict; `default`, null and a linear factor of 1 mean none.
 
     Raises:
         ConfigError: another kind of scaling, numbers without a kind, or unknown and missing keys.
     """
-    if value is None or isinstance(value, RopeScaling):
+    if isinstance(value, RopeScaling):
         return value
+    if is_neutral_rope(value):
+        return None
     if not isinstance(value, Mapping):
         raise ConfigError("not a table", where="rope_scaling", expected="an object or null", found=repr(value))
     plain = {("rope_type" if key == "type" else key): item for key, item in value.items()}
     plain.pop("rope_theta", None)
-    if not plain or plain.get("rope_type") == "default":
-        return None
     if "rope_type" not in plain:
         raise ConfigError("missing keys rope_type", where="rope_scaling", found=f"only {', '.join(sorted(plain))}")
     if plain["rope_type"] != "llama3":

@@ -155,3 +155,19 @@ def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:
             hint="Re-import the file from its source.",
         )
     ]
+
+
+def implied_findings(header: Header) -> list[Finding]:
+    """What was concluded from a key that the file leaves out: not silently."""
+    return [
+        Finding(
+            rule=rules.ARCH_003,
+            subject=header.path,
+            field=key,
+            problem="the metadata does not say, which means a value",
+            expected=f"a value for {key}",
+            found=f"nothing: {header.config[key]}, {meaning}",
+            severity="warning",
+        )
+        for key, meaning in header.implied.items()
+    ]

@@ -116,9 +116,9 @@ def _config(seen: _Examination, family: Family, header: Header, bogus: list[Find
     config, findings = config_rules.config_from_file(family, header)
     # a config that fails on a value that cannot be says again what bogus_values says of every such value
     seen.findings += [finding for finding in findings if not bogus or finding.rule == rules.ARCH_003]
-    seen.findings += config_rules.absent_findings(header, findings)
+    seen.findings += config_rules.absent_findings(header, findings) + config_rules.implied_findings(header)
     seen.config = None if bogus else config
-    known, of_keys = set(map(_place, findings)), config_key_findings(header, seen.config)
+    known, of_keys = set(map(_place, findings)), config_key_findings(header, seen.config, family.info)
     seen.findings += [finding for finding in of_keys if _place(finding) not in known]
     if seen.config is None:
         seen.skip("tensor set both ways, special ids, positions, tokenizer size", "the metadata gives no config")

@@ -60,6 +60,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("qwen2",),
     presets=tuple(PRESETS),
     default_preset="0.5b",
+    absent_keys={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
 )
 
 

@@ -15,11 +15,14 @@ from apr_train.checkpoint.apr.keys import ALIASES, ENCODER_EPS, HF_NAMES, KEYS, 
 from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.checkpoint.header import Header, TensorInfo, kind_of_tensors
+from apr_train.checkpoint.implied import implied_values
 from apr_train.checkpoint.rope_rows import apr_rope_rows
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_metadata import spec_beside, spec_from_apr
 from apr_train.errors import FormatError
 
+OUR_PREFIXES = ("tokenizer.", "apr_train.")
+"""Custom keys of the tokenizer, and our own."""
 MAX_F32 = (2 - 2**-23) * 2.0**127
 _EXPONENT = re.compile(r"e\+?(-?)0*")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -69,6 +72,8 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
     """
     metadata = {key: value for key, value in raw_metadata.items() if value is not None}
     config = _canonical_config(metadata, tensors)
+    values, implied = implied_values(config, tensors)
+    config |= values
     architecture = _architecture(metadata)
     return Header(
         path=path,
@@ -81,8 +86,17 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
         rope_rows=apr_rope_rows(metadata, architecture),
         tie=tie_from_index(config, tensors),
         tokenizer=spec_from_apr(path, metadata) or spec_beside(Path(path)),
+        further=_further(metadata),
+        implied=implied,
         provenance={key: metadata[key] for key in PROVENANCE if key in metadata},
     )
+
+
+def _further(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys as a GGUF spells them, and the kind of RoPE."""
+    return {
+        key: item for key, item in metadata.items() if key == "rope_type" or ("." in key and not key.startswith(OUR_PREFIXES))
+    }
 
 
 def _canonical_config(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:

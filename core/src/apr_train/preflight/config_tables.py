@@ -1,0 +1,218 @@
+"""Config keys by what they do to a model's mathematics: the value at which each does nothing, or that it never does anything.
+
+Names are Hugging Face's; where it has none, GGUF's below the architecture's prefix (`rope.scaling.attn_factor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_train.checkpoint.header import Kind
+
+OFF = (False, 0, None)
+ONE = (1,)
+
+NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "use_mrope": (OFF, "multimodal rotary sections"),
+    "rope_interleaved": (OFF, "rotary embedding of adjacent pairs"),
+    "partial_rotary_factor": (ONE, "rotary embedding of a part of each head"),
+    "rotary_emb_fraction": (ONE, "rotary embedding of a part of each head"),
+    "rope_percent": (ONE, "rotary embedding of a part of each head"),
+    "rope_interleave": (OFF, "rotary embedding of adjacent pairs"),
+    "rope_ratio": (ONE, "another rotary base"),
+    "rope_local_theta": ((), "a second rotary base for local layers"),
+    "local_rope_theta": ((), "a second rotary base for local layers"),
+    "global_rope_theta": ((), "a second rotary base for local layers"),
+    "rotary_pct": (ONE, "rotary embedding of a part of each head"),
+    "rope_local_base_freq": ((), "a second rotary base for local layers"),
+    "alibi": (OFF, "linear position biases"),
+    "relative_attention": (OFF, "relative position embeddings"),
+    "sinusoidal_embeddings": (OFF, "computed position embeddings"),
+    "use_rope": ((True,), "no rotary positions"),
+    "attention_bias": (OFF, "biases on the attention projections"),
+    "attention_output_bias": (OFF, "a bias on the attention output"),
+    "attention_out_bias": (OFF, "a bias on the attention output"),
+    "qkv_bias": (OFF, "biases on q, k and v"),
+    "use_qkv_bias": (OFF, "biases on q, k and v"),
+    "add_qkv_bias": (OFF, "biases on q, k and v"),
+    "add_bias_linear": (OFF, "biases on the projections"),
+    "lm_head_bias": (OFF, "a bias on the head"),
+    "mlp_bias": (OFF, "biases in the MLP"),
+    "use_bias": (OFF, "biases on the projections"),
+    "attn_logit_softcapping": (OFF, "a soft cap on attention scores"),
+    "final_logit_softcapping": (OFF, "a soft cap on the logits"),
+    "attn_logit_softcap": (OFF, "a soft cap on attention scores"),
+    "final_logit_softcap": (OFF, "a soft cap on the logits"),
+    "logits_soft_cap": (OFF, "a soft cap on the logits"),
+    "attn_temperature_tuning": (OFF, "attention scores scaled by position"),
+    "scale_attn_weights": ((True,), "unscaled attention scores"),
+    "scale_attn_by_inverse_layer_idx": (OFF, "attention scores scaled by layer"),
+    "key_multiplier": (ONE, "scaled keys"),
+    "lm_head_multiplier": (ONE, "scaled logits"),
+    "dim_model_base": ((), "scaled logits"),
+    "scale_embedding": (OFF, "scaled embeddings"),
+    "normalize_embedding": (OFF, "normalised embeddings"),
+    "emb_layer_norm_before": (OFF, "another norm of the embeddings"),
+    "token_dropout": (OFF, "embeddings scaled by the number of masked tokens"),
+    "logit_scale": (ONE, "scaled logits"),
+    "logits_scaling": (ONE, "scaled logits"),
+    "embedding_multiplier": (ONE, "scaled embeddings"),
+    "scale_emb": (ONE, "scaled embeddings"),
+    "residual_multiplier": (ONE, "scaled residual branches"),
+    "scale_depth": ((), "scaled residual branches"),
+    "use_qk_norm": (OFF, "norms on queries and keys"),
+    "qk_norm": (OFF, "norms on queries and keys"),
+    "qk_layernorm": (OFF, "norms on queries and keys"),
+    "use_query_key_norm": (OFF, "norms on queries and keys"),
+    "clip_qkv": (OFF, "clipped queries, keys and values"),
+    "use_parallel_residual": (OFF, "attention and MLP in parallel"),
+    "parallel_attn": (OFF, "attention and MLP in parallel"),
+    "new_decoder_architecture": (OFF, "attention and MLP in parallel"),
+    "post_norm": (OFF, "norms after the blocks"),
+    "use_post_norm": (OFF, "norms after the blocks"),
+    "apply_residual_connection_post_layernorm": (OFF, "residual branches that start after the norm"),
+    "layer_norm_elementwise_affine": ((True,), "norms without weights"),
+    "hidden_act": ((), "another activation"),
+    "swiglu_limit": ((), "a clipped activation"),
+    "swiglu_alpha": ((), "another activation"),
+    "kv_lora_rank": (OFF, "latent attention"),
+    "q_lora_rank": (OFF, "latent attention"),
+    "num_kv_shared_layers": (OFF, "keys and values shared between layers"),
+    "hidden_size_per_layer_input": (OFF, "embeddings for each layer"),
+    "interleaved_sliding_window": (OFF, "attention that differs between layers"),
+    "global_attn_every_n_layers": ((0, 1), "attention that differs between layers"),
+    "local_attention": (OFF, "a sliding attention window"),
+    "attention_window_size": (OFF, "a sliding attention window"),
+    "attention_chunk_size": (OFF, "attention in chunks"),
+    "use_bidirectional_attention": (OFF, "attention to later tokens"),
+    "add_cross_attention": (OFF, "cross attention"),
+    "is_encoder_decoder": (OFF, "an encoder-decoder"),
+    "num_experts": (OFF, "a mixture of experts"),
+    "num_local_experts": (OFF, "a mixture of experts"),
+    "n_routed_experts": (OFF, "a mixture of experts"),
+    "n_shared_experts": (OFF, "a mixture of experts"),
+    "quantization_config": (OFF, "weights packed by a quantiser"),
+}
+"""Key → neutral values and what any other value asks for; no neutral value means that the key must be absent."""
+
+BY_KIND: Mapping[Kind, Mapping[str, tuple[tuple[Any, ...], str]]] = {
+    "decoder": {
+        "is_causal": ((True,), "attention to later tokens"),
+        "is_decoder": ((True, False), "another kind of attention"),
+        "position_embedding_type": (("absolute", "rope", "rotary"), "relative position embeddings"),
+        "attention.causal": ((True,), "attention to later tokens"),
+    },
+    "encoder": {
+        "is_causal": ((False,), "causal attention in an encoder"),
+        "is_decoder": (OFF, "causal attention in an encoder"),
+        "position_embedding_type": (("absolute",), "relative position embeddings"),
+        "attention.causal": ((False,), "causal attention in an encoder"),
+    },
+}
+"""Keys whose neutral value depends on the kind of the model: `is_decoder` says nothing new about a decoder."""
+
+EXPERT_SIZES = frozenset({"num_experts_per_tok", "shared_expert_intermediate_size", "moe_intermediate_size"})
+"""Sizes that mean something only where there are experts."""
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts")
+
+GGUF_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "attention.clamp_kqv": (OFF, "clipped queries, keys and values"),
+    "attention.max_alibi_bias": (OFF, "linear position biases"),
+    "attention.q_lora_rank": (OFF, "latent attention"),
+    "attention.kv_lora_rank": (OFF, "latent attention"),
+    "attention.key_length_mla": (OFF, "latent attention"),
+    "attention.value_length_mla": (OFF, "latent attention"),
+    "attention.key_length_swa": (OFF, "attention that differs between layers"),
+    "attention.value_length_swa": (OFF, "attention that differs between layers"),
+    "attention.relative_buckets_count": (OFF, "relative position embeddings"),
+    "attention.output_scale": ((0, 1), "a scaled attention output"),
+    "attention.temperature_length": (OFF, "attention scores scaled by position"),
+    "attention.temperature_scale": (OFF, "attention scores scaled by position"),
+    "attention.shared_kv_layers": (OFF, "keys and values shared between layers"),
+    "attention.sliding_window_pattern": (OFF, "attention that differs between layers"),
+    "attention.group_norm_groups": (OFF, "another norm"),
+    "attention.group_norm_epsilon": (OFF, "another norm"),
+    "attention.indexer.head_count": (OFF, "sparse attention"),
+    "attention.indexer.key_length": (OFF, "sparse attention"),
+    "attention.indexer.top_k": (OFF, "sparse attention"),
+    "rope.dimension_sections": ((), "multimodal rotary sections"),
+    "rope.dimension_count_swa": (OFF, "rotary embedding that differs between layers"),
+    "rope.freq_base_swa": ((), "a second rotary base for local layers"),
+    "rope.scaling.attn_factor": (ONE, "attention scores scaled with the RoPE"),
+    "rope.scaling.yarn_attn_factor": (ONE, "attention scores scaled with the RoPE"),
+    "rope.scaling.alpha": ((0, 1), "a RoPE scaling"),
+    "rope_type": ((0, 2), "another kind of rotary embedding"),
+    "use_parallel_residual": (OFF, "attention and MLP in parallel"),
+    "router_logit_softcapping": (OFF, "a mixture of experts"),
+    "expert_shared_count": (OFF, "a mixture of experts"),
+    "expert_group_count": ((0, 1), "a mixture of experts"),
+    "leading_dense_block_count": (OFF, "a mixture of experts"),
+    "moe_every_n_layers": (OFF, "a mixture of experts"),
+    "interleave_moe_layer_step": (OFF, "a mixture of experts"),
+    "embedding_length_per_layer_input": (OFF, "embeddings for each layer"),
+    "activation_sparsity_scale": ((), "sparse activations"),
+    "swiglu_clamp_exp": ((), "a clipped activation"),
+    "swiglu_clamp_shexp": ((), "a clipped activation"),
+    "altup.num_inputs": ((0, 1), "several residual streams"),
+    "full_attention_interval": ((0, 1), "attention that differs between layers"),
+    "swin_norm": (OFF, "norms after the blocks"),
+    "rescale_every_n_layers": (OFF, "scaled residual branches"),
+    "token_shift_count": (OFF, "shifted tokens"),
+    "decoder_block_count": (OFF, "an encoder-decoder"),
+}
+"""The same for keys that only GGUF has, below the architecture's prefix, and for `.apr`'s `rope_type`; llama.cpp reads 0 as
+its default for most."""
+GGUF_HARMLESS = frozenset({
+    "altup.active_idx", "attention.layer_norm_epsilon", "classifier.output_labels", "decoder_start_token_id",
+    "expert_gating_func", "expert_group_scale", "expert_group_used_count", "expert_weights_norm", "expert_weights_scale",
+    "expert_shared_feed_forward_length", "experts_per_group", "nextn_predict_layers", "pooling_type",
+    "rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_log_multiplier",
+    "tensor_data_layout",
+})  # fmt: skip
+"""Keys of GGUF that change nothing, or nothing unless another one that is judged does (YaRN's, without YaRN)."""
+
+DROPOUTS = frozenset({
+    "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout", "emb_pdrop", "embd_pdrop",
+    "embedding_dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop", "mlp_dropout", "resid_pdrop", "residual_dropout",
+})  # fmt: skip
+"""Regularisation during training: ignoring it does not make the weights wrong, so it is a warning."""
+
+ACTIVATIONS = frozenset({"activation", "activation_function", "hidden_activation"})
+"""Other spellings of hidden_act: the value must be the one that the block has."""
+
+WINDOW_KEYS = frozenset({
+    "use_sliding_window", "sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types",
+})  # fmt: skip
+SPECIAL_KEYS = (
+    WINDOW_KEYS
+    | ACTIVATIONS
+    | {
+        "rope_scaling",
+        "attention_multiplier",
+        "query_pre_attn_scalar",
+        "no_rope_layers",
+        "no_rope_layer_interval",
+        "rotary_dim",
+        "embedding_size",
+        "v_head_dim",
+    }
+)
+
+HARMLESS = frozenset({
+    "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "cls_token_id", "cross_attention_hidden_size",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
+    "eos_token_id", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "gradient_checkpointing", "id2label", "init_std", "is_llama_config", "label2id", "layer_norm_eps", "length_penalty",
+    "mask_token_id", "max_length", "max_window_layers", "min_length", "model_type", "no_repeat_ngram_size",
+    "norm_topk_prob", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "original_max_position_embeddings", "output_attentions", "output_hidden_states", "output_past", "output_router_logits",
+    "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "rms_norm_eps", "rope_type", "router_aux_loss_coef",
+    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
+    "transformers_weights", "typical_p", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+})  # fmt: skip
+"""Keys of training, generation and bookkeeping that leave the forward pass as it is."""

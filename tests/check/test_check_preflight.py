@@ -207,6 +207,7 @@ def test_what_is_not_implemented_does_not_hide_other_faults(folder, check, token
         {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_experts": 0},
         {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 1.0}},
         {"v_head_dim": 8},
+        {"hidden_act": "swish"},
     ],
 )
 def test_same_keys_at_their_neutral_value_pass(folder, check, neutral):

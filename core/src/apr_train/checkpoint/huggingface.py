@@ -85,6 +85,8 @@ def readme_license(folder: Path) -> str | None:
 
 
 NEUTRAL_ROPE = "default"
+ONE_ACTIVATION = {"swish": "silu", "gelu_python": "gelu"}
+"""Second names of an activation in transformers' ACT2FN: the same function."""
 _LIFTED = ("rope_theta", "partial_rotary_factor")
 
 
@@ -123,8 +125,11 @@ def header_from_hf(
 
 
 def canonical_config(config: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Nulls dropped, `rope_parameters` taken apart: theta lifted, a scaling that is not `default` under `rope_scaling`."""
+    """Nulls dropped, an activation under its first name, `rope_parameters` taken apart: theta lifted, a scaling that is not
+    `default` under `rope_scaling`."""
     plain = {key: value for key, value in config.items() if value is not None and key not in ("architectures", "model_type")}
+    if isinstance(act := plain.get("hidden_act"), str):
+        plain["hidden_act"] = ONE_ACTIVATION.get(act, act)
     for key in ("rope_scaling", "rope_parameters"):  # one table under its older and its newer name
         parameters = plain.get(key)
         if isinstance(parameters, Mapping):

@@ -37,3 +37,15 @@ def test_what_compiles_nothing_does_not_import_the_compiler(place, taught, comma
     """A dry run, a validation and a text need torch, which takes half as long to import."""
     names = {"MODEL": taught, "CORPUS": place.corpus}
     assert loaded(place, *(names.get(part, part) for part in command)) == "['torch']"
+
+
+@pytest.mark.parametrize("mode", [(), ("--dry-run",)])
+def test_a_mistyped_family_is_answered_without_torch_with_all_other_faults(place, mode):
+    args = ("--arch", "lama370m", "--init", "gone.apr", "--data", "gone.txt", *mode)
+    assert loaded(place, *args, code=3) == "[]"
+    command = ("--arch", "lama370m", "--data", "gone.txt", *mode)
+    done = subprocess.run([sys.executable, "-c", RUN, *command], check=False, capture_output=True, text=True, timeout=60)
+    shown = done.stdout + done.stderr
+    assert "did you mean llama370m?" in shown
+    assert "PREFLIGHT-019" in shown
+    assert shown.endswith("[]\n")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from apr_train.cli.options import FC, setting
 from apr_train.run.settings import GROUPS, Settings
+
+if TYPE_CHECKING:
+    from apr_train.preflight import Report
+    from apr_train.run.resume import Resume
 
 
 def _settings(function: FC) -> FC:
@@ -45,7 +49,7 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
         _train(config, resume, given)
 
 
-def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Any]:
+def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Resume | None]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
     from apr_train.run.settings import absolute_paths
@@ -61,24 +65,39 @@ def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> t
 def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
     from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
-    from apr_train.training.setup import examine
 
     settings, plan = _asked(config, resume, given)
-    with examine(settings, plan) as examined:
-        report = examined.report
+    report = _without_torch(settings, plan) or _judged(settings, plan)
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)
 
 
+def _without_torch(settings: Settings, plan: Resume | None) -> Report | None:
+    """The report of a new run whose family is not installed: a typing error is answered before torch is imported."""
+    from apr_train.preflight.run_rules import judge_unknown_family
+
+    return judge_unknown_family(settings) if plan is None else None
+
+
+def _judged(settings: Settings, plan: Resume | None) -> Report:
+    from apr_train.training.setup import examine
+
+    with examine(settings, plan) as examined:
+        return examined.report
+
+
 def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
+    settings, plan = _asked(config, resume, given)
+    if (report := _without_torch(settings, plan)) is not None:
+        report.cleared()  # raises
+
     from apr_train.cli.output import emit_pairs
     from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
     from apr_train.training.loop import train
     from apr_train.training.setup import prepare
 
-    settings, plan = _asked(config, resume, given)
     with prepare(settings, plan, click.echo) as prepared:
         emit_pairs(opening(prepared))
         outcome = train(prepared.run)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 
+from apr_train.cli.usage import Number, SettingChoice, WholeNumber
 from apr_train.run.settings import GROUPS, flag
 
 if TYPE_CHECKING:
@@ -33,14 +34,16 @@ def setting(name: str, *, text: str | None = None, limits: bool = False, **how: 
     """
     meta = _SETTINGS[name]
     switch = f"{flag(name)}/{flag(f'no_{name}')}" if meta["kind"] is bool else flag(name)
-    how = {"type": _type(meta, limits), "multiple": meta["many"], "default": None} | how
+    how = {"type": _type(name, meta, limits), "multiple": meta["many"], "default": None} | how
     return click.option(switch, *_ALIASES.get(name, ()), name, help=text or meta["text"], **how)
 
 
-def _type(meta: dict[str, Any], limits: bool) -> Any:
+def _type(name: str, meta: dict[str, Any], limits: bool) -> Any:
     if meta["choices"]:
-        return click.Choice(meta["choices"])
-    return click.IntRange(min=meta["minimum"]) if limits else meta["kind"]
+        return SettingChoice(name, meta["choices"])
+    if limits:
+        return click.IntRange(min=meta["minimum"])
+    return {int: WholeNumber(), float: Number()}.get(meta["kind"], meta["kind"])
 
 
 def tokenizer_option(function: FC) -> FC:

@@ -9,6 +9,7 @@ import attrs
 import click
 
 from apr_train.cli.options import FC, setting
+from apr_train.cli.usage import OptionsCommand
 from apr_train.run.settings import GROUPS, Settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def _help(item: attrs.Attribute[Any]) -> str:
     return f"{text}  [default: {item.default}]" if shown else text
 
 
-@click.command("train", epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x")
+@click.command(
+    "train", cls=OptionsCommand, epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x"
+)
 @_settings
 @click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")

@@ -15,6 +15,7 @@ from attrs import Factory, frozen
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
 from apr_train.family.card import ObjectiveName
+from apr_train.run.other_names import meant_value
 from apr_train.run.precision import PRECISION_TYPES
 from apr_train.suggest import did_you_mean
 
@@ -98,7 +99,7 @@ def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
         raise ConfigError("too large", where=where, expected=f"at most {limits['maximum']}", found=value)
     if limits["choices"] and value not in limits["choices"]:
         choices = ", ".join(limits["choices"])
-        hint = did_you_mean(str(value), limits["choices"])
+        hint = meant_value(attribute.name, str(value), flag) or did_you_mean(str(value), limits["choices"])
         raise ConfigError("no such choice", where=where, expected=choices, found=value, hint=hint)
 
 

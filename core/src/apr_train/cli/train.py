@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from apr_train.cli.options import FC, setting
+from apr_train.cli.options import FC, UserPath, setting
 from apr_train.cli.usage import OptionsCommand
 from apr_train.run.settings import GROUPS, Settings
 
@@ -36,8 +36,8 @@ def _help(item: attrs.Attribute[Any]) -> str:
     "train", cls=OptionsCommand, epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x"
 )
 @_settings
-@click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")
+@click.option("--config", type=UserPath(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
+@click.option("--resume", type=UserPath(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")
 @click.option("--dry-run", is_flag=True, help="Only the preflight: every fault, nothing is trained or written.")
 def command(config: Path | None, resume: Path | None, dry_run: bool, **values: Any) -> None:
     """Train a model of any installed family, from a checkpoint or from scratch.

@@ -72,7 +72,7 @@ def test_the_command_line_wins_over_the_file(place):
 
 def test_an_unknown_key_offers_the_closest(place):
     (place.folder / "run.toml").write_text("[run]\nstpes = 9\n")
-    assert "run.stpes: did you mean steps?" in place("--config", "run.toml", code=1)
+    assert "[run.stpes]: no such setting. did you mean run.steps?" in place("--config", "run.toml", code=1)
 
 
 def test_a_dry_run_writes_nothing(place, taught):

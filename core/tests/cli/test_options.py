@@ -9,7 +9,7 @@ import pytest
 from apr_train.artifact.convert import Dtype
 from apr_train.checkpoint.header import RopeRows
 from apr_train.cli import cli
-from apr_train.cli.options import MODEL, dtype_option, setting
+from apr_train.cli.options import MODEL, UserPath, dtype_option, output_option, setting
 from apr_train.inference.ready import Wanted
 from apr_train.run.settings import GROUPS, flag
 from click.testing import CliRunner
@@ -65,3 +65,28 @@ def test_a_command_may_replace_help_and_type():
     command = click.command()(setting("out", text="Elsewhere.", type=click.Path(path_type=Path))(lambda out: out))
     assert "Elsewhere." in CliRunner().invoke(command, ["--help"]).output
     assert command.main(["--out", "x"], standalone_mode=False) == Path("x")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        setting("data"),
+        setting("tokenizer"),
+        setting("out", type=click.Path(path_type=Path)),
+        output_option("The folder.", folder=True),
+        click.option("--config", type=UserPath(path_type=Path)),
+    ],
+)
+def test_a_tilde_that_the_shell_left_alone_is_the_home_folder_in_every_option_for_a_path(monkeypatch, tmp_path, option):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    taken = []
+    command = click.command()(option(lambda **values: taken.extend(values.values())))
+    flag = command.params[0].opts[-1]
+    command.main([f"{flag}=~/x"], standalone_mode=False)
+    assert taken in ([Path(tmp_path, "x")], [f"{tmp_path}/x"], [(f"{tmp_path}/x",)])
+
+
+def test_a_tilde_in_a_text_is_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = click.command()(setting("prompt")(lambda prompt: prompt))
+    assert command.main(["--prompt", "~/x"], standalone_mode=False) == "~/x"

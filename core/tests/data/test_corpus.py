@@ -2,6 +2,7 @@ import fcntl
 import itertools
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -252,6 +253,24 @@ def test_the_cache_folder_follows_the_variable(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "apr-train"
 
 
+def test_without_a_home_folder_the_cache_is_where_a_variable_says_or_a_message_names_it(monkeypatch, tmp_path):
+    """A container run under a number that no passwd file has."""
+
+    def nobody(number):
+        raise KeyError(number)
+
+    for name in ("APR_TRAIN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(DataError, match="APR_TRAIN_CACHE: there is no home folder"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "apr-train"
+    monkeypatch.setenv("APR_TRAIN_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+
+
 def test_a_tokenizer_without_end_of_text_is_refused(settings, tokenizer, tmp_path):
     tokenizer.special_ids = {"bos": 256}
     with pytest.raises(TokenizerError, match="no eos token") as caught:
@@ -327,6 +346,7 @@ def test_processes_that_tokenise_at_the_same_time_all_get_the_whole(corpus_folde
 
 KILLED = """
 import os
+import pwd
 import signal
 import sys
 from pathlib import Path

@@ -104,7 +104,7 @@ def test_a_folder_without_metrics_is_refused(make_run_folder, tmp_path):
 def test_damaged_settings_are_refused(make_run_folder):
     folder = make_run_folder("a")
     (folder / "config.toml").write_text("[model]\nname = 3\n")
-    with pytest.raises(ConfigError, match="unknown settings"):
+    with pytest.raises(ConfigError, match="no such setting"):
         read_record(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, Settings, absolute_paths, run_stem
-from apr_train.run.settings_file import check_resume, from_tables, read_toml, to_toml, with_values
+from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,18 +39,45 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert (settings.run.steps, settings.run.seed) == (9, 3)
 
 
-def test_unknown_keys_offer_the_closest_name_all_at_once():
-    tables = {"run": {"stpes": 3}, "optimiser": {}, "data": {"batch_sise": 2}}
+def test_every_unknown_key_is_told_what_to_write_all_at_once():
+    tables = {
+        "run": {"stpes": 3, "save-every": 1, "lr": 1.0, "wat": 0},
+        "optimiser": {},
+        "optimizer": {"learning_rate": 1.0},
+        "data": {"batch_sise": 2},
+        "training": {"num_train_epochs": 3, "max_steps": 5},
+        "lr": 1.0,
+        "model": 3,
+    }
     with pytest.raises(ConfigError) as caught:
         from_tables(tables, where="run.toml")
-    message = str(caught.value)
-    for part in ("run.stpes: did you mean steps?", "did you mean optimizer?", "data.batch_sise: did you mean batch_size?"):
-        assert part in message
+    told = {finding.field: finding for finding in caught.value.findings}
+    assert {finding.subject for finding in caught.value.findings} == {"run.toml"}
+    hints = {
+        "run.stpes": "did you mean run.steps?",
+        "run.save-every": "Write it as run.save_every.",
+        "run.lr": "Write it as optimizer.lr.",
+        "lr": "Write it as optimizer.lr.",
+        "optimiser": "did you mean optimizer?",
+        "optimizer.learning_rate": "Here that is optimizer.lr.",
+        "data.batch_sise": "did you mean data.batch_size?",
+        "training": "The tables: [model], [data], [optimizer], [run].",
+        "training.max_steps": "Here that is run.steps.",
+        "model": "Write [model], and its settings below.",
+    }
+    assert {field: told[field].hint for field in hints} == hints
+    assert "counted in run.steps" in told["training.num_train_epochs"].hint
+    own = sorted(item.name for item in attrs.fields(GROUPS["run"]))
+    assert told["run.wat"].hint == f"Known here: {', '.join(own)}."
+    assert told.keys() == {*hints, "training.num_train_epochs", "run.wat"}
 
 
-def test_a_key_in_the_wrong_table_is_told_its_place():
-    with pytest.raises(ConfigError, match=r"data\.steps: did you mean run\.steps\?"):
-        from_tables({"data": {"steps": 3}}, where="run.toml")
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbf[run]\r\nsteps = 7\r\n")
+    assert read_toml(tmp_path / "run.toml").run.steps == stated(tmp_path / "run.toml")["steps"] == 7
+    (tmp_path / "run.toml").write_bytes("[run]\nsteps = 7\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match="Save it as UTF-8"):
+        read_toml(tmp_path / "run.toml")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +89,8 @@ def test_a_key_in_the_wrong_table_is_told_its_place():
         ({"lr": 0.0}, "more than 0"),
         ({"lr": float("nan")}, "not a finite number"),
         ({"precision": "bf61"}, "did you mean bf16"),
+        ({"precision": "bfloat16"}, "Here that is bf16"),
+        ({"schedule": "constant_with_warmup"}, "Here that is constant"),
         ({"compile": "yes"}, "wrong type, expected bool"),
         ({"data": ["a", 3]}, "wrong type, expected str, found 3"),
         ({"mask_probability": 0.95}, "too large"),

@@ -66,7 +66,7 @@ class CommandGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take `--debug` from anywhere, and put `train` before options that are not the group's own."""
-        ctx.obj = {"debug": "--debug" in args}
+        ctx.obj = {"debug": "--debug" in args, "typed": args}
         args = [arg for arg in args if arg != "--debug"]
         own = {name for param in self.get_params(ctx) for name in param.opts}
         if args and args[0].startswith("-") and args[0] not in own:
@@ -79,6 +79,8 @@ class CommandGroup(click.Group):
         try:
             with _debug_log() if debug else nullcontext():
                 return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise _explained(error, (ctx.obj or {}).get("typed", [])) from error
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
@@ -88,6 +90,13 @@ class CommandGroup(click.Group):
             if error.errno == errno.EPIPE:
                 raise  # click leaves quietly when the reader of a pipe has gone
             _fail(ctx, error, 1, debug=debug)
+
+
+def _explained(error: click.NoSuchOption, typed: list[str]) -> click.UsageError:
+    """The error with what to type instead; the table of names is imported only then."""
+    from apr_train.cli.usage import unknown_option
+
+    return unknown_option(error, typed, trains=error.ctx is not None and error.ctx.command.name == TRAIN)
 
 
 @contextmanager

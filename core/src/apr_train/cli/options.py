@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 
-from apr_train.run.settings import GROUPS, flag
+from apr_train.cli.usage import Number, SettingChoice, WholeNumber
+from apr_train.run.paths import user_path
+from apr_train.run.settings import GROUPS, PATH, expanded, flag
 
 if TYPE_CHECKING:
     from apr_train.artifact.convert import Dtype
@@ -33,14 +36,30 @@ def setting(name: str, *, text: str | None = None, limits: bool = False, **how: 
     """
     meta = _SETTINGS[name]
     switch = f"{flag(name)}/{flag(f'no_{name}')}" if meta["kind"] is bool else flag(name)
-    how = {"type": _type(meta, limits), "multiple": meta["many"], "default": None} | how
+    if meta[PATH]:
+        how = {"callback": lambda _, __, value: _at_home(value)} | how
+    how = {"type": _type(name, meta, limits), "multiple": meta["many"], "default": None} | how
     return click.option(switch, *_ALIASES.get(name, ()), name, help=text or meta["text"], **how)
 
 
-def _type(meta: dict[str, Any], limits: bool) -> Any:
+def _at_home(value: Any) -> Any:
+    return Path(user_path(str(value))) if isinstance(value, Path) else expanded(value)
+
+
+class UserPath(click.Path):
+    """A path, with the home folder for `~`, which shells leave alone in `--option=~/x`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, of the path that is meant."""
+        return super().convert(user_path(os.fspath(value)), param, ctx)
+
+
+def _type(name: str, meta: dict[str, Any], limits: bool) -> Any:
     if meta["choices"]:
-        return click.Choice(meta["choices"])
-    return click.IntRange(min=meta["minimum"]) if limits else meta["kind"]
+        return SettingChoice(name, meta["choices"])
+    if limits:
+        return click.IntRange(min=meta["minimum"])
+    return {int: WholeNumber(), float: Number()}.get(meta["kind"], meta["kind"])
 
 
 def tokenizer_option(function: FC) -> FC:
@@ -71,7 +90,7 @@ def verify_option(text: str) -> Callable[[FC], FC]:
 
 def output_option(text: str, *, folder: bool) -> Callable[[FC], FC]:
     """`-o`, the folder or the file that a command is for."""
-    kind = click.Path(path_type=Path, file_okay=not folder, dir_okay=folder)
+    kind = UserPath(path_type=Path, file_okay=not folder, dir_okay=folder)
     return click.option("-o", "--output", required=True, type=kind, help=text)
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
+from apr_train.cli.options import UserPath
+
 EPILOG = "Examples: apr-train report runs/a runs/b -o report.html   ·   apr-train report runs/a --png loss.png"
 
 
 @click.command("report", epilog=EPILOG)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The page to write, such as report.html.")
-@click.option(
-    "--png", type=click.Path(path_type=Path, dir_okay=False), help="The curves alone, as a picture (takes matplotlib)."
-)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=UserPath(path_type=Path))
+@click.option("-o", "--output", type=UserPath(path_type=Path, dir_okay=False), help="The page to write, such as report.html.")
+@click.option("--png", type=UserPath(path_type=Path, dir_okay=False), help="The curves alone, as a picture (takes matplotlib).")
 def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> None:
     """Show the runs RUN... (folders such as runs/NAME) together on one page that needs no network.
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
-from apr_train.cli.options import FC, setting
+from apr_train.cli.options import FC, UserPath, setting
+from apr_train.cli.usage import OptionsCommand
 from apr_train.run.settings import GROUPS, Settings
+
+if TYPE_CHECKING:
+    from apr_train.preflight import Report
+    from apr_train.run.resume import Resume
 
 
 def _settings(function: FC) -> FC:
@@ -27,10 +32,12 @@ def _help(item: attrs.Attribute[Any]) -> str:
     return f"{text}  [default: {item.default}]" if shown else text
 
 
-@click.command("train", epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x")
+@click.command(
+    "train", cls=OptionsCommand, epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x"
+)
 @_settings
-@click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")
+@click.option("--config", type=UserPath(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
+@click.option("--resume", type=UserPath(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")
 @click.option("--dry-run", is_flag=True, help="Only the preflight: every fault, nothing is trained or written.")
 def command(config: Path | None, resume: Path | None, dry_run: bool, **values: Any) -> None:
     """Train a model of any installed family, from a checkpoint or from scratch.
@@ -45,7 +52,7 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
         _train(config, resume, given)
 
 
-def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Any]:
+def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Resume | None]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
     from apr_train.run.settings import absolute_paths
@@ -61,24 +68,39 @@ def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> t
 def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
     from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
-    from apr_train.training.setup import examine
 
     settings, plan = _asked(config, resume, given)
-    with examine(settings, plan) as examined:
-        report = examined.report
+    report = _without_torch(settings, plan) or _judged(settings, plan)
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)
 
 
+def _without_torch(settings: Settings, plan: Resume | None) -> Report | None:
+    """The report of a new run whose family is not installed: a typing error is answered before torch is imported."""
+    from apr_train.preflight.run_rules import judge_unknown_family
+
+    return judge_unknown_family(settings) if plan is None else None
+
+
+def _judged(settings: Settings, plan: Resume | None) -> Report:
+    from apr_train.training.setup import examine
+
+    with examine(settings, plan) as examined:
+        return examined.report
+
+
 def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
+    settings, plan = _asked(config, resume, given)
+    if (report := _without_torch(settings, plan)) is not None:
+        report.cleared()  # raises
+
     from apr_train.cli.output import emit_pairs
     from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
     from apr_train.training.loop import train
     from apr_train.training.setup import prepare
 
-    settings, plan = _asked(config, resume, given)
     with prepare(settings, plan, click.echo) as prepared:
         emit_pairs(opening(prepared))
         outcome = train(prepared.run)

@@ -14,19 +14,31 @@ from typing import Any, BinaryIO, cast
 
 from apr_train.atomic import clear_litter, replace_file
 from apr_train.errors import DataError, OutputError
+from apr_train.run.paths import user_path
 
 CACHE_VARIABLE = "APR_TRAIN_CACHE"
 _NAME = "apr-train"
 
 
 def cache_folder() -> Path:
-    """`$APR_TRAIN_CACHE`, or the platform's place for a user's caches. It may not exist yet."""
+    """`$APR_TRAIN_CACHE`, or the platform's place for a user's caches. It may not exist yet.
+
+    Raises:
+        DataError: when there is no home folder to have one, as in a container that runs under a number without a name.
+        ConfigError: when the variable means a home folder by `~`, and there is none.
+    """
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / _NAME
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / _NAME
+        return Path(user_path(chosen))
+    if sys.platform != "darwin" and (caches := os.environ.get("XDG_CACHE_HOME")):
+        return Path(caches) / _NAME
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        hint = f"Set {CACHE_VARIABLE} to a folder that can be written."
+        raise DataError(
+            "there is no home folder to keep the cache in", where=CACHE_VARIABLE, found="unset", hint=hint
+        ) from error
+    return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / _NAME
 
 
 def cache_key(**parts: Any) -> str:

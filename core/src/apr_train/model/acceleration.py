@@ -5,14 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import fx, nn
+from torch._compile import _disable_dynamo
 
 from apr_train.model.protocol import LanguageModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -42,8 +47,30 @@ def _lean_inductor(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run blocks as they are written: for rows of other shapes, which would each want a compilation."""
-    with torch.compiler.set_stance("force_eager"):
+    if _compiler_is_loaded():
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
         yield
+
+
+def never_compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that no compilation may reach into: `torch.compiler.disable` without what that costs at import.
+
+    torch's decorator imports the compiler, which takes as long as torch itself; this one leaves it to whoever compiles.
+    """
+    disabled = _disable_dynamo(function)  # what torch decorates its own with: it imports the compiler at the first call
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return (disabled if _compiler_is_loaded() else function)(*args, **kwargs)
+
+    return call
+
+
+def _compiler_is_loaded() -> bool:
+    """Whether anything can have been compiled: without `torch._dynamo` nothing is."""
+    return "torch._dynamo" in sys.modules
 
 
 def reuse_freed_memory() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from apr_train.errors import PluginError
@@ -29,11 +31,21 @@ def build_model(hook: BuildHook | None, config: ModelConfig, attention: Attentio
         PluginError: when the family's module does not satisfy `LanguageModel`, or has allocated memory, or when
             neither the family nor the core can build this kind of config.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         own = hook(config, attention) if hook is not None else None
         model = own if own is not None else _from_config(config, attention)
     _check(model)
     return model
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` does: nothing is there to fill, and on meta tensors it imports the compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ and isinstance(named.get("tensor"), torch.Tensor):
+            return named["tensor"]
+        return func(*args, **named)
 
 
 def _from_config(config: ModelConfig, attention: AttentionBackend) -> nn.Module:

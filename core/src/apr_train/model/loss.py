@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apr_train.model.acceleration import never_compiled
 from apr_train.model.protocol import LanguageModel
 
 IGNORE = -100
@@ -59,7 +60,7 @@ def right_predictions(model: LanguageModel, hidden: Tensor, targets: Tensor) -> 
     return count
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+@never_compiled
 def chunked_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

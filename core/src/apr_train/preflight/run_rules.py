@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.judge import preflight
-from apr_train.preflight.opening import given_tokenizer, tied_header
+from apr_train.preflight.machine_rules import device_findings
+from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
 from apr_train.preflight.report import PreflightInput, Report
 from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.resume import Resume
@@ -98,6 +100,41 @@ def collected(find: Callable[[], T]) -> tuple[T | None, tuple[Finding, ...]]:
         return find(), ()
     except PreflightError as error:
         return None, error.findings
+
+
+def open_run_source(settings: Settings, *, device: str, resume: Resume | None = None) -> Checkpoint | None:
+    """Open what the weights of a run come from: its checkpoint, or the file of `--init`; None for a run from scratch.
+
+    Raises:
+        PreflightError: when it cannot be opened, with all that can be known without it.
+    """
+    started = None if resume is None else resume.model_path
+    path, layout = (started, None) if started is not None else (settings.model.init, settings.model.rope_layout)
+    if path is None:
+        return None
+    checkpoint, unopened = collected(lambda: open_source(path, layout))
+    if checkpoint is None:
+        raise PreflightError([*unopened, *device_findings(device), *machine_findings(settings, resume)])
+    return checkpoint
+
+
+def judge_unknown_family(settings: Settings) -> Report | None:
+    """The report of a new run whose `--arch` no plugin offers; None for a name that is installed.
+
+    What would want torch, the arithmetic and the attention, is not asked before there is a config.
+
+    Raises:
+        PreflightError: as `open_run_source`.
+    """
+    arch = settings.model.arch
+    if arch is None or arch in Registry.discover().names():
+        return None
+    device, precision = settings.run.device or "cpu", settings.run.precision or "fp32"
+    with ExitStack() as held:
+        checkpoint = open_run_source(settings, device=device)
+        if checkpoint is not None:
+            held.enter_context(checkpoint)
+        return judge_run(settings, checkpoint, device=device, precision=precision)[1]
 
 
 def judge_run(

@@ -15,11 +15,14 @@ from attrs import Factory, frozen
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
 from apr_train.family.card import ObjectiveName
+from apr_train.run.other_names import meant_value
+from apr_train.run.paths import user_path
 from apr_train.run.precision import PRECISION_TYPES
 from apr_train.suggest import did_you_mean
 
 MAY_CHANGE = "may change at a resume"
 DECIDES = "decides what a run computes"
+PATH = "is a path"
 
 
 def option(
@@ -34,6 +37,7 @@ def option(
     many: bool = False,
     may_change: bool = False,
     decides: bool = True,
+    path: bool = False,
 ) -> Any:
     """An attrs field that knows its help text and its limits.
 
@@ -48,9 +52,10 @@ def option(
         many: a tuple of values.
         may_change: whether a resumed run may have another value than the one it started with.
         decides: whether the value decides what is computed; a path does not, what lies there is known by its hash.
+        path: whether `~` stands for the home folder in it.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
-    metadata = {"text": text, "kind": kind, "many": many, MAY_CHANGE: may_change, DECIDES: decides, **limits}
+    metadata = {"text": text, "kind": kind, "many": many, PATH: path, MAY_CHANGE: may_change, DECIDES: decides, **limits}
     return attrs.field(default=default, metadata=metadata, validator=_check, converter=_to_tuple if many else None)
 
 
@@ -98,7 +103,7 @@ def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
         raise ConfigError("too large", where=where, expected=f"at most {limits['maximum']}", found=value)
     if limits["choices"] and value not in limits["choices"]:
         choices = ", ".join(limits["choices"])
-        hint = did_you_mean(str(value), limits["choices"])
+        hint = meant_value(attribute.name, str(value), flag) or did_you_mean(str(value), limits["choices"])
         raise ConfigError("no such choice", where=where, expected=choices, found=value, hint=hint)
 
 
@@ -122,6 +127,7 @@ class ModelSettings:
         "Checkpoint to start from: .apr, safetensors, GGUF, or a Hugging Face folder. Without it: from scratch.",
         kind=str,
         decides=False,
+        path=True,
     )
     preset: str | None = option(None, "Named config of the family, for a run without --init.", kind=str)
     tokenizer: str | None = option(
@@ -129,6 +135,7 @@ class ModelSettings:
         "A tokenizer.json; otherwise the checkpoint's own, or, without --init, one trained on the corpus.",
         kind=str,
         decides=False,
+        path=True,
     )
     vocab_size: int | None = option(None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1)
     rope_layout: RopeRows | None = option(
@@ -154,6 +161,7 @@ class DataSettings:
         kind=str,
         many=True,
         decides=False,
+        path=True,
     )
     validation_fraction: float = option(0.05, "Share of the documents that is held out.", kind=float, above=0, maximum=0.9)
     sequence_length: int | None = option(None, "Tokens in a row.", kind=int, minimum=3)
@@ -186,8 +194,10 @@ class OptimizerSettings:
 class RunSettings:
     """[run]: how long, how, and what is written."""
 
-    run: str | None = option(None, "Name of the run's folder; made from the model's name otherwise.", kind=str, decides=False)
-    out: str = option("runs", "Folder that holds the runs.", kind=str, decides=False)
+    run: str | None = option(
+        None, "Name of the run's folder; made from the model's name otherwise.", kind=str, decides=False, path=True
+    )
+    out: str = option("runs", "Folder that holds the runs.", kind=str, decides=False, path=True)
     steps: int = option(
         200, "Optimizer steps in all; 0 only loads, validates and writes.", kind=int, minimum=0, may_change=True
     )
@@ -260,7 +270,12 @@ def _name_of(path: Path) -> str:
 
 
 def absolute_paths(settings: Settings) -> Settings:
-    """The paths of inputs made absolute, so that the run's settings mean the same from any folder."""
+    """The paths of inputs made absolute, so that the run's settings mean the same from any folder; no `~` in any path.
+
+    Raises:
+        ConfigError: for a `~` where there is no home folder.
+    """
+    settings = _without_tilde(settings)
     model = settings.model
     init, tokenizer = (None if path is None else str(Path(path).absolute()) for path in (model.init, model.tokenizer))
     return attrs.evolve(
@@ -268,6 +283,22 @@ def absolute_paths(settings: Settings) -> Settings:
         model=attrs.evolve(model, init=init, tokenizer=tokenizer),
         data=attrs.evolve(settings.data, data=tuple(_absolute(item) for item in settings.data.data)),
     )
+
+
+def _without_tilde(settings: Settings) -> Settings:
+    groups = {}
+    for name, cls in GROUPS.items():
+        group = getattr(settings, name)
+        paths = [item.name for item in attrs.fields(cls) if item.metadata[PATH]]
+        groups[name] = attrs.evolve(group, **{path: expanded(getattr(group, path)) for path in paths})
+    return Settings(**groups)
+
+
+def expanded(value: Any) -> Any:
+    """A path setting's value, one or several, as `user_path` gives it; None stays."""
+    if value is None:
+        return None
+    return tuple(map(user_path, value)) if isinstance(value, tuple) else user_path(value)
 
 
 def _absolute(item: str) -> str:

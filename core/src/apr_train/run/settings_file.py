@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import tomli_w
 
-from apr_train.errors import ConfigError, RunError
+from apr_train.errors import ConfigError, Finding, RunError
+from apr_train.run.other_names import advice, plain, settings_called
 from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
-from apr_train.suggest import did_you_mean
+from apr_train.suggest import closest, nearest
 
 
 def read_toml(path: Path) -> Settings:
@@ -36,37 +37,59 @@ def stated(path: Path) -> dict[str, Any]:
 
 def _tables(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a byte-order mark
     except OSError as error:
         raise ConfigError("cannot read the settings", where=path, found=error.strerror) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not a TOML file: {error}", where=path, hint="Save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not a TOML file: {error}", where=path) from error
 
 
 def from_tables(tables: Mapping[str, Any], *, where: str) -> Settings:
     """Make settings from `{table: {key: value}}`; every unknown name is reported."""
-    faults = []
-    for name, table in tables.items():
-        if name not in GROUPS:
-            faults.append(f"{name}: {_closest(name)}")
-        elif not isinstance(table, Mapping):
-            faults.append(f"{name} is a table, not a value")
-        else:
-            known = attrs.fields_dict(GROUPS[name])
-            faults += [f"{name}.{key}: {_closest(key)}" for key in table if key not in known]
+    faults = [fault for name, table in tables.items() for fault in _unknown(name, table)]
     if faults:
-        raise ConfigError("unknown settings", where=where, hint="; ".join(faults))
+        raise ConfigError.of(Finding(problem=fault, subject=where, field=name, hint=hint) for name, fault, hint in faults)
     try:
         return Settings(**{name: GROUPS[name](**table) for name, table in tables.items()})
     except ConfigError as error:
         raise error.amend(subject=where, field=error.finding.field or error.finding.subject) from error
 
 
-def _closest(name: str) -> str:
-    places = {key: f"{group}.{key}" for group, cls in GROUPS.items() for key in attrs.fields_dict(cls)}
-    if name in places:
-        return f"did you mean {places[name]}?"
-    return did_you_mean(name, [*places, *GROUPS])
+_PLACES = {key: f"{group}.{key}" for group, cls in GROUPS.items() for key in attrs.fields_dict(cls)}
+"""Setting → `table.key`."""
+_TABLES = f"The tables: {', '.join(f'[{group}]' for group in GROUPS)}."
+
+
+def _unknown(name: str, table: Any) -> Iterator[tuple[str, str, str]]:
+    """Of each name in a table that is no setting's: the name, what is wrong, and what to write instead."""
+    if not isinstance(table, Mapping):
+        if name in GROUPS:
+            yield name, "a table is wanted, not a value", f"Write [{name}], and its settings below."
+        else:
+            yield name, "no such setting", _instead(name, None) or _TABLES
+        return
+    if name not in GROUPS:
+        yield name, "no such table", nearest(plain(name), GROUPS) or _TABLES
+    own = attrs.fields_dict(GROUPS[name]) if name in GROUPS else None
+    for key in table:
+        if own is None or key not in own:
+            yield f"{name}.{key}", "no such setting", _instead(key, own)
+
+
+def _instead(key: str, own: Collection[str] | None) -> str:
+    """What to write for a key that is not there: other trainers' names, and other tables than its own, are looked through."""
+    if (name := plain(key)) in _PLACES:
+        return f"Write it as {_PLACES[name]}."
+    if called := settings_called(key):
+        return f"Here that is {' or '.join(_PLACES[setting] for setting in called)}."
+    if (text := advice(key, _PLACES.__getitem__)) is not None:
+        return text
+    near = closest(name, own or ()) or closest(name, _PLACES)
+    if near is not None:
+        return f"did you mean {_PLACES[near]}?"
+    return f"Known here: {', '.join(sorted(own))}." if own is not None else ""
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:

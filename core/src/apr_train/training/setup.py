@@ -26,9 +26,8 @@ from apr_train.model.device import choose_device, default_precision
 from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
-from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
-from apr_train.preflight.run_rules import collected, judge_run, machine_findings
+from apr_train.preflight.run_rules import judge_run, open_run_source
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
@@ -111,14 +110,8 @@ def _machine(run: RunSettings) -> tuple[str, str]:
 
 
 def _opened(asked: Settings, resume: Resume | None, device: str, held: ExitStack) -> Checkpoint | None:
-    started = None if resume is None else resume.model_path
-    path, layout = (started, None) if started is not None else (asked.model.init, asked.model.rope_layout)
-    if path is None:
-        return None
-    checkpoint, unopened = collected(lambda: open_source(path, layout))
-    if checkpoint is None:
-        raise PreflightError([*unopened, *device_findings(device), *machine_findings(asked, resume)])
-    return held.enter_context(checkpoint)
+    checkpoint = open_run_source(asked, device=device, resume=resume)
+    return None if checkpoint is None else held.enter_context(checkpoint)
 
 
 @contextmanager

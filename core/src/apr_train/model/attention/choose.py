@@ -10,7 +10,9 @@ from attrs import frozen
 
 from apr_train.errors import AttentionError
 from apr_train.model.attention.backend import AttentionBackend, Request
-from apr_train.suggest import did_you_mean
+from apr_train.run.other_names import meant_value
+from apr_train.run.settings import flag
+from apr_train.suggest import nearest
 
 BACKEND_NAMES = ("xformers", "sdpa", "eager")
 """The core's backends; a family may add objects of its own."""
@@ -51,7 +53,7 @@ def load_backend(name: str) -> AttentionBackend:
             where="attention",
             expected=", ".join(BACKEND_NAMES),
             found=name,
-            hint=f"{name}: {did_you_mean(name, BACKEND_NAMES)}",
+            hint=meant_value("attention", name, flag) or nearest(name, BACKEND_NAMES),
         )
     module, attribute = _MODULES[name]
     return cast(AttentionBackend, getattr(import_module(module), attribute)())

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from apr_train.errors import AttentionError
+from apr_train.model.acceleration import never_compiled
 from apr_train.model.attention.backend import Request
 from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, PreparedMask
 from apr_train.model.tensors import TORCH_DTYPES
@@ -88,7 +89,7 @@ class XformersAttention:
         return mask
 
     # A compiler would trace into the import of xformers, and again for each batch's lengths.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    @never_compiled
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
         """See `AttentionBackend`."""
         mask = self.prepare(mask, q.shape[1], k.shape[1], q.device)
@@ -212,7 +213,7 @@ def _try_out(backend: XformersAttention, request: Request) -> str | None:
         try:
             out = backend(q, k, v, masks[request.mask], dropout=request.dropout)
             if request.training:
-                out.sum().backward()
+                out.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         except (NotImplementedError, ValueError, RuntimeError) as error:
             return " ".join(str(error).split())[:300]
     return None

@@ -28,6 +28,7 @@ from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.tensor_rules import dtype_findings, rope_row_findings, tie_findings
+from apr_train.preflight.wrapped_names import without_wrapper
 
 Dtype = Literal["F32", "F16", "BF16", "keep"]
 """What a conversion can be asked for; `keep`: every tensor as it is stored, blocks too."""
@@ -128,6 +129,9 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
     family, findings = choose_family(registry, arch, checkpoint.header)
     if family is None:
         raise PreflightError(findings)
+    wrapped = without_wrapper(checkpoint.header, family).findings
+    if wrapped:
+        raise PreflightError(wrapped)
     rows = rope_row_findings(checkpoint.header, family)
     header = resolve_tie(checkpoint)
     config = family.build_config(header=header)

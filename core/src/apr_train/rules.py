@@ -66,6 +66,8 @@ PREFLIGHT_018 = "PREFLIGHT-018"
 """A tokenizer that cannot be used."""
 PREFLIGHT_019 = "PREFLIGHT-019"
 """Text of `--data` that is not there."""
+PREFLIGHT_022 = "PREFLIGHT-022"
+"""Something that is read in another way than it stands in the file, or left out: told, not refused."""
 
 APR_STRUCTURE = "APR-STRUCTURE"
 """A file whose structure is not as its format says."""

@@ -27,9 +27,10 @@ from apr_train.family.name_map import Identity, Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_keys import config_key_findings
-from apr_train.preflight.config_rules import config_from_file, implied_findings
+from apr_train.preflight.config_rules import config_from_file
 from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.tensor_rules import dtype_findings, rope_row_findings, tie_findings
+from apr_train.preflight.wrapped_names import without_wrapper
 
 Dtype = Literal["F32", "F16", "BF16", "keep"]
 """What a conversion can be asked for; `keep`: every tensor as it is stored, blocks too."""
@@ -132,6 +133,9 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
     family, findings = choose_family(registry, arch, checkpoint.header)
     if family is None:
         raise PreflightError(findings)
+    wrapped = without_wrapper(checkpoint.header, family).findings
+    if wrapped:
+        raise PreflightError(wrapped)
     rows = rope_row_findings(checkpoint.header, family)
     header = resolve_tie(checkpoint)
     config, said = config_from_file(family, header)
@@ -139,7 +143,7 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
         raise PreflightError(said)
     layout = family.info.layout_of(header)
     plan = plan_load(family.map_tensor_names(config, layout), header.tensors, where=header.path)
-    said += [*config_key_findings(header, config, family.info), *implied_findings(header)]
+    said += [*config_key_findings(header, config, family.info)]
     warnings = [finding for finding in said if finding.severity == "warning"]
     faults = [finding for finding in said if finding.severity == "error"]
     faults += [*rows, *plan.findings, *tie_findings(header, plan), *dtype_findings(header, plan)]

@@ -10,7 +10,7 @@ from apr_train.checkpoint.dtypes import DTYPES
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.huggingface import NEUTRAL_ROPE
 from apr_train.checkpoint.rope_rows import SPLIT_HALF_TYPE
-from apr_train.checkpoint.tokenizer_metadata import spec_to_apr
+from apr_train.checkpoint.tokenizer_metadata import PREFIX, spec_to_apr
 from apr_train.errors import FormatError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
@@ -50,7 +50,11 @@ def apr_metadata(
     if "rms_norm_eps" not in typed and eps is not None:
         typed["rms_norm_eps"] = eps
     custom = {key: value for key, value in values.items() if key not in TYPED and key not in ALIASES}
+    extra = {
+        key: value for key, value in (header.extra if header else {}).items() if not (tokenizer and key.startswith(PREFIX))
+    }
     return {
+        **extra,
         "model_type": info.model_type,
         **_checked_provenance(provenance if provenance is not None else header.provenance if header else {}),
         "architecture": info.model_type,

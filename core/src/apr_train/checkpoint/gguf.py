@@ -13,7 +13,7 @@ from apr_train.checkpoint.dtypes import plain_view, shortest_f32
 from apr_train.checkpoint.files import map_file
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
 from apr_train.checkpoint.header import Header, TensorInfo
-from apr_train.checkpoint.implied import ALL_HEADS
+from apr_train.checkpoint.implied import all_heads
 from apr_train.checkpoint.quantization import dequantize
 from apr_train.checkpoint.rope_rows import gguf_rope_rows
 from apr_train.checkpoint.tie import embedding_name, tie_from_index
@@ -78,7 +78,7 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
         raise FormatError("GGUF metadata names no architecture", path=path, field="general.architecture")
     _check_type(path, metadata)
     config = _config(metadata, architecture, tensors)
-    implied = {} if f"{architecture}.attention.head_count_kv" in metadata else {"num_key_value_heads": ALL_HEADS}
+    says = f"{architecture}.attention.head_count_kv" in metadata or "num_key_value_heads" not in config
     return Header(
         path=path,
         format="gguf",
@@ -90,7 +90,7 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
         tie=tie_from_index(config, tensors),
         tokenizer=spec_from_gguf(path, metadata) or spec_beside(Path(path)),
         further=_further(metadata, architecture),
-        implied=implied if "num_key_value_heads" in config else {},
+        notes=() if says else (all_heads(path, config["num_key_value_heads"]),),
         provenance={
             "original_format": "gguf",
             **{name: metadata[key] for key, name in GENERAL.items() if isinstance(metadata.get(key), str)},

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from attrs import Factory, field, frozen
 
+from apr_train.errors import Finding
+
 Names = Literal["hf", "gguf"]
 RopeRows = Literal["split-half", "adjacent"]
 
@@ -38,7 +40,8 @@ class Tie:
     value: bool | None
     """None: only the tensors' bytes can tell, and they are compared at load."""
     reason: str
-    """`metadata`, `lm_head absent`, `lm_head equal to the embedding`, `lm_head differs`, `decided at load`."""
+    """`metadata`, `lm_head absent`, `lm_head.weight declared tied, 0 bytes`, `lm_head equal to the embedding`,
+    `lm_head differs`, `decided at load`."""
 
 
 @frozen(kw_only=True)
@@ -65,10 +68,13 @@ class Header:
     tokenizer: TokenizerSpec | None = field(default=None, repr=False)
     further: Mapping[str, Any] = Factory(dict)
     """What a GGUF or `.apr` says beside that, in its own spelling (`llama.attention.causal`): judged, never written."""
-    implied: Mapping[str, str] = Factory(dict)
-    """Key of `config` that the file leaves out → what that means, in words (`as many as num_attention_heads`)."""
     provenance: Mapping[str, Any] = Factory(dict)
     """`license`, `data_source`, `data_license`, `source`, `original_format`, `name`, `version`, `created_at`, … as known."""
+
+    extra: Mapping[str, Any] = field(default=Factory(dict), repr=False)
+    """Further metadata of an `.apr`, which says nothing of the model's mathematics: written again with the model."""
+    notes: tuple[Finding, ...] = field(default=(), repr=False)
+    """What was read in another way than it stands in the file, or left out; warnings."""
 
     @property
     def parameter_count(self) -> int:
@@ -120,6 +126,8 @@ class TokenizerSpec:
     """Whether `bos` is put in front of a text that is encoded with special tokens; `json` says it itself."""
     notes: tuple[str, ...] = ()
     """What was concluded because the source does not say, one sentence each."""
+    kept: Mapping[str, Any] = field(default=Factory(dict), repr=False)
+    """Further `tokenizer.` keys of the `.apr` that it came from, written again with it."""
     origin: str = ""
     """Where it came from, for messages: the path and the kind of source."""
 

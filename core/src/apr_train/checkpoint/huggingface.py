@@ -104,7 +104,7 @@ def header_from_hf(
         FormatError: when config.json says two things about RoPE.
     """
     canonical = canonical_config(config, path)
-    values, implied = implied_values(canonical, tensors) if config else ({}, {})
+    values, implied = implied_values(path, canonical, tensors)
     canonical |= values
     classes = config.get("architectures")
     model_type = config.get("model_type")
@@ -119,7 +119,7 @@ def header_from_hf(
         rope_rows="split-half",
         tie=tie_from_index(canonical, tensors),
         tokenizer=tokenizer,
-        implied=implied,
+        notes=implied,
         provenance={"original_format": "safetensors", **(provenance or {})},
     )
 

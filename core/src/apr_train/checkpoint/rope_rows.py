@@ -22,6 +22,9 @@ NOT_PERMUTED_IN_GGUF = frozenset(
 SPLIT_HALF_TYPE = 2
 """`.apr`'s rope_type for split halves (GGML's NEOX); 0, the other value, says nothing about the rows."""
 
+TRAINER_FORMAT = "entrenar-checkpoint"
+"""An `.apr`'s `format` when one of aprender's trainers wrote it."""
+
 
 def gguf_rope_rows(architecture: str | None) -> RopeRows | None:
     """The row order of a GGUF file; None for an architecture that is not in the tables."""
@@ -33,9 +36,10 @@ def gguf_rope_rows(architecture: str | None) -> RopeRows | None:
 def apr_rope_rows(metadata: Mapping[str, Any], architecture: str | None) -> RopeRows | None:
     """The row order of an `.apr` file; None when its metadata does not say and `--rope-layout` must.
 
-    aprender fills `rope_type` 0 from the architecture's name, so only 2 is evidence; then the architecture, then
-    `original_format`.
+    aprender fills `rope_type` 0 from the architecture's name, so only 2 is evidence; then the architecture, then that
+    aprender's own trainers rotate split halves, then `original_format`.
     """
-    if metadata.get("rope_type") == SPLIT_HALF_TYPE or architecture in NOT_PERMUTED_IN_GGUF:
+    trained = metadata.get("format") == TRAINER_FORMAT
+    if metadata.get("rope_type") == SPLIT_HALF_TYPE or architecture in NOT_PERMUTED_IN_GGUF or trained:
         return "split-half"
     return {"gguf": "adjacent", "safetensors": "split-half"}.get(str(metadata.get("original_format")).lower())  # type: ignore[return-value]

@@ -27,12 +27,17 @@ def embedding_name(tensors: Mapping[str, TensorInfo]) -> str | None:
     return next((name for suffix in EMBEDDING_SUFFIXES for name in tensors if name.endswith(suffix)), None)
 
 
-def tie_from_index(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Tie:
-    """The tie as metadata and the tensor index have it; its `value` is None when only the tensors' bytes can tell."""
+def tie_from_index(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], declared: str | None = None) -> Tie:
+    """The tie as metadata and the tensor index have it; its `value` is None when only the tensors' bytes can tell.
+
+    `declared` is the head that an `.apr` has in its index without bytes.
+    """
     flag = config.get("tie_word_embeddings")
     head, embedding = head_name(tensors), embedding_name(tensors)
     if isinstance(flag, bool):
         return Tie(flag, "metadata")
+    if declared is not None:
+        return Tie(True, f"{declared} declared tied, 0 bytes")
     if head is None:
         return Tie(True, "lm_head absent")
     if embedding is not None and _surely_differ(tensors[head], tensors[embedding]):

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import SPECIAL_TOKENS, AddedToken, TokenizerSpec
 from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
@@ -38,6 +40,14 @@ def infer_added(vocabulary: Sequence[str], merges: Sequence[str], special_ids: M
 
 KEY = "tokenizer.apr_train"
 """Our one custom key; aprender ignores it."""
+PREFIX = "tokenizer."
+VOCABULARY = "tokenizer.vocabulary"
+MODEL_TYPE = "tokenizer.model_type"
+WRITTEN = frozenset({
+    VOCABULARY, "tokenizer.merges", "tokenizer.vocab_size", "tokenizer.pre_type", "tokenizer.bos_token_id",
+    "tokenizer.eos_token_id", KEY,
+})  # fmt: skip
+"""The keys that are made of a tokenizer; every other one of a file is kept as it is."""
 GGUF_SPECIAL = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -72,23 +82,44 @@ def spec_from_apr(path: str, metadata: Mapping[str, Any]) -> TokenizerSpec | Non
     Raises:
         FormatError: when a key is not what it should be.
     """
-    vocabulary = _strings(path, metadata, "tokenizer.vocabulary")
+    vocabulary = _strings(path, metadata, VOCABULARY)
     merges = _strings(path, metadata, "tokenizer.merges")
     ours = metadata.get(KEY)
     if not isinstance(ours, Mapping | None):
         raise FormatError("not an object", path=path, field=KEY, expected="an object", found=type(ours).__name__)
     ours = ours or {}
-    template = metadata.get("chat_template") if isinstance(metadata.get("chat_template"), str) else None
-    ids = _ids(metadata, {name: f"tokenizer.{name}_token_id" for name in SPECIAL_TOKENS})
+    template = _template(metadata, "chat_template", "tokenizer.chat_template")
+    ids = _ids(metadata, {name: f"{PREFIX}{key}" for name, key in GGUF_SPECIAL.items()})
+    ids |= _ids(metadata, {name: f"{PREFIX}{name}_token_id" for name in SPECIAL_TOKENS})
     ids |= _ids(ours.get("special_ids") or {}, None)
     if isinstance(ours.get("json"), Mapping):
         content = rebuild(ours, vocabulary, merges, path)
-        return spec_from_json(content, f"{path} (metadata)", special_ids=ids, chat_template=template)
+        spec = spec_from_json(content, f"{path} (metadata)", special_ids=ids, chat_template=template)
+        return attrs.evolve(spec, kept=_kept(metadata))
     if vocabulary is None:
         return None
-    if not merges:
-        return _other_kind(path, "sentencepiece", vocabulary, ids, template)
+    kind = _kind(metadata, merges)
+    if kind != "bpe" or not merges:
+        return _other_kind(path, kind, vocabulary, ids, template)
     return _byte_level(path, metadata, ours, vocabulary, merges, ids, template)
+
+
+def _template(metadata: Mapping[str, Any], *keys: str) -> str | None:
+    return next((metadata[key] for key in keys if isinstance(metadata.get(key), str)), None)
+
+
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's further keys of its tokenizer, and its own word for the kind."""
+    kept = {key: value for key, value in metadata.items() if key.startswith(PREFIX) and key not in WRITTEN}
+    return {key: value for key, value in kept.items() if (key, value) != (MODEL_TYPE, "bpe")}
+
+
+def _kind(metadata: Mapping[str, Any], merges: Sequence[str] | None) -> str:
+    """By `model_type`, or by `model` where aprender copied a GGUF's keys; else by whether there are merges."""
+    named = next((metadata[key] for key in (MODEL_TYPE, "tokenizer.model") if isinstance(metadata.get(key), str)), None)
+    if named is None or named.lower() == "bpe":
+        return "bpe" if merges else "sentencepiece"
+    return GGUF_KINDS.get(named.lower(), named) if merges else "sentencepiece"
 
 
 def _byte_level(
@@ -101,11 +132,14 @@ def _byte_level(
     template: str | None,
 ) -> TokenizerSpec:
     notes: tuple[str, ...] = ()
+    types = _token_types(metadata, len(vocabulary))
     if "added_tokens" in ours:
         added = added_tokens(ours["added_tokens"], path)
+    elif types is not None:
+        added = _marked(vocabulary, types)
     else:
         added = infer_added(vocabulary, merges, ids)
-        notes = (ADDED_NOTE,)
+        notes = (ADDED_NOTE if TYPES not in metadata else f"{TYPES} is not one integer a token; {ADDED_NOTE}",)
     pre_type = metadata.get("tokenizer.pre_type")
     if not isinstance(pre_type, str):
         pre_type, note = _pre_type_by_architecture(metadata)
@@ -117,11 +151,26 @@ def _byte_level(
         added_tokens=added,
         special_ids=ids,
         chat_template=template,
-        size=_size(path, vocabulary, frozenset()),
-        add_bos=bool(ours.get("add_bos", False)),
+        size=_size(path, vocabulary, _unused(types)),
+        add_bos=bool(ours.get("add_bos", metadata.get("tokenizer.add_bos_token") is True)),
+        kept=_kept(metadata),
         notes=notes,
         origin=f"{path} (metadata)",
     )
+
+
+TYPES = "tokenizer.token_type"
+
+
+def _token_types(metadata: Mapping[str, Any], size: int) -> list[int] | None:
+    """GGUF's type of each token; None when the file has none, or not one for each."""
+    types = metadata.get(TYPES)
+    fits = isinstance(types, list) and len(types) == size and all(type(item) is int for item in types)
+    return types if fits else None
+
+
+def _unused(types: Sequence[int] | None) -> frozenset[int]:
+    return frozenset(index for index, kind in enumerate(types or ()) if kind == UNUSED)
 
 
 def _pre_type_by_architecture(metadata: Mapping[str, Any]) -> tuple[str, str]:
@@ -146,14 +195,14 @@ def spec_to_apr(spec: TokenizerSpec) -> dict[str, Any]:
         vocabulary, merges, pre_type, rest = flatten(spec.json)
         ours |= rest
     keys: dict[str, Any] = {
-        "tokenizer.vocabulary": vocabulary,
+        VOCABULARY: vocabulary,
         "tokenizer.merges": merges,
         "tokenizer.vocab_size": len(vocabulary),
-        "tokenizer.model_type": "bpe",
+        MODEL_TYPE: "bpe",
         "tokenizer.pre_type": pre_type,
     }
     keys = {key: value for key, value in keys.items() if value is not None} if vocabulary else {}
-    return {**template, **keys, **ids, KEY: ours}
+    return {**template, **keys, **ids, **spec.kept, KEY: ours}
 
 
 def _entry(token: AddedToken) -> dict[str, Any]:
@@ -187,7 +236,7 @@ def spec_from_gguf(path: str, metadata: Mapping[str, Any]) -> TokenizerSpec | No
         added_tokens=_marked(vocabulary, types) if types else infer_added(vocabulary, merges, ids),
         special_ids=ids,
         chat_template=template,
-        size=_size(path, vocabulary, frozenset(i for i, kind in enumerate(types or ()) if kind == UNUSED)),
+        size=_size(path, vocabulary, _unused(types)),
         add_bos=add_bos if isinstance(add_bos, bool) else pre == BOS_BY_DEFAULT,
         notes=() if isinstance(pre, str) else ("pre-tokenizer type default: the file has no tokenizer.ggml.pre",),
         origin=f"{path} (GGUF metadata)",

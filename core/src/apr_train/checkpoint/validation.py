@@ -35,11 +35,16 @@ def validate(checkpoint: Checkpoint, *, data: bool = False, progress: Progress |
     progress = progress or _silent
     if isinstance(checkpoint, AprReader | ShardedReader):
         faults = [finding for file in _files(checkpoint) for finding in _check_file(file, data, progress)]
-        return [*signature_findings(checkpoint), *faults]
+        return [*notices(checkpoint), *faults]
     return list(_scan(checkpoint, progress)) if data else []
 
 
-def signature_findings(checkpoint: Checkpoint) -> list[Finding]:
+def notices(checkpoint: Checkpoint) -> list[Finding]:
+    """What there is to say of an open checkpoint that is no fault: unchecked signatures, and what is read otherwise than it stands."""
+    return [*_signatures(checkpoint), *checkpoint.header.notes]
+
+
+def _signatures(checkpoint: Checkpoint) -> list[Finding]:
     """A warning for each signed file: signatures are not checked here. Other containers have none."""
     files = _files(checkpoint) if isinstance(checkpoint, AprReader | ShardedReader) else []
     problem = "the file is signed, and the signature was not checked"

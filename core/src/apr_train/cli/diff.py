@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_train.cli.options import json_option, setting, verify_option
-from apr_train.cli.output import emit_json, emit_table, say
+from apr_train.cli.output import emit_findings, emit_json, emit_table, say
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _compare(
     from apr_train.family.registry import Registry
 
     with _open(a, verify, rope_layout) as left, _open(b, verify, rope_layout) as right:
+        emit_findings([*left.header.notes, *right.header.notes])
         matching = match(left, right, Registry.discover(), arch=arch)
         config, tokens = config_diff(matching), tokenizer_diff(left.header.tokenizer, right.header.tokenizer)
         total = sum(tensor.nbytes for tensor in left.header.tensors.values())

@@ -10,9 +10,13 @@ import attrs
 from attrs import field, frozen
 
 from apr_train import rules
+from apr_train.checkpoint.apr.config_beside import DIMENSIONS
 from apr_train.checkpoint.header import Header
 from apr_train.errors import ConfigError, Finding
 from apr_train.suggest import did_you_mean
+
+METADATA = "metadata"
+"""The field of a finding that is about all of the config."""
 
 A = TypeVar("A", bound=attrs.AttrsInstance)
 
@@ -138,7 +142,7 @@ class ModelConfig:
         values.update(fixed)
         missing = [name for name in cls.REQUIRED if name not in values]
         if missing:
-            raise ConfigError.of(_missing(header, name) for name in missing)
+            raise ConfigError.of(_missing_findings(header, missing))
         return cls(**values)
 
 
@@ -152,6 +156,23 @@ def require_activation(config: ModelConfig, name: str) -> None:
             expected=name,
             found=config.hidden_act,
         )
+
+
+def _missing_findings(header: Header, names: list[str]) -> list[Finding]:
+    """One finding for each field; one for all of them in an `.apr` that says nothing of its model's size."""
+    if header.format != "apr" or any(key in header.config for key in DIMENSIONS):
+        return [_missing(header, name) for name in names]
+    return [
+        Finding(
+            rule=rules.ARCH_003,
+            subject=header.path,
+            field=METADATA,
+            problem="the checkpoint does not say how large its model is, and no config.json lies beside it",
+            expected=f"values of {', '.join(names)}",
+            found="none of them",
+            hint="Put the model's config.json, as Hugging Face has it, into the file's folder; no option stands in for it.",
+        )
+    ]
 
 
 def _missing(header: Header, name: str) -> Finding:

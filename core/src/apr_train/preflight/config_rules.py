@@ -9,7 +9,7 @@ import attrs
 from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.errors import AprTrainError, ConfigError, Finding
-from apr_train.family.config import ModelConfig
+from apr_train.family.config import METADATA, ModelConfig
 from apr_train.family.plugin import Family
 
 COUNTS = (
@@ -141,33 +141,17 @@ def _refused(error: AprTrainError, where: str) -> Finding:
 
 def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:
     """One line over the missing fields: metadata that is absent is a fault of its own."""
-    names = [finding.field for finding in findings if finding.rule == rules.ARCH_003]
+    names = [finding.field for finding in findings if finding.rule == rules.ARCH_003 and finding.field != METADATA]
     if not names:
         return []
     return [
         Finding(
             rule=rules.INIT_005,
             subject=header.path,
-            field="metadata",
+            field=METADATA,
             problem="the metadata is absent or incomplete" if header.config else "the metadata is absent",
             expected=f"values of {', '.join(names)}",
             found="none of them",
             hint="Re-import the file from its source.",
         )
-    ]
-
-
-def implied_findings(header: Header) -> list[Finding]:
-    """What was concluded from a key that the file leaves out: not silently."""
-    return [
-        Finding(
-            rule=rules.ARCH_003,
-            subject=header.path,
-            field=key,
-            problem="the metadata does not say, which means a value",
-            expected=f"a value for {key}",
-            found=f"nothing: {header.config[key]}, {meaning}",
-            severity="warning",
-        )
-        for key, meaning in header.implied.items()
     ]

@@ -28,6 +28,7 @@ from apr_train.preflight.report import (
     tensor_facts,
 )
 from apr_train.preflight.tensor_rules import TensorReport, provisional_tie, tensor_report
+from apr_train.preflight.wrapped_names import without_wrapper
 
 
 @define
@@ -94,6 +95,7 @@ def _from_scratch(seen: _Examination) -> None:
 def _from_file(seen: _Examination, header: Header) -> None:
     seen.tokenizer = seen.asked.tokenizer or header.tokenizer
     seen.facts |= file_facts(header)
+    seen.findings += header.notes
     if seen.tokenizer is None:
         seen.findings.append(token_rules.no_tokenizer(needed=seen.asked.needs_tokenizer))
     family = seen.family
@@ -107,6 +109,9 @@ def _from_file(seen: _Examination, header: Header) -> None:
         seen.findings += bogus + config_key_findings(header, None)
         seen.skip("config, tensor names and shapes, family's own rules", because)
         return
+    unwrapped = without_wrapper(header, family)
+    seen.findings += unwrapped.findings
+    header = provisional_tie(unwrapped.header)
     _config(seen, family, header, bogus)
     _tensors(seen, family, header, bogus)
     _family(seen, family, header)
@@ -116,7 +121,7 @@ def _config(seen: _Examination, family: Family, header: Header, bogus: list[Find
     config, findings = config_rules.config_from_file(family, header)
     # a config that fails on a value that cannot be says again what bogus_values says of every such value
     seen.findings += [finding for finding in findings if not bogus or finding.rule == rules.ARCH_003]
-    seen.findings += config_rules.absent_findings(header, findings) + config_rules.implied_findings(header)
+    seen.findings += config_rules.absent_findings(header, findings)
     seen.config = None if bogus else config
     known, of_keys = set(map(_place, findings)), config_key_findings(header, seen.config, family.info)
     seen.findings += [finding for finding in of_keys if _place(finding) not in known]

@@ -11,7 +11,7 @@ from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
 
 METADATA = (
     b'{"model_type":"llama","name":"tiny","license":"MIT","data_source":null,"data_license":null,"total_size":0,'
-    b'"param_count":7,"architecture":"llama","hidden_size":4,"rope_theta":10000.0,"rope_type":2,"rms_norm_eps":1e-6,'
+    b'"param_count":7,"architecture":"llama","hidden_size":4,"rope_theta":10000.0,"rope_type":2,"rms_norm_eps":0.000001,'
     b'"note":"na\xc3\xafve \\"\\n"}'
 )
 

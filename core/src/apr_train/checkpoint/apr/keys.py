@@ -8,12 +8,30 @@ from attrs import frozen
 
 
 @frozen
+class Part:
+    """One field of a typed key's table."""
+
+    name: str
+    type: Literal["text", "count", "flag"]
+    bits: int = 64
+    """Width of a `count`."""
+    optional: bool = False
+    """Whether it may be absent or null."""
+
+
+@frozen
 class Key:
     """One typed key, and what every part of the package must know of it."""
 
     name: str
     type: Literal["text", "count", "float", "table"] = "text"
-    """`count` is an unsigned 64-bit integer, `float` a 32-bit one, `table` a JSON object."""
+    """`count` is an unsigned integer, `float` a 32-bit one, `table` a JSON object."""
+    bits: int = 64
+    """Width of a `count`."""
+    fields: tuple[Part, ...] = ()
+    """What a `table` must hold; the reference reader drops all metadata over a table that lacks one of them."""
+    strings: bool = False
+    """Whether every value of a `table` is text."""
     hf: str | None = None
     """The name in Hugging Face's config.json, of a key that is part of the model's config."""
     aliases: tuple[str, ...] = ()
@@ -44,11 +62,29 @@ KEYS = (
     Key("created_at", provenance=True),
     Key("total_size", "count", default=0),
     Key("param_count", "count", default=0),
-    Key("quantization", "table"),
-    Key("sharding", "table"),
+    Key(
+        "quantization",
+        "table",
+        fields=(
+            Part("quant_type", "text"),
+            Part("bits", "count", bits=8),
+            Part("symmetric", "flag"),
+            Part("block_size", "count", optional=True),
+        ),
+    ),
+    Key(
+        "sharding",
+        "table",
+        fields=(
+            Part("shard_count", "count"),
+            Part("shard_index", "count"),
+            Part("total_size", "count"),
+            Part("pattern", "text", optional=True),
+        ),
+    ),
     Key("chat_template"),
     Key("chat_format"),
-    Key("special_tokens", "table"),
+    Key("special_tokens", "table", strings=True),
     Key("architecture"),
     Key("hf_architecture"),
     Key("hf_model_type"),
@@ -65,7 +101,7 @@ KEYS = (
         aliases=("max_seq_len", "context_length", "n_ctx"),
     ),
     Key("rope_theta", "float", hf="rope_theta"),
-    Key("rope_type", "count"),
+    Key("rope_type", "count", bits=32),
     Key("rms_norm_eps", "float", hf="rms_norm_eps", aliases=("layer_norm_eps", "norm_eps")),
     Key("head_dim", "count", hf="head_dim"),
     Key("num_experts", "count", hf="num_experts"),
@@ -78,6 +114,8 @@ TYPED = {key.name: key for key in KEYS}
 HF_NAMES = {key.name: key.hf for key in KEYS if key.hf is not None}
 """Name → the name in Hugging Face's config.json."""
 ALIASES = frozenset(alias for key in KEYS for alias in key.aliases)
+BOOLEANS = frozenset({"norm_topk_prob"})
+"""Custom keys that a reader of aprender's files takes for a boolean: over another value it drops all metadata."""
 PROVENANCE = tuple(key.name for key in KEYS if key.provenance)
 STAMPED = {key.name: key for key in KEYS if key.stamped}
 ENCODER_EPS = "layer_norm_eps"

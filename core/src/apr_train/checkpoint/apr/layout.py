@@ -247,6 +247,15 @@ _MAX_BYTES = 1 << 60
 """Bound on the product of the non-zero dimensions: what numpy can address, with room for eight-byte elements."""
 
 
+TIED_HEADS = frozenset({"lm_head.weight", "output.weight"})
+"""The tensors that may stand in the index with their full shape and no bytes: an output head that is declared tied."""
+
+
+def is_placeholder(name: str, dtype: str, shape: tuple[int, ...], size: int) -> bool:
+    """Whether an entry declares a tied output head instead of holding one; the reference writer spells every tie so."""
+    return size == 0 and name in TIED_HEADS and dtype == "F32" and math.prod(shape) > 0
+
+
 @frozen
 class IndexEntry:
     """One tensor: what it is, and where its bytes are."""
@@ -258,6 +267,11 @@ class IndexEntry:
     """Relative to the header's data offset; a multiple of 64."""
     size: int
     """Bytes, unpadded."""
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether this is an output head that is only declared."""
+        return is_placeholder(self.name, self.dtype.name, self.shape, self.size)
 
     def pack(self) -> bytes:
         """The entry as it stands in the index."""
@@ -364,7 +378,7 @@ def _check_size(entry: IndexEntry, path: object) -> None:
         problem = f"a {entry.dtype.name} tensor must be a whole number of blocks of {entry.dtype.block} elements"
         raise FormatError(problem, path=path, field=field, found=list(entry.shape))
     expected = entry.dtype.nbytes(elements)
-    if expected != entry.size:
+    if expected != entry.size and not entry.is_placeholder:
         problem = f"the size does not fit {entry.dtype.name} {list(entry.shape)}"
         raise FormatError(problem, path=path, field=field, expected=f"{expected} bytes", found=f"{entry.size} bytes")
     if entry.offset % ALIGNMENT:

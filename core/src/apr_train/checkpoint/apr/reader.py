@@ -20,6 +20,7 @@ from apr_train.checkpoint.apr.layout import (
     parse_index,
 )
 from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
+from apr_train.checkpoint.apr.tensors import check_tied_head
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
 from apr_train.checkpoint.dtypes import plain_view
 from apr_train.checkpoint.files import InputFile
@@ -151,7 +152,10 @@ class AprReader:
         self.raw_metadata = parse_metadata(file.read(fixed.metadata_offset, fixed.metadata_size), file.path)
         index = file.read(fixed.index_offset, fixed.data_offset - fixed.index_offset)
         self.entries = parse_index(index, fixed, file.size, file.path)
-        self.header = header_from_apr(str(file.path), self.raw_metadata, _tensor_infos(self.entries))
+        tensors = tensor_infos(self.entries)
+        if not self.flags & Flags.SHARDED:
+            check_tied_head(file.path, tensors)
+        self.header = header_from_apr(str(file.path), self.raw_metadata, tensors)
 
     @classmethod
     def over(cls, file: InputFile, *, verify: bool) -> AprReader:
@@ -181,11 +185,12 @@ class AprReader:
 
     def read(self, name: str) -> TensorView:
         """The tensor as a view of the memory map, or decoded to float32 if it is block-quantised."""
-        raw, entry = self.read_raw(name), self.entries[name]
+        shape, entry = self.header.tensors[name].shape, self.entries[name]
+        raw = self.read_raw(name)
         if not entry.dtype.quantized:
-            return plain_view(entry.dtype.name, entry.shape, raw)
-        floats = dequantize(entry.dtype, raw, math.prod(entry.shape), path=self.header.path, name=name)
-        return TensorView("F32", floats.reshape(entry.shape))
+            return plain_view(entry.dtype.name, shape, raw)
+        floats = dequantize(entry.dtype, raw, math.prod(shape), path=self.header.path, name=name)
+        return TensorView("F32", floats.reshape(shape))
 
     def read_raw(self, name: str) -> memoryview:
         """The tensor's bytes as a view of the memory map."""
@@ -213,6 +218,6 @@ class AprReader:
         self.close()
 
 
-def _tensor_infos(entries: Mapping[str, IndexEntry]) -> dict[str, TensorInfo]:
+def tensor_infos(entries: Mapping[str, IndexEntry]) -> dict[str, TensorInfo]:
     """The index in the vocabulary of every container."""
     return {name: TensorInfo(name, entry.dtype.name, entry.shape, entry.size) for name, entry in entries.items()}

@@ -13,7 +13,8 @@ import attrs
 
 from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
-from apr_train.checkpoint.apr.reader import AprReader
+from apr_train.checkpoint.apr.reader import AprReader, tensor_infos
+from apr_train.checkpoint.apr.tensors import check_tied_head
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
@@ -141,6 +142,7 @@ class ShardedReader:
             for name in manifest.files:
                 self.shards.append(AprReader.over(InputFile(Path(path).parent / name), verify=verify))
             tensors = self._tensors(path)
+            check_tied_head(path, tensors)
         except BaseException:
             self.close()
             raise
@@ -156,7 +158,8 @@ class ShardedReader:
             problem = "the manifest and the shards disagree"
             where = "not in that shard" if (name, number) in stated else "not in the manifest"
             raise FormatError(problem, path=path, field=f"weight_map[{name}]", found=f"shard {number}: {where}")
-        return {name: self.shards[number].header.tensors[name] for name, number in sorted(self.weight_map.items())}
+        found_in = [tensor_infos(shard.entries) for shard in self.shards]
+        return {name: found_in[number][name] for name, number in sorted(self.weight_map.items())}
 
     def _shard(self, name: str) -> AprReader:
         return self.shards[self.weight_map[name]]
@@ -172,7 +175,8 @@ class ShardedReader:
 
     def read(self, name: str) -> TensorView:
         """As `AprReader.read`."""
-        return self._shard(name).read(name)
+        view = self._shard(name).read(name)
+        return TensorView(view.dtype, view.data.reshape(self.header.tensors[name].shape))
 
     def read_raw(self, name: str) -> memoryview:
         """As `AprReader.read_raw`."""

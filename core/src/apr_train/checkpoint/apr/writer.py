@@ -18,17 +18,20 @@ from apr_train.checkpoint.apr.layout import (
     HEADER_SIZE,
     MAX_DIMENSIONS,
     MAX_NAME_SIZE,
+    TIED_HEADS,
     FixedHeader,
     Flags,
     IndexEntry,
     RegionChecksum,
     aligned,
+    is_placeholder,
     padding,
 )
 from apr_train.checkpoint.apr.metadata import encode_metadata
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.checkpoint import Progress
 from apr_train.checkpoint.dtypes import APR_IDS, DTYPES, bytes_of
+from apr_train.checkpoint.tokenizer_metadata import VOCABULARY
 from apr_train.errors import FormatError, OutputError
 
 Data = np.ndarray[Any, Any] | memoryview | bytes | bytearray
@@ -42,11 +45,13 @@ class TensorSpec:
     dtype: str
     """One of the names in `dtypes.APR_IDS`."""
     shape: tuple[int, ...]
+    placeholder: bool = False
+    """Whether it is written without data: the reference writer's way to declare a tied output head."""
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file, unpadded."""
-        return DTYPES[self.dtype].nbytes(math.prod(self.shape))
+        return 0 if self.placeholder else DTYPES[self.dtype].nbytes(math.prod(self.shape))
 
 
 class AprWriter:
@@ -72,7 +77,8 @@ class AprWriter:
         self.path = path
         specs = list(tensors) if keep_order else sorted(tensors, key=lambda spec: spec.name.encode(errors="replace"))
         self._entries = _lay_out(specs, path)
-        self._front = _front(encode_metadata(metadata, path), list(self._entries.values()), flags | Flags.ROW_MAJOR)
+        flags |= Flags.ROW_MAJOR | (Flags.VOCABULARY if metadata.get(VOCABULARY) else 0)
+        self._front = _front(encode_metadata(metadata, path), list(self._entries.values()), flags)
         self._end = len(self._front) + max((entry.offset + aligned(entry.size) for entry in self._entries.values()), default=0)
         self._checksum = RegionChecksum()
         self._open: AbstractContextManager[BinaryIO] = replace_file(path)
@@ -186,6 +192,9 @@ def _check_spec(spec: TensorSpec, path: object) -> int:
     if not fits or not DTYPES[spec.dtype].fits(math.prod(spec.shape)):
         problem = f"a shape that {spec.dtype} cannot have"
         raise FormatError(problem, path=path, field=field, found=list(spec.shape))
+    if spec.placeholder and not is_placeholder(spec.name, spec.dtype, spec.shape, 0):
+        problem = "only an output head can be declared without data"
+        raise FormatError(problem, path=path, field=field, expected=f"{' or '.join(sorted(TIED_HEADS))}, F32")
     return spec.nbytes
 
 
@@ -219,8 +228,8 @@ def rewrite(
         FormatError: the source is damaged, or the metadata cannot be written.
         OutputError: the target cannot be written. An old file is then as it was.
     """
-    entries = sorted(source.entries.values(), key=lambda entry: entry.offset)
-    specs = [TensorSpec(entry.name, entry.dtype.name, entry.shape) for entry in entries]
+    entries = sorted(source.entries.values(), key=lambda entry: (entry.offset, entry.size))
+    specs = [TensorSpec(entry.name, entry.dtype.name, entry.shape, placeholder=entry.is_placeholder) for entry in entries]
     with (
         AprWriter(target, metadata, specs, flags=int(source.flags), keep_order=True) as writer,
         source.stream() as stream,

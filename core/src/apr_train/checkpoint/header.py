@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from attrs import Factory, field, frozen
 
+from apr_train.errors import Finding
+
 Names = Literal["hf", "gguf"]
 RopeRows = Literal["split-half", "adjacent"]
 
@@ -65,6 +67,8 @@ class Header:
     tokenizer: TokenizerSpec | None = field(default=None, repr=False)
     provenance: Mapping[str, Any] = Factory(dict)
     """`license`, `data_source`, `data_license`, `source`, `original_format`, `name`, `version`, `created_at`, … as known."""
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    """What a user should know of how it was opened, as warnings."""
 
     @property
     def parameter_count(self) -> int:

@@ -92,7 +92,9 @@ def _found(config: dict[str, Any], names: Sequence[str]) -> str:
 
 def _hint(folder: Path, config: dict[str, Any], *, has_base: bool) -> str:
     if _text(config, "peft_type") in _PROMPTS:
-        without = "Move adapter_* out of the folder, to take the model without it" if has_base else "Give the base model instead"
+        without = (
+            "Move adapter_* out of the folder, to take the model without it" if has_base else "Give the base model instead"
+        )
         return f"It adds learnt prompts, which cannot be merged into weights. {without}."
     if not has_base:
         base = _text(config, "base_model_name_or_path") or "BASE_MODEL"

@@ -14,7 +14,6 @@ import yaml
 
 from apr_train.errors import FormatError
 
-
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text begins that Git LFS leaves in the place of a file that was not fetched."""
 LARGEST_POINTER = 1024

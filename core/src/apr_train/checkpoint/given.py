@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from apr_train import rules
@@ -18,6 +18,7 @@ from apr_train.errors import FormatError
 from apr_train.suggest import closest
 
 KNOWN = ".apr, safetensors, GGUF, or a Hugging Face folder"
+TOKENIZER = "a tokenizer.json, or vocab.json with merges.txt"
 _VIEW = r"(?:blob|resolve|tree|raw)"
 _HUB = re.compile(
     r"(?:hf:/{1,2}|(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?!datasets/|spaces/|buckets/)"
@@ -43,29 +44,32 @@ _DEPTH, _ENTRIES = 3, 200
 """How deep, and in how many entries of a folder, a model is looked for below it."""
 
 
-def absent(path: Path) -> FormatError:
+def absent(path: Path, expected: str = KNOWN) -> FormatError:
     """The error for a path at which there is nothing: a model's name on the Hub, or a name that is misspelt."""
+    problem, hint = _missing(path)
+    return FormatError(problem, rule=rules.INIT_003, path=path, expected=expected, hint=hint)
+
+
+def _missing(path: Path) -> tuple[str, str | None]:
+    """What is wrong with a path at which there is nothing, and what to do."""
     text = str(path)
-    hub = _HUB.fullmatch(text)
-    if hub is not None:
-        return _no_such(path, "an address of the Hugging Face Hub, not a file", f"Nothing is fetched here: {_download(hub['model'], hub['rest'])}")
+    if hub := _HUB.fullmatch(text):
+        return (
+            "an address of the Hugging Face Hub, not a file",
+            f"Nothing is fetched here: {_download(hub['model'], hub['rest'])}",
+        )
     if _URL.fullmatch(text):
-        return _no_such(path, "an address, not a file", "Download it first: nothing is fetched here.")
-    near = _near(path)
-    if near is not None:
-        return _no_such(path, "no such file", f"Did you mean {near}?")
+        return "an address, not a file", "Download it first: nothing is fetched here."
+    if near := _near(path):
+        return "no such file", f"Did you mean {near}?"
     if _may_be_id(path):
-        return _no_such(path, "no such file or folder", f"If it is a model's name on the Hugging Face Hub: {_download(text)}")
-    return _no_such(path, "no such file", None)
-
-
-def _no_such(path: Path, problem: str, hint: str | None) -> FormatError:
-    return FormatError(problem, rule=rules.INIT_003, path=path, expected=KNOWN, hint=hint)
+        return "no such file or folder", f"If it is a model's name on the Hugging Face Hub: {_download(text)}"
+    return "no such file", None
 
 
 def _near(path: Path) -> Path | None:
     try:
-        near = closest(path.name, os.listdir(path.parent))
+        near = closest(path.name, [item.name for item in path.parent.iterdir()])
     except OSError:
         return None
     return None if near is None else path.parent / near
@@ -139,7 +143,9 @@ def _whole_of(path: Path, shard: re.Match[str]) -> str:
         return f"Give the folder: {path.parent}" if there else f"Its index is missing: fetch {INDEX}, then give the folder."
     first = path.with_name(f"{shard[1]}-{1:0{len(shard[2])}d}-of-{shard[3]}.gguf")
     joined = path.with_name(f"{shard[1]}.gguf")
-    return f"Join them with llama.cpp: {shlex.join(['llama-gguf-split', '--merge', str(first), str(joined)])}, then give {joined}."
+    return (
+        f"Join them with llama.cpp: {shlex.join(['llama-gguf-split', '--merge', str(first), str(joined)])}, then give {joined}."
+    )
 
 
 def _named_among_others(path: Path) -> bool:
@@ -168,6 +174,24 @@ def no_weights(folder: Path) -> FormatError:
         expected=f"{SINGLE} or {INDEX}",
         found=found,
         hint=hint,
+    )
+
+
+def no_tokenizer(folder: Path) -> FormatError:
+    """The error for a folder without a tokenizer: what lies there instead.
+
+    Raises:
+        OSError: when the folder cannot be listed.
+    """
+    below = _below(folder, lambda item: (item / "tokenizer.json").is_file())
+    found = some_of(file_names(folder)) or "nothing"
+    return FormatError(
+        "the folder holds no tokenizer",
+        rule=rules.PREFLIGHT_018,
+        path=folder,
+        expected=TOKENIZER,
+        found=found,
+        hint=f"Give {some_of(below)}." if below else None,
     )
 
 
@@ -209,7 +233,11 @@ def _convert(folder: Path, pickled: Sequence[str]) -> str:
 
 def models_below(folder: Path) -> list[str]:
     """The folders below that hold a model, nearest first; of a Hub cache's snapshots the one of `main` first."""
-    found = [below for below in _folders_below(folder, _DEPTH) if _holds_model(below)]
+    return _below(folder, _holds_model)
+
+
+def _below(folder: Path, holds: Callable[[Path], bool]) -> list[str]:
+    found = [below for below in _folders_below(folder, _DEPTH) if holds(below)]
     main = {_main_snapshot(below) for below in found}
     return [str(below) for below in sorted(found, key=lambda below: (below not in main, len(below.parts), below))]
 

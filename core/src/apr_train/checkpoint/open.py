@@ -1,4 +1,4 @@
-"""Opening a checkpoint: the container is known by its first bytes, never by the file's ending."""
+"""Opening a checkpoint or a tokenizer: the container is known by its first bytes, never by the file's ending."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ import attrs
 from apr_train import rules
 from apr_train.checkpoint.adapter import folder_finding, tensor_finding
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.files import LARGEST_POINTER, refuse_pointer
+from apr_train.checkpoint.files import LARGEST_POINTER, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import file_names, only_apr
-from apr_train.checkpoint.given import KNOWN, absent, folder_hint, looks_like_json, not_weights, one_of_several
-from apr_train.checkpoint.header import RopeRows
+from apr_train.checkpoint.given import (
+    KNOWN,
+    TOKENIZER,
+    absent,
+    folder_hint,
+    looks_like_json,
+    no_tokenizer,
+    not_weights,
+    one_of_several,
+)
+from apr_train.checkpoint.header import RopeRows, TokenizerSpec
+from apr_train.checkpoint.huggingface import TOKENIZER_FILES, tokenizer_of
+from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import Finding, FormatError
 
 FOREIGN = {
@@ -61,6 +72,37 @@ def open_checkpoint(
         checkpoint.close()
         raise
     return checkpoint
+
+
+def open_tokenizer(path: str | os.PathLike[str]) -> TokenizerSpec:
+    """The tokenizer of a folder, of one of the files that a folder's tokenizer is kept in, or of a checkpoint.
+
+    Raises:
+        FormatError: when there is none, or it is not one.
+    """
+    path = Path(path)
+    try:
+        if _is_folder(path, TOKENIZER):
+            return _tokenizer_in(path)
+        if path.name in TOKENIZER_FILES:
+            return _tokenizer_in(path.parent)
+        if not _start(path).startswith((b"GGUF", b"APR")):
+            return spec_from_json(parse_json(path), str(path))
+        with open_checkpoint(path, verify=False, whole=False) as checkpoint:
+            found = checkpoint.header.tokenizer
+    except OSError as error:
+        raise _unreadable(path, error, TOKENIZER) from error
+    if found is None:
+        raise FormatError("the checkpoint carries no tokenizer", rule=rules.PREFLIGHT_018, path=path, expected=TOKENIZER)
+    return found
+
+
+def _tokenizer_in(folder: Path) -> TokenizerSpec:
+    config = folder / "config.json"
+    found = tokenizer_of(folder, parse_json(config) if config.is_file() else {})
+    if found is None:
+        raise no_tokenizer(folder)
+    return found
 
 
 def _warn(checkpoint: Checkpoint, finding: Finding | None, *, whole: bool) -> None:
@@ -126,31 +168,32 @@ def _open_folder(path: Path, *, verify: bool, whole: bool) -> Checkpoint:
     return checkpoint
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Path, expected: str = KNOWN) -> bool:
     """False for a regular file; anything else (a pipe would block the open) is refused."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, expected) from error
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise FormatError("neither a file nor a folder", rule=rules.INIT_003, path=path, expected=KNOWN)
+        raise FormatError("neither a file nor a folder", rule=rules.INIT_003, path=path, expected=expected)
     return stat.S_ISDIR(mode)
 
 
-def _unreadable(path: Path, error: OSError) -> FormatError:
-    if isinstance(error, FileNotFoundError) and not path.exists():
-        return absent(path)
+def _unreadable(path: Path, error: OSError, expected: str = KNOWN) -> FormatError:
+    if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+        return absent(path, expected)
     subject = error.filename if isinstance(error.filename, str) else path
     hint = "Check its permissions, and those of the folders above it." if isinstance(error, PermissionError) else None
     return FormatError(f"cannot be read: {error.strerror}", rule=rules.INIT_003, path=subject, hint=hint)
 
 
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST_POINTER)
+
+
 def _magic(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(LARGEST_POINTER)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    magic = _start(path)
     refuse_pointer(magic, path)
     if len(magic) < 9:
         what = f"{len(magic)} bytes" if magic else "an empty file"

@@ -1,4 +1,4 @@
-"""Adapters (LoRA and peft's other kinds): weights that mean something only on top of a base model's, by their files and names."""
+"""Adapters (LoRA and peft's other kinds), which mean something only on top of a base: known by their files and names."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tensor_finding(path: Path, tensors: Iterable[str]) -> Finding | None:
         else "an adapter (LoRA or another of peft's kinds) that is not merged into the model",
         expected="a model whose adapter is merged into it",
         found=f"{len(adapters)} of {len(names)} tensors are an adapter's",
-        hint="Merge it into its base first: merge_and_unload() of peft, then save_pretrained(NEW_FOLDER), and give that folder.",
+        hint="Merge it into its base first: peft's merge_and_unload(), then save_pretrained(NEW_FOLDER), and give that folder.",
     )
 
 

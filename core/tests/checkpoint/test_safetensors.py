@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 import tracemalloc
 
@@ -8,8 +9,10 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
+from apr_train.checkpoint.dtypes import SAFETENSORS
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.safetensors import SafetensorsReader, write_safetensors, write_sharded
+from apr_train.checkpoint.validation import validate
 from apr_train.errors import FormatError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -252,3 +255,70 @@ def test_a_broken_config_is_a_format_error(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(FormatError):
         SafetensorsReader.open(tmp_path)
+
+
+BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "C64": 64,
+}
+
+
+def safetensors_refuses(path):
+    try:
+        with safetensors.safe_open(path, "np"):
+            return False
+    except safetensors.SafetensorError:
+        return True
+
+
+def test_the_types_are_those_that_the_safetensors_package_reads(tmp_path):
+    for dtype, kind in SAFETENSORS.items():
+        size = kind.nbytes(8)
+        (tmp_path / dtype).write_bytes(raw_file({"x": entry(dtype, (2, 4), (0, size))}, b"\0" * size))
+        with safetensors.safe_open(tmp_path / dtype, "np") as file:
+            assert file.get_slice("x").get_dtype() == dtype
+        with SafetensorsReader.open(tmp_path / dtype) as reader:
+            assert (reader.header.tensors["x"].shape, len(reader.read_raw("x"))) == ((2, 4), size)
+    (tmp_path / "F99").write_bytes(raw_file({"x": entry("F99", (2, 4), (0, 8))}))
+    with pytest.raises(safetensors.SafetensorError) as unknown:
+        safetensors.safe_open(tmp_path / "F99", "np").__enter__()
+    listed = set(re.findall(r"`(\w+)`", str(unknown.value))) - {"F99"}
+    assert listed == set(SAFETENSORS)  # the package names all that it has
+
+
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("elements", range(1, 9))
+def test_elements_must_fill_whole_bytes_as_in_the_safetensors_package(dtype, elements, tmp_path):
+    size = -(-elements * BITS[dtype] // 8)
+    (tmp_path / "m").write_bytes(raw_file({"x": entry(dtype, (elements,), (0, size))}, b"\0" * size))
+    try:
+        SafetensorsReader.open(tmp_path / "m").close()
+        refused = False
+    except FormatError:
+        refused = True
+    assert refused == safetensors_refuses(tmp_path / "m")
+
+
+@pytest.mark.rule("PREFLIGHT-006")
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2"])
+def test_values_that_share_a_byte_are_not_read_as_numbers(dtype, tmp_path):
+    size = SAFETENSORS[dtype].nbytes(4)
+    (tmp_path / "m").write_bytes(raw_file({"x": entry(dtype, (4,), (0, size))}, b"\xff" * size))
+    with SafetensorsReader.open(tmp_path / "m") as reader:
+        assert validate(reader, data=True) == []
+        with pytest.raises(FormatError, match=rf"PREFLIGHT-006.*\[x\].*found {dtype}"):
+            reader.read("x")
+
+
+def test_complex_values_are_looked_at_for_nan_too(tmp_path):
+    data = np.array([complex(1, np.nan), complex(np.inf, 0), 1j, 0], np.complex64).tobytes()
+    (tmp_path / "m").write_bytes(raw_file({"x": entry("C64", (4,), (0, 32))}, data))
+    with SafetensorsReader.open(tmp_path / "m") as reader:
+        assert [finding.found for finding in validate(reader, data=True)] == ["1 NaN, 1 infinite"]

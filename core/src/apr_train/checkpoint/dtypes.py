@@ -27,7 +27,8 @@ class DType:
     block_bytes: int
     block: int = 1
     numpy: str | None = None
-    """numpy's type of the stored bits (bf16 and eight-bit floats as unsigned integers); None: decoded to float32 when read."""
+    """numpy's type of the stored bits (bf16 and eight-bit floats as unsigned integers); None: decoded to float32 when read,
+    or `packed`."""
     torch: str | None = None
     """The attribute of `torch`, also the word in a config.json; None where models here hold no such tensors."""
     apr_ids: tuple[int, ...] = ()
@@ -37,11 +38,13 @@ class DType:
     """Whether weights are trained, converted and cast in this type."""
     pads: bool = False
     """Whether the last block may be incomplete in elements, and is filled up."""
+    packed: bool = False
+    """Whether several elements share a byte and nothing here takes them apart: such a tensor has bytes and no values."""
 
     @property
     def quantized(self) -> bool:
         """Whether elements are decoded to float32 when read."""
-        return self.numpy is None
+        return self.numpy is None and not self.packed
 
     def fits(self, elements: int) -> bool:
         """Whether a tensor can have so many elements: they fill whole blocks, or the last one is filled up."""
@@ -60,8 +63,14 @@ _TABLE = (
     DType("BOOL", 1, numpy="?", torch="bool"),
     DType("U8", 1, numpy="u1", torch="uint8", apr_ids=(7,)),
     DType("I8", 1, numpy="i1", torch="int8", apr_ids=(6,)),
+    DType("F4", 1, block=2, packed=True),
+    DType("F6_E2M3", 3, block=4, packed=True),
+    DType("F6_E3M2", 3, block=4, packed=True),
     DType("F8_E5M2", 1, numpy="u1"),
     DType("F8_E4M3", 1, numpy="u1"),
+    DType("F8_E8M0", 1, numpy="u1"),
+    DType("F8_E4M3FNUZ", 1, numpy="u1"),
+    DType("F8_E5M2FNUZ", 1, numpy="u1"),
     DType("U16", 2, numpy="<u2"),
     DType("I16", 2, numpy="<i2", torch="int16"),
     DType("F16", 2, numpy="<f2", torch="float16", apr_ids=(1,), is_float=True),
@@ -72,6 +81,7 @@ _TABLE = (
     DType("U64", 8, numpy="<u8"),
     DType("I64", 8, numpy="<i8", torch="int64", apr_ids=(5,)),
     DType("F64", 8, numpy="<f8", torch="float64", apr_ids=(3,), is_float=True),
+    DType("C64", 8, numpy="<c8"),
     DType("Q4_K", 144, block=256, apr_ids=(12,)),
     DType("Q6_K", 210, block=256, apr_ids=(14,)),
     # 8 and 9 are the ids of older files, before GGML's own 8 and 9 were given room
@@ -80,8 +90,12 @@ _TABLE = (
 )
 DTYPES = {dtype.name: dtype for dtype in _TABLE}
 """Name → type: all of safetensors' and of `.apr`'s; GGML's other blocks are in `quantization.ggml_types`."""
-PLAIN = {name: dtype for name, dtype in DTYPES.items() if not dtype.quantized}
-"""The types that safetensors has: numpy reads their bytes as they lie in the file."""
+PLAIN = {name: dtype for name, dtype in DTYPES.items() if dtype.numpy is not None}
+"""The types whose bytes numpy reads as they lie in the file."""
+SAFETENSORS = {name: dtype for name, dtype in DTYPES.items() if not dtype.quantized}
+"""The types that safetensors has."""
+PACKED = tuple(name for name, dtype in DTYPES.items() if dtype.packed)
+"""Those of them that have bytes and no values here."""
 APR_DTYPES = {number: dtype for dtype in _TABLE for number in dtype.apr_ids}
 """Id in an `.apr` index → type, of every id that is read."""
 APR_IDS = {dtype.name: dtype.apr_ids[0] for dtype in _TABLE if dtype.apr_ids}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,30 @@ from typing import Any
 import yaml
 
 from apr_train.errors import FormatError
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that Git LFS leaves in the place of a file that was not fetched."""
+LARGEST_POINTER = 1024
+"""Bytes of a pointer at most, as the format says."""
+_POINTER_FIELDS = re.compile(rb"oid (\S{1,100})\s+size (\d{1,20})")
+
+
+def refuse_pointer(start: bytes, path: object) -> None:
+    """Refuse what a clone without Git LFS has in the place of the file itself; `start` is the file's first bytes.
+
+    Raises:
+        FormatError: when they are a pointer's.
+    """
+    if not start.startswith(POINTER):
+        return
+    fields = _POINTER_FIELDS.search(start)
+    raise FormatError(
+        "a Git LFS pointer lies in the place of the file",
+        path=path,
+        expected=f"a file of {int(fields[2]):,} bytes" if fields else "the file itself",
+        found=f"its pointer ({fields[1].decode(errors='replace')})" if fields else "its pointer",
+        hint="Fetch the file: git lfs pull, in that clone (git lfs install comes first, once), or download it again.",
+    )
 
 
 class InputFile:
@@ -30,6 +55,14 @@ class InputFile:
             raise FormatError("not a regular file", path=path)
         self.size = status.st_size
         self._map: mmap.mmap | None = None
+        self._refuse_pointer()
+
+    def _refuse_pointer(self) -> None:
+        try:
+            refuse_pointer(self.read(0, min(LARGEST_POINTER, self.size)), self.path)
+        except FormatError:
+            self.close()
+            raise
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable byte buffer from `offset`.
@@ -83,28 +116,45 @@ def map_file(path: Path) -> memoryview:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 return memoryview(b"")
+            refuse_pointer(file.read(LARGEST_POINTER), path)
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
 
 
 MAX_BYTES = 1 << 28
-"""Bound on a JSON file: a tokenizer.json of a 250,000-token vocabulary has about 35 MB."""
+"""Bound on a file of JSON or of merges: a tokenizer.json of a 250,000-token vocabulary has about 35 MB."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of at most 256 MiB.
+
+    Raises:
+        FormatError: when the file is missing, too large, a Git LFS pointer, or no UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise FormatError("too large for a text file", path=path, expected=f"at most {MAX_BYTES} bytes", found=size)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+    refuse_pointer(raw, path)
+    try:
+        return raw.decode("utf-8")
+    except ValueError as error:
+        raise FormatError(f"not UTF-8 text: {error}", path=path) from error
 
 
 def parse_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        FormatError: when the file is missing, too large, no UTF-8, no JSON, or no object.
+        FormatError: when the file is missing, too large, a Git LFS pointer, no UTF-8, no JSON, or no object.
     """
+    text = read_text(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise FormatError("too large for a JSON file", path=path, expected=f"at most {MAX_BYTES} bytes", found=size)
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not valid JSON: {error}", path=path) from error
     if not isinstance(value, dict):

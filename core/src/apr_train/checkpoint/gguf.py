@@ -90,7 +90,7 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
         tie=tie_from_index(config, tensors),
         tokenizer=spec_from_gguf(path, metadata) or spec_beside(Path(path)),
         further=_further(metadata, architecture),
-        notes=() if says else (all_heads(path, config["num_key_value_heads"]),),
+        findings=() if says else (all_heads(path, config["num_key_value_heads"]),),
         provenance={
             "original_format": "gguf",
             **{name: metadata[key] for key, name in GENERAL.items() if isinstance(metadata.get(key), str)},

@@ -70,11 +70,10 @@ class Header:
     """What a GGUF or `.apr` says beside that, in its own spelling (`llama.attention.causal`): judged, never written."""
     provenance: Mapping[str, Any] = Factory(dict)
     """`license`, `data_source`, `data_license`, `source`, `original_format`, `name`, `version`, `created_at`, … as known."""
-
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
+    """What was read in another way than it stands in the file, left out, or chosen among several, as warnings."""
     extra: Mapping[str, Any] = field(default=Factory(dict), repr=False)
     """Further metadata of an `.apr`, which says nothing of the model's mathematics: written again with the model."""
-    notes: tuple[Finding, ...] = field(default=(), repr=False)
-    """What was read in another way than it stands in the file, or left out; warnings."""
 
     @property
     def parameter_count(self) -> int:

@@ -7,31 +7,62 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
 from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.implied import implied_values
+from apr_train.checkpoint.pre_tokenizers import TOKENIZER_CLASSES
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
+from apr_train.checkpoint.vocabulary_files import MERGES, SENTENCEPIECE, VOCABULARY, class_name, read_vocabulary_files
 from apr_train.errors import FormatError
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 
 
 def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
-    """The folder's tokenizer.json with its special ids and chat template; None if there is no tokenizer.json.
+    """The folder's tokenizer with its special ids and chat template; None if there is none.
+
+    tokenizer.json, else vocab.json with merges.txt. Of a kind that cannot be read from its own files the spec has the name.
 
     Raises:
         FormatError: when one of the files is not what it should be.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        return None
+        return _tokenizer_of_other_files(folder, config)
     content = parse_json(path)
     settings = _optional(folder / "tokenizer_config.json")
     named = _optional(folder / "special_tokens_map.json") | settings
     return spec_from_json(
         content, str(path), special_ids=_special_ids(content, named, config), chat_template=_template(folder, settings)
     )
+
+
+TOKENIZER_FILES = ("tokenizer.json", VOCABULARY, MERGES, *SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json")
+"""The files that a folder's tokenizer is kept in; each stands for all of them."""
+UNNAMED = f"no tokenizer_class in tokenizer_config.json ({', '.join(TOKENIZER_CLASSES)} are read)"
+"""The kind of a vocab.json and merges.txt that nothing says the class of."""
+
+
+def _tokenizer_of_other_files(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
+    vocabulary, merges = folder / VOCABULARY, folder / MERGES
+    settings = _optional(folder / "tokenizer_config.json")
+    if not vocabulary.is_file() or not merges.is_file():
+        piece = next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)
+        return None if piece is None else TokenizerSpec(model="sentencepiece", origin=str(piece))
+    kind = class_name(config, settings)
+    built = (
+        None if kind is None else read_vocabulary_files(folder, kind, settings, _optional(folder / "special_tokens_map.json"))
+    )
+    if built is None:
+        return TokenizerSpec(model=kind or UNNAMED, origin=f"{vocabulary} and {merges.name}")
+    ids = _special_ids(built.content, built.named, config)
+    spec = spec_from_json(
+        built.content, f"{vocabulary} and {merges.name}", special_ids=ids, chat_template=_template(folder, settings)
+    )
+    return attrs.evolve(spec, notes=built.notes)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -119,7 +150,7 @@ def header_from_hf(
         rope_rows="split-half",
         tie=tie_from_index(canonical, tensors),
         tokenizer=tokenizer,
-        notes=implied,
+        findings=implied,
         provenance={"original_format": "safetensors", **(provenance or {})},
     )
 

@@ -1,9 +1,8 @@
-"""Opening a checkpoint: the container is known by its first bytes, never by the file's ending."""
+"""Opening a checkpoint or a tokenizer: the container is known by its first bytes, never by the file's ending."""
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 from typing import cast
@@ -11,59 +10,140 @@ from typing import cast
 import attrs
 
 from apr_train import rules
+from apr_train.checkpoint.adapter import folder_finding, tensor_finding
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import RopeRows
-from apr_train.errors import FormatError
+from apr_train.checkpoint.files import LARGEST_POINTER, parse_json, refuse_pointer
+from apr_train.checkpoint.folder import file_names, only_apr
+from apr_train.checkpoint.given import (
+    KNOWN,
+    TOKENIZER,
+    absent,
+    folder_hint,
+    looks_like_json,
+    no_tokenizer,
+    not_weights,
+    one_of_several,
+)
+from apr_train.checkpoint.header import RopeRows, TokenizerSpec
+from apr_train.checkpoint.huggingface import TOKENIZER_FILES, tokenizer_of
+from apr_train.checkpoint.tokenizer_json import spec_from_json
+from apr_train.errors import Finding, FormatError
 
-KNOWN = ".apr, safetensors, GGUF, or a Hugging Face folder"
-SHARD = re.compile(r".+-\d+-of-\d+\.apr")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save makes it: pickle is never read, convert it to safetensors",
     b"\x80\x02": "a pickle file: pickle is never read, convert it to safetensors",
     b"\x80\x04": "a pickle file: pickle is never read, convert it to safetensors",
     b"ggjt": "an old GGML file: convert it to GGUF with llama.cpp",
     b"lmgg": "an old GGML file: convert it to GGUF with llama.cpp",
+    b"\x89HDF": "TensorFlow weights (HDF5): fetch the model's safetensors",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it first",
+    b"<!DOCTYPE": "a web page: the download went wrong, fetch the file again",
+    b"<html": "a web page: the download went wrong, fetch the file again",
 }
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, verify: bool = True, rope_layout: RopeRows | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, verify: bool = True, rope_layout: RopeRows | None = None, whole: bool = True
+) -> Checkpoint:
     """Open a checkpoint file or folder: `.apr`, safetensors or GGUF, decided by the first bytes.
 
     `verify=False` skips the checksum over an `.apr`'s data (the other containers have none). `rope_layout` is the
-    user's word on the order of the rows of q and k, for a file that does not say.
+    user's word on the order of the rows of q and k, for a file that does not say. `whole=False` also opens what is a part
+    of a model, one file of several or an adapter, with a warning in the header's findings: for who looks at files.
 
     Raises:
-        FormatError: a missing or empty file, an unknown magic, or a file that is not what it says it is.
+        FormatError: a missing or empty file, an unknown magic, a file that is not what it says it is, or a part of a model.
     """
     path = Path(path)
-    checkpoint = _open(path, verify=verify)
-    if rope_layout is not None:
-        _choose_rope_rows(checkpoint, rope_layout)
+    try:
+        checkpoint = _open(path, verify=verify, whole=whole)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except FormatError as error:
+        if isinstance(error.__cause__, OSError) and not error.finding.rule:
+            error.amend(rule=rules.INIT_003)
+        raise
+    try:
+        _warn(checkpoint, tensor_finding(path, checkpoint.header.tensors), whole=whole)
+        if rope_layout is not None:
+            _choose_rope_rows(checkpoint, rope_layout)
+    except FormatError:
+        checkpoint.close()
+        raise
     return checkpoint
 
 
-def _open(path: Path, *, verify: bool) -> Checkpoint:
+def open_tokenizer(path: str | os.PathLike[str]) -> TokenizerSpec:
+    """The tokenizer of a folder, of one of the files that a folder's tokenizer is kept in, or of a checkpoint.
+
+    Raises:
+        FormatError: when there is none, or it is not one.
+    """
+    path = Path(path)
+    try:
+        if _is_folder(path, TOKENIZER):
+            return _tokenizer_in(path)
+        if path.name in TOKENIZER_FILES:
+            return _tokenizer_in(path.parent)
+        if not _start(path).startswith((b"GGUF", b"APR")):
+            return spec_from_json(parse_json(path), str(path))
+        with open_checkpoint(path, verify=False, whole=False) as checkpoint:
+            found = checkpoint.header.tokenizer
+    except OSError as error:
+        raise _unreadable(path, error, TOKENIZER) from error
+    if found is None:
+        raise FormatError("the checkpoint carries no tokenizer", rule=rules.PREFLIGHT_018, path=path, expected=TOKENIZER)
+    return found
+
+
+def _tokenizer_in(folder: Path) -> TokenizerSpec:
+    config = folder / "config.json"
+    found = tokenizer_of(folder, parse_json(config) if config.is_file() else {})
+    if found is None:
+        raise no_tokenizer(folder)
+    return found
+
+
+def _warn(checkpoint: Checkpoint, finding: Finding | None, *, whole: bool) -> None:
+    """Put a fault of a model into the header as a warning, where it need not be one; else raise it."""
+    if finding is None:
+        return
+    if whole:
+        raise FormatError.of([finding])
+    warning = attrs.evolve(finding, severity="warning")
+    checkpoint.header = attrs.evolve(checkpoint.header, findings=(*checkpoint.header.findings, warning))
+
+
+def _open(path: Path, *, verify: bool, whole: bool) -> Checkpoint:
     if _is_folder(path):
-        return _open_folder(path, verify=verify)
+        return _open_folder(path, verify=verify, whole=whole)
+    part = one_of_several(path)
+    if part is not None and whole:
+        raise part
+    checkpoint = _open_file(path, verify=verify)
+    if part is not None:
+        _warn(checkpoint, part.finding, whole=whole)
+    return checkpoint
+
+
+def _open_file(path: Path, *, verify: bool) -> Checkpoint:
     magic = _magic(path)
     if magic[:4] == b"GGUF":
         from apr_train.checkpoint.gguf import GgufReader
 
         return GgufReader.open(path)
-    if magic[:3] == b"APR" or _is_manifest(magic):
+    if looks_like_json(magic) and (error := not_weights(path)) is not None:
+        raise error
+    if magic[:3] == b"APR" or looks_like_json(magic):
         return _open_apr(path, verify=verify)
-    if magic[8:] == b"{":
+    if magic[8:9] == b"{":
         from apr_train.checkpoint.safetensors import SafetensorsReader
 
         return SafetensorsReader.open(path)
     hint = next((f"It looks like {what}." for start, what in FOREIGN.items() if magic.startswith(start)), None)
+    hint = hint or folder_hint(path)
     raise FormatError("not a checkpoint", rule=rules.INIT_004, path=path, expected=KNOWN, found=repr(magic[:4]), hint=hint)
-
-
-def _is_manifest(magic: bytes) -> bool:
-    """A JSON file: a `{`, which is also how a safetensors header of 123 bytes (or 379, …) begins, so both are looked at."""
-    is_header_length = int.from_bytes(magic[:8], "little") < 1 << 32
-    return magic[:1] == b"{" and not (is_header_length and magic[8:] == b"{")
 
 
 def _open_apr(path: Path, *, verify: bool) -> Checkpoint:
@@ -72,39 +152,49 @@ def _open_apr(path: Path, *, verify: bool) -> Checkpoint:
     return cast(Checkpoint, open_apr(path, verify=verify))
 
 
-def _open_folder(path: Path, *, verify: bool) -> Checkpoint:
+def _open_folder(path: Path, *, verify: bool, whole: bool) -> Checkpoint:
     """A Hugging Face folder, or one that holds one `.apr` (in shards or not) and no safetensors."""
-    found = sorted(path.glob("*.apr"))
-    if found and not any(path.glob("*.safetensors")) and (len(found) == 1 or SHARD.fullmatch(found[0].name)):
-        return _open_apr(found[0], verify=verify)
+    names = file_names(path)
+    adapter = folder_finding(path, names)
+    if adapter is not None and whole:
+        raise FormatError.of([adapter])
+    apr = only_apr(path, names)
+    if apr is not None:
+        return _open_apr(apr, verify=verify)
     from apr_train.checkpoint.safetensors import SafetensorsReader
 
-    return SafetensorsReader.open(path)
+    checkpoint = SafetensorsReader.open(path)
+    _warn(checkpoint, adapter, whole=whole)
+    return checkpoint
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Path, expected: str = KNOWN) -> bool:
     """False for a regular file; anything else (a pipe would block the open) is refused."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, expected) from error
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise FormatError("neither a file nor a folder", rule=rules.INIT_003, path=path, expected=KNOWN)
+        raise FormatError("neither a file nor a folder", rule=rules.INIT_003, path=path, expected=expected)
     return stat.S_ISDIR(mode)
 
 
-def _unreadable(path: Path, error: OSError) -> FormatError:
-    if isinstance(error, FileNotFoundError):
-        return FormatError("no such file", rule=rules.INIT_003, path=path, expected=KNOWN)
-    return FormatError(f"cannot be read: {error.strerror}", rule=rules.INIT_003, path=path)
+def _unreadable(path: Path, error: OSError, expected: str = KNOWN) -> FormatError:
+    if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+        return absent(path, expected)
+    subject = error.filename if isinstance(error.filename, str) else path
+    hint = "Check its permissions, and those of the folders above it." if isinstance(error, PermissionError) else None
+    return FormatError(f"cannot be read: {error.strerror}", rule=rules.INIT_003, path=subject, hint=hint)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST_POINTER)
 
 
 def _magic(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(9)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    magic = _start(path)
+    refuse_pointer(magic, path)
     if len(magic) < 9:
         what = f"{len(magic)} bytes" if magic else "an empty file"
         raise FormatError("too short to be a checkpoint", rule=rules.INIT_004, path=path, expected=KNOWN, found=what)

@@ -104,3 +104,52 @@ def _bare(part: Any) -> Any:
         filled = {**defaults, **part} if part.get("type") in ("ByteLevel", "Split") else part
         return {key: _bare(value) for key, value in filled.items() if key != "trim_offsets"}
     return [_bare(item) for item in part] if isinstance(part, list) else part
+
+
+@frozen(kw_only=True)
+class VocabularyClass:
+    """A tokenizer class of transformers that is kept as vocab.json and merges.txt."""
+
+    name: str
+    """As messages call it."""
+    cut: PreTokenizer
+    special_tokens: Mapping[str, str]
+    """Role → the token that it has where the files name none."""
+    takes_space: tuple[str, ...] = ()
+    """Roles whose token takes the space before it, where the files give no flags: so the published tokenizer.json has it."""
+    pair: str | None = None
+    """A post-processor that puts cls and sep around a text."""
+    model_types: tuple[str, ...] = ()
+    """`model_type`s of config.json whose tokenizer it is, where no class is named."""
+
+
+_END_OF_TEXT = "<|endoftext|>"
+_ROBERTA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+TOKENIZER_CLASSES: Mapping[str, VocabularyClass] = {
+    "RobertaTokenizer": VocabularyClass(
+        name="RoBERTa",
+        cut=PRE_TOKENIZERS["gpt-2"],
+        special_tokens=_ROBERTA,
+        takes_space=("mask",),
+        pair="RobertaProcessing",
+        model_types=("roberta", "roberta-prelayernorm", "longformer", "ibert"),
+    ),
+    "GPT2Tokenizer": VocabularyClass(
+        name="GPT-2",
+        cut=PRE_TOKENIZERS["gpt-2"],
+        special_tokens={"bos": _END_OF_TEXT, "eos": _END_OF_TEXT, "unk": _END_OF_TEXT},
+        model_types=("gpt2", "gpt_neo", "gptj", "starcoder2", "codegen"),
+    ),
+    "Qwen2Tokenizer": VocabularyClass(
+        name="Qwen2",
+        cut=PRE_TOKENIZERS["qwen2"],
+        special_tokens={"eos": _END_OF_TEXT, "unk": _END_OF_TEXT, "pad": _END_OF_TEXT},
+        model_types=("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+    ),
+}
+"""The classes whose vocab.json and merges.txt can be read here."""
+
+
+def tokenizer_class_of(model_type: Any) -> str | None:
+    """The class of a model type's tokenizer, where it is one of those in `TOKENIZER_CLASSES`."""
+    return next((name for name, known in TOKENIZER_CLASSES.items() if model_type in known.model_types), None)

@@ -13,17 +13,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeGuard
 
+import attrs
 import numpy as np
 from attrs import frozen
 
 from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
-from apr_train.checkpoint.dtypes import PLAIN, bytes_of, plain_view
-from apr_train.checkpoint.files import map_file, parse_json
+from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, bytes_of, plain_view
+from apr_train.checkpoint.files import LARGEST_POINTER, map_file, parse_json, refuse_pointer
+from apr_train.checkpoint.folder import EXPLICIT, INDEX, SINGLE, WeightFiles, find_weights
+from apr_train.checkpoint.given import no_weights
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf, readme_license, tokenizer_of
-from apr_train.errors import FormatError
+from apr_train.errors import Finding, FormatError
 
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
@@ -74,7 +77,10 @@ def read_index(path: Path) -> Index:
 
 
 def _header_bytes(file: BinaryIO, file_size: int, path: Path) -> bytes:
-    prefix = file.read(8)
+    start = file.read(LARGEST_POINTER)
+    refuse_pointer(start, path)
+    prefix = start[:8]
+    file.seek(len(prefix))
     if len(prefix) < 8:
         raise FormatError(
             "too short for a safetensors file", path=path, expected="at least 8 bytes", found=f"{file_size} bytes"
@@ -109,15 +115,19 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, i
     if not isinstance(entry, dict):
         raise FormatError("not an object", path=path, field=field)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in PLAIN:
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
         raise FormatError(
-            "unknown dtype", path=path, field=field, expected=f"one of {', '.join(PLAIN)}", found=repr(dtype)[:40]
+            "unknown dtype", path=path, field=field, expected=f"one of {', '.join(SAFETENSORS)}", found=repr(dtype)[:40]
         )
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise FormatError("not a shape", path=path, field=field, expected="non-negative integers", found=repr(shape)[:80])
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError("not a pair of offsets", path=path, field=field, found=repr(offsets)[:80])
-    nbytes = PLAIN[dtype].block_bytes * math.prod(shape)
+    elements = math.prod(shape)
+    if not SAFETENSORS[dtype].fits(elements):
+        expected = f"a multiple of {SAFETENSORS[dtype].block} elements, which fill whole bytes"
+        raise FormatError("elements that end inside a byte", path=path, field=field, expected=expected, found=elements)
+    nbytes = SAFETENSORS[dtype].nbytes(elements)
     if offsets[1] - offsets[0] != nbytes:
         found = offsets[1] - offsets[0]
         raise FormatError("size and shape disagree", path=path, field=field, expected=f"{nbytes} bytes", found=found)
@@ -150,10 +160,6 @@ def _check_cover(extents: Mapping[str, Extent], base: int, file_size: int, path:
         )  # fmt: skip
 
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
-
 class SafetensorsReader:
     """An open safetensors checkpoint; tensors are views of the memory maps. Make it with `open`."""
 
@@ -163,17 +169,19 @@ class SafetensorsReader:
         config: Mapping[str, Any],
         files: Mapping[Path, Mapping[str, Extent]],
         infos: Mapping[str, TensorInfo],
+        findings: tuple[Finding, ...] = (),
     ) -> None:
         folder = path if path.is_dir() else path.parent
         self.config = config
         license_name = readme_license(folder)
         self.header = header_from_hf(
             str(path),
-            config,
+            {key: value for key, value in config.items() if key != EXPLICIT},
             dict(sorted(infos.items())),
             tokenizer=tokenizer_of(folder, config),
             provenance={"license": license_name} if license_name else {},
         )
+        self.header = attrs.evolve(self.header, findings=(*self.header.findings, *findings))
         self._places = {name: (file, extent) for file, extents in files.items() for name, extent in extents.items()}
         self._maps: dict[Path, memoryview] = {}
 
@@ -184,21 +192,36 @@ class SafetensorsReader:
         Raises:
             FormatError: for anything that is not as the format says, in any of the files.
         """
-        shards = _shards(path) if path.is_dir() else {path: None}
-        config_file = (path if path.is_dir() else path.parent) / "config.json"
+        folder = path if path.is_dir() else path.parent
+        config_file = folder / "config.json"
         config = parse_json(config_file) if config_file.is_file() else {}
+        weights = _weights_of(folder, config) if path.is_dir() else WeightFiles(files={path.name: None})
         files: dict[Path, Mapping[str, Extent]] = {}
         infos: dict[str, TensorInfo] = {}
-        for file, expected in shards.items():
+        for name, expected in weights.files.items():
+            file = folder / name
             index = read_index(file)
             _check_shard(file, expected, index.tensors, infos)
             files[file] = index.extents
             infos.update(index.tensors)
-        return cls(path, config, files, infos)
+        return cls(path, config, files, infos, weights.findings(folder))
 
     def read(self, name: str) -> TensorView:
-        """The tensor, zero-copy."""
+        """The tensor, zero-copy.
+
+        Raises:
+            FormatError: for a type of which nothing here has the values.
+        """
         tensor = self.header.tensors[name]
+        if tensor.dtype in PACKED:
+            raise FormatError(
+                "a type whose values are not read here",
+                rule=rules.PREFLIGHT_006,
+                path=self.header.path,
+                field=name,
+                expected=f"one of {', '.join(PLAIN)}",
+                found=tensor.dtype,
+            )
         return plain_view(tensor.dtype, tensor.shape, self.read_raw(name))
 
     def read_raw(self, name: str) -> memoryview:
@@ -223,42 +246,15 @@ class SafetensorsReader:
         self.close()
 
 
-def _shards(folder: Path) -> dict[Path, set[str] | None]:
-    """The files of a folder, each with the tensors that the index promises (None: no index)."""
-    if (folder / INDEX).is_file():
-        return _indexed(folder)
-    if (folder / SINGLE).is_file():
-        return {folder / SINGLE: None}
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return {found[0]: None}
-    pickled = sorted(item.name for item in folder.iterdir() if item.suffix in (".bin", ".pt", ".pth"))
-    raise FormatError(
-        "the folder holds no safetensors checkpoint",
-        rule=rules.INIT_003,
-        path=folder,
-        expected=f"{SINGLE} or {INDEX}",
-        found=", ".join(item.name for item in found) or ", ".join(pickled) or "none of them",
-        hint="Pickle files are never read: convert them to safetensors." if pickled and not found else None,
-    )
-
-
-def _indexed(folder: Path) -> dict[Path, set[str] | None]:
-    weight_map = parse_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError("no weight_map", path=folder / INDEX, field="weight_map", expected="tensor name → file name")
-    shards: dict[Path, set[str] | None] = {}
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise FormatError("a shard is not a file name in this folder", path=folder / INDEX, field=tensor, found=repr(name))
-        names = shards.setdefault(folder / name, set())
-        if names is not None:
-            names.add(tensor)
-    return shards
+def _weights_of(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
+    weights = find_weights(folder, config)
+    if weights is None:
+        raise no_weights(folder)
+    return weights
 
 
 def _check_shard(
-    file: Path, expected: set[str] | None, found: Mapping[str, TensorInfo], earlier: Mapping[str, TensorInfo]
+    file: Path, expected: frozenset[str] | None, found: Mapping[str, TensorInfo], earlier: Mapping[str, TensorInfo]
 ) -> None:
     twice = sorted(set(found) & set(earlier))
     if twice:
@@ -270,6 +266,7 @@ def _check_shard(
             path=file,
             expected=f"{len(expected)} tensors" + (f", {missing[0]} among them" if missing else ""),
             found=f"{len(found)} tensors" + (f", {extra[0]} among them" if extra else ""),
+            hint="The index and the files are of two models, or one of them was changed: fetch them again together.",
         )
 
 

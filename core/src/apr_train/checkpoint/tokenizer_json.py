@@ -50,6 +50,13 @@ def tokenizer_json(spec: TokenizerSpec) -> dict[str, Any]:
     }
 
 
+HOW_TO_MAKE = (
+    "transformers writes one from the original model's folder: python -c \"from transformers import AutoTokenizer as A; "
+    "A.from_pretrained('FOLDER').save_pretrained('FOLDER')\""
+)
+"""What to do about a tokenizer that is not read without its tokenizer.json."""
+
+
 def check_buildable(spec: TokenizerSpec) -> None:
     """Check that a tokenizer is of a kind that metadata can hold, or a whole `tokenizer.json`.
 
@@ -58,11 +65,11 @@ def check_buildable(spec: TokenizerSpec) -> None:
     """
     if spec.json is None and spec.model != "bpe":
         raise TokenizerError(
-            f"a {spec.model} tokenizer cannot be rebuilt from a checkpoint's metadata",
+            "a tokenizer of this kind is not read without its tokenizer.json",
             where=spec.origin,
-            expected="a byte-level BPE with vocabulary and merges",
+            expected="a tokenizer.json, or a byte-level BPE with vocabulary and merges",
             found=spec.model,
-            hint="Put the model's tokenizer.json beside the file, or import from a Hugging Face folder.",
+            hint=f"Put the model's tokenizer.json beside the file; {HOW_TO_MAKE}.",
         )
 
 

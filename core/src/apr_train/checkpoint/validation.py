@@ -12,6 +12,7 @@ from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.apr.shards import ShardedReader
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
+from apr_train.checkpoint.dtypes import PACKED
 from apr_train.errors import Finding, FormatError
 
 SLICE = 1 << 20
@@ -35,16 +36,16 @@ def validate(checkpoint: Checkpoint, *, data: bool = False, progress: Progress |
     progress = progress or _silent
     if isinstance(checkpoint, AprReader | ShardedReader):
         faults = [finding for file in _files(checkpoint) for finding in _check_file(file, data, progress)]
-        return [*notices(checkpoint), *faults]
-    return list(_scan(checkpoint, progress)) if data else []
+        return [*opening_warnings(checkpoint), *faults]
+    return [*opening_warnings(checkpoint), *(_scan(checkpoint, progress) if data else ())]
 
 
-def notices(checkpoint: Checkpoint) -> list[Finding]:
-    """What there is to say of an open checkpoint that is no fault: unchecked signatures, and what is read otherwise than it stands."""
-    return [*_signatures(checkpoint), *checkpoint.header.notes]
+def opening_warnings(checkpoint: Checkpoint) -> list[Finding]:
+    """What a user should know of an open checkpoint: how it was opened, and for each signed file, that no one checked it."""
+    return [*checkpoint.header.findings, *_signature_findings(checkpoint)]
 
 
-def _signatures(checkpoint: Checkpoint) -> list[Finding]:
+def _signature_findings(checkpoint: Checkpoint) -> list[Finding]:
     """A warning for each signed file: signatures are not checked here. Other containers have none."""
     files = _files(checkpoint) if isinstance(checkpoint, AprReader | ShardedReader) else []
     problem = "the file is signed, and the signature was not checked"
@@ -80,6 +81,8 @@ def _check_file(reader: AprReader, data: bool, progress: Progress) -> Iterator[F
 
 def _scan(checkpoint: Checkpoint, progress: Progress) -> Iterator[Finding]:
     for name, tensor in checkpoint.header.tensors.items():
+        if tensor.dtype in PACKED:
+            continue  # four and six bits have no pattern for NaN or infinity
         view = checkpoint.read(name)
         flat = view.data.reshape(-1)
         pieces = (TensorView(view.dtype, flat[start : start + SLICE]) for start in range(0, flat.size, SLICE))
@@ -110,7 +113,7 @@ def _count_not_finite(view: TensorView) -> tuple[int, int]:
     if view.dtype == "BF16":
         magnitude = array & np.uint16(0x7FFF)
         return int(np.count_nonzero(magnitude >= 0x7F80)), int(np.count_nonzero(magnitude > 0x7F80))
-    if array.dtype.kind != "f":
+    if array.dtype.kind not in "fc":
         return 0, 0
     not_finite = array.size - int(np.count_nonzero(np.isfinite(array)))
     return not_finite, int(np.count_nonzero(np.isnan(array))) if not_finite else 0

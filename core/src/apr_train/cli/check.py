@@ -89,11 +89,12 @@ def _open(file: str | None, rope_layout: RopeRows | None) -> tuple[Header | None
 def _tokenizer(path: str | None) -> tuple[TokenizerSpec | None, list[Finding]]:
     if path is None:
         return None, []
+    from apr_train.checkpoint.open import open_tokenizer
     from apr_train.errors import AprTrainError
-    from apr_train.preflight import read_tokenizer, tokenizer_finding
+    from apr_train.preflight import tokenizer_finding
 
     try:
-        return read_tokenizer(Path(path)), []
+        return open_tokenizer(path), []
     except AprTrainError as error:
         return None, [tokenizer_finding(error)]
 

@@ -59,10 +59,11 @@ def _compare(
     a: Path, b: Path, *, arch: str | None, rope_layout: RopeRows | None, tolerance: float, verify: bool
 ) -> dict[str, Any]:
     from apr_train.artifact.diff import about_diff, config_diff, match, tensor_diffs, tokenizer_diff
+    from apr_train.checkpoint.validation import opening_warnings
     from apr_train.family.registry import Registry
 
     with _open(a, verify, rope_layout) as left, _open(b, verify, rope_layout) as right:
-        emit_findings([*left.header.notes, *right.header.notes])
+        emit_findings([*opening_warnings(left), *opening_warnings(right)])
         matching = match(left, right, Registry.discover(), arch=arch)
         config, tokens = config_diff(matching), tokenizer_diff(left.header.tokenizer, right.header.tokenizer)
         total = sum(tensor.nbytes for tensor in left.header.tensors.values())
@@ -91,11 +92,11 @@ def _open(path: Path, verify: bool, rope_layout: RopeRows | None) -> Any:
     from apr_train.run.folder import weights_of
 
     path = Path(weights_of(path))
-    checkpoint = open_checkpoint(path, verify=verify)
+    checkpoint = open_checkpoint(path, verify=verify, whole=False)
     if rope_layout is None or checkpoint.header.rope_rows is not None:
         return checkpoint
     checkpoint.close()
-    return open_checkpoint(path, verify=verify, rope_layout=rope_layout)
+    return open_checkpoint(path, verify=verify, rope_layout=rope_layout, whole=False)
 
 
 def _data(found: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> t
     if resume is None:
         return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given)), None
     wanted = (stated(config) if config is not None else {}) | given
-    plan = plan_resume(resume, absolute_paths(with_values(Settings(), wanted)), set(wanted))
+    plan = plan_resume(resume, absolute_paths(with_values(Settings(), wanted), absent=True), set(wanted))
     return plan.settings, plan
 
 

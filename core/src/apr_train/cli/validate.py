@@ -52,7 +52,7 @@ def _examine(path: Path, data: bool) -> tuple[Header | None, list[Finding]]:
     from apr_train.errors import FormatError
 
     try:
-        with open_checkpoint(path, verify=False) as checkpoint:
+        with open_checkpoint(path, verify=False, whole=False) as checkpoint:
             total = sum(tensor.nbytes for tensor in checkpoint.header.tensors.values())
             with progress_bar(f"validating {path.name}", total) as advance:
                 return checkpoint.header, validate(checkpoint, data=data, progress=advance)

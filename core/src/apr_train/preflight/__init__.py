@@ -4,7 +4,6 @@ from apr_train.preflight.judge import preflight
 from apr_train.preflight.opening import (
     corpus_finding,
     opening_finding,
-    read_tokenizer,
     tokenizer_finding,
 )
 from apr_train.preflight.report import PreflightInput, Report, Skipped
@@ -16,6 +15,5 @@ __all__ = [
     "corpus_finding",
     "opening_finding",
     "preflight",
-    "read_tokenizer",
     "tokenizer_finding",
 ]

@@ -95,7 +95,7 @@ def _from_scratch(seen: _Examination) -> None:
 def _from_file(seen: _Examination, header: Header) -> None:
     seen.tokenizer = seen.asked.tokenizer or header.tokenizer
     seen.facts |= file_facts(header)
-    seen.findings += header.notes
+    seen.findings += header.findings
     if seen.tokenizer is None:
         seen.findings.append(token_rules.no_tokenizer(needed=seen.asked.needs_tokenizer))
     family = seen.family

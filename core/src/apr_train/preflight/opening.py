@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+import attrs
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
-from apr_train.checkpoint.huggingface import tokenizer_of
-from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.open import open_checkpoint, open_tokenizer
 from apr_train.checkpoint.tie import resolve_tie
-from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
 
 
@@ -24,26 +22,12 @@ def opening_finding(error: FormatError) -> Finding:
 
 def tokenizer_finding(error: AprTrainError) -> Finding:
     """A tokenizer that cannot be used, the rest of the check notwithstanding."""
-    return error.under(rules.PREFLIGHT_018, "--tokenizer")
+    return attrs.evolve(error.under(rules.PREFLIGHT_018, "--tokenizer"), rule=rules.PREFLIGHT_018)
 
 
 def corpus_finding(error: AprTrainError) -> Finding:
     """A tokenised corpus that cannot be read."""
     return error.under(rules.PREFLIGHT_012, "--corpus")
-
-
-def read_tokenizer(path: Path) -> TokenizerSpec:
-    """The tokenizer that `--tokenizer` names: a `tokenizer.json` (with the settings beside it), or a folder with one.
-
-    Raises:
-        FormatError: when there is none, or it is not one.
-    """
-    try:
-        folder = path if path.is_dir() else path.parent
-        found = tokenizer_of(folder, {}) if path.is_dir() or path.name == "tokenizer.json" else None
-        return found if found is not None else spec_from_json(parse_json(path), str(path))
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
 
 
 def open_source(path: str, rope_layout: RopeRows | None = None) -> Checkpoint:
@@ -77,6 +61,6 @@ def given_tokenizer(path: str) -> TokenizerSpec:
         PreflightError: PREFLIGHT-018, when the file is none.
     """
     try:
-        return read_tokenizer(Path(path))
+        return open_tokenizer(path)
     except AprTrainError as error:
         raise PreflightError([tokenizer_finding(error)]) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.checkpoint.tokenizer_json import HOW_TO_MAKE
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import Finding
 from apr_train.family.card import ObjectiveName
@@ -59,10 +60,10 @@ def kind_findings(tokenizer: TokenizerSpec) -> list[Finding]:
         Finding(
             rule=rules.PREFLIGHT_018,
             subject=tokenizer.origin or "tokenizer",
-            problem=f"a {tokenizer.model} tokenizer cannot be rebuilt from the checkpoint's metadata",
-            expected="a byte-level BPE with vocabulary and merges, or a tokenizer.json",
+            problem="a tokenizer of this kind is not read without its tokenizer.json",
+            expected="a tokenizer.json, or a byte-level BPE with vocabulary and merges",
             found=tokenizer.model,
-            hint="Give the model's tokenizer.json with --tokenizer.",
+            hint=f"Give the model's tokenizer.json with --tokenizer; {HOW_TO_MAKE}.",
         )
     ]
 

@@ -179,7 +179,8 @@ def prune(folder: Path, keep: int) -> None:
 def weights_of(path: str | Path) -> str:
     """The file itself for one step of a run, whose folder holds the optimizer's tensors, too; else the path as it is."""
     folder = Path(path)
-    return str(folder / MODEL) if (folder / STATE).is_file() and (folder / MODEL).is_file() else str(path)
+    is_step = all(os.path.isfile(folder / name) for name in (STATE, MODEL))  # noqa: PTH113  # Path's raises where it may not look
+    return str(folder / MODEL) if is_step else str(path)
 
 
 def run_of(path: str | Path) -> Path | None:

@@ -132,7 +132,7 @@ class ModelSettings:
     preset: str | None = option(None, "Named config of the family, for a run without --init.", kind=str)
     tokenizer: str | None = option(
         None,
-        "A tokenizer.json; otherwise the checkpoint's own, or, without --init, one trained on the corpus.",
+        "A tokenizer.json, or a folder with a tokenizer; else the checkpoint's own, or, without --init, one trained on the corpus.",
         kind=str,
         decides=False,
         path=True,
@@ -269,15 +269,21 @@ def _name_of(path: Path) -> str:
     return path.stem if path.suffix.lower() in CHECKPOINT_SUFFIXES and not path.is_dir() else path.name
 
 
-def absolute_paths(settings: Settings) -> Settings:
+def absolute_paths(settings: Settings, *, absent: bool = False) -> Settings:
     """The paths of inputs made absolute, so that the run's settings mean the same from any folder; no `~` in any path.
+
+    A model or tokenizer that is not there stays as it was typed, unless `absent`, as for a resume, whose files may be gone:
+    it may be a name on the Hub, and is refused as that.
 
     Raises:
         ConfigError: for a `~` where there is no home folder.
     """
     settings = _without_tilde(settings)
     model = settings.model
-    init, tokenizer = (None if path is None else str(Path(path).absolute()) for path in (model.init, model.tokenizer))
+    init, tokenizer = (
+        str(Path(path).absolute()) if path is not None and (absent or os.path.lexists(path)) else path
+        for path in (model.init, model.tokenizer)
+    )
     return attrs.evolve(
         settings,
         model=attrs.evolve(model, init=init, tokenizer=tokenizer),

@@ -181,8 +181,8 @@ def test_a_trainers_checkpoint_names_its_class_and_has_split_halves(name):
 def test_a_trainers_own_state_is_left_out_and_said():
     with open_apr(CORPUS / "trainer-checkpoint-state.apr") as state, open_apr(CORPUS / "trainer-checkpoint.apr") as plain:
         assert list(state.header.tensors) == list(plain.header.tensors)
-        assert plain.header.notes == ()
-        (note,) = state.header.notes
+        assert plain.header.findings == ()
+        (note,) = state.header.findings
     assert (note.rule, note.severity, note.field) == ("PREFLIGHT-022", "warning", "__training__.*")
     assert "(2 tensors)" in note.problem
     assert note.found == "__training__.optimizer.m.0, __training__.step"
@@ -196,7 +196,7 @@ def test_a_bias_of_one_row_is_read_as_a_vector_and_said():
         assert reader.entries[name].shape == (1, 8)
         assert reader.header.tensors[name].shape == (8,)
         assert reader.read(name).data.tolist() == np.frombuffer(reader.read_raw(name), "<f4").tolist()
-        (note,) = reader.header.notes
+        (note,) = reader.header.findings
     assert (note.rule, note.field, note.expected, note.found) == ("PREFLIGHT-022", name, "[8]", "[1, 8]")
 
 
@@ -213,7 +213,7 @@ def test_no_other_shape_is_read_as_another_one(metadata, name, shape, tmp_path):
     with AprWriter(tmp_path / "x.apr", metadata, [TensorSpec(name, "F32", shape)]) as writer:
         writer.write(name, np.zeros(8, np.float32))
     with open_apr(tmp_path / "x.apr") as reader:
-        assert (reader.header.tensors[name].shape, reader.header.notes) == (shape, ())
+        assert (reader.header.tensors[name].shape, reader.header.findings) == (shape, ())
 
 
 CONFIG = {
@@ -234,7 +234,7 @@ def test_a_config_json_beside_a_file_without_dimensions_is_read_and_said(bare):
     with open_apr(bare) as reader, open_apr(CORPUS / "trainer-checkpoint.apr") as whole:
         assert reader.header.config == whole.header.config
         assert reader.header.architecture == "llama"
-        (note,) = reader.header.notes
+        (note,) = reader.header.findings
     assert (note.rule, note.severity, note.found) == ("PREFLIGHT-022", "warning", str(bare.parent / "config.json"))
 
 

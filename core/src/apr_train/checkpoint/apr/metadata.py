@@ -101,7 +101,7 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
         further=_further(metadata),
         provenance={key: metadata[key] for key in PROVENANCE if key in metadata},
         extra=_extra(metadata, with_tokenizer=tokenizer is None),
-        notes=(*notes, *implied),
+        findings=(*notes, *implied),
     )
 
 

@@ -1,0 +1,115 @@
+"""Adapters (LoRA and peft's other kinds), which mean something only on top of a base: known by their files and names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from apr_train import rules
+from apr_train.checkpoint.files import parse_json
+from apr_train.checkpoint.folder import ADAPTER, INDEX, PICKLED, SINGLE
+from apr_train.errors import Finding, FormatError
+
+CONFIG = "adapter_config.json"
+_FILES = (ADAPTER, "adapter_model.bin")
+_TENSOR = re.compile(
+    r"^base_model\.model\."  # how peft names all that it saves
+    r"|(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer|prompt_embeddings)(\.|$)"
+    r"|\.lora_[ab]$"  # GGUF
+)
+_PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"})
+"""Kinds of peft that add to the input, and cannot be merged into weights."""
+_CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
+"""Task of an adapter's config → the class that its base is loaded with; else the base's own class has to be named."""
+
+
+def folder_finding(folder: Path, names: Sequence[str]) -> Finding | None:
+    """An error when a folder holds an adapter that transformers would load; None when it holds none.
+
+    transformers asks for adapter_config.json alone, and loads the adapter on top of what else lies there.
+    """
+    has_base = bool({SINGLE, INDEX, *PICKLED} & set(names))
+    if CONFIG not in names and (has_base or not set(_FILES) & set(names)):
+        return None
+    config = _config(folder / CONFIG) if CONFIG in names else {}
+    kind = f"a {_name(config)} adapter"
+    return Finding(
+        rule=rules.PREFLIGHT_020,
+        subject=str(folder),
+        field=CONFIG if CONFIG in names else ADAPTER,
+        problem=f"{kind} lies beside the model, and would not be used" if has_base else f"{kind}, not a whole model",
+        expected="a model whose adapter is merged into it",
+        found=_found(config, names),
+        hint=_hint(folder, config, has_base=has_base),
+    )
+
+
+def tensor_finding(path: Path, tensors: Iterable[str]) -> Finding | None:
+    """An error when a file's tensors are an adapter's, all or some of them."""
+    names = list(tensors)
+    adapters = [name for name in names if _TENSOR.search(name)]
+    if not adapters:
+        return None
+    whole = len(adapters) == len(names)
+    return Finding(
+        rule=rules.PREFLIGHT_020,
+        subject=str(path),
+        field=adapters[0],
+        problem="tensors of an adapter (LoRA or another of peft's kinds), not a whole model"
+        if whole
+        else "an adapter (LoRA or another of peft's kinds) that is not merged into the model",
+        expected="a model whose adapter is merged into it",
+        found=f"{len(adapters)} of {len(names)} tensors are an adapter's",
+        hint="Merge it into its base first: peft's merge_and_unload(), then save_pretrained(NEW_FOLDER), and give that folder.",
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return parse_json(path)
+    except FormatError:
+        return {}  # that the adapter is there is what counts
+
+
+def _text(config: dict[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _name(config: dict[str, Any]) -> str:
+    kind = _text(config, "peft_type")
+    return {None: "LoRA (or other peft)", "LORA": "LoRA"}.get(kind, kind or "")
+
+
+def _found(config: dict[str, Any], names: Sequence[str]) -> str:
+    base = _text(config, "base_model_name_or_path")
+    files = ", ".join(name for name in (CONFIG, *_FILES) if name in names)
+    return f"{files}, for the base {base}" if base else files
+
+
+def _hint(folder: Path, config: dict[str, Any], *, has_base: bool) -> str:
+    if _text(config, "peft_type") in _PROMPTS:
+        without = (
+            "Move adapter_* out of the folder, to take the model without it" if has_base else "Give the base model instead"
+        )
+        return f"It adds learnt prompts, which cannot be merged into weights. {without}."
+    if not has_base:
+        base = _text(config, "base_model_name_or_path") or "BASE_MODEL"
+        return f"Merge it into its base: {_merge(base, str(folder), config)}, then give NEW_FOLDER."
+    return (
+        "Move adapter_* into a folder of their own (ADAPTER); without them the model is taken as it is. "
+        f"To merge it: {_merge(str(folder), 'ADAPTER', config)}, then give NEW_FOLDER."
+    )
+
+
+def _merge(base: str, adapter: str, config: dict[str, Any]) -> str:
+    """The command that makes one model of a base and its adapter."""
+    kind = _CLASSES.get(_text(config, "task_type") or "", "CLASS_OF_THE_BASE")
+    code = (
+        f"import peft, transformers as t; base = t.{kind}.from_pretrained({base!r}); "
+        f"peft.PeftModel.from_pretrained(base, {adapter!r}).merge_and_unload().save_pretrained('NEW_FOLDER')"
+    )
+    return f"python -c {shlex.quote(code)}"

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
+from apr_train.checkpoint.companions import files_beside
 from apr_train.checkpoint.dtypes import plain_view, shortest_f32
 from apr_train.checkpoint.files import map_file
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
@@ -130,6 +131,7 @@ class GgufReader:
     def __init__(self, path: Path, data: memoryview, index: GgufIndex) -> None:
         self.metadata = index.metadata
         self.header = header_from_gguf(str(path), index.metadata, dict(sorted(index.tensors.items())))
+        self.files = files_beside(path.parent, [path])
         self._data = data
         self._places = index.places
 

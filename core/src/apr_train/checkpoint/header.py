@@ -63,6 +63,8 @@ class Header:
     """Order of the rows of q and k; None when the file does not say and `--rope-layout` must."""
     tie: Tie = Tie(None, "decided at load")
     tokenizer: TokenizerSpec | None = field(default=None, repr=False)
+    companions: Mapping[str, Any] = field(factory=dict, repr=False)
+    """File name → what is kept of it beyond the config: see `checkpoint.companions`."""
     provenance: Mapping[str, Any] = Factory(dict)
     """`license`, `data_source`, `data_license`, `source`, `original_format`, `name`, `version`, `created_at`, … as known."""
 
@@ -114,6 +116,8 @@ class TokenizerSpec:
     """Largest id + 1, added tokens included."""
     add_bos: bool = False
     """Whether `bos` is put in front of a text that is encoded with special tokens; `json` says it itself."""
+    companions: Mapping[str, Any] = field(factory=dict, repr=False)
+    """File name → what is kept of the files beside tokenizer.json: see `checkpoint.companions`."""
     notes: tuple[str, ...] = ()
     """What was concluded because the source does not say, one sentence each."""
     origin: str = ""

@@ -1,19 +1,19 @@
-"""Hugging Face's files beside the weights: config.json as the canonical header, the tokenizer's files, the README's licence."""
+"""Hugging Face's files beside the weights: config.json as the canonical header, and the tokenizer's files."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
+import attrs
+
+from apr_train.checkpoint.companions import TOKENIZER_CONFIG, TOKENS_MAP, template_of, tokenizer_companions
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import FormatError
-
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 
 
 def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
@@ -26,21 +26,22 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | Non
     if not path.is_file():
         return None
     content = parse_json(path)
-    settings = _optional(folder / "tokenizer_config.json")
-    named = _optional(folder / "special_tokens_map.json") | settings
-    return spec_from_json(
-        content, str(path), special_ids=_special_ids(content, named, config), chat_template=_template(folder, settings)
-    )
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return parse_json(path) if path.is_file() else {}
+    companions = tokenizer_companions(folder)
+    named = {**companions.get(TOKENS_MAP, {}), **companions.get(TOKENIZER_CONFIG, {})}
+    ids, template = _special_ids(content, named, config), template_of(folder, companions)
+    return attrs.evolve(spec_from_json(content, str(path), special_ids=ids, chat_template=template), companions=companions)
 
 
 def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
-    """By the tokenizer's own settings (tokens), else by config.json (ids)."""
+    """By the tokenizer's own settings (tokens), else by config.json (ids).
+
+    A null in the settings is the tokenizer's word that it has no such token; for the eos config.json is asked all the same,
+    since it says what ends a text.
+    """
     ids = {}
     for name in SPECIAL_TOKENS:
+        if named.get(f"{name}_token", "") is None and name != "eos":
+            continue
         token = named.get(f"{name}_token")
         token = token.get("content") if isinstance(token, Mapping) else token
         index = _id_of(content, token) if isinstance(token, str) else config.get(f"{name}_token_id")
@@ -60,29 +61,6 @@ def _id_of(content: Mapping[str, Any], token: str) -> int | None:
     return vocabulary.get(token) if isinstance(vocabulary, Mapping) else None
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    separate = folder / "chat_template.jinja"
-    if separate.is_file():
-        return separate.read_text(encoding="utf-8", errors="replace")
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else None
-
-
-def readme_license(folder: Path) -> str | None:
-    """The text under `license` in README.md's front matter; None where that is not to be had, whatever the reason."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        front = _FRONT_MATTER.search(file.read(MAX_YAML_BYTES).decode("utf-8", "replace"))
-    try:
-        content = parse_yaml(front.group(1), path) if front else None
-    except FormatError:
-        return None
-    value = content.get("license") if isinstance(content, dict) else None
-    return value.strip() or None if isinstance(value, str) else None
-
-
 NEUTRAL_ROPE = "default"
 _LIFTED = ("rope_theta", "partial_rotary_factor")
 
@@ -93,6 +71,7 @@ def header_from_hf(
     tensors: Mapping[str, TensorInfo],
     *,
     tokenizer: TokenizerSpec | None = None,
+    companions: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Header:
     """The canonical header of a safetensors file or folder; `config` is the parsed config.json, `{}` if there is none.
@@ -114,6 +93,7 @@ def header_from_hf(
         rope_rows="split-half",
         tie=tie_from_index(canonical, tensors),
         tokenizer=tokenizer,
+        companions=companions or {},
         provenance={"original_format": "safetensors", **(provenance or {})},
     )
 

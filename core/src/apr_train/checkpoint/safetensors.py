@@ -19,10 +19,11 @@ from attrs import frozen
 from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
+from apr_train.checkpoint.companions import companions_of, files_beside, files_of_folder, readme_facts
 from apr_train.checkpoint.dtypes import PLAIN, bytes_of, plain_view
 from apr_train.checkpoint.files import map_file, parse_json
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.huggingface import header_from_hf, readme_license, tokenizer_of
+from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of
 from apr_train.errors import FormatError
 
 MAX_HEADER = 100_000_000
@@ -166,14 +167,16 @@ class SafetensorsReader:
     ) -> None:
         folder = path if path.is_dir() else path.parent
         self.config = config
-        license_name = readme_license(folder)
+        facts = readme_facts(folder)
         self.header = header_from_hf(
             str(path),
             config,
             dict(sorted(infos.items())),
             tokenizer=tokenizer_of(folder, config),
-            provenance={"license": license_name} if license_name else {},
+            companions=companions_of(folder, config),
+            provenance={key: facts[key] for key in ("license", "author") if key in facts},
         )
+        self.files = files_of_folder(path, files) if path.is_dir() else files_beside(folder, files)
         self._places = {name: (file, extent) for file, extents in files.items() for name, extent in extents.items()}
         self._maps: dict[Path, memoryview] = {}
 

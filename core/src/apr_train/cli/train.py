@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from apr_train.cli.options import FC, setting
 from apr_train.run.settings import GROUPS, Settings
+
+if TYPE_CHECKING:
+    from apr_train.run.resume import Resume
 
 
 def _settings(function: FC) -> FC:
@@ -45,7 +49,7 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
         _train(config, resume, given)
 
 
-def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Any]:
+def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Resume | None]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
     from apr_train.run.settings import absolute_paths
@@ -69,16 +73,21 @@ def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) ->
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)
+    if plan is not None and plan.is_finished:
+        _say_finished(plan)
 
 
 def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
+    settings, plan = _asked(config, resume, given)
+    if plan is not None and plan.is_finished:
+        _say_finished(plan)
+        return
     from apr_train.cli.output import emit_pairs
     from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
     from apr_train.training.loop import train
     from apr_train.training.setup import prepare
 
-    settings, plan = _asked(config, resume, given)
     with prepare(settings, plan, click.echo) as prepared:
         emit_pairs(opening(prepared))
         outcome = train(prepared.run)
@@ -89,3 +98,11 @@ def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> N
         if sample is not None:
             click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
         emit_pairs(closing(prepared, lines, outcome))
+
+
+def _say_finished(plan: Resume) -> None:
+    """Say that there is nothing left to do, and how to do more; nothing of the run has been touched."""
+    steps, run = plan.settings.run.steps, shlex.quote(str(plan.folder))
+    click.echo(f"{plan.folder}: all {steps} steps are done and the end is written; nothing was changed")
+    click.echo(f"for more steps: apr-train --resume {run} --steps {max(1, 2 * steps)}")
+    click.echo(f"for another sample: apr-train generate {run}")

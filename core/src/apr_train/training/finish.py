@@ -27,7 +27,7 @@ from apr_train.run.samples import Sample, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
-from apr_train.training.setup import Prepared
+from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
@@ -58,18 +58,20 @@ def _most_likely(logits: Tensor) -> int:
 
 
 def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
-    """Write model.apr, the sample and MODEL_CARD.md; returns all metrics, and the sample if there is one.
+    """Write the sample, MODEL_CARD.md and model.apr; returns all metrics, and the sample if there is one.
+
+    model.apr is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
 
     Raises:
         OutputError: one of them cannot be written.
     """
     run = prepared.run
-    run.write_model(run.folder / MODEL, run.model, step=run.step)
     lines = read_metrics(run.folder / METRICS)
     sample = _sample(prepared)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
+    run.write_model(run.folder / MODEL, run.model, step=run.step)
     return lines, sample
 
 
@@ -107,9 +109,9 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
 
 def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
     run, inputs = prepared.run, prepared.inputs
-    family, header = inputs.cleared.family, inputs.header
+    family = inputs.cleared.family
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    inherited = dict(header.provenance) if header is not None else {}
+    inherited = model_file(inputs).provenance(run.folder / MODEL)
     rows = {
         "family": f"{settings.model.arch}, {family.distribution} {family.version}",
         "parameters": f"{parameters:,}",

@@ -13,6 +13,7 @@ from typing import Any
 
 from apr_train.checkpoint.apr.keys import ALIASES, ENCODER_EPS, HF_NAMES, KEYS, PROVENANCE, TYPED, Key
 from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
+from apr_train.checkpoint.companions import from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.checkpoint.header import Header, TensorInfo, kind_of_tensors
 from apr_train.checkpoint.rope_rows import apr_rope_rows
@@ -70,6 +71,7 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
     metadata = {key: value for key, value in raw_metadata.items() if value is not None}
     config = _canonical_config(metadata, tensors)
     architecture = _architecture(metadata)
+    companions, tokenizer = from_apr(path, metadata, spec_from_apr(path, metadata))
     return Header(
         path=path,
         format="apr",
@@ -80,7 +82,8 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
         names="hf",
         rope_rows=apr_rope_rows(metadata, architecture),
         tie=tie_from_index(config, tensors),
-        tokenizer=spec_from_apr(path, metadata) or spec_beside(Path(path)),
+        tokenizer=tokenizer or spec_beside(Path(path)),
+        companions=companions,
         provenance={key: metadata[key] for key in PROVENANCE if key in metadata},
     )
 

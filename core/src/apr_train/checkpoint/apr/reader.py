@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from apr_train.checkpoint.apr.layout import (
 )
 from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
+from apr_train.checkpoint.companions import files_beside
 from apr_train.checkpoint.dtypes import plain_view
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
@@ -139,6 +141,7 @@ class AprReader:
     raw_metadata: Mapping[str, Any]
     """As it stands in the file, without nulls."""
     flags: Flags
+    files: tuple[Path, ...]
     entries: Mapping[str, IndexEntry]
     verify_data: bool
 
@@ -152,6 +155,7 @@ class AprReader:
         index = file.read(fixed.index_offset, fixed.data_offset - fixed.index_offset)
         self.entries = parse_index(index, fixed, file.size, file.path)
         self.header = header_from_apr(str(file.path), self.raw_metadata, _tensor_infos(self.entries))
+        self.files = files_beside(file.path.parent, [file.path])
 
     @classmethod
     def over(cls, file: InputFile, *, verify: bool) -> AprReader:

@@ -15,6 +15,7 @@ from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
+from apr_train.checkpoint.companions import files_beside
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError
@@ -146,6 +147,7 @@ class ShardedReader:
             raise
         self.raw_metadata = {key: value for key, value in self.shards[0].raw_metadata.items() if key != "sharding"}
         self.header = header_from_apr(str(path), self.raw_metadata, tensors)
+        self.files = files_beside(Path(path).parent, [Path(path), *(shard.files[0] for shard in self.shards)])
 
     def _tensors(self, path: object) -> dict[str, TensorInfo]:
         """The union of the shards' indexes, which must be exactly what the manifest says."""

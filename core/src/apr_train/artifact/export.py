@@ -15,6 +15,7 @@ import yaml
 
 from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces
 from apr_train.artifact.metadata import hf_config
+from apr_train.artifact.provenance import OTHER
 from apr_train.artifact.targets import check_folder, check_own, mark
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint import companions
@@ -135,7 +136,9 @@ def _write_template(folder: Path, name: str, template: Any) -> None:
 
 def _write_card(path: Path, header: Header) -> None:
     """Write a README.md with the licence and the author in its front matter, as far as they are known; else none."""
-    facts = {name: header.provenance.get(name) for name in ("license", "author")} | header.companions.get(companions.README, {})
+    facts = {name: header.provenance.get(name) for name in ("license", "author")}
+    if facts["license"] == OTHER:  # the rest belongs to this one, not to a licence that was stamped in later
+        facts |= header.companions.get(companions.README, {})
     front = {name: value for name, value in facts.items() if value}
     if front:
         text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)

@@ -152,6 +152,12 @@ def _is_identity(path: Path) -> bool:
 _KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, CARD})
 
 
+def kept_files(folder: Path) -> list[Path]:
+    """The files of a run that are read again, checkpoints included."""
+    own = [folder / name for name in sorted(_KEPT)]
+    return [*own, *(path for step in checkpoints(folder) for path in sorted(step.path.iterdir()))]
+
+
 def is_kept_by_a_run(path: str | Path) -> bool:
     """Whether a path, wherever its links lead, is a file that a run reads again: its result, its records, a checkpoint."""
     real = Path(os.path.realpath(path))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apr_train.artifact.card import Card, markdown
 from apr_train.atomic import write_file
+from apr_train.checkpoint.given_name import given_name
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
@@ -149,7 +150,7 @@ def _names(prepared: Prepared) -> dict[str, str]:
 
 def _name(path: Path) -> str:
     run = run_of(path)
-    return path.name or str(path) if run is None else str(path.absolute().relative_to(run.parent))
+    return given_name(path) or str(path) if run is None else str(path.absolute().relative_to(run.parent))
 
 
 def _named_settings(settings: Settings, names: Mapping[str, str]) -> Settings:

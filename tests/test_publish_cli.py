@@ -192,6 +192,17 @@ def test_a_folder_with_something_else_is_left_alone(file, tmp_path, names):
     assert {item.name: item.read_text() for item in out.iterdir()} == dict.fromkeys(names, "mine")
 
 
+@pytest.mark.rule("WRITE-001")
+def test_a_publication_is_not_replaced_by_one_that_is_made_from_it(file, tmp_path):
+    out = tmp_path / "out"
+    invoke("publish", file, "-o", out)
+    before = {item.name: item.read_bytes() for item in out.iterdir()}
+    (tmp_path / "link.apr").symlink_to(out / "m.apr")
+    for source in (out / "m.apr", tmp_path / "link.apr"):
+        assert "the folder holds the source" in invoke("publish", source, "-o", out, code=1)
+    assert {item.name: item.read_bytes() for item in out.iterdir()} == before
+
+
 @pytest.mark.rule("WRITE-002")
 def test_an_edited_card_and_an_export_are_not_replaced_by_a_publication(file, tmp_path):
     out = tmp_path / "out"

@@ -170,10 +170,17 @@ def test_a_folder_moved_aside_by_a_killed_process_is_put_back(tmp_path):
 
 @pytest.mark.parametrize("name", ["a[1]", "a*b", "a?"])
 def test_special_characters_in_a_name_match_only_themselves(tmp_path, name):
-    (tmp_path / f".{name}.00.part").write_bytes(b"")
-    (tmp_path / ".aXb.00.part").write_bytes(b"")
-    (tmp_path / ".a1.00.part").write_bytes(b"")
-    assert [path.name for path in clear_litter(tmp_path / name)] == [f".{name}.00.part"]
+    token = "0123456789ab"
+    for other in (name, "aXb", "a1"):
+        (tmp_path / f".{other}.{token}.part").write_bytes(b"")
+    assert [path.name for path in clear_litter(tmp_path / name)] == [f".{name}.{token}.part"]
+
+
+@pytest.mark.parametrize("name", [".x.part", ".x.mp4.part", ".x.00.part", ".x.0123456789abc.part", ".x.older.part"])
+def test_what_another_program_calls_so_is_no_litter(tmp_path, name):
+    (tmp_path / name).write_bytes(b"theirs")
+    assert clear_litter(tmp_path / "x") == []
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
@@ -207,7 +214,7 @@ def test_a_folder_that_is_cleared_before_it_is_opened_is_made_again(tmp_path, mo
 
 
 def test_litter_is_locked_until_it_is_gone(tmp_path, monkeypatch):
-    litter = tmp_path / ".x.00.part"
+    litter = tmp_path / ".x.0123456789ab.part"
     litter.write_bytes(b"")
     unlink, refused = os.unlink, []
 

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -21,6 +22,8 @@ from typing import BinaryIO
 from apr_train.errors import OutputError
 
 _PART = ".part"
+_TOKEN = 6
+"""Random bytes in the name of a part."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
@@ -109,10 +112,14 @@ def replace_folder(target: str | os.PathLike[str], *, like: Path | None = None) 
 
 
 def clear_litter(target: str | os.PathLike[str]) -> list[Path]:
-    """Remove what killed writers of this target left beside it; what a live writer holds is left alone."""
+    """Remove what killed writers of this target left beside it; what a live writer holds is left alone.
+
+    Litter is known by the whole of its name: other programs call files `.NAME.part`, too.
+    """
     final = _resolve(target)
+    ours = re.compile(rf"\.{re.escape(final.name)}\.([0-9a-f]{{{2 * _TOKEN}}}|old){re.escape(_PART)}", re.DOTALL)
     cleared = []
-    for part in sorted(final.parent.glob(f".{_escape(final.name)}.*{_PART}")):
+    for part in sorted(path for path in final.parent.glob(f".*{_PART}") if ours.fullmatch(path.name)):
         with _held_by_nobody(part) as is_litter:  # our lock is on it until it is gone: see _claim
             if is_litter:
                 _clear(part, final)
@@ -147,11 +154,7 @@ def _resolve(target: str | os.PathLike[str]) -> Path:
 
 
 def _part_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{secrets.token_hex(6)}{_PART}")
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    return final.with_name(f".{final.name}.{secrets.token_hex(_TOKEN)}{_PART}")
 
 
 def _claim(final: Path, create: Callable[[Path], int | None]) -> tuple[Path, int]:

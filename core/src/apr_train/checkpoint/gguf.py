@@ -131,7 +131,6 @@ class GgufReader:
     def __init__(self, path: Path, data: memoryview, index: GgufIndex) -> None:
         self.metadata = index.metadata
         self.header = header_from_gguf(str(path), index.metadata, dict(sorted(index.tensors.items())))
-        self.files = files_beside(path.parent, [path])
         self._data = data
         self._places = index.places
 
@@ -144,6 +143,12 @@ class GgufReader:
         """
         data = map_file(path)
         return cls(path, data, read_gguf_index(data, path))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and what lies beside it by its name."""
+        path = Path(self.header.path)
+        return files_beside(path.parent, [path])
 
     def read(self, name: str) -> TensorView:
         """The tensor: zero-copy if it is plain, dequantised to F32 if not."""

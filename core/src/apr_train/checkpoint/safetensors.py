@@ -176,7 +176,7 @@ class SafetensorsReader:
             companions=companions_of(folder, config),
             provenance={key: facts[key] for key in ("license", "author") if key in facts},
         )
-        self.files = files_of_folder(path, files) if path.is_dir() else files_beside(folder, files)
+        self._weights = tuple(files)
         self._places = {name: (file, extent) for file, extents in files.items() for name, extent in extents.items()}
         self._maps: dict[Path, memoryview] = {}
 
@@ -198,6 +198,12 @@ class SafetensorsReader:
             files[file] = index.extents
             infos.update(index.tensors)
         return cls(path, config, files, infos)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weights, and what else the folder has; of a file that was named alone, what lies beside it by its name."""
+        path = Path(self.header.path)
+        return files_of_folder(path, self._weights) if path.is_dir() else files_beside(path.parent, self._weights)
 
     def read(self, name: str) -> TensorView:
         """The tensor, zero-copy."""

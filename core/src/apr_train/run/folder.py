@@ -228,7 +228,7 @@ def prune(folder: Path, keep: int) -> None:
 
     A checkpoint into which somebody has put a file of their own stays.
     """
-    for leftover in folder.glob(f"{_DYING}*"):
+    for leftover in folder.glob(f"{_DYING}step-*"):
         shutil.rmtree(leftover)
     for leftover in folder.glob(".step-*.part"):
         clear_litter(folder / leftover.name[1:].partition(".")[0])

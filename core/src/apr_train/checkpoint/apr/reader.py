@@ -141,7 +141,6 @@ class AprReader:
     raw_metadata: Mapping[str, Any]
     """As it stands in the file, without nulls."""
     flags: Flags
-    files: tuple[Path, ...]
     entries: Mapping[str, IndexEntry]
     verify_data: bool
 
@@ -155,7 +154,6 @@ class AprReader:
         index = file.read(fixed.index_offset, fixed.data_offset - fixed.index_offset)
         self.entries = parse_index(index, fixed, file.size, file.path)
         self.header = header_from_apr(str(file.path), self.raw_metadata, _tensor_infos(self.entries))
-        self.files = files_beside(file.path.parent, [file.path])
 
     @classmethod
     def over(cls, file: InputFile, *, verify: bool) -> AprReader:
@@ -169,6 +167,11 @@ class AprReader:
         except BaseException:
             file.close()
             raise
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and what lies beside it by its name."""
+        return files_beside(self._file.path.parent, [self._file.path])
 
     def stream(self, *, verify: bool | None = None) -> AprStream:
         """A context that reads tensors in any order and checks the checksum of the same bytes when it is left."""

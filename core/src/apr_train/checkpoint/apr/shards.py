@@ -147,7 +147,7 @@ class ShardedReader:
             raise
         self.raw_metadata = {key: value for key, value in self.shards[0].raw_metadata.items() if key != "sharding"}
         self.header = header_from_apr(str(path), self.raw_metadata, tensors)
-        self.files = files_beside(Path(path).parent, [Path(path), *(shard.files[0] for shard in self.shards)])
+        self._parts = (Path(path), *(Path(shard.header.path) for shard in self.shards))
 
     def _tensors(self, path: object) -> dict[str, TensorInfo]:
         """The union of the shards' indexes, which must be exactly what the manifest says."""
@@ -162,6 +162,11 @@ class ShardedReader:
 
     def _shard(self, name: str) -> AprReader:
         return self.shards[self.weight_map[name]]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The manifest, every shard, and what lies beside them by its name."""
+        return files_beside(self._parts[0].parent, self._parts)
 
     def stream(self, *, verify: bool | None = None) -> ShardedStream:
         """As `AprReader.stream`, over all shards."""

@@ -78,7 +78,7 @@ def test_every_marker_in_the_tests_is_a_rule_of_the_contract(contract):
 
 def test_every_id_of_a_finding_in_the_code_is_a_rule_of_the_contract(contract):
     known = {rule.id for rule in contract.rules}
-    prefixes = ("FALSIFY-APR-PRETRAIN-", "PREFLIGHT-")
+    prefixes = ("FALSIFY-APR-PRETRAIN-", "PREFLIGHT-", "WRITE-")
     for path in [*(ROOT / "core" / "src").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(prefixes):

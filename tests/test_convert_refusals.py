@@ -1,8 +1,8 @@
 """What `import` and `export` refuse to write over or to lose, and what they say about what they did not check."""
 
 import hashlib
+import json
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -12,10 +12,11 @@ import zlib
 from contextlib import contextmanager
 
 import apr_train.artifact.convert
+import apr_train.artifact.export
 import apr_train.cli.conversion
 import pytest
 import torch
-from apr_train.checkpoint.apr import AprWriter, TensorSpec, open_apr
+from apr_train.checkpoint.apr import AprWriter, Flags, TensorSpec, open_apr
 from apr_train.cli import cli
 from click.testing import CliRunner
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,7 +45,7 @@ def apr(folder):
 
 
 def contents(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
 
 
 def test_an_export_into_the_folder_of_its_source_is_refused(apr, tmp_path, monkeypatch):
@@ -64,29 +65,185 @@ def test_an_export_of_a_folder_onto_itself_is_refused(folder):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("name", ["model.apr", "model.gguf", "models/x", "README.md", "generation_config.json"])
-def test_an_export_replaces_only_what_an_export_writes(name, apr, tmp_path):
+NAMES = ["model.apr", "model.gguf", "models/x", "README.md", "generation_config.json", "config.json", "apr-train.json"]
+
+
+@pytest.mark.rule("WRITE-002")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_export_replaces_no_folder_that_it_did_not_write(name, apr, tmp_path):
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).write_text("mine")
-    assert name.split("/")[0] in invoke("export", apr, "-o", tmp_path / "out", exit_code=1).output
+    assert "not one that apr-train export wrote" in invoke("export", apr, "-o", tmp_path / "out", exit_code=1).output
     assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+@pytest.mark.rule("WRITE-002")
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt", "config.json", "model.safetensors"])
+def test_what_somebody_put_into_an_export_or_changed_there_is_not_replaced(name, apr, tmp_path):
+    invoke("export", apr, "-o", tmp_path / "out")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("mine")
+    output = invoke("export", apr, "-o", tmp_path / "out", exit_code=1).output
+    assert name in output
+    assert "move away what you want to keep" in output
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+@pytest.mark.rule("WRITE-002")
+@pytest.mark.parametrize("made", ["empty folder", "link"])
+def test_an_empty_folder_and_a_link_in_an_export_are_somebodys(made, apr, tmp_path):
+    invoke("export", apr, "-o", tmp_path / "out")
+    thing = tmp_path / "out" / "thing"
+    thing.mkdir() if made == "empty folder" else thing.symlink_to(tmp_path)
+    assert "thing" in invoke("export", apr, "-o", tmp_path / "out", exit_code=1).output
+    assert thing.is_dir()
+
+
+@pytest.mark.rule("WRITE-002")
+def test_what_is_put_into_the_folder_while_an_export_is_written_is_not_lost(apr, tmp_path, monkeypatch):
+    invoke("export", apr, "-o", tmp_path / "out")
+    monkeypatch.setattr(
+        apr_train.artifact.export, "_write_card", lambda *_: (tmp_path / "out" / "notes.txt").write_text("mine")
+    )
+    invoke("export", apr, "-o", tmp_path / "out", exit_code=1)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_a_sharded_export_is_replaced_by_a_later_one(apr, tmp_path):
     invoke("export", apr, "-o", tmp_path / "out", "--shard-size", 2000)
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
     invoke("export", apr, "-o", tmp_path / "out")
-    assert sorted(contents(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    expected = ["apr-train.json", "config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(contents(tmp_path / "out")) == expected
 
 
-def test_an_import_does_not_write_over_its_source(folder, apr):
-    link = folder.parent / "link.apr"
-    link.symlink_to(apr)
-    for source, target in ((apr, apr), (apr, link), (folder / "model.safetensors",) * 2, (folder, folder / "config.json")):
-        before = target.read_bytes()
-        output = invoke("import", source, "-o", target, exit_code=1).output
-        assert re.search("the target is (a file of )?the source", output)
-        assert target.read_bytes() == before
+def linked(path, how):
+    """Another path to a file."""
+    other = path.parent.parent / f"other{path.suffix}"
+    if how == "link":
+        other.symlink_to(path)
+    elif how == "hard link":
+        other.hardlink_to(path)
+    return other if how in ("link", "hard link") else path.parent / ".." / path.parent.name / path.name
+
+
+@pytest.fixture
+def shards(apr, tmp_path):
+    """The same model in two shards with a manifest."""
+    home = tmp_path / "shards"
+    home.mkdir()
+    with open_apr(apr) as reader:
+        names = list(reader.entries)
+        parts = (names[:3], names[3:])
+        for number, part in enumerate(parts):
+            table = {"shard_count": 2, "shard_index": number, "total_size": 0, "pattern": ""}
+            specs = [TensorSpec(name, reader.entries[name].dtype.name, reader.entries[name].shape) for name in part]
+            path = home / f"m-0000{number + 1}-of-00002.apr"
+            with AprWriter(path, {**reader.raw_metadata, "sharding": table}, specs, flags=Flags.SHARDED) as writer:
+                for name in part:
+                    writer.write(name, reader.read_raw(name))
+    manifest = {"version": "1", "shard_count": 2, "total_size": 0, "tensor_count": len(names)}
+    manifest["shards"] = [{"filename": f"m-0000{number + 1}-of-00002.apr", "index": number} for number in (0, 1)]
+    manifest["weight_map"] = {name: int(name in parts[1]) for name in names}
+    (home / "m.json").write_text(json.dumps(manifest))
+    return home
+
+
+@pytest.mark.rule("WRITE-001")
+@pytest.mark.parametrize("source", [".", "m.json", "m-00001-of-00002.apr"])
+@pytest.mark.parametrize("target", ["m-00001-of-00002.apr", "m-00002-of-00002.apr", "m.json"])
+def test_an_import_of_shards_writes_over_none_of_them_nor_their_manifest(source, target, shards):
+    before = contents(shards)
+    output = invoke("import", shards / source, "-o", shards / target, exit_code=1).output
+    assert "WRITE-001" in output
+    assert "the target is a file of the source" in output
+    assert contents(shards) == before
+
+
+BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "generation_config.json", "model.safetensors")
+
+
+@pytest.mark.rule("WRITE-001")
+@pytest.mark.parametrize("how", ["itself", "link", "hard link", "another spelling"])
+@pytest.mark.parametrize("target", BESIDE)
+@pytest.mark.parametrize("source", ["", "model.safetensors"])
+def test_an_import_writes_over_nothing_that_lies_beside_the_weights(source, target, how, folder):
+    for name in BESIDE:
+        (folder / name).touch()
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
+    (folder / "tokenizer_config.json").write_text("{}")
+    before = contents(folder)
+    path = folder / target if how == "itself" else linked(folder / target, how)
+    assert "WRITE-001" in invoke("import", folder / source, "-o", path, exit_code=1).output
+    assert contents(folder) == before
+
+
+@pytest.mark.rule("WRITE-001")
+@pytest.mark.parametrize("how", ["itself", "link", "hard link", "another spelling"])
+def test_an_import_does_not_write_over_the_apr_that_it_reads(how, apr, tmp_path):
+    (tmp_path / "home").mkdir()
+    apr = apr.rename(tmp_path / "home" / "m.apr")
+    before = apr.read_bytes()
+    path = apr if how == "itself" else linked(apr, how)
+    assert "WRITE-001" in invoke("import", apr, "-o", path, exit_code=1).output
+    assert apr.read_bytes() == before
+
+
+def test_an_import_into_its_own_folder_may_be_given_again(folder):
+    for _ in range(2):
+        invoke("import", folder, "-o", folder / "m.apr")
+
+
+@pytest.mark.rule("WRITE-001")
+@pytest.mark.parametrize("how", ["link inside", "link to inside", "hard link", "link to the folder"])
+def test_an_export_does_not_replace_a_folder_that_the_source_is_reached_through(how, apr, tmp_path):
+    out, source = tmp_path / "out", tmp_path / "source"
+    invoke("export", apr, "-o", out)
+    source.mkdir()
+    (source / "config.json").write_bytes((out / "config.json").read_bytes())
+    if how == "link inside":
+        source = out
+    elif how == "link to inside":
+        (source / "model.safetensors").symlink_to(out / "model.safetensors")
+    elif how == "hard link":
+        (source / "model.safetensors").hardlink_to(out / "model.safetensors")
+    else:
+        source = tmp_path / "other"
+        source.symlink_to(out)
+    before = contents(out)
+    assert "the folder holds the source" in invoke("export", source, "-o", out, exit_code=1).output
+    assert contents(out) == before
+
+
+@pytest.mark.rule("WRITE-001")
+@pytest.mark.parametrize("name", ["model.apr", "config.toml", "metrics.jsonl", "step-000002/model.apr", "step-000002/x.apr"])
+def test_what_a_run_keeps_is_not_written_over(name, folder, tmp_path):
+    run = tmp_path / "runs" / "x"
+    (run / "step-000002").mkdir(parents=True)
+    for kept in ("config.toml", "identity.json", "metrics.jsonl", "model.apr", "step-000002/model.apr"):
+        (run / kept).write_text("kept")
+    invoke("import", folder, "-o", run / "mine.apr")  # beside them there is room
+    output = invoke("import", folder, "-o", run / name, exit_code=1).output
+    assert "a file that a training run keeps" in output
+    assert not (run / name).exists() or (run / name).read_text() == "kept"
+    (tmp_path / "link.apr").symlink_to(run / name)
+    assert "WRITE-001" in invoke("import", folder, "-o", tmp_path / "link.apr", exit_code=1).output
+
+
+@pytest.mark.rule("WRITE-003")
+@pytest.mark.parametrize("name", ["x.gguf", "x.safetensors", "x.apr", "x.APR"])
+def test_a_folder_is_not_given_the_name_of_a_file(name, apr, tmp_path):
+    output = invoke("export", apr, "-o", tmp_path / name, exit_code=1).output
+    assert "export writes a folder, and the name is that of a file" in output
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.rule("WRITE-003")
+@pytest.mark.parametrize("name", ["x.gguf", "x.safetensors", "x.json"])
+def test_an_apr_file_is_not_given_the_name_of_another_kind(name, folder, tmp_path):
+    output = invoke("import", folder, "-o", tmp_path / name, exit_code=1).output
+    assert "expected a name that ends in .apr" in output
+    assert not (tmp_path / name).exists()
 
 
 def test_a_tokenizer_that_apr_cannot_hold_is_refused_by_name_and_not_dropped(apr, tmp_path):

@@ -181,14 +181,39 @@ def test_publishing_twice_replaces_and_gives_the_same_bytes(file, tmp_path):
     assert {item.name for item in tmp_path.iterdir()} == {"m.apr", "out"}
 
 
-@pytest.mark.parametrize("names", [("notes.txt",), ("README.md",)])
+@pytest.mark.rule("WRITE-002")
+@pytest.mark.parametrize("names", [("notes.txt",), ("README.md",), ("config.json", "SHA256SUMS")])
 def test_a_folder_with_something_else_is_left_alone(file, tmp_path, names):
     out = tmp_path / "out"
     out.mkdir()
     for name in names:
         (out / name).write_text("mine")
-    assert "not an earlier publication" in invoke("publish", file, "-o", out, code=1)
-    assert [item.name for item in out.iterdir()] == list(names)
+    assert "not one that apr-train publish wrote" in invoke("publish", file, "-o", out, code=1)
+    assert {item.name: item.read_text() for item in out.iterdir()} == dict.fromkeys(names, "mine")
+
+
+@pytest.mark.rule("WRITE-001")
+def test_a_publication_is_not_replaced_by_one_that_is_made_from_it(file, tmp_path):
+    out = tmp_path / "out"
+    invoke("publish", file, "-o", out)
+    before = {item.name: item.read_bytes() for item in out.iterdir()}
+    (tmp_path / "link.apr").symlink_to(out / "m.apr")
+    for source in (out / "m.apr", tmp_path / "link.apr"):
+        assert "the folder holds the source" in invoke("publish", source, "-o", out, code=1)
+    assert {item.name: item.read_bytes() for item in out.iterdir()} == before
+
+
+@pytest.mark.rule("WRITE-002")
+def test_an_edited_card_and_an_export_are_not_replaced_by_a_publication(file, tmp_path):
+    out = tmp_path / "out"
+    invoke("publish", file, "-o", out)
+    (out / "README.md").write_text("a better card")
+    message = invoke("publish", file, "-o", out, code=1)
+    assert "files were changed since apr-train publish wrote them, found README.md" in message
+    assert (out / "README.md").read_text() == "a better card"
+    invoke("export", file, "-o", tmp_path / "export")
+    assert "WRITE-002" in invoke("publish", file, "-o", tmp_path / "export", code=1)
+    assert "WRITE-002" in invoke("export", file, "-o", out, code=1)
 
 
 def test_a_damaged_file_is_not_published(file, tmp_path):

@@ -99,6 +99,31 @@ def test_page_and_picture_in_one_file_are_a_usage_error(run, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.rule("WRITE-001")
+@pytest.mark.parametrize("option", ["-o", "--png"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "MODEL_CARD.md"])
+def test_a_report_is_not_written_over_what_a_run_keeps(run, tmp_path, name, option):
+    (run / "MODEL_CARD.md").write_text("the card")
+    (tmp_path / "link.html").symlink_to(run / name)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for target in (run / name, tmp_path / "link.html"):
+        done = invoke(run, option, target)
+        assert done.exit_code == 1
+        assert "WRITE-001" in done.output
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_report_inside_its_run_may_be_written_again(run):
+    for _ in range(2):
+        assert invoke(run, "-o", run / "report.html").exit_code == 0
+
+
+def test_a_run_is_called_by_the_name_of_the_link_that_was_given(run, tmp_path):
+    (tmp_path / "latest").symlink_to(run)
+    assert invoke(tmp_path / "latest", "-o", tmp_path / "x.html").exit_code == 0
+    assert ">latest<" in (tmp_path / "x.html").read_text()
+
+
 def test_help_has_an_example_and_the_page_needs_no_torch_and_no_matplotlib(run, tmp_path):
     assert "Examples: apr-train report" in invoke("--help").output
     code = "import sys; from apr_train.cli import main\ntry: main()\nfinally: print({'torch', 'matplotlib'} & set(sys.modules))"

@@ -170,10 +170,17 @@ def test_a_folder_moved_aside_by_a_killed_process_is_put_back(tmp_path):
 
 @pytest.mark.parametrize("name", ["a[1]", "a*b", "a?"])
 def test_special_characters_in_a_name_match_only_themselves(tmp_path, name):
-    (tmp_path / f".{name}.00.part").write_bytes(b"")
-    (tmp_path / ".aXb.00.part").write_bytes(b"")
-    (tmp_path / ".a1.00.part").write_bytes(b"")
-    assert [path.name for path in clear_litter(tmp_path / name)] == [f".{name}.00.part"]
+    token = "0123456789ab"
+    for other in (name, "aXb", "a1"):
+        (tmp_path / f".{other}.{token}.part").write_bytes(b"")
+    assert [path.name for path in clear_litter(tmp_path / name)] == [f".{name}.{token}.part"]
+
+
+@pytest.mark.parametrize("name", [".x.part", ".x.mp4.part", ".x.00.part", ".x.0123456789abc.part", ".x.older.part"])
+def test_what_another_program_calls_so_is_no_litter(tmp_path, name):
+    (tmp_path / name).write_bytes(b"theirs")
+    assert clear_litter(tmp_path / "x") == []
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
@@ -207,7 +214,7 @@ def test_a_folder_that_is_cleared_before_it_is_opened_is_made_again(tmp_path, mo
 
 
 def test_litter_is_locked_until_it_is_gone(tmp_path, monkeypatch):
-    litter = tmp_path / ".x.00.part"
+    litter = tmp_path / ".x.0123456789ab.part"
     litter.write_bytes(b"")
     unlink, refused = os.unlink, []
 
@@ -233,3 +240,67 @@ def test_writers_of_one_target_at_the_same_time_all_succeed(tmp_path):
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     assert (tmp_path / "x").read_bytes() in (b"a" * 100, b"b" * 100)
     assert names(tmp_path) == ["x"]
+
+
+def modes(folder):
+    return {path.name: path.stat().st_mode & 0o7777 for path in (folder, *folder.rglob("*"))}
+
+
+def test_a_private_folder_and_private_files_stay_private_when_they_are_written_again(tmp_path):
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    for name in ("secret", "open", "sub/secret"):
+        (out / name).write_bytes(b"old")
+    for name, mode in (("secret", 0o600), ("open", 0o644), ("sub/secret", 0o600), ("sub", 0o700), (".", 0o750)):
+        (out / name).chmod(mode)
+    before = modes(out)
+    old = os.umask(0o022)
+    try:
+        with replace_folder(out) as folder:
+            assert folder.stat().st_mode & 0o777 == 0o700  # nobody else sees what is not in its place yet
+            (folder / "sub").mkdir()
+            for name in ("secret", "open", "sub/secret", "new"):
+                (folder / name).write_bytes(b"new")
+    finally:
+        os.umask(old)
+    assert modes(out) == {**before, "new": 0o644}
+
+
+def test_a_new_folder_has_the_mode_of_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with replace_folder(tmp_path / "x"):
+            pass
+    finally:
+        os.umask(old)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another group at will")
+def test_the_owner_and_the_group_are_kept(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    os.chown(tmp_path / "x", 1234, 4321)
+    with replace_file(tmp_path / "x") as file:
+        file.write(b"new")
+    assert ((tmp_path / "x").stat().st_uid, (tmp_path / "x").stat().st_gid) == (1234, 4321)
+
+
+def test_a_group_that_cannot_be_kept_does_not_pass_its_access_to_another(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "x").chmod(0o664)
+    real = os.stat
+    chown = lambda *_: (_ for _ in ()).throw(PermissionError)  # noqa: E731
+    monkeypatch.setattr(os, "chown", chown)
+
+    class Elsewhere:
+        """The old file as if it were another group's."""
+
+        def __init__(self, status):
+            self.st_mode, self.st_uid, self.st_gid = status.st_mode, status.st_uid, status.st_gid + 1
+
+    monkeypatch.setattr(
+        type(tmp_path), "stat", lambda path, **how: Elsewhere(real(path)) if path.name == "x" else real(path, **how)
+    )
+    with replace_file(tmp_path / "x") as file:
+        file.write(b"new")
+    assert real(tmp_path / "x").st_mode & 0o777 == 0o604

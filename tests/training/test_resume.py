@@ -5,6 +5,8 @@ import signal
 import time
 
 import pytest
+from apr_train.checkpoint.apr import rewrite
+from apr_train.checkpoint.open import open_checkpoint
 from apr_train.errors import RunError
 from apr_train.run.record import read_record
 from apr_train.run.resume import plan_resume
@@ -133,6 +135,87 @@ def test_a_finished_run_writes_its_end_again(place):
     (place.run("x") / "model.apr").unlink()
     place("--resume", "runs/x")
     assert (place.run("x") / "model.apr").read_bytes() == model
+
+
+def state_of(folder):
+    """Every file and folder below with its bytes and the time at which it was changed."""
+    paths = sorted([folder, *folder.rglob("*")])
+    return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in paths}
+
+
+STAMP = ("--license", "MIT", "--author", "me", "--data-source", "a corpus", "--data-license", "MIT", "--name", "Mine")
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_resume_with_nothing_left_to_do_touches_nothing_and_says_how_to_go_on(place, steps):
+    place("--data", place.corpus, *RUN, "--steps", str(steps), "--run", "x")
+    place("stamp", place.run("x") / "model.apr", *STAMP)
+    before = state_of(place.run("x"))
+    for more in ((), ("--prompt", "def f(", "--sample-tokens", "2"), ("--dry-run",)):
+        out = place("--resume", "runs/x", *more)
+        assert f"all {steps} steps are done" in out
+        assert f"apr-train --resume runs/x --steps {max(1, 2 * steps)}" in out
+        assert state_of(place.run("x")) == before
+    place("--resume", "runs/x", "--steps", str(max(1, 2 * steps)))  # what was said works
+
+
+def test_a_stamp_is_the_users_word_and_stays_when_the_run_goes_on(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    model = place.run("x") / "model.apr"
+    place("stamp", model, *STAMP)
+    place("--resume", "runs/x", "--steps", "3")
+    with open_checkpoint(model) as checkpoint:
+        found = checkpoint.raw_metadata
+    assert {"license": "MIT", "author": "me", "data_source": "a corpus", "name": "Mine"}.items() <= found.items()
+    assert found["apr_train.run"]["step"] == 3
+    assert "| license | MIT |" in (place.run("x") / "MODEL_CARD.md").read_text()
+    place("publish", model, "-o", place.folder / "out")
+
+
+def test_the_stamp_of_another_runs_model_is_not_taken_over(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    model = place.run("x") / "model.apr"
+    with open_checkpoint(model) as checkpoint:
+        origin = {**checkpoint.raw_metadata["apr_train.run"], "corpus": "another"}
+        rewrite(checkpoint, model, {**checkpoint.raw_metadata, "license": "MIT", "apr_train.run": origin})
+    place("--resume", "runs/x", "--steps", "3")
+    with open_checkpoint(model) as checkpoint:
+        assert "license" not in checkpoint.raw_metadata
+
+
+def test_a_run_killed_before_its_model_is_written_writes_its_end_at_a_resume(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    earlier = (place.run("x") / "model.apr").read_bytes()
+    place("--resume", "runs/x", "--steps", "3")
+    after = (place.run("x") / "model.apr").read_bytes()
+    (place.run("x") / "model.apr").write_bytes(earlier)  # the last of the end's files
+    place("--resume", "runs/x")
+    assert (place.run("x") / "model.apr").read_bytes() == after
+
+
+def test_what_a_private_run_writes_at_a_resume_is_private(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    place.run("x").chmod(0o700)
+    kept = [path for path in place.run("x").iterdir() if path.is_file()]
+    for path in kept:
+        path.chmod(0o600)
+    place("--resume", "runs/x", "--steps", "3")
+    assert {path.name: path.stat().st_mode & 0o777 for path in kept} == {path.name: 0o600 for path in kept}
+    assert (place.run("x") / "step-000003").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_that_somebody_put_into_a_checkpoint_is_never_removed_with_it(place):
+    args = ("--data", place.corpus, *RUN, "--save-every", "1", "--steps", "2", "--keep", "1")
+    place(*args, "--run", "x")
+    notes = place.run("x") / "step-000002" / "notes.txt"
+    notes.write_text("mine")
+    place("--resume", "runs/x", "--steps", "4", "--keep", "2")
+    assert {item.name for item in place.run("x").glob("step-*")} == {"step-000002", "step-000003", "step-000004"}
+    (place.run("x") / "step-000004" / "notes.txt").write_text("mine")
+    before = state_of(place.run("x") / "step-000003")
+    assert "holds what no run wrote, found notes.txt" in place("--resume", "runs/x/step-000002", code=1)
+    assert state_of(place.run("x") / "step-000003") == before
+    assert notes.read_text() == "mine"
 
 
 def test_a_resume_keeps_the_preflight_of_the_start_and_the_samples_up_to_its_step(place):

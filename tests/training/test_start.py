@@ -119,3 +119,13 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(place, args,
     assert [item.name for item in place.run("x").glob("*step-*")] == ["step-000003"]
     place("--resume", "runs/x", "--steps", "6")
     assert place.curve("x")[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("inside", ["model.safetensors", ""])
+def test_a_run_is_not_put_into_the_folder_of_its_source(place, taught, inside):
+    (place.folder / "runs").mkdir()
+    place("export", taught, "-o", place.run("x"))
+    before = {path.name: path.read_bytes() for path in place.run("x").iterdir()}
+    out = place.train("--init", place.run("x") / inside, "--steps", "0", "--run", "x", code=3)
+    assert "the run's folder is not empty" in out
+    assert {path.name: path.read_bytes() for path in place.run("x").iterdir()} == before

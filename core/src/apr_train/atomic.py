@@ -10,8 +10,10 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +22,11 @@ from typing import BinaryIO
 from apr_train.errors import OutputError
 
 _PART = ".part"
+_TOKEN = 6
+"""Random bytes in the name of a part."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 @contextmanager
@@ -37,7 +42,7 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         part, descriptor = _claim(final, _create_file)
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
             try:
-                _keep_mode(final, descriptor)
+                _keep_access(final, part)
                 yield file
                 os.fsync(descriptor)
                 part.rename(final)
@@ -73,11 +78,16 @@ def write_all(file: BinaryIO, content: bytes | memoryview) -> int:
 
 
 @contextmanager
-def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+def replace_folder(target: str | os.PathLike[str], *, like: Path | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; leaving the context without an error puts it in the target's place, as a whole.
 
     An existing folder is exchanged in one step where the file system can, and is then removed. Where it cannot, a crash
-    between two renames leaves the old folder beside the target, and `clear_litter` puts it back.
+    between two renames leaves the old folder beside the target, and `clear_litter` puts it back. Mode, group and access
+    lists of the old folder and of its files pass to the new ones of the same name.
+
+    Args:
+        target: the folder.
+        like: the folder that a new one, in whose place there is none, takes its access from.
 
     Raises:
         OutputError: when it cannot be written, or the target is a file. The old folder is then as it was.
@@ -89,7 +99,10 @@ def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         clear_litter(final)
         part, lock = _claim(final, _create_folder)
         try:
+            mode = _closed(final if final.exists() or like is None else like, part)
             yield part
+            _keep_access_of_files(final, part)
+            part.chmod(mode)
             _sync_tree(part)
             _put_in_place(part, final)
             _sync(final.parent)
@@ -99,10 +112,14 @@ def replace_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def clear_litter(target: str | os.PathLike[str]) -> list[Path]:
-    """Remove what killed writers of this target left beside it; what a live writer holds is left alone."""
+    """Remove what killed writers of this target left beside it; what a live writer holds is left alone.
+
+    Litter is known by the whole of its name: other programs call files `.NAME.part`, too.
+    """
     final = _resolve(target)
+    ours = re.compile(rf"\.{re.escape(final.name)}\.([0-9a-f]{{{2 * _TOKEN}}}|old){re.escape(_PART)}", re.DOTALL)
     cleared = []
-    for part in sorted(final.parent.glob(f".{_escape(final.name)}.*{_PART}")):
+    for part in sorted(path for path in final.parent.glob(f".*{_PART}") if ours.fullmatch(path.name)):
         with _held_by_nobody(part) as is_litter:  # our lock is on it until it is gone: see _claim
             if is_litter:
                 _clear(part, final)
@@ -137,11 +154,7 @@ def _resolve(target: str | os.PathLike[str]) -> Path:
 
 
 def _part_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{secrets.token_hex(6)}{_PART}")
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    return final.with_name(f".{final.name}.{secrets.token_hex(_TOKEN)}{_PART}")
 
 
 def _claim(final: Path, create: Callable[[Path], int | None]) -> tuple[Path, int]:
@@ -202,9 +215,44 @@ def _held_by_nobody(part: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _keep_mode(final: Path, descriptor: int) -> None:
-    with suppress(FileNotFoundError):
-        os.fchmod(descriptor, final.stat().st_mode & 0o7777)
+def _keep_access(old: Path, new: Path) -> None:
+    """Give a new file or folder the owner, group, access lists and mode of the one whose place it takes, if there is one.
+
+    Where the group cannot be kept (it is not one of the user's), nobody but the owner and the world has access: what was
+    allowed to one group is not given to another.
+    """
+    try:
+        was, now = old.stat(), new.stat()
+    except FileNotFoundError:
+        return
+    with suppress(OSError):  # root keeps the owner, everybody else is the owner
+        os.chown(new, was.st_uid, -1)
+    mode = was.st_mode & 0o7777
+    try:
+        if was.st_gid != now.st_gid:
+            os.chown(new, -1, was.st_gid)
+        for name in _ACCESS_LISTS if sys.platform == "linux" else ():
+            with suppress(OSError):  # the old one has none, or the file system has none
+                os.setxattr(new, name, os.getxattr(old, name))
+    except OSError:
+        mode &= ~0o2070
+    new.chmod(mode)  # last: a change of the group clears bits of the mode
+
+
+def _closed(like: Path, part: Path) -> int:
+    """Keep everybody else out of a folder while it is filled; returns the mode that it will have in the target's place."""
+    _keep_access(like, part)
+    mode = part.stat().st_mode & 0o7777
+    part.chmod(0o700)
+    return mode
+
+
+def _keep_access_of_files(old: Path, new: Path) -> None:
+    """`_keep_access` for every file and folder inside that the old folder has, too."""
+    for root, folders, files in os.walk(new):
+        for name in (*folders, *files):
+            path = Path(root) / name
+            _keep_access(old / path.relative_to(new), path)
 
 
 def _sync(path: Path) -> None:

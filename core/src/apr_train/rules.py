@@ -1,6 +1,7 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
-`FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `APR-` those of `apr-train validate`.
+`FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `WRITE-` the refusals to
+write, `APR-` those of `apr-train validate`.
 """
 
 from __future__ import annotations
@@ -72,6 +73,13 @@ PREFLIGHT_021 = "PREFLIGHT-021"
 """More than one set of weights in a folder."""
 PREFLIGHT_022 = "PREFLIGHT-022"
 """Something that is read in another way than it stands in the file, or left out: told, not refused."""
+
+WRITE_001 = "WRITE-001"
+"""A file to be written that is a source of the command, or that a run keeps."""
+WRITE_002 = "WRITE-002"
+"""A folder to be replaced that apr-train did not write, or that holds what it did not write."""
+WRITE_003 = "WRITE-003"
+"""A name that says another kind of file than what is written."""
 
 APR_STRUCTURE = "APR-STRUCTURE"
 """A file whose structure is not as its format says."""

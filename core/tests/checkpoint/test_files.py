@@ -5,8 +5,8 @@ import time
 import tracemalloc
 
 import pytest
+from apr_train.checkpoint.companions import readme_facts
 from apr_train.checkpoint.files import MAX_YAML_BYTES, MAX_YAML_DEPTH, parse_yaml
-from apr_train.checkpoint.huggingface import readme_license
 from apr_train.errors import FormatError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -99,10 +99,10 @@ def test_any_text_is_a_value_or_a_format_error(text):
 )
 def test_the_readme_s_licence_is_text_or_nothing(tmp_path, front, expected):
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Model\nlicense: isc\n")
-    assert readme_license(tmp_path) == expected
+    assert readme_facts(tmp_path).get("license") == expected
 
 
 def test_a_readme_without_front_matter_has_no_licence(tmp_path):
-    assert readme_license(tmp_path) is None
+    assert readme_facts(tmp_path) == {}
     (tmp_path / "README.md").write_text("# Model\nlicense: mit\n")
-    assert readme_license(tmp_path) is None
+    assert readme_facts(tmp_path) == {}

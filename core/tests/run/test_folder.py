@@ -4,7 +4,8 @@ import pytest
 from apr_train.errors import OutputError
 from apr_train.run.folder import InUseError, locked, new_run_folder, require_unused
 
-START = {"identity.json": "{}", "preflight.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
+STARTED_ON = '{"corpus": "c", "tokenizer": "t", "init": null}'
+START = {"identity.json": STARTED_ON, "preflight.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
 LITTER = (".identity.json.0123456789ab.part", ".preflight.json.0123456789ab.part", ".config.toml.0123456789ab.part")
 
 
@@ -36,6 +37,8 @@ def test_what_a_start_left_before_the_first_line_is_free_again(tmp_path, files, 
         START | {"samples.jsonl": ""},
         {"config.toml": "[run]"},
         {"preflight.json": "{}"},
+        {"identity.json": '{"name": "me"}'},
+        START | {"identity.json": "mine"},
         {"notes.txt": ""},
     ],
 )

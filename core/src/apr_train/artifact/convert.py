@@ -13,13 +13,15 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.artifact.metadata import apr_metadata
+from apr_train.artifact.targets import check_file
 from apr_train.checkpoint.apr import AprWriter, TensorSpec
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
 from apr_train.checkpoint.dtypes import BLOCKS, DTYPES, FLOATS, cast_pieces
+from apr_train.checkpoint.given_name import given_name
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import check_buildable
-from apr_train.errors import Finding, FormatError, OutputError, PreflightError
+from apr_train.errors import Finding, FormatError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
@@ -208,21 +210,11 @@ def provenance_of(header: Header) -> dict[str, Any]:
 
     `SOURCE_DATE_EPOCH` in the environment asks for one.
     """
-    found = {"source": Path(header.path).resolve().name, "original_format": header.format, **header.provenance}
+    found = {"source": given_name(header.path), "original_format": header.format, **header.provenance}
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if epoch.isdigit() and "created_at" not in found:
         found["created_at"] = datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return found
-
-
-def _check_target(source: Path, target: Path) -> None:
-    """The source is not written over: what a conversion leaves out or rounds would be nowhere any more."""
-    if not target.exists():
-        return
-    into = source.is_dir() and target.resolve().parent == source.resolve() and target.suffix != ".apr"
-    if into or target.samefile(source):
-        problem = "the target is a file of the source" if into else "the target is the source"
-        raise OutputError(problem, where=target, hint="Give another name.")
 
 
 def import_to_apr(
@@ -235,9 +227,9 @@ def import_to_apr(
     Raises:
         FormatError: when a tensor cannot be kept or does not fit its type.
         TokenizerError: when the source has a tokenizer that `.apr` cannot hold, named.
-        OutputError: when the target is the source, or cannot be written; an old file is then as it was.
+        OutputError: when the target is a file of the source or of a run, or cannot be written; an old file is then as it was.
     """
-    _check_target(Path(conversion.header.path), target)
+    check_file(target, conversion.checkpoint.files, suffix=".apr")
     if conversion.header.tokenizer is not None:
         check_buildable(conversion.header.tokenizer)
     moves = conversion.moves(dtype)

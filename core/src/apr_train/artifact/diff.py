@@ -14,6 +14,7 @@ import numpy as np
 from attrs import Factory, evolve, field, frozen
 
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
+from apr_train.checkpoint.companions import CONFIG, README
 from apr_train.checkpoint.dtypes import Array, values_of
 from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
@@ -234,12 +235,44 @@ def about_diff(a: Header, b: Header) -> list[Field]:
 def _about(header: Header) -> dict[str, Any]:
     facts = {"format": header.format, "class": header.hf_class, "architecture": header.architecture}
     facts |= {"names": header.names, "rope rows": header.rope_rows, "head": header.tie.reason}
+    facts |= {"beside the weights": ", ".join(sorted(_companions(header))) or None}
     return facts | {f"provenance.{name}": value for name, value in header.provenance.items()}
 
 
 def _fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Field]:
     names = [*a, *(name for name in b if name not in a)]
     return [Field(name=name, a=a.get(name), b=b.get(name)) for name in names if a.get(name) != b.get(name)]
+
+
+_BOOKKEEPING = frozenset({"torch_dtype", "transformers_version"})
+"""What the files say about how they were written, and not about the model."""
+
+
+def companion_diff(a: Header, b: Header, matching: Matching) -> list[Field]:
+    """What the files beside the weights say differently, `FILE [KEY]`, of files that both sides have.
+
+    Of config.json the keys are left out that are the architecture's: `config_diff` has them.
+    """
+    mine, other = _companions(a), _companions(b)
+    if CONFIG in mine and CONFIG in other:
+        keys = (mine[CONFIG].keys() | other[CONFIG].keys()) - matching.config[0].keys() - matching.config[1].keys()
+        for side, header in ((mine, a), (other, b)):
+            side[CONFIG] = {key: side[CONFIG].get(key, header.config.get(key)) for key in sorted(keys)}
+    fields = [
+        Field(name=f"{name} [{item.name}]", a=item.a, b=item.b)
+        for name in sorted(mine.keys() & other.keys())
+        for item in _fields(mine[name], other[name])
+        if item.name not in _BOOKKEEPING
+    ]
+    templates = [None if side.tokenizer is None else side.tokenizer.chat_template for side in (a, b)]
+    if templates[0] != templates[1] and None not in templates:
+        fields.append(Field(name="chat template", a=templates[0], b=templates[1]))
+    return fields
+
+
+def _companions(header: Header) -> dict[str, Mapping[str, Any]]:
+    kept = {**header.companions, **(header.tokenizer.companions if header.tokenizer is not None else {})}
+    return {name: content for name, content in kept.items() if isinstance(content, Mapping) and name != README}
 
 
 _SHOWN = 3

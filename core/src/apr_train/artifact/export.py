@@ -1,27 +1,34 @@
-"""Write a Hugging Face folder: config.json, weights in shards, tokenizer; what transformers loads. Torch-free."""
+"""Write a Hugging Face folder: config, weights in shards, tokenizer, and the files that came with them. Torch-free.
+
+What came in under a file's name goes out under it as it was; only what the weights or their licence say is made anew.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces
 from apr_train.artifact.metadata import hf_config
+from apr_train.artifact.provenance import OTHER
+from apr_train.artifact.targets import check_folder, check_own, mark
 from apr_train.atomic import replace_folder
+from apr_train.checkpoint import companions
 from apr_train.checkpoint.checkpoint import Progress
-from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.checkpoint.given_name import given_stem
+from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.safetensors import write_sharded
-from apr_train.data.tokenizer import build_tokenizer
-from apr_train.errors import OutputError
+from apr_train.data.tokenizer import Tokenizer, build_tokenizer
+from apr_train.errors import FormatError
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of weights per file; what transformers uses."""
-WRITTEN = ("config.json", "tokenizer.json", "tokenizer_config.json")
-"""What an export writes beside the weights."""
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+COMMAND = "export"
 
 
 def export_to_folder(
@@ -35,13 +42,18 @@ def export_to_folder(
     """Write the folder, as a whole or not at all. Returns what was written.
 
     Raises:
-        OutputError: when the folder holds the source or other files, or cannot be written.
+        OutputError: when the folder holds the source, or is no earlier export, or cannot be written.
         FormatError: when a value does not fit the type.
         TokenizerError: when the tokenizer cannot be rebuilt.
     """
-    _check_target(target, Path(conversion.header.path))
+    check_folder(target, conversion.checkpoint.files, COMMAND)
     with replace_folder(target) as folder:
-        return fill_folder(conversion, folder, dtype=dtype, shard_size=shard_size, progress=progress)
+        moves = fill_folder(conversion, folder, dtype=dtype, shard_size=shard_size, progress=progress)
+        _write_card(folder / companions.README, conversion.header)
+        mark(folder, COMMAND)
+        if target.is_dir():
+            check_own(target, COMMAND)  # again: writing takes its time, and somebody may have put a file there
+    return moves
 
 
 def fill_folder(
@@ -52,7 +64,7 @@ def fill_folder(
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
 ) -> list[Move]:
-    """Write config, weights and tokenizer into a folder that is there already. Returns what was written.
+    """Write config, weights, tokenizer and their companions into a folder that is there already. Returns what was written.
 
     Raises:
         FormatError: when a value does not fit the type.
@@ -70,56 +82,68 @@ def fill_folder(
         if progress is not None:
             progress(by_name[name].source.nbytes)
 
-    _write_json(folder / "config.json", config)
+    _write_json(folder / companions.CONFIG, config)
+    if generation := conversion.header.companions.get(companions.GENERATION):
+        _write_json(folder / companions.GENERATION, generation)
     if conversion.header.tokenizer is not None:
         write_tokenizer(folder, conversion.header.tokenizer)
     write_sharded(folder, [move.written for move in moves], pieces, limit=shard_size)
     return moves
 
 
-def _check_target(target: Path, source: Path) -> None:
-    """An earlier export may be replaced; the source, or a folder with anything else in it, may not."""
-    if not target.is_dir():
-        return
-    if target.resolve() in (source.resolve(), *source.resolve().parents):
-        raise OutputError(
-            "the folder holds the source, and an export replaces all of it",
-            where=target,
-            found=source,
-            hint="Give a folder that does not exist yet.",
-        )
-    other = [item.name for item in target.iterdir() if not is_written(item)]
-    if other:
-        raise OutputError(
-            "the folder holds files that an export does not write",
-            where=target,
-            found=", ".join(sorted(other)[:4]),
-            hint="Give a folder that does not exist yet, or an earlier export.",
-        )
-
-
-def is_written(item: Path) -> bool:
-    """Whether a file of a folder has a name that an export writes."""
-    return item.is_file() and (item.name in WRITTEN or _WEIGHTS.fullmatch(item.name) is not None)
-
-
 def write_tokenizer(folder: Path, spec: TokenizerSpec) -> None:
-    """Write `tokenizer.json` and the `tokenizer_config.json` that names its special tokens.
+    """Write `tokenizer.json` and what belongs to it: as it came in, or a tokenizer_config.json that names the special tokens.
 
     Raises:
         TokenizerError: when the tokenizer cannot be rebuilt.
     """
     tokenizer = build_tokenizer(spec)
-    tokenizer.save(folder / "tokenizer.json")
+    tokenizer.save(folder / companions.TOKENIZER)
+    settings = spec.companions.get(companions.TOKENIZER_CONFIG)
+    _write_json(folder / companions.TOKENIZER_CONFIG, _settings(tokenizer) if settings is None else settings)
+    if companions.TOKENS_MAP in spec.companions:
+        _write_json(folder / companions.TOKENS_MAP, spec.companions[companions.TOKENS_MAP])
+    if spec.chat_template is not None and spec.chat_template != companions.template_in(settings or {}):
+        (folder / companions.TEMPLATE).write_text(spec.chat_template, encoding="utf-8")
+    for name, template in spec.companions.get(companions.TEMPLATES, {}).items():
+        _write_template(folder / companions.TEMPLATES, name, template)
+
+
+def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer_config.json of a tokenizer that came without one."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for name, index in spec.special_ids.items():
+    for name, index in tokenizer.special_ids.items():
         token = tokenizer.token(index)
         if token is not None:
             settings[f"{name}_token"] = token
-    if spec.chat_template is not None:
-        settings["chat_template"] = spec.chat_template
-    _write_json(folder / "tokenizer_config.json", settings)
+    return settings
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_template(folder: Path, name: str, template: Any) -> None:
+    """Write one of several chat templates; the name comes from a file's metadata and may not lead out of the folder."""
+    path = folder / f"{name}.jinja"
+    if path.parent != folder or path.name in (".jinja", "..jinja") or "\0" in name or not isinstance(template, str):
+        raise FormatError(
+            "not a chat template",
+            path=companions.KEY,
+            field=companions.TEMPLATES,
+            expected="file name → text",
+            found=repr(name),
+        )
+    folder.mkdir(exist_ok=True)
+    path.write_text(template, encoding="utf-8")
+
+
+def _write_card(path: Path, header: Header) -> None:
+    """Write a README.md with the licence and the author in its front matter, as far as they are known; else none."""
+    facts = {name: header.provenance.get(name) for name in ("license", "author")}
+    if facts["license"] == OTHER:  # the rest belongs to this one, not to a licence that was stamped in later
+        facts |= header.companions.get(companions.README, {})
+    front = {name: value for name, value in facts.items() if value}
+    if front:
+        text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+        path.write_text(f"---\n{text}---\n\n# {header.provenance.get('name') or given_stem(header.path)}\n", encoding="utf-8")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

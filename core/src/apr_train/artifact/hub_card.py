@@ -127,6 +127,7 @@ def front_matter(publication: Publication) -> dict[str, Any]:
     found: dict[str, Any] = {
         "license": license_,
         "license_name": name,
+        "author": publication.provenance.get("author"),
         "library_name": "transformers",
         "pipeline_tag": publication.task,
         "base_model": base,

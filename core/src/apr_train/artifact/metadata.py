@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_train.checkpoint.apr.keys import ALIASES, ENCODER_EPS, HF_NAMES, PROVENANCE, TYPED
+from apr_train.checkpoint.companions import CONFIG, to_apr
 from apr_train.checkpoint.dtypes import DTYPES
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.huggingface import NEUTRAL_ROPE
@@ -39,7 +40,8 @@ def apr_metadata(
     """The metadata of an `.apr` file of this model: typed keys, then what else changes the mathematics, then the tokenizer.
 
     `header` is the checkpoint that the model came from: its config keys that no field of `config` stands for are kept
-    under Hugging Face's names. Nothing is taken from a clock. `total_size` and `param_count` are the writer's.
+    under Hugging Face's names, and what is kept of its companion files in a key of ours. Nothing is taken from a clock.
+    `total_size` and `param_count` are the writer's.
 
     Raises:
         FormatError: when a value of `provenance` is no JSON scalar.
@@ -53,6 +55,7 @@ def apr_metadata(
     extra = {
         key: value for key, value in (header.extra if header else {}).items() if not (tokenizer and key.startswith(PREFIX))
     }
+    hidden = {key: value for key, value in values.items() if key not in custom}
     return {
         **extra,
         "model_type": info.model_type,
@@ -64,6 +67,7 @@ def apr_metadata(
         **({"rope_type": SPLIT_HALF_TYPE} if info.kind == "decoder" else {}),
         **custom,
         **(spec_to_apr(tokenizer) if tokenizer is not None else {}),
+        **to_apr(header, tokenizer, hidden),
     }
 
 
@@ -90,15 +94,19 @@ def hf_config(
 ) -> dict[str, Any]:
     """The config.json of an export: loads in transformers 4 (`rope_theta`) and 5 (`rope_parameters`).
 
-    `header` is where the model came from: its further keys (dropout, token ids, …) are kept. `dtype` is the name of most
-    weights' type.
+    `header` is where the model came from: its further keys (dropout, token ids, explicit nulls, …) are kept. `dtype` is the
+    name of most weights' type; it stands under its older name too where the source had that.
     """
     own = {key: value for key, value in config.to_dict().items() if key not in _OWN_WORDS and value is not None}
     kept = {key: value for key, value in (header.config if header else {}).items() if key not in _DROPPED and "." not in key}
     kept.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
+    rest = dict(header.companions.get(CONFIG, {})) if header else {}
+    if "torch_dtype" in rest:
+        rest["torch_dtype"] = DTYPES[dtype].torch
     return {
         "architectures": [hf_class or info.hf_classes[0]],
         "model_type": info.model_type,
+        **rest,
         **kept,
         **own,
         **_rope_spellings(own),

@@ -12,13 +12,15 @@ import attrs
 
 from apr_train.artifact.card import markdown
 from apr_train.artifact.convert import Conversion, Dtype, plan_conversion
-from apr_train.artifact.export import fill_folder, is_written
+from apr_train.artifact.export import fill_folder
 from apr_train.artifact.hub_card import SUMS, HubNames, Publication, card_of
 from apr_train.artifact.provenance import spdx_expression, what_to_give
+from apr_train.artifact.targets import check_folder, check_own, mark
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.apr import AprReader, open_apr
 from apr_train.checkpoint.checkpoint import Progress
-from apr_train.errors import ConfigError, FormatError, OutputError
+from apr_train.checkpoint.given_name import given_name
+from apr_train.errors import ConfigError, FormatError
 from apr_train.family.registry import Registry
 from apr_train.run.folder import MODEL, STATE, run_of
 from apr_train.run.provenance import RUN_KEY
@@ -28,6 +30,7 @@ CARDS = ("README.md", "MODEL_CARD.md")
 """One text under two names: the Hub's, and the one that a run's folder has."""
 REQUIRED = {"license": "SPDX", "data_source": "TEXT", "data_license": "SPDX"}
 """Metadata keys without which nothing is published, and what `stamp` takes for each."""
+COMMAND = "publish"
 _CHUNK = 1 << 20
 
 
@@ -57,12 +60,12 @@ def publish(
         FormatError: not an `.apr` file, or a damaged one.
         PreflightError: tensors that do not fit the family.
         RunError: the run's folder, in which the file lies, is damaged.
-        OutputError: the folder holds other files, or cannot be written.
+        OutputError: the folder holds the file, or is no earlier publication, or cannot be written.
     """
     with _open(source) as checkpoint:
         check_provenance(checkpoint.header.provenance, source)
         artifact = f"{source.stem}.apr"
-        _check_target(target, artifact)
+        check_folder(target, checkpoint.files, COMMAND)
         conversion = plan_conversion(checkpoint, registry, arch=arch)
         card = markdown(card_of(_publication(conversion, checkpoint, source, target, names or HubNames())))
         with replace_folder(target) as folder:
@@ -70,8 +73,11 @@ def publish(
             _copy(source, folder / artifact, progress)
             for name in CARDS:
                 (folder / name).write_text(card, encoding="utf-8")
-            written = sorted(item.name for item in folder.iterdir())
+            mark(folder, COMMAND, to_come=[SUMS])
+            written = sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
             (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in written), encoding="utf-8")
+            if target.is_dir():
+                check_own(target, COMMAND)  # again: writing takes its time, and somebody may have put a file there
     return [*written, SUMS]
 
 
@@ -109,26 +115,11 @@ def check_provenance(provenance: Mapping[str, Any], path: Path) -> None:
             raise error.amend(hint=f"{error.finding.hint} {again}".strip()) from error
 
 
-def _check_target(target: Path, artifact: str) -> None:
-    """An earlier publication may be replaced; a folder with anything else in it may not."""
-    if not target.is_dir():
-        return
-    mine = {*CARDS, SUMS, artifact}
-    other = [item.name for item in target.iterdir() if item.name not in mine and not is_written(item)]
-    if other or (any(target.iterdir()) and not (target / SUMS).is_file()):
-        raise OutputError(
-            "the folder is not an earlier publication",
-            where=target,
-            found=", ".join(sorted(other)[:4]) or f"no {SUMS}",
-            hint="Give a folder that does not exist yet.",
-        )
-
-
 def _publication(conversion: Conversion, checkpoint: AprReader, source: Path, target: Path, names: HubNames) -> Publication:
     origin = checkpoint.raw_metadata.get(RUN_KEY)
     origin = origin if isinstance(origin, dict) else {}
     return Publication(
-        title=str(conversion.header.provenance.get("name") or target.resolve().name),
+        title=str(conversion.header.provenance.get("name") or given_name(target)),
         artifact=f"{source.stem}.apr",
         conversion=conversion,
         names=names,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -31,6 +32,11 @@ class Checkpoint(Protocol):
     """An open checkpoint; a context manager. Readers raise `FormatError` and nothing else for a bad file."""
 
     header: Header
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the checkpoint consists of: weights, index, config, tokenizer, card."""
+        ...
 
     def read(self, name: str) -> TensorView:
         """The tensor, dequantised if it is block-quantised; KeyError for a name that the header does not have."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
+from apr_train.checkpoint.companions import files_beside
 from apr_train.checkpoint.dtypes import plain_view, shortest_f32
 from apr_train.checkpoint.files import map_file
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
@@ -189,6 +190,12 @@ class GgufReader:
         """
         data = map_file(path)
         return cls(path, data, read_gguf_index(data, path))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and what lies beside it by its name."""
+        path = Path(self.header.path)
+        return files_beside(path.parent, [path])
 
     def read(self, name: str) -> TensorView:
         """The tensor: zero-copy if it is plain, dequantised to F32 if not."""

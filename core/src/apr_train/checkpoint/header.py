@@ -68,6 +68,8 @@ class Header:
     tokenizer: TokenizerSpec | None = field(default=None, repr=False)
     further: Mapping[str, Any] = Factory(dict)
     """What a GGUF or `.apr` says beside that, in its own spelling (`llama.attention.causal`): judged, never written."""
+    companions: Mapping[str, Any] = field(factory=dict, repr=False)
+    """File name → what is kept of it beyond the config: see `checkpoint.companions`."""
     provenance: Mapping[str, Any] = Factory(dict)
     """`license`, `data_source`, `data_license`, `source`, `original_format`, `name`, `version`, `created_at`, … as known."""
     findings: tuple[Finding, ...] = field(default=(), repr=False)
@@ -123,6 +125,8 @@ class TokenizerSpec:
     """Largest id + 1, added tokens included."""
     add_bos: bool = False
     """Whether `bos` is put in front of a text that is encoded with special tokens; `json` says it itself."""
+    companions: Mapping[str, Any] = field(factory=dict, repr=False)
+    """File name → what is kept of the files beside tokenizer.json: see `checkpoint.companions`."""
     notes: tuple[str, ...] = ()
     """What was concluded because the source does not say, one sentence each."""
     kept: Mapping[str, Any] = field(default=Factory(dict), repr=False)

@@ -1,15 +1,15 @@
-"""Hugging Face's files beside the weights: config.json as the canonical header, the tokenizer's files, the README's licence."""
+"""Hugging Face's files beside the weights: config.json as the canonical header, and the tokenizer's files."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
+from apr_train.checkpoint.companions import TOKENIZER_CONFIG, TOKENS_MAP, template_of, tokenizer_companions
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.implied import implied_values
 from apr_train.checkpoint.pre_tokenizers import TOKENIZER_CLASSES
@@ -17,8 +17,6 @@ from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.checkpoint.vocabulary_files import MERGES, SENTENCEPIECE, VOCABULARY, class_name, read_vocabulary_files
 from apr_train.errors import FormatError
-
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 
 
 def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
@@ -33,14 +31,13 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | Non
     if not path.is_file():
         return _tokenizer_of_other_files(folder, config)
     content = parse_json(path)
-    settings = _optional(folder / "tokenizer_config.json")
-    named = _optional(folder / "special_tokens_map.json") | settings
-    return spec_from_json(
-        content, str(path), special_ids=_special_ids(content, named, config), chat_template=_template(folder, settings)
-    )
+    companions = tokenizer_companions(folder)
+    named = {**companions.get(TOKENS_MAP, {}), **companions.get(TOKENIZER_CONFIG, {})}
+    ids, template = _special_ids(content, named, config), template_of(folder, companions)
+    return attrs.evolve(spec_from_json(content, str(path), special_ids=ids, chat_template=template), companions=companions)
 
 
-TOKENIZER_FILES = ("tokenizer.json", VOCABULARY, MERGES, *SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", VOCABULARY, MERGES, *SENTENCEPIECE, TOKENIZER_CONFIG, TOKENS_MAP)
 """The files that a folder's tokenizer is kept in; each stands for all of them."""
 UNNAMED = f"no tokenizer_class in tokenizer_config.json ({', '.join(TOKENIZER_CLASSES)} are read)"
 """The kind of a vocab.json and merges.txt that nothing says the class of."""
@@ -48,31 +45,31 @@ UNNAMED = f"no tokenizer_class in tokenizer_config.json ({', '.join(TOKENIZER_CL
 
 def _tokenizer_of_other_files(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | None:
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
-    settings = _optional(folder / "tokenizer_config.json")
     if not vocabulary.is_file() or not merges.is_file():
         piece = next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)
         return None if piece is None else TokenizerSpec(model="sentencepiece", origin=str(piece))
+    companions = tokenizer_companions(folder)
+    settings = companions.get(TOKENIZER_CONFIG, {})
     kind = class_name(config, settings)
-    built = (
-        None if kind is None else read_vocabulary_files(folder, kind, settings, _optional(folder / "special_tokens_map.json"))
-    )
+    built = None if kind is None else read_vocabulary_files(folder, kind, settings, companions.get(TOKENS_MAP, {}))
+    origin = f"{vocabulary} and {merges.name}"
     if built is None:
-        return TokenizerSpec(model=kind or UNNAMED, origin=f"{vocabulary} and {merges.name}")
-    ids = _special_ids(built.content, built.named, config)
-    spec = spec_from_json(
-        built.content, f"{vocabulary} and {merges.name}", special_ids=ids, chat_template=_template(folder, settings)
-    )
-    return attrs.evolve(spec, notes=built.notes)
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return parse_json(path) if path.is_file() else {}
+        return TokenizerSpec(model=kind or UNNAMED, origin=origin)
+    ids, template = _special_ids(built.content, built.named, config), template_of(folder, companions)
+    spec = spec_from_json(built.content, origin, special_ids=ids, chat_template=template)
+    return attrs.evolve(spec, notes=built.notes, companions=companions)
 
 
 def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
-    """By the tokenizer's own settings (tokens), else by config.json (ids)."""
+    """By the tokenizer's own settings (tokens), else by config.json (ids).
+
+    A null in the settings is the tokenizer's word that it has no such token; for the eos config.json is asked all the same,
+    since it says what ends a text.
+    """
     ids = {}
     for name in SPECIAL_TOKENS:
+        if named.get(f"{name}_token", "") is None and name != "eos":
+            continue
         token = named.get(f"{name}_token")
         token = token.get("content") if isinstance(token, Mapping) else token
         index = _id_of(content, token) if isinstance(token, str) else config.get(f"{name}_token_id")
@@ -92,29 +89,6 @@ def _id_of(content: Mapping[str, Any], token: str) -> int | None:
     return vocabulary.get(token) if isinstance(vocabulary, Mapping) else None
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    separate = folder / "chat_template.jinja"
-    if separate.is_file():
-        return separate.read_text(encoding="utf-8", errors="replace")
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else None
-
-
-def readme_license(folder: Path) -> str | None:
-    """The text under `license` in README.md's front matter; None where that is not to be had, whatever the reason."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        front = _FRONT_MATTER.search(file.read(MAX_YAML_BYTES).decode("utf-8", "replace"))
-    try:
-        content = parse_yaml(front.group(1), path) if front else None
-    except FormatError:
-        return None
-    value = content.get("license") if isinstance(content, dict) else None
-    return value.strip() or None if isinstance(value, str) else None
-
-
 NEUTRAL_ROPE = "default"
 ONE_ACTIVATION = {"swish": "silu", "gelu_python": "gelu"}
 """Second names of an activation in transformers' ACT2FN: the same function."""
@@ -127,6 +101,7 @@ def header_from_hf(
     tensors: Mapping[str, TensorInfo],
     *,
     tokenizer: TokenizerSpec | None = None,
+    companions: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Header:
     """The canonical header of a safetensors file or folder; `config` is the parsed config.json, `{}` if there is none.
@@ -151,6 +126,7 @@ def header_from_hf(
         tie=tie_from_index(canonical, tensors),
         tokenizer=tokenizer,
         findings=implied,
+        companions=companions or {},
         provenance={"original_format": "safetensors", **(provenance or {})},
     )
 

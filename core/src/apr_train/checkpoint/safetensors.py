@@ -20,12 +20,13 @@ from attrs import frozen
 from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
+from apr_train.checkpoint.companions import companions_of, files_beside, files_of_folder, readme_facts
 from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, bytes_of, plain_view
 from apr_train.checkpoint.files import LARGEST_POINTER, map_file, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import EXPLICIT, INDEX, SINGLE, WeightFiles, find_weights
 from apr_train.checkpoint.given import no_weights
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.huggingface import header_from_hf, readme_license, tokenizer_of
+from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of
 from apr_train.errors import Finding, FormatError
 
 MAX_HEADER = 100_000_000
@@ -173,15 +174,17 @@ class SafetensorsReader:
     ) -> None:
         folder = path if path.is_dir() else path.parent
         self.config = config
-        license_name = readme_license(folder)
+        facts = readme_facts(folder)
         self.header = header_from_hf(
             str(path),
             {key: value for key, value in config.items() if key != EXPLICIT},
             dict(sorted(infos.items())),
             tokenizer=tokenizer_of(folder, config),
-            provenance={"license": license_name} if license_name else {},
+            companions=companions_of(folder, {key: value for key, value in config.items() if key != EXPLICIT}),
+            provenance={key: facts[key] for key in ("license", "author") if key in facts},
         )
         self.header = attrs.evolve(self.header, findings=(*self.header.findings, *findings))
+        self._weights = tuple(files)
         self._places = {name: (file, extent) for file, extents in files.items() for name, extent in extents.items()}
         self._maps: dict[Path, memoryview] = {}
 
@@ -205,6 +208,12 @@ class SafetensorsReader:
             files[file] = index.extents
             infos.update(index.tensors)
         return cls(path, config, files, infos, weights.findings(folder))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weights, and what else the folder has; of a file that was named alone, what lies beside it by its name."""
+        path = Path(self.header.path)
+        return files_of_folder(path, self._weights) if path.is_dir() else files_beside(path.parent, self._weights)
 
     def read(self, name: str) -> TensorView:
         """The tensor, zero-copy.

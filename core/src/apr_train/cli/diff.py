@@ -20,6 +20,12 @@ SCHEMA_VERSION = 1
 DIFFERENT, TROUBLE = 1, 2
 """Exit statuses, as diff(1) has them."""
 _LONG = 60
+_TITLES = {
+    "architecture": "config",
+    "tokenizer": "tokenizer",
+    "files beside the weights": "companions",
+    "about the files (does not count)": "about",
+}
 EPILOG = "Examples: apr-train diff model.gguf model.apr   ·   apr-train diff runs/a runs/b --tolerance 1e-6 --json"
 
 
@@ -33,11 +39,12 @@ EPILOG = "Examples: apr-train diff model.gguf model.apr   ·   apr-train diff ru
 @verify_option("Check the checksums of .apr files first.")
 @json_option("Print JSON (docs/evaluate.md), every tensor in it.")
 def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> None:
-    """Compare the checkpoints A and B: architecture, tokenizer, and every tensor's values.
+    """Compare the checkpoints A and B: architecture, tokenizer, the files beside the weights, and every tensor's values.
 
     Each may be of any format. Files of one family are compared by what its tensors mean, so that a GGUF and the .apr made
-    from it agree. Exit status: 0 the same model, 1 a difference in architecture, tokenizer, set of tensors, shapes or
-    values, 2 trouble. Types, containers and provenance are shown and do not count.
+    from it agree. Exit status: 0 the same model, 1 a difference in architecture, tokenizer, files that both have beside
+    the weights (such as generation_config.json), set of tensors, shapes or values, 2 trouble. Types, containers and
+    provenance are shown and do not count.
     """
     from apr_train.errors import AprTrainError
 
@@ -58,7 +65,7 @@ def command(a: Path, b: Path, every: bool, as_json: bool, **options: Any) -> Non
 def _compare(
     a: Path, b: Path, *, arch: str | None, rope_layout: RopeRows | None, tolerance: float, verify: bool
 ) -> dict[str, Any]:
-    from apr_train.artifact.diff import about_diff, config_diff, match, tensor_diffs, tokenizer_diff
+    from apr_train.artifact.diff import about_diff, companion_diff, config_diff, match, tensor_diffs, tokenizer_diff
     from apr_train.checkpoint.validation import opening_warnings
     from apr_train.family.registry import Registry
 
@@ -66,6 +73,7 @@ def _compare(
         emit_findings([*opening_warnings(left), *opening_warnings(right)])
         matching = match(left, right, Registry.discover(), arch=arch)
         config, tokens = config_diff(matching), tokenizer_diff(left.header.tokenizer, right.header.tokenizer)
+        beside = companion_diff(left.header, right.header, matching)
         total = sum(tensor.nbytes for tensor in left.header.tensors.values())
         with progress_bar("comparing", total) as progress:
             tensors = list(tensor_diffs(left, right, matching, progress=progress))
@@ -73,12 +81,13 @@ def _compare(
         return {
             "a": str(a),
             "b": str(b),
-            "same": not (config or tokens or differing),
+            "same": not (config or tokens or beside or differing),
             "family": matching.family,
             "reason": matching.reason,
             "left_out": matching.left_out,
             "config": config,
             "tokenizer": tokens,
+            "companions": beside,
             "about": about_diff(left.header, right.header),
             "tensors": tensors,
             "differing": differing,
@@ -118,7 +127,7 @@ def _tensor(item: TensorDiff) -> dict[str, Any]:
 def _print(found: dict[str, Any], every: bool) -> None:
     how = f"as {found['family']}'s" if found["family"] else "by name"
     click.echo(f"A: {found['a']}\nB: {found['b']}\ntensors compared {how}: {found['reason']}")
-    for title, name in (("architecture", "config"), ("tokenizer", "tokenizer"), ("about the files (does not count)", "about")):
+    for title, name in _TITLES.items():
         _print_fields(title, found[name])
     shown = found["tensors"] if every else found["differing"]
     if shown:

@@ -21,6 +21,8 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
     Curves of loss, validation, learning rate, gradient norm and throughput with values under the pointer; final numbers;
     the settings that differ; what the preflight found; what the models wrote. A run may still be under way.
     """
+    from apr_train.artifact.targets import check_file
+    from apr_train.run.folder import kept_files
     from apr_train.run.record import read_records
 
     if output is None and png is None:
@@ -32,6 +34,10 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
 
         require_matplotlib()
     records = read_records(runs)
+    kept = [path for record in records for path in kept_files(record.folder)]
+    for target in (output, png):
+        if target is not None:
+            check_file(target, kept)
     if output is not None:
         from apr_train.artifact.report.page import report_page
         from apr_train.atomic import write_file

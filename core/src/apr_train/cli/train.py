@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) ->
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)
+    if plan is not None and plan.is_finished:
+        _say_finished(plan)
 
 
 def _without_torch(settings: Settings, plan: Resume | None) -> Report | None:
@@ -94,7 +97,9 @@ def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> N
     settings, plan = _asked(config, resume, given)
     if (report := _without_torch(settings, plan)) is not None:
         report.cleared()  # raises
-
+    if plan is not None and plan.is_finished:
+        _say_finished(plan)
+        return
     from apr_train.cli.output import emit_pairs
     from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
@@ -111,3 +116,11 @@ def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> N
         if sample is not None:
             click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
         emit_pairs(closing(prepared, lines, outcome))
+
+
+def _say_finished(plan: Resume) -> None:
+    """Say that there is nothing left to do, and how to do more; nothing of the run has been touched."""
+    steps, run = plan.settings.run.steps, shlex.quote(str(plan.folder))
+    click.echo(f"{plan.folder}: all {steps} steps are done and the end is written; nothing was changed")
+    click.echo(f"for more steps: apr-train --resume {run} --steps {max(1, 2 * steps)}")
+    click.echo(f"for another sample: apr-train generate {run}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -127,10 +128,43 @@ def require_unused(folder: Path) -> None:
 
 def _nothing_trained(entries: list[Path]) -> bool:
     """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
-    names = {entry.name for entry in entries if not (entry.name.startswith(".") and entry.name.endswith(".part"))}
+    names = {entry.name for entry in entries if not _is_part(entry.name)}
     later = {PREFLIGHT, CONFIG, METRICS}
     ours = names <= {LOCK, IDENTITY, *later} and (IDENTITY in names or not names & later)
+    ours = ours and all(_is_identity(entry) for entry in entries if entry.name == IDENTITY)
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
+
+
+def _is_part(name: str) -> bool:
+    """Whether a name is that of a file in the making, as a killed writer leaves it."""
+    return name.startswith(".") and name.endswith(".part")
+
+
+def _is_identity(path: Path) -> bool:
+    """Whether an identity.json is a run's, and not somebody else's file of that name."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
+
+
+_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, CARD})
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """The files of a run that are read again, checkpoints included."""
+    own = [folder / name for name in sorted(_KEPT)]
+    return [*own, *(path for step in checkpoints(folder) for path in sorted(step.path.iterdir()))]
+
+
+def is_kept_by_a_run(path: str | Path) -> bool:
+    """Whether a path, wherever its links lead, is a file that a run reads again: its result, its records, a checkpoint."""
+    real = Path(os.path.realpath(path))
+    run = run_of(real)
+    if run is None:
+        return False
+    return real.name in _KEPT if real.parent == run else _STEP.fullmatch(real.parent.name) is not None
 
 
 def checkpoints(folder: Path) -> list[StepFolder]:
@@ -158,8 +192,31 @@ def find_checkpoint(path: Path) -> tuple[Path, StepFolder | None]:
     raise RunError("this is no run", where=path, expected=f"a folder with {CONFIG}, or a {step_name(500)} in one", found=found)
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """What lies in a checkpoint's folder that no run wrote, killed ones included."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name not in (MODEL, OPTIMIZER, STATE))
+    return [name for name in names if not _is_part(name)]
+
+
+def require_removable(folder: Path) -> None:
+    """Refuse to remove a checkpoint into which somebody has put a file of their own.
+
+    Raises:
+        RunError: naming the files.
+    """
+    if foreign := foreign_files(folder):
+        problem = "the checkpoint would be removed, and holds what no run wrote"
+        hint = "Move it away, then give the same command again."
+        raise RunError(problem, where=folder, found=", ".join(foreign), hint=hint)
+
+
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint so that no moment leaves half of one under its name."""
+    """Remove a checkpoint so that no moment leaves half of one under its name.
+
+    Raises:
+        RunError: something else lies in it.
+    """
+    require_removable(folder)
     dying = folder.with_name(_DYING + folder.name)
     shutil.rmtree(dying, ignore_errors=True)  # what an earlier kill left; if it resists, the rename says so
     folder.rename(dying)
@@ -167,13 +224,17 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints (0: all), and clear away what killed writers and removals left."""
-    for leftover in folder.glob(f"{_DYING}*"):
+    """Keep the newest `keep` checkpoints (0: all), and clear away what killed writers and removals left.
+
+    A checkpoint into which somebody has put a file of their own stays.
+    """
+    for leftover in folder.glob(f"{_DYING}step-*"):
         shutil.rmtree(leftover)
     for leftover in folder.glob(".step-*.part"):
         clear_litter(folder / leftover.name[1:].partition(".")[0])
     for old in checkpoints(folder)[:-keep] if keep else []:
-        remove_checkpoint(old.path)
+        if not foreign_files(old.path):
+            remove_checkpoint(old.path)
 
 
 def weights_of(path: str | Path) -> str:

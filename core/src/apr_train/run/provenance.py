@@ -1,12 +1,20 @@
-"""What model.apr says about the run that made it: inputs by hash, settings that matter, versions. No clock, no path."""
+"""What model.apr says about the run that made it: inputs by hash, settings that matter, versions. No clock, no path.
+
+And what is read back from one that a run finds in its place: how far it is, and what somebody stamped into it since.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+from apr_train.checkpoint.apr import AprReader, open_apr
+from apr_train.checkpoint.apr.keys import STAMPED
+from apr_train.errors import FormatError
 from apr_train.family.plugin import Family
 from apr_train.run.identity import RunIdentity
 from apr_train.run.settings import DECIDES, GROUPS, Settings
@@ -26,3 +34,32 @@ def _deciding(group: Any, cls: type) -> dict[str, Any]:
     """The settings that decide what is computed; not where a run was, and how closely it was watched."""
     values = {item.name: getattr(group, item.name) for item in attrs.fields(cls) if item.metadata[DECIDES]}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def written_metadata(path: Path) -> Mapping[str, Any]:
+    """The metadata of the model.apr that a run finds in its place; empty when there is none, or none that can be read."""
+    try:
+        with open_apr(path, verify=False) as checkpoint:
+            return checkpoint.raw_metadata if isinstance(checkpoint, AprReader) else {}
+    except FormatError:
+        return {}
+
+
+def step_of(metadata: Mapping[str, Any]) -> int | None:
+    """The step that a model.apr was written at; None when it does not say."""
+    origin = metadata.get(RUN_KEY)
+    step = origin.get("step") if isinstance(origin, Mapping) else None
+    return step if isinstance(step, int) else None
+
+
+def stamp_in(path: Path, origin: Mapping[str, Any]) -> dict[str, str]:
+    """What `apr-train stamp` sets, as the model.apr that is about to be replaced says it, if it is of the same run.
+
+    The licence, the author and so on are the user's word: a run that goes on writes them again.
+    """
+    metadata = written_metadata(path)
+    found = metadata.get(RUN_KEY)
+    inputs = [item.name for item in attrs.fields(RunIdentity)]
+    if not isinstance(found, Mapping) or any(found.get(name) != origin.get(name) for name in inputs):
+        return {}
+    return {key: metadata[key] for key in STAMPED if isinstance(metadata.get(key), str)}

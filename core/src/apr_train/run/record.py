@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
+from apr_train.checkpoint.given_name import given_name
 from apr_train.errors import RunError
 from apr_train.run.folder import CONFIG, METRICS, PREFLIGHT, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, read_metrics
@@ -71,7 +72,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     groups = attrs.asdict(read_toml(folder / CONFIG))
     return Record(
         folder=folder,
-        label=folder.resolve().name,
+        label=given_name(folder),
         lines=tuple(lines),
         settings={
             f"{group}.{name}": value for group, values in groups.items() for name, value in values.items() if value is not None

@@ -8,7 +8,8 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.errors import RunError
-from apr_train.run.folder import CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
+from apr_train.run.folder import CARD, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
+from apr_train.run.provenance import step_of, written_metadata
 from apr_train.run.samples import read_samples
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import check_resume, read_toml, with_values
@@ -34,6 +35,12 @@ class Resume:
     def step(self) -> int:
         """Steps that are done."""
         return 0 if self.checkpoint is None else self.checkpoint.step
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: no step, and the end is written (model.apr, which comes last, is of that step)."""
+        whole = (self.folder / CARD).is_file() and step_of(written_metadata(self.folder / MODEL)) == self.step
+        return whole and self.step == self.settings.run.steps
 
     def require_unchanged(self) -> None:
         """Look again, now that the folder is held: another process may have gone on, or gone back, since the first look.

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import attrs
 from attrs import Factory, frozen
 
+from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
 from apr_train.family.card import ObjectiveName
@@ -246,8 +247,6 @@ class Settings:
     run: RunSettings = Factory(RunSettings)
 
 
-CHECKPOINT_SUFFIXES = frozenset({".apr", ".gguf", ".safetensors"})
-
 GROUPS: dict[str, type] = {
     "model": ModelSettings,
     "data": DataSettings,
@@ -260,13 +259,8 @@ GROUPS: dict[str, type] = {
 def run_stem(settings: Settings) -> str:
     """`family-x` for `--init x.apr`, `family-preset` from scratch: the name of a run without `--run`."""
     model = settings.model
-    origin = _name_of(Path(model.init).resolve()) if model.init is not None else model.preset
+    origin = given_stem(model.init) if model.init is not None else model.preset
     return f"{model.arch}-{origin}"
-
-
-def _name_of(path: Path) -> str:
-    """A checkpoint's name without its suffix; a folder has none: `Qwen2.5-Coder-0.5B` is a whole name."""
-    return path.stem if path.suffix.lower() in CHECKPOINT_SUFFIXES and not path.is_dir() else path.name
 
 
 def absolute_paths(settings: Settings, *, absent: bool = False) -> Settings:

@@ -72,7 +72,7 @@ def save_checkpoint(
     if not target.exists():
         if broken_weights(model):
             raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
-        with replace_folder(target) as beside:
+        with replace_folder(target, like=folder) as beside:
             write_model(beside / MODEL, model, step=state["step"])
             _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apr_train.artifact.card import Card, markdown
 from apr_train.atomic import write_file
+from apr_train.checkpoint.given_name import given_name
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
@@ -27,7 +28,7 @@ from apr_train.run.samples import Sample, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
-from apr_train.training.setup import Prepared
+from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
@@ -58,18 +59,20 @@ def _most_likely(logits: Tensor) -> int:
 
 
 def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
-    """Write model.apr, the sample and MODEL_CARD.md; returns all metrics, and the sample if there is one.
+    """Write the sample, MODEL_CARD.md and model.apr; returns all metrics, and the sample if there is one.
+
+    model.apr is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
 
     Raises:
         OutputError: one of them cannot be written.
     """
     run = prepared.run
-    run.write_model(run.folder / MODEL, run.model, step=run.step)
     lines = read_metrics(run.folder / METRICS)
     sample = _sample(prepared)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
+    run.write_model(run.folder / MODEL, run.model, step=run.step)
     return lines, sample
 
 
@@ -107,9 +110,9 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
 
 def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
     run, inputs = prepared.run, prepared.inputs
-    family, header = inputs.cleared.family, inputs.header
+    family = inputs.cleared.family
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    inherited = dict(header.provenance) if header is not None else {}
+    inherited = model_file(inputs).provenance(run.folder / MODEL)
     rows = {
         "family": f"{settings.model.arch}, {family.distribution} {family.version}",
         "parameters": f"{parameters:,}",
@@ -147,7 +150,7 @@ def _names(prepared: Prepared) -> dict[str, str]:
 
 def _name(path: Path) -> str:
     run = run_of(path)
-    return path.name or str(path) if run is None else str(path.absolute().relative_to(run.parent))
+    return given_name(path) or str(path) if run is None else str(path.absolute().relative_to(run.parent))
 
 
 def _named_settings(settings: Settings, names: Mapping[str, str]) -> Settings:

@@ -16,7 +16,7 @@ from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
 from apr_train.model.tensors import DTYPE_NAMES, to_view
-from apr_train.run.provenance import RUN_KEY
+from apr_train.run.provenance import RUN_KEY, stamp_in
 
 
 @frozen(kw_only=True)
@@ -28,13 +28,13 @@ class ModelFile:
     name_map: NameMap
     """For Hugging Face names, split-half rows."""
     header: Header | None
-    """Of the checkpoint that the run started from: its provenance is inherited."""
+    """Of the checkpoint that the run started from: its provenance is inherited, and what is kept of its files."""
     tokenizer: TokenizerSpec
     origin: Mapping[str, Any]
     """What goes under `apr_train.run`, the step excepted."""
 
     def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
-        """Write the file, one tensor at a time.
+        """Write the file, one tensor at a time; what was stamped into the one that it replaces is kept.
 
         Raises:
             OutputError: when it cannot be written; an old file is then as it was.
@@ -44,13 +44,18 @@ class ModelFile:
             for name, entry in self.name_map.fills.items()
         }
         specs = [TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-        with AprWriter(path, self._metadata(tensors, step), specs) as writer:
+        with AprWriter(path, self._metadata(tensors, step, self.provenance(path)), specs) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, to_view(tensor).data)
 
-    def _metadata(self, tensors: Mapping[str, Tensor], step: int) -> dict[str, Any]:
+    def provenance(self, path: Path) -> dict[str, Any]:
+        """Licence, data, author and so on of the file that is written to `path`."""
+        inherited = self.header.provenance if self.header is not None else {}
+        return {**inherited, **stamp_in(path, self.origin)}
+
+    def _metadata(self, tensors: Mapping[str, Tensor], step: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            **apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer),
+            **apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer, provenance=provenance),
             "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             "param_count": sum(tensor.numel() for tensor in tensors.values()),
             RUN_KEY: {**self.origin, "step": step},

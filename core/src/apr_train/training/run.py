@@ -15,7 +15,7 @@ from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
 from apr_train.run.events import RunEvents
-from apr_train.run.folder import METRICS, SAMPLES, checkpoints, remove_checkpoint
+from apr_train.run.folder import METRICS, SAMPLES, checkpoints, remove_checkpoint, require_removable
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
@@ -99,9 +99,12 @@ def restore(run: Run, resume: Resume) -> None:
     state = read_state(checkpoint.path)
     load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"])
     run.restore(state)
-    for later in checkpoints(run.folder) if resume.path == checkpoint.path else []:
-        if later.step > checkpoint.step:
-            run.display.say(f"forgetting {later.path.name}: the run goes on from {checkpoint.path.name}")
-            remove_checkpoint(later.path)
+    named = resume.path == checkpoint.path
+    later = [item.path for item in checkpoints(run.folder) if named and item.step > checkpoint.step]
+    for folder in later:
+        require_removable(folder)  # before the first of them is gone
+    for folder in later:
+        run.display.say(f"forgetting {folder.name}: the run goes on from {checkpoint.path.name}")
+        remove_checkpoint(folder)
     cut_back(run.folder / METRICS, checkpoint.step)
     cut_samples(run.folder / SAMPLES, checkpoint.step)

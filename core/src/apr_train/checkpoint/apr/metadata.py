@@ -20,6 +20,7 @@ from apr_train.checkpoint.apr.config_beside import DIMENSIONS, config_beside
 from apr_train.checkpoint.apr.keys import ALIASES, BOOLEANS, ENCODER_EPS, HF_NAMES, KEYS, PROVENANCE, TYPED, Key
 from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
+from apr_train.checkpoint.companions import KEY, from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.checkpoint.header import Header, TensorInfo, kind_of_tensors
 from apr_train.checkpoint.implied import implied_values
@@ -85,7 +86,7 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
         config, notes = {**beside.config, **config}, (*notes, *beside.notes)
         hf_class, architecture = hf_class or beside.hf_class, architecture or beside.architecture
     values, implied = implied_values(path, config, model.tensors)
-    own_tokenizer = spec_from_apr(path, metadata)
+    companions, own_tokenizer = from_apr(path, metadata, spec_from_apr(path, metadata))
     tokenizer = own_tokenizer or spec_beside(Path(path))
     return Header(
         path=path,
@@ -98,6 +99,7 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
         rope_rows=apr_rope_rows(metadata, architecture),
         tie=tie_from_index(config, model.tensors, model.tied_head),
         tokenizer=tokenizer,
+        companions=companions,
         further=_further(metadata),
         provenance={key: metadata[key] for key in PROVENANCE if key in metadata},
         extra=_extra(metadata, with_tokenizer=tokenizer is None),
@@ -119,7 +121,7 @@ def _extra(metadata: Mapping[str, Any], *, with_tokenizer: bool) -> dict[str, An
     return {
         key: value
         for key, value in metadata.items()
-        if key in _KEPT or ("." in key and (with_tokenizer or not key.startswith("tokenizer.")))
+        if key in _KEPT or ("." in key and key != KEY and (with_tokenizer or not key.startswith("tokenizer.")))
     }
 
 

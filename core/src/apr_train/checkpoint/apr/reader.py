@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from apr_train.checkpoint.apr.layout import (
 from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.apr.tensors import check_tied_head
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
+from apr_train.checkpoint.companions import files_beside
 from apr_train.checkpoint.dtypes import plain_view
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
@@ -169,6 +171,11 @@ class AprReader:
         except BaseException:
             file.close()
             raise
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and what lies beside it by its name."""
+        return files_beside(self._file.path.parent, [self._file.path])
 
     def stream(self, *, verify: bool | None = None) -> AprStream:
         """A context that reads tensors in any order and checks the checksum of the same bytes when it is left."""

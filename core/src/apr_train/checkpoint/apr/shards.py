@@ -16,6 +16,7 @@ from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.apr.reader import AprReader, tensor_infos
 from apr_train.checkpoint.apr.tensors import check_tied_head
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
+from apr_train.checkpoint.companions import files_beside
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError
@@ -148,6 +149,7 @@ class ShardedReader:
             raise
         self.raw_metadata = {key: value for key, value in self.shards[0].raw_metadata.items() if key != "sharding"}
         self.header = header_from_apr(str(path), self.raw_metadata, tensors)
+        self._parts = (Path(path), *(Path(shard.header.path) for shard in self.shards))
 
     def _tensors(self, path: object) -> dict[str, TensorInfo]:
         """The union of the shards' indexes, which must be exactly what the manifest says."""
@@ -163,6 +165,11 @@ class ShardedReader:
 
     def _shard(self, name: str) -> AprReader:
         return self.shards[self.weight_map[name]]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The manifest, every shard, and what lies beside them by its name."""
+        return files_beside(self._parts[0].parent, self._parts)
 
     def stream(self, *, verify: bool | None = None) -> ShardedStream:
         """As `AprReader.stream`, over all shards."""

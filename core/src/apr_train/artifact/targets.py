@@ -1,0 +1,168 @@
+"""What a command may write over: never what it reads, what a run keeps, or a folder that it did not write. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from apr_train import rules
+from apr_train.atomic import write_file
+from apr_train.errors import OutputError
+from apr_train.run.folder import is_kept_by_a_run
+
+MARK = "apr-train.json"
+"""The file by which a folder is known as one that apr-train wrote: which command, and what."""
+_HASHED = 1 << 24
+"""Bytes up to which a file of a marked folder is compared by its hash; of a larger one, of weights, the length is."""
+_OTHER_FILES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"})
+_FILES = frozenset({".apr", *_OTHER_FILES})
+_OTHER_NAME = "Give another name: what is read is never written over."
+
+
+def check_file(target: Path, sources: Iterable[Path], *, suffix: str | None = None) -> None:
+    """Refuse a file to be written that is one of the sources, whatever path or link it is called by, or that a run keeps.
+
+    Args:
+        target: the file to write.
+        sources: every file that the command reads.
+        suffix: what is written, by its suffix: a name that says another kind of file is refused.
+
+    Raises:
+        OutputError: WRITE-001 or WRITE-003.
+    """
+    mine = _identity(target)
+    if mine is not None and mine in set(map(_identity, sources)):
+        raise OutputError("the target is a file of the source", where=target, rule=rules.WRITE_001, hint=_OTHER_NAME)
+    if is_kept_by_a_run(target):
+        problem, hint = "the target is a file that a training run keeps", "Give a name of another folder."
+        raise OutputError(problem, where=target, rule=rules.WRITE_001, hint=hint)
+    if suffix is not None and target.suffix.lower() in _OTHER_FILES - {suffix}:
+        expected, found = f"a name that ends in {suffix}", target.suffix
+        problem = f"the name says another kind of file than the {suffix} that is written"
+        raise OutputError(problem, where=target, rule=rules.WRITE_003, expected=expected, found=found)
+
+
+def check_folder(target: Path, sources: Collection[Path], command: str) -> None:
+    """Refuse a folder to be written that holds a source, or anything that `command` did not write there itself.
+
+    Raises:
+        OutputError: WRITE-001, WRITE-002 or WRITE-003.
+    """
+    if _holds(target, sources):
+        raise OutputError(
+            f"the folder holds the source, and {command} replaces all of it",
+            where=target,
+            rule=rules.WRITE_001,
+            hint="Give a folder that does not exist yet.",
+        )
+    if target.is_dir():
+        check_own(target, command)
+    elif target.suffix.lower() in _FILES:
+        raise OutputError(
+            f"{command} writes a folder, and the name is that of a file",
+            where=target,
+            rule=rules.WRITE_003,
+            expected="the name of a folder",
+            found=target.suffix,
+            hint="There is safetensors in the folder. For an .apr file: apr-train import SOURCE -o X.apr.",
+        )
+
+
+def check_own(folder: Path, command: str) -> None:
+    """Refuse a folder, unless it is empty or holds just what `command` wrote into it, unchanged.
+
+    Raises:
+        OutputError: WRITE-002.
+    """
+    there = sorted(_files(folder))
+    if not there and not any(folder.iterdir()):
+        return
+    written = _read_mark(folder, command)
+    if written is None:
+        raise _not_own(f"the folder is not one that apr-train {command} wrote", folder, expected=MARK, found=_some(folder))
+    if others := [name for name in there if name not in written and name != MARK]:
+        raise _not_own(f"the folder holds files that apr-train {command} did not write", folder, found=_listed(others))
+    if changed := [name for name in there if written.get(name) and _print(folder / name) != written[name]]:
+        raise _not_own(f"files were changed since apr-train {command} wrote them", folder, found=_listed(changed))
+
+
+def _not_own(problem: str, folder: Path, **facts: str) -> OutputError:
+    hint = "Nothing was written. Give a folder that does not exist yet, or move away what you want to keep."
+    return OutputError(problem, where=folder, rule=rules.WRITE_002, hint=hint, **facts)
+
+
+def _some(folder: Path) -> str:
+    return _listed(sorted(item.name for item in folder.iterdir()))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def mark(folder: Path, command: str, *, to_come: Iterable[str] = ()) -> None:
+    """Note in a folder what is in it, so that the same command may replace it.
+
+    Args:
+        folder: the folder, complete but for `to_come`.
+        command: who wrote it.
+        to_come: names of files that are made after this one; their content is not compared later on.
+
+    Raises:
+        OutputError: the note cannot be written.
+    """
+    files = {name: _print(folder / name) for name in sorted(_files(folder))} | {name: {} for name in to_come}
+    write_file(folder / MARK, (json.dumps({"made by": f"apr-train {command}", "files": files}, indent=1) + "\n").encode())
+
+
+def _read_mark(folder: Path, command: str) -> dict[str, Any] | None:
+    """What the command wrote into the folder; None when the folder does not carry its mark."""
+    try:
+        noted = json.loads((folder / MARK).read_bytes())
+        return dict(noted["files"]) if noted["made by"] == f"apr-train {command}" else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """What lies in a folder, by path inside it: files, links, and folders without anything in them."""
+    for root, folders, files in os.walk(folder):
+        inside = Path(root).relative_to(folder)
+        yield from (str(inside / name) for name in files)
+        yield from (str(inside / name) for name in folders if (Path(root) / name).is_symlink())
+        if not folders and not files and Path(root) != folder:
+            yield str(inside)
+
+
+def _print(path: Path) -> dict[str, Any]:
+    """By what a file is known again; a link or a folder is never what was written."""
+    if path.is_symlink() or not path.is_file():
+        return {}
+    size = path.stat().st_size
+    if size > _HASHED:
+        return {"size": size}
+    return {"size": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _holds(target: Path, sources: Collection[Path]) -> bool:
+    """Whether a source lies in the folder, by its own path or by where a link leads, or is one of its files (a hard link)."""
+    folder = _identity(target)
+    if folder is None:
+        return False
+    paths = {path for source in sources for path in (Path(os.path.abspath(source)), Path(os.path.realpath(source)))}  # noqa: PTH100
+    if any(_identity(parent) == folder for path in paths for parent in path.parents):
+        return True
+    mine = set(map(_identity, sources))
+    return any(_identity(target / name) in mine for name in _files(target))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what a path leads to: the same for every spelling of it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

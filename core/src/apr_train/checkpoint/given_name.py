@@ -1,0 +1,28 @@
+"""The name by which a user calls a checkpoint: of the path as it was given, never of what a link leads to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SUFFIXES = frozenset({".apr", ".gguf", ".safetensors"})
+_CACHED = "models--"
+
+
+def given_name(path: str | os.PathLike[str]) -> str:
+    """The last part of the path; of a snapshot in the Hub's cache the name of the model.
+
+    A cached file is a link to `blobs/HASH`, and a cached folder is `models--ORGANISATION--NAME/snapshots/HASH`: a hash says
+    nothing to anybody.
+    """
+    plain = Path(os.path.abspath(path))  # noqa: PTH100  # takes `..` out and, unlike Path.resolve, follows no link
+    cached = plain.parent.parent.name
+    if plain.parent.name == "snapshots" and cached.startswith(_CACHED):
+        return cached.removeprefix(_CACHED).partition("--")[2] or cached.removeprefix(_CACHED)
+    return plain.name
+
+
+def given_stem(path: str | os.PathLike[str]) -> str:
+    """`given_name` without a checkpoint's suffix; a folder has none: `Qwen2.5-Coder-0.5B` is a whole name."""
+    name = Path(given_name(path))
+    return name.stem if name.suffix.lower() in SUFFIXES and not Path(path).is_dir() else name.name

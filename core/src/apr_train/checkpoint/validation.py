@@ -40,7 +40,7 @@ def validate(checkpoint: Checkpoint, *, data: bool = False, progress: Progress |
 
 
 def notices(checkpoint: Checkpoint) -> list[Finding]:
-    """What there is to say of an open checkpoint that is no fault: unchecked signatures, and what is read otherwise than it stands."""
+    """What to say of an open checkpoint that is no fault: unchecked signatures, and what is read otherwise than it stands."""
     return [*_signatures(checkpoint), *checkpoint.header.notes]
 
 

@@ -6,7 +6,6 @@ called: without it, the names are the family's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -84,12 +83,14 @@ def _config(header: Header, family: Family) -> Any:
 
 def _prefix(names: list[str], known: _Known, fitting: int) -> str:
     """The shortest common prefix of whole words without which most names are the family's, and more than with it."""
-    common = os.path.commonprefix(names)
-    ends = [index + 1 for index, letter in enumerate(common) if letter == "."]
-    for end in ends:
-        count = known.count(name[end:] for name in names)
+    words = names[0].split(".")
+    for number in range(1, len(words)):
+        prefix = ".".join((*words[:number], ""))
+        if not all(name.startswith(prefix) for name in names):
+            break
+        count = known.count(name.removeprefix(prefix) for name in names)
         if count > fitting and 2 * count > len(names):
-            return common[:end]
+            return prefix
     return ""
 
 
@@ -124,16 +125,16 @@ def _finding(header: Header, wrapper: str, renamed: list[str], strip: Callable[[
         problem=f"every tensor's name begins with {wrapper}" if everywhere else f"{wrapper} stands in the tensors' names",
         expected=strip(first),
         found=f"{first}" + (f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""),
-        hint=_hint(header, wrapper, prefix=everywhere),
+        hint=_hint(wrapper, prefix=everywhere),
     )
 
 
-def _hint(header: Header, wrapper: str, *, prefix: bool) -> str:
+def _hint(wrapper: str, *, prefix: bool) -> str:
     makers = [maker for word, maker in WRAPPERS.items() if word in wrapper.split(".")]
-    origin = f"{' and '.join(makers)} put it there: save" if makers else "A wrapper put it there: save"
+    origin = f"{' and '.join(makers)} put it there" if makers else "A wrapper put it there"
     removed = f"k.removeprefix({wrapper!r})" if prefix else "".join(["k", *_replacements(wrapper)])
     renamed = f"{{{removed}: v for k, v in tensors.items()}}"
-    return f"{origin} the state_dict of the model inside, or rename: tensors = {renamed}, with safetensors' load_file and save_file."
+    return f"{origin}: save the state_dict of the model inside, or load_file, then tensors = {renamed}, then save_file."
 
 
 def _replacements(wrapper: str) -> list[str]:

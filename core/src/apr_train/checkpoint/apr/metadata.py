@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from apr_train import rules
-from apr_train.checkpoint.apr.keys import ALIASES, BOOLEANS, ENCODER_EPS, HF_NAMES, KEYS, PROVENANCE, TYPED, Key
-from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.config_beside import DIMENSIONS, config_beside
+from apr_train.checkpoint.apr.keys import ALIASES, BOOLEANS, ENCODER_EPS, HF_NAMES, KEPT, KEYS, PROVENANCE, TYPED, Key
+from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
 from apr_train.checkpoint.dtypes import shortest_f32
 from apr_train.checkpoint.header import Header, TensorInfo, kind_of_tensors
@@ -100,20 +100,17 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
     )
 
 
-_KEPT = ("chat_template", "chat_format", "special_tokens", "format")
-
-
 def _extra(metadata: Mapping[str, Any], *, with_tokenizer: bool) -> dict[str, Any]:
     """What is neither config nor provenance; a tokenizer's keys go with the tokenizer, if there is one."""
     return {
         key: value
         for key, value in metadata.items()
-        if key in _KEPT or ("." in key and (with_tokenizer or not key.startswith("tokenizer.")))
+        if key in KEPT or ("." in key and (with_tokenizer or not key.startswith("tokenizer.")))
     }
 
 
 def _canonical_config(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    elsewhere = {*TYPED, *ALIASES, *_KEPT}
+    elsewhere = {*TYPED, *ALIASES, *KEPT}
     config = {name: value for name, value in metadata.items() if name not in elsewhere and "." not in name}
     for name, hf in HF_NAMES.items():
         spelled = next((spelling for spelling in (name, *TYPED[name].aliases) if spelling in metadata), None)
@@ -225,7 +222,9 @@ def _typed(key: Key, value: Any, path: object) -> Any:
         item = value.get(part.name)
         if not (part.optional and item is None) and not _fits(part.type, item, part.bits):
             expected = _WORDS[part.type].format(bits=part.bits)
-            raise _unwritable("a metadata table without a field that it must have", path, f"{key.name}.{part.name}", expected, item)
+            raise _unwritable(
+                "a metadata table without a field that it must have", path, f"{key.name}.{part.name}", expected, item
+            )
     for name, item in value.items() if key.strings else ():
         if not isinstance(item, str):
             raise _unwritable("a metadata value of the wrong type", path, f"{key.name}.{name}", "text", item)

@@ -7,7 +7,6 @@ called: without it, the names are the family's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import attrs
 from attrs import frozen
@@ -17,6 +16,7 @@ from apr_train.checkpoint.header import Header
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.preflight.tensor_rules import template_of
 
@@ -41,7 +41,10 @@ class Unwrapped:
 def without_wrapper(header: Header, family: Family) -> Unwrapped:
     """Take off the words that all names begin with, or that stand between the family's own, if that makes them the family's."""
     names = list(header.tensors)
-    known = _Known(header, family)
+    try:
+        known = _Known(header, family)
+    except AprTrainError:  # a family that gives no names: that is told where they are needed
+        return Unwrapped(header=header)
     fitting = known.count(names)
     if not names or fitting == len(names):
         return Unwrapped(header=header)
@@ -73,12 +76,16 @@ class _Known:
         return sum(self.has(name) for name in names)
 
 
-def _config(header: Header, family: Family) -> Any:
-    """The file's, for the tensors that only some configs have; else a preset's, which shares all other names."""
+def _config(header: Header, family: Family) -> ModelConfig:
+    """The file's, for the tensors that only some configs have; else a preset's, which shares all other names.
+
+    With one layer: the names of all are the same, and the file's number may be any.
+    """
     try:
-        return family.build_config(header=header)
+        config = family.build_config(header=header)
     except AprTrainError:
-        return family.build_config(preset=family.info.default_preset)
+        config = family.build_config(preset=family.info.default_preset)
+    return attrs.evolve(config, num_hidden_layers=1)
 
 
 def _prefix(names: list[str], known: _Known, fitting: int) -> str:

@@ -261,15 +261,16 @@ def test_a_tokenizer_that_apr_cannot_hold_is_refused_by_name_and_not_dropped(apr
     assert not (tmp_path / "new.apr").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect", "import", "export"])
+@pytest.mark.parametrize("command", ["inspect", "import", "export", "check", "validate", "diff"])
 def test_a_signature_that_is_not_checked_is_said(command, apr, tmp_path):
     raw = bytearray(apr.read_bytes())
     raw[6] |= 1 << 3
     raw[40:44] = struct.pack("<I", zlib.crc32(bytes(raw[:40] + raw[44:64])))
     raw[-4:] = struct.pack("<I", zlib.crc32(bytes(raw[:-4])))
     apr.write_bytes(raw)
-    arguments = {"inspect": ["--json"], "import": ["-o", tmp_path / "n.apr"], "export": ["-o", tmp_path / "out"]}[command]
-    assert "signature was not checked" in invoke(command, apr, *arguments).stderr
+    arguments = {"import": ["-o", tmp_path / "n.apr"], "export": ["-o", tmp_path / "out"], "diff": [apr]}.get(command, [])
+    result = invoke(command, apr, *arguments)
+    assert "signature was not checked" in (result.stdout if command == "check" else result.stderr)
 
 
 @pytest.mark.parametrize("command", ["import", "export", "diff"])

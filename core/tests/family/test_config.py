@@ -158,8 +158,16 @@ def test_a_header_that_lacks_fields_gets_one_finding_for_each(cls, values):
             cls.from_header(Header(path="x.apr", format="apr", config={key: values[key] for key in values if key != name}))
         assert [finding.where for finding in caught.value.findings] == [f"x.apr [{name}]"]
     with pytest.raises(ConfigError) as caught:
+        cls.from_header(Header(path="x.gguf", format="gguf"))
+    assert [finding.where for finding in caught.value.findings] == [f"x.gguf [{name}]" for name in cls.REQUIRED]
+
+
+@pytest.mark.parametrize("cls", [DecoderConfig, EncoderConfig])
+def test_an_apr_without_any_dimension_gets_one_finding_with_all_fields(cls):
+    with pytest.raises(ConfigError) as caught:
         cls.from_header(Header(path="x.apr", format="apr"))
-    assert [finding.where for finding in caught.value.findings] == [f"x.apr [{name}]" for name in cls.REQUIRED]
+    (finding,) = caught.value.findings
+    assert finding.expected == f"values of {', '.join(cls.REQUIRED)}"
 
 
 def test_a_header_gives_a_config_and_the_observed_tie_wins_over_the_written_one():

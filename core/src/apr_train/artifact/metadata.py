@@ -52,9 +52,8 @@ def apr_metadata(
     if "rms_norm_eps" not in typed and eps is not None:
         typed["rms_norm_eps"] = eps
     custom = {key: value for key, value in values.items() if key not in TYPED and key not in ALIASES}
-    extra = {
-        key: value for key, value in (header.extra if header else {}).items() if not (tokenizer and key.startswith(PREFIX))
-    }
+    inherited = header.extra if header else {}
+    extra = {key: value for key, value in inherited.items() if tokenizer is None or not key.startswith(PREFIX)}
     hidden = {key: value for key, value in values.items() if key not in custom}
     return {
         **extra,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from apr_train import rules
-from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.checkpoint.apr.shards import ShardedReader
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
@@ -36,24 +35,8 @@ def validate(checkpoint: Checkpoint, *, data: bool = False, progress: Progress |
     progress = progress or _silent
     if isinstance(checkpoint, AprReader | ShardedReader):
         faults = [finding for file in _files(checkpoint) for finding in _check_file(file, data, progress)]
-        return [*opening_warnings(checkpoint), *faults]
-    return [*opening_warnings(checkpoint), *(_scan(checkpoint, progress) if data else ())]
-
-
-def opening_warnings(checkpoint: Checkpoint) -> list[Finding]:
-    """What a user should know of an open checkpoint: how it was opened, and for each signed file, that no one checked it."""
-    return [*checkpoint.header.findings, *_signature_findings(checkpoint)]
-
-
-def _signature_findings(checkpoint: Checkpoint) -> list[Finding]:
-    """A warning for each signed file: signatures are not checked here. Other containers have none."""
-    files = _files(checkpoint) if isinstance(checkpoint, AprReader | ShardedReader) else []
-    problem = "the file is signed, and the signature was not checked"
-    return [
-        Finding(rule=rules.APR_SIGNATURE, subject=file.header.path, problem=problem, severity="warning")
-        for file in files
-        if file.flags & Flags.SIGNED
-    ]
+        return [*checkpoint.header.findings, *faults]
+    return [*checkpoint.header.findings, *(_scan(checkpoint, progress) if data else ())]
 
 
 def _files(reader: AprReader | ShardedReader) -> list[AprReader]:

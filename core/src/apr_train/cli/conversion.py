@@ -13,7 +13,6 @@ from apr_train.artifact.convert import Conversion, Move, plan_conversion
 from apr_train.checkpoint.apr import AprReader, ShardedReader
 from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
-from apr_train.checkpoint.validation import opening_warnings
 from apr_train.cli.output import emit_findings, say
 from apr_train.family.registry import Registry
 from apr_train.run.progress import progress_bar
@@ -25,7 +24,7 @@ def prepared(source: Path, *, arch: str | None, rope_layout: RopeRows | None, ve
     if not verify:
         say("The checksum over the data is not checked (--no-verify).")
     with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
-        emit_findings(opening_warnings(checkpoint))
+        emit_findings(checkpoint.header.findings)
         conversion = plan_conversion(checkpoint, Registry.discover(), arch=arch)
         emit_findings(conversion.warnings)
         if isinstance(checkpoint, AprReader | ShardedReader):  # here, with a bar of its own: the first read would do it

@@ -66,11 +66,10 @@ def _compare(
     a: Path, b: Path, *, arch: str | None, rope_layout: RopeRows | None, tolerance: float, verify: bool
 ) -> dict[str, Any]:
     from apr_train.artifact.diff import about_diff, companion_diff, config_diff, match, tensor_diffs, tokenizer_diff
-    from apr_train.checkpoint.validation import opening_warnings
     from apr_train.family.registry import Registry
 
     with _open(a, verify, rope_layout) as left, _open(b, verify, rope_layout) as right:
-        emit_findings([*opening_warnings(left), *opening_warnings(right)])
+        emit_findings([*left.header.findings, *right.header.findings])
         matching = match(left, right, Registry.discover(), arch=arch)
         config, tokens = config_diff(matching), tokenizer_diff(left.header.tokenizer, right.header.tokenizer)
         beside = companion_diff(left.header, right.header, matching)

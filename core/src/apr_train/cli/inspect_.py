@@ -21,12 +21,11 @@ SCHEMA_VERSION = 1
 def command(file: Path, as_json: bool, tensors: bool) -> None:
     """Show FILE's header: architecture, config, tokenizer, tensors, and which families claim it."""
     from apr_train.checkpoint.open import open_checkpoint
-    from apr_train.checkpoint.validation import opening_warnings
     from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
 
     with open_checkpoint(file, verify=False, whole=False) as checkpoint:
         header = checkpoint.header
-        emit_findings(opening_warnings(checkpoint))
+        emit_findings(header.findings)
     found = header_facts(header, claimed_by(header), with_tensors=tensors)
     if as_json:
         emit_json(found)

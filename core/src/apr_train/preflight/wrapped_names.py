@@ -6,9 +6,7 @@ called: without it, the names are the family's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import attrs
 from attrs import frozen
@@ -18,6 +16,7 @@ from apr_train.checkpoint.header import Header
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.preflight.tensor_rules import template_of
 
@@ -42,7 +41,10 @@ class Unwrapped:
 def without_wrapper(header: Header, family: Family) -> Unwrapped:
     """Take off the words that all names begin with, or that stand between the family's own, if that makes them the family's."""
     names = list(header.tensors)
-    known = _Known(header, family)
+    try:
+        known = _Known(header, family)
+    except AprTrainError:  # a family that gives no names: that is told where they are needed
+        return Unwrapped(header=header)
     fitting = known.count(names)
     if not names or fitting == len(names):
         return Unwrapped(header=header)
@@ -74,22 +76,28 @@ class _Known:
         return sum(self.has(name) for name in names)
 
 
-def _config(header: Header, family: Family) -> Any:
-    """The file's, for the tensors that only some configs have; else a preset's, which shares all other names."""
+def _config(header: Header, family: Family) -> ModelConfig:
+    """The file's, for the tensors that only some configs have; else a preset's, which shares all other names.
+
+    With one layer: the names of all are the same, and the file's number may be any.
+    """
     try:
-        return family.build_config(header=header)
+        config = family.build_config(header=header)
     except AprTrainError:
-        return family.build_config(preset=family.info.default_preset)
+        config = family.build_config(preset=family.info.default_preset)
+    return attrs.evolve(config, num_hidden_layers=1)
 
 
 def _prefix(names: list[str], known: _Known, fitting: int) -> str:
     """The shortest common prefix of whole words without which most names are the family's, and more than with it."""
-    common = os.path.commonprefix(names)
-    ends = [index + 1 for index, letter in enumerate(common) if letter == "."]
-    for end in ends:
-        count = known.count(name[end:] for name in names)
+    words = names[0].split(".")
+    for number in range(1, len(words)):
+        prefix = ".".join((*words[:number], ""))
+        if not all(name.startswith(prefix) for name in names):
+            break
+        count = known.count(name.removeprefix(prefix) for name in names)
         if count > fitting and 2 * count > len(names):
-            return common[:end]
+            return prefix
     return ""
 
 
@@ -124,16 +132,16 @@ def _finding(header: Header, wrapper: str, renamed: list[str], strip: Callable[[
         problem=f"every tensor's name begins with {wrapper}" if everywhere else f"{wrapper} stands in the tensors' names",
         expected=strip(first),
         found=f"{first}" + (f" and {len(renamed) - 1} more" if len(renamed) > 1 else ""),
-        hint=_hint(header, wrapper, prefix=everywhere),
+        hint=_hint(wrapper, prefix=everywhere),
     )
 
 
-def _hint(header: Header, wrapper: str, *, prefix: bool) -> str:
+def _hint(wrapper: str, *, prefix: bool) -> str:
     makers = [maker for word, maker in WRAPPERS.items() if word in wrapper.split(".")]
-    origin = f"{' and '.join(makers)} put it there: save" if makers else "A wrapper put it there: save"
+    origin = f"{' and '.join(makers)} put it there" if makers else "A wrapper put it there"
     removed = f"k.removeprefix({wrapper!r})" if prefix else "".join(["k", *_replacements(wrapper)])
     renamed = f"{{{removed}: v for k, v in tensors.items()}}"
-    return f"{origin} the state_dict of the model inside, or rename: tensors = {renamed}, with safetensors' load_file and save_file."
+    return f"{origin}: save the state_dict of the model inside, or load_file, then tensors = {renamed}, then save_file."
 
 
 def _replacements(wrapper: str) -> list[str]:

@@ -10,6 +10,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from apr_train.artifact.metadata import apr_metadata
+from apr_train.checkpoint.apr.keys import FORMAT
 from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.family.card import FamilyInfo
@@ -54,8 +55,10 @@ class ModelFile:
         return {**inherited, **stamp_in(path, self.origin)}
 
     def _metadata(self, tensors: Mapping[str, Tensor], step: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        inherited = apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer, provenance=provenance)
+        inherited.pop(FORMAT, None)
         return {
-            **apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer, provenance=provenance),
+            **inherited,
             "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             "param_count": sum(tensor.numel() for tensor in tensors.values()),
             RUN_KEY: {**self.origin, "step": step},

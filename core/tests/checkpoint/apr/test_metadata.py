@@ -140,6 +140,10 @@ QUANTIZATION = {"quant_type": "int8", "bits": 8, "symmetric": True}
 SHARDING = {"shard_count": 2, "shard_index": 0, "total_size": 1}
 
 
+def without(table, key):
+    return {name: value for name, value in table.items() if name != key}
+
+
 def nested(levels):
     value = 1
     for level in range(levels):
@@ -161,11 +165,8 @@ def nested(levels):
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rms_norm_eps": 1e300}, "rms_norm_eps"),
         ({"sharding": []}, "sharding"),
-        *(({"sharding": {k: v for k, v in SHARDING.items() if k != key}}, f"sharding.{key}") for key in SHARDING),
-        *(
-            ({"quantization": {k: v for k, v in QUANTIZATION.items() if k != key}}, f"quantization.{key}")
-            for key in QUANTIZATION
-        ),
+        *(({"sharding": without(SHARDING, key)}, f"sharding.{key}") for key in SHARDING),
+        *(({"quantization": without(QUANTIZATION, key)}, f"quantization.{key}") for key in QUANTIZATION),
         ({"sharding": SHARDING | {"pattern": 3}}, "sharding.pattern"),
         ({"quantization": QUANTIZATION | {"bits": 256}}, "quantization.bits"),
         ({"quantization": QUANTIZATION | {"symmetric": 1}}, "quantization.symmetric"),

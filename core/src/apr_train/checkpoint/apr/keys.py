@@ -114,6 +114,10 @@ TYPED = {key.name: key for key in KEYS}
 HF_NAMES = {key.name: key.hf for key in KEYS if key.hf is not None}
 """Name → the name in Hugging Face's config.json."""
 ALIASES = frozenset(alias for key in KEYS for alias in key.aliases)
+FORMAT = "format"
+"""Custom key with which aprender's trainers mark what they wrote; a model that was trained here is not theirs."""
+KEPT = ("chat_template", "chat_format", "special_tokens", FORMAT)
+"""Keys without a dot that are neither config nor provenance, and go with the model."""
 BOOLEANS = frozenset({"norm_topk_prob"})
 """Custom keys that a reader of aprender's files takes for a boolean: over another value it drops all metadata."""
 PROVENANCE = tuple(key.name for key in KEYS if key.provenance)

@@ -17,7 +17,7 @@ import numpy as np
 
 from apr_train import rules
 from apr_train.checkpoint.apr.config_beside import DIMENSIONS, config_beside
-from apr_train.checkpoint.apr.keys import ALIASES, BOOLEANS, ENCODER_EPS, HF_NAMES, KEYS, PROVENANCE, TYPED, Key
+from apr_train.checkpoint.apr.keys import ALIASES, BOOLEANS, ENCODER_EPS, HF_NAMES, KEPT, KEYS, PROVENANCE, TYPED, Key
 from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
 from apr_train.checkpoint.companions import KEY, from_apr
@@ -113,20 +113,17 @@ def _further(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {key: metadata[key] for key in sorted(names)}
 
 
-_KEPT = ("chat_template", "chat_format", "special_tokens", "format")
-
-
 def _extra(metadata: Mapping[str, Any], *, with_tokenizer: bool) -> dict[str, Any]:
     """What is neither config nor provenance; a tokenizer's keys go with the tokenizer, if there is one."""
     return {
         key: value
         for key, value in metadata.items()
-        if key in _KEPT or ("." in key and key != KEY and (with_tokenizer or not key.startswith("tokenizer.")))
+        if key in KEPT or ("." in key and key != KEY and (with_tokenizer or not key.startswith("tokenizer.")))
     }
 
 
 def _canonical_config(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    elsewhere = {*TYPED, *ALIASES, *_KEPT}
+    elsewhere = {*TYPED, *ALIASES, *KEPT}
     config = {name: value for name, value in metadata.items() if name not in elsewhere and "." not in name}
     for name, hf in HF_NAMES.items():
         spelled = next((spelling for spelling in (name, *TYPED[name].aliases) if spelling in metadata), None)

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import attrs
 from isal.isal_zlib import crc32
 
+from apr_train import rules
 from apr_train.checkpoint.apr.layout import (
     HEADER_SIZE,
     TRAILER_SIZE,
@@ -28,7 +30,7 @@ from apr_train.checkpoint.dtypes import plain_view
 from apr_train.checkpoint.files import InputFile
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.quantization import dequantize
-from apr_train.errors import FormatError
+from apr_train.errors import Finding, FormatError
 
 CHUNK = 1 << 18
 """Bytes read at a time: they stay in the second-level cache until the checksum and the copy have seen them."""
@@ -157,7 +159,14 @@ class AprReader:
         tensors = tensor_infos(self.entries)
         if not self.flags & Flags.SHARDED:
             check_tied_head(file.path, tensors)
-        self.header = header_from_apr(str(file.path), self.raw_metadata, tensors)
+        header = header_from_apr(str(file.path), self.raw_metadata, tensors)
+        self.header = attrs.evolve(header, findings=(*self._signature_notes(), *header.findings))
+
+    def _signature_notes(self) -> list[Finding]:
+        if not self.flags & Flags.SIGNED:
+            return []
+        problem = "the file is signed, and the signature was not checked"
+        return [Finding(rule=rules.APR_SIGNATURE, subject=str(self._file.path), problem=problem, severity="warning")]
 
     @classmethod
     def over(cls, file: InputFile, *, verify: bool) -> AprReader:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import attrs
 
+from apr_train import rules
 from apr_train.checkpoint.apr.layout import Flags
 from apr_train.checkpoint.apr.metadata import header_from_apr, parse_metadata
 from apr_train.checkpoint.apr.reader import AprReader, tensor_infos
@@ -148,7 +149,9 @@ class ShardedReader:
             self.close()
             raise
         self.raw_metadata = {key: value for key, value in self.shards[0].raw_metadata.items() if key != "sharding"}
-        self.header = header_from_apr(str(path), self.raw_metadata, tensors)
+        header = header_from_apr(str(path), self.raw_metadata, tensors)
+        signed = [finding for shard in self.shards for finding in shard.header.findings if finding.rule == rules.APR_SIGNATURE]
+        self.header = attrs.evolve(header, findings=(*signed, *header.findings))
         self._parts = (Path(path), *(Path(shard.header.path) for shard in self.shards))
 
     def _tensors(self, path: object) -> dict[str, TensorInfo]:

@@ -9,6 +9,7 @@ import attrs
 from attrs import frozen
 
 from apr_train import rules
+from apr_train.checkpoint.apr.keys import FORMAT
 from apr_train.checkpoint.apr.layout import is_placeholder
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.rope_rows import TRAINER_FORMAT
@@ -35,7 +36,7 @@ def model_tensors(path: str, metadata: Mapping[str, Any], index: Mapping[str, Te
     state = [name for name in index if name.startswith(TRAINER_STATE)]
     tensors = {name: tensor for name, tensor in index.items() if name != tied_head and not name.startswith(TRAINER_STATE)}
     rows = []
-    if metadata.get("format") == TRAINER_FORMAT:
+    if metadata.get(FORMAT) == TRAINER_FORMAT:
         rows = [name for name, tensor in tensors.items() if _is_bias_row(tensor)]
     tensors |= {name: attrs.evolve(tensors[name], shape=tensors[name].shape[1:]) for name in rows}
     notes = (*_state_notes(path, state), *(_row_note(path, index[name]) for name in rows))

@@ -66,6 +66,8 @@ PREFLIGHT_018 = "PREFLIGHT-018"
 """A tokenizer that cannot be used."""
 PREFLIGHT_019 = "PREFLIGHT-019"
 """Text of `--data` that is not there."""
+PREFLIGHT_028 = "PREFLIGHT-028"
+"""A resume on another text, tokenizer or checkpoint than the run was started on."""
 
 APR_STRUCTURE = "APR-STRUCTURE"
 """A file whose structure is not as its format says."""

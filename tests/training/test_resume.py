@@ -1,16 +1,20 @@
 """Interrupted runs go on bit for bit, through the command line, whatever ended them."""
 
+import json
 import random
+import shutil
 import signal
 import time
 
 import pytest
-from apr_train.checkpoint.apr import rewrite
+from apr_train.checkpoint.apr import open_apr, rewrite
 from apr_train.checkpoint.open import open_checkpoint
+from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import RunError
 from apr_train.run.record import read_record
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
+from apr_train.run.settings_file import read_toml
 from apr_train.training.setup import prepare
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny", "--sequence-length", "32", "--val-batches", "2", "--attention", "sdpa")
@@ -101,22 +105,100 @@ def test_a_resume_refuses_other_settings_by_name(place):
     assert "--steps" not in out
 
 
+@pytest.mark.rule("PREFLIGHT-028")
 def test_a_resume_refuses_another_corpus(place):
     text = place.folder / "text.py"
     text.write_text("def one():\n    return 1\n" * 200)
     place("--data", text, *RUN, "--steps", "2", "--run", "x")
     text.write_text("def two():\n    return 2\n" * 200)
-    assert "changed: the text of --data" in place("--resume", "runs/x", "--steps", "4", code=1)
+    out = place("--resume", "runs/x", "--steps", "4", code=1)
+    assert f"PREFLIGHT-028: --data [{text}]: not the text that the run was started on" in out
+    assert "--tokenizer" not in out
 
 
+@pytest.mark.rule("PREFLIGHT-028")
 def test_a_resume_refuses_another_init_and_a_missing_one_is_said(place, taught):
     init = place.folder / "init.apr"
     init.write_bytes(taught.read_bytes())
     place.train("--init", init, "--steps", "2", "--run", "x")
     init.write_bytes((place.run("x") / "model.apr").read_bytes())
-    assert "changed: the file of --init" in place("--resume", "runs/x", "--steps", "4", code=1)
+    assert "--init [" in place("--resume", "runs/x", "--steps", "4", code=1)
     init.unlink()
     assert "init.apr is gone" in place("--resume", "runs/x", "--steps", "4")
+
+
+@pytest.fixture
+def started(place, taught):
+    """A run from a checkpoint, a tokenizer's file and a folder of text, stopped at step 3 of 6; and one that was not."""
+    (place.folder / "old").mkdir()
+    with open_apr(taught) as checkpoint:
+        build_tokenizer(checkpoint.header.tokenizer).save(place.folder / "old" / "tok.json")
+    shutil.copytree(place.corpus, place.folder / "old" / "text")
+    shutil.copy(taught, place.folder / "old" / "init.apr")
+    files = ("--init", "old/init.apr", "--tokenizer", "old/tok.json", "--data", "old/text")
+    args = (*files, *RUN[4:], "--steps", "6", "--precision", "fp32", "--allow-cold-init")
+    place(*args, "--run", "whole")
+    place(*args, "--run", "moved")
+    shutil.rmtree(place.run("moved") / "step-000006")
+    (place.run("moved") / "model.apr").unlink()
+    return place
+
+
+def test_what_a_run_reads_may_lie_elsewhere_at_a_resume(started):
+    """Equal content goes on bit for bit, and the run records the new place."""
+    (started.folder / "old").rename(started.folder / "new")
+    new = {name: started.folder / "new" / file for name, file in (("init", "init.apr"), ("tokenizer", "tok.json"))}
+    started(
+        "--resume", "runs/moved", "--data", "new/text", *(part for name, path in new.items() for part in (f"--{name}", path))
+    )
+    started.assert_same_end("whole", "moved", step=6)
+    settings = read_toml(started.run("moved") / "config.toml")
+    assert settings.data.data == (str(started.folder / "new" / "text"),)
+    assert (settings.model.init, settings.model.tokenizer) == tuple(map(str, new.values()))
+    assert "ready: 0 errors" in started("--resume", "runs/moved", "--steps", "9", "--dry-run")
+
+
+def test_a_checkpoint_holds_the_tokenizer_whose_file_is_gone(started):
+    (started.folder / "old" / "tok.json").unlink()
+    assert "tok.json is gone: the checkpoint holds the same tokenizer" in started("--resume", "runs/moved")
+    started.assert_same_end("whole", "moved", step=6)
+
+
+@pytest.mark.rule("PREFLIGHT-028")
+def test_other_content_in_another_place_is_refused_by_name_all_at_once(started):
+    other = shutil.copytree(started.corpus, started.folder / "other")
+    (other / "module_0.py").write_text("another = 1\n")
+    tokenizer = json.loads((started.folder / "old" / "tok.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (started.folder / "other.json").write_text(json.dumps(tokenizer))
+    model = started.run("whole") / "model.apr"
+    before = {path: path.read_bytes() for path in started.run("moved").rglob("*") if path.is_file()}
+    files = {"--data": other, "--tokenizer": started.folder / "other.json", "--init": model}
+    out = started("--resume", "runs/moved", *(part for pair in files.items() for part in pair), code=1)
+    for option, path in files.items():
+        assert f"PREFLIGHT-028: {option} [{path}]: not the" in out
+    assert {path: path.read_bytes() for path in started.run("moved").rglob("*") if path.is_file()} == before
+
+
+def test_what_is_gone_may_be_named_anew_and_the_message_says_so(started):
+    shutil.rmtree(started.folder / "old" / "text")
+    out = started("--resume", "runs/moved", code=3)
+    assert "PREFLIGHT-019" in out
+    assert "say with --data where it is now" in out
+    text = ("--data", started.corpus)
+    started(*text, *RUN, "--tokenizer", "old/tok.json", "--steps", "2", "--run", "scratch")
+    shutil.rmtree(started.run("scratch") / "step-000002")
+    (started.folder / "old" / "tok.json").unlink()
+    assert "say with --tokenizer where it is now" in started("--resume", "runs/scratch", code=3)
+    for option in ("--init", "--tokenizer", "--data"):  # what the user names is never called gone
+        out = started("--resume", "runs/moved", *text, option, "none", code=3)
+        assert "none" in out
+        assert "is gone" not in out
+
+
+def test_a_run_from_scratch_cannot_be_given_an_init(place, taught):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    assert "--init was None" in place("--resume", "runs/x", "--init", taught, "--steps", "3", code=1)
 
 
 @pytest.mark.parametrize("arch", ["llama370m", "qwen2", "codebert"])

@@ -96,7 +96,7 @@ def test_a_file_that_is_none_stops_before_anything_is_made(place, content, rule)
 def test_without_init_nothing_of_a_checkpoint_is_read(place, taught, monkeypatch):
     place.train(*SCRATCH, "--steps", "1", "--run", "plain")
     (place.folder / "model.apr").write_bytes(taught.read_bytes())
-    for module, name in ((opening, "open_checkpoint"), (setup, "open_checkpoint"), (build, "load_weights")):
+    for module, name in ((opening, "open_checkpoint"), (setup, "open_source"), (build, "load_weights")):
         monkeypatch.setattr(module, name, lambda *args, name=name, **values: pytest.fail(f"{name} ran"))
     place.train(*SCRATCH, "--steps", "1", "--run", "beside a checkpoint")
     place.assert_same_end("plain", "beside a checkpoint", step=1)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import attrs
 import pytest
 import torch
-from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
+from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, Settings, flag
 from apr_train.training.defaults import decide
 
 
@@ -31,7 +31,8 @@ def test_every_setting_is_documented_in_its_table(repository, resolved, group):
     for item in attrs.fields(GROUPS[group]):
         default, resume, meaning = told[flag(item.name)]
         assert default == default_of(item, getattr(getattr(resolved, group), item.name))
-        assert resume == ("may change" if item.metadata[MAY_CHANGE] else "fixed")
+        meta = item.metadata
+        assert resume == ("may change" if meta[MAY_CHANGE] else "may move" if meta[MAY_MOVE] else "fixed")
         assert meaning.startswith(item.metadata["text"])
 
 

@@ -7,6 +7,7 @@ import sys
 import click
 
 from apr_train.cli.group import CommandGroup, print_version
+from apr_train.cli.streams import open_closed_streams
 
 
 @click.command(
@@ -30,4 +31,5 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `apr-train` script."""
+    open_closed_streams()
     sys.exit(cli(prog_name="apr-train"))

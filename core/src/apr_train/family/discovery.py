@@ -49,6 +49,14 @@ class InstalledPlugin:
         )
 
 
+@frozen
+class Unreadable:
+    """A distribution whose entry_points.txt is damaged, and how."""
+
+    distribution: str
+    reason: str
+
+
 @frozen(kw_only=True)
 class Discovery:
     """Everything that is installed: usable plugins, and plugins that offer the same name."""
@@ -61,6 +69,8 @@ class Discovery:
     """Distributions that were asked for and offer nothing."""
     left_out: tuple[InstalledPlugin, ...] = ()
     """Plugins that are installed, but not of a distribution that was asked for."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Distributions whose entry points are no entry points; what they offer, families or not, nobody can know."""
 
 
 def canonical(distribution: str) -> str:
@@ -76,17 +86,42 @@ def allowed_from_environment() -> list[str] | None:
 
 def discover(only: Collection[str] | None = None) -> Discovery:
     """Read the installed entry points of families, restricted to the distributions in `only`."""
-    plugins = [_plugin(point) for point in metadata.entry_points(group=FAMILIES)]
-    plugins.sort(key=lambda plugin: (plugin.name, plugin.distribution))
+    points, unreadable = _entry_points()
+    plugins = sorted(map(_plugin, points), key=lambda plugin: (plugin.name, plugin.distribution))
     if only is None:
-        return _split(plugins)
+        return evolve(_split(plugins), unreadable=unreadable)
     wanted = {canonical(name): name for name in only}
     offered = {canonical(plugin.distribution) for plugin in plugins}
     return evolve(
         _split(plugin for plugin in plugins if canonical(plugin.distribution) in wanted),
         absent=tuple(sorted(name for key, name in wanted.items() if key not in offered)),
         left_out=tuple(plugin for plugin in plugins if canonical(plugin.distribution) not in wanted),
+        unreadable=unreadable,
     )
+
+
+_DAMAGED = (TypeError, ValueError, OSError)
+"""What importlib.metadata raises for a line without an equals sign, for bytes that are no UTF-8, for a file it cannot have."""
+
+
+def _entry_points() -> tuple[list[metadata.EntryPoint], tuple[Unreadable, ...]]:
+    """Those of families; one damaged file anywhere makes importlib.metadata give none, and then each is read alone."""
+    try:
+        return list(metadata.entry_points(group=FAMILIES)), ()
+    except _DAMAGED:
+        pass
+    points: dict[str, list[metadata.EntryPoint]] = {}
+    unreadable = []
+    for distribution in metadata.distributions():
+        name: str = getattr(distribution, "name", None) or ""
+        if name and canonical(name) in points:
+            continue  # of two, the one that comes first on the path is the one that is imported
+        points[canonical(name)] = []
+        try:
+            points[canonical(name)] = list(distribution.entry_points.select(group=FAMILIES))
+        except _DAMAGED as error:
+            unreadable.append(Unreadable(name, str(error)))
+    return [point for each in points.values() for point in each], tuple(unreadable)
 
 
 def _plugin(point: metadata.EntryPoint) -> InstalledPlugin:

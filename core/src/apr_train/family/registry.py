@@ -100,7 +100,7 @@ class Registry:
             loaded = self._load(plugin)
             if isinstance(loaded, PluginError):
                 faults.append(broken_plugin(plugin, loaded))
-        return sorted(faults, key=lambda fault: (fault.name, fault.distribution)) + self._absent()
+        return sorted(faults, key=lambda fault: (fault.name, fault.distribution)) + self._absent() + self._unreadable()
 
     def left_out(self) -> list[str]:
         """Families that are installed and not loaded, because other distributions were asked for."""
@@ -122,6 +122,19 @@ class Registry:
         return [
             BrokenPlugin(name="–", distribution=name, version="–", hook=None, reason=self._why(name), traceback="")
             for name in self._discovery.absent
+        ]
+
+    def _unreadable(self) -> list[BrokenPlugin]:
+        return [
+            BrokenPlugin(
+                name="–",
+                distribution=item.distribution,
+                version="–",
+                hook=None,
+                reason=f"{item.distribution}: its entry_points.txt cannot be read ({item.reason}). Install it again",
+                traceback="",
+            )
+            for item in self._discovery.unreadable
         ]
 
     def _why(self, absent: str) -> str:

@@ -24,7 +24,7 @@ from apr_train.preflight.opening import given_tokenizer, open_source, tied_heade
 from apr_train.preflight.report import PreflightInput, Report
 from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.resume import Resume
-from apr_train.run.settings import ModelSettings, RunSettings, Settings
+from apr_train.run.settings import ModelSettings, RunSettings, Settings, flag
 
 T = TypeVar("T")
 
@@ -42,8 +42,15 @@ def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
 
 def machine_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
     """The text of `--data` is there; of a new run, the name is free, and nothing but the file says what `--init` is."""
-    texts = [finding for item in settings.data.data for finding in _text_findings(item)]
+    texts = [_movable(finding, "data", resume) for item in settings.data.data for finding in _text_findings(item)]
     return texts if resume is not None else [*texts, *_name_findings(settings.run), *_preset_findings(settings.model)]
+
+
+def _movable(finding: Finding, setting: str, resume: Resume | None) -> Finding:
+    """The finding, and for an input of a run that goes on, that it may be named anew."""
+    if resume is None or setting in resume.stated:
+        return finding
+    return attrs.evolve(finding, hint=f"If it was moved, say with {flag(setting)} where it is now: it is compared.")
 
 
 def _text_findings(item: str) -> list[Finding]:
@@ -137,6 +144,13 @@ def judge_unknown_family(settings: Settings) -> Report | None:
         return judge_run(settings, checkpoint, device=device, precision=precision)[1]
 
 
+def tokenizer_is_lost(settings: Settings, header: Header | None, resume: Resume | None) -> bool:
+    """Whether a resume takes the tokenizer of its checkpoint, since the file that the run was started with is gone."""
+    path = settings.model.tokenizer
+    kept = header is not None and header.tokenizer is not None
+    return kept and resume is not None and path is not None and resume.lost("tokenizer", path)
+
+
 def judge_run(
     settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str, resume: Resume | None = None
 ) -> tuple[Header | None, Report]:
@@ -145,7 +159,9 @@ def judge_run(
     header, contradiction = collected(lambda: None if checkpoint is None else tied_header(checkpoint))
     if header is None and checkpoint is not None:
         header = checkpoint.header
-    tokenizer, unusable = collected(lambda: None if model.tokenizer is None else given_tokenizer(model.tokenizer))
+    named = None if tokenizer_is_lost(settings, header, resume) else model.tokenizer
+    tokenizer, unusable = collected(lambda: None if named is None else given_tokenizer(named))
+    unusable = tuple(_movable(finding, "tokenizer", resume) for finding in unusable)
     report = preflight(
         PreflightInput(
             registry=Registry.discover(),

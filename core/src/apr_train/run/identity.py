@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 from attrs import frozen
 
+from apr_train import rules
 from apr_train.atomic import write_file
-from apr_train.errors import RunError
+from apr_train.errors import Finding, RunError
 from apr_train.run.folder import IDENTITY
 
 
@@ -46,14 +48,39 @@ def read_identity(folder: Path) -> RunIdentity:
         raise RunError("the run does not say what it was started on", where=folder / IDENTITY, found=error) from error
 
 
-def check_identity(started: RunIdentity, now: RunIdentity, *, folder: Path) -> None:
+_INPUTS = {
+    "corpus": ("--data", "the text"),
+    "tokenizer": ("--tokenizer", "the tokenizer"),
+    "init": ("--init", "the checkpoint"),
+}
+_SHOWN = 12
+
+
+def check_identity(started: RunIdentity, now: RunIdentity, *, named: Mapping[str, str]) -> None:
     """Compare, field by field.
 
+    Args:
+        started: of the run at its start.
+        now: of the resume.
+        named: where each input lies now, for the message.
+
     Raises:
-        RunError: naming everything that is not what it was.
+        RunError: PREFLIGHT-028 for everything that is not what it was.
     """
-    words = {"corpus": "the text of --data", "tokenizer": "the tokenizer", "init": "the file of --init"}
-    changed = [text for name, text in words.items() if getattr(started, name) != getattr(now, name)]
+    changed = [name for name in _INPUTS if getattr(started, name) != getattr(now, name)]
     if changed:
-        hint = "Put back what it was, or start a new run."
-        raise RunError(f"a resume needs the same inputs; changed: {', '.join(changed)}", where=folder, hint=hint)
+        raise RunError.of(_changed(name, started, now, named.get(name, "")) for name in changed)
+
+
+def _changed(name: str, started: RunIdentity, now: RunIdentity, where: str) -> Finding:
+    option, what = _INPUTS[name]
+    before, after = (f"hash {(getattr(side, name) or 'of nothing')[:_SHOWN]}" for side in (started, now))
+    return Finding(
+        rule=rules.PREFLIGHT_028,
+        subject=option,
+        field=where,
+        problem=f"not {what} that the run was started on",
+        expected=before,
+        found=after,
+        hint=f"Say with {option} where that is now, or start a new run.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Resume:
     checkpoint: StepFolder | None
     """None: the run was interrupted before its first checkpoint and starts over."""
     settings: Settings
+    stated: frozenset[str] = frozenset()
+    """The settings that the user gave with the resume."""
 
     @property
     def model_path(self) -> str | None:
@@ -41,6 +44,10 @@ class Resume:
         """Whether nothing is left to do: no step, and the end is written (model.apr, which comes last, is of that step)."""
         whole = (self.folder / CARD).is_file() and step_of(written_metadata(self.folder / MODEL)) == self.step
         return whole and self.step == self.settings.run.steps
+
+    def lost(self, name: str, path: str) -> bool:
+        """Whether an input is no longer where the run found it, and the user does not say where it is now."""
+        return name not in self.stated and not os.path.exists(path)  # noqa: PTH110  # Path's raises for a long name
 
     def require_unchanged(self) -> None:
         """Look again, now that the folder is held: another process may have gone on, or gone back, since the first look.
@@ -81,4 +88,4 @@ def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume
     if checkpoint is not None and checkpoint.step > wanted.run.steps:
         expected, found = f"at least {checkpoint.step}, where the checkpoint stands", wanted.run.steps
         raise RunError("the run is beyond its last step already", where="--steps", expected=expected, found=found)
-    return Resume(path=path, folder=folder, checkpoint=checkpoint, settings=wanted)
+    return Resume(path=path, folder=folder, checkpoint=checkpoint, settings=wanted, stated=frozenset(stated))

@@ -22,6 +22,7 @@ from apr_train.run.precision import PRECISION_TYPES
 from apr_train.suggest import did_you_mean
 
 MAY_CHANGE = "may change at a resume"
+MAY_MOVE = "may lie elsewhere at a resume"
 DECIDES = "decides what a run computes"
 PATH = "is a path"
 
@@ -37,6 +38,7 @@ def option(
     choices: Sequence[str] = (),
     many: bool = False,
     may_change: bool = False,
+    may_move: bool = False,
     decides: bool = True,
     path: bool = False,
 ) -> Any:
@@ -52,11 +54,13 @@ def option(
         choices: the strings allowed.
         many: a tuple of values.
         may_change: whether a resumed run may have another value than the one it started with.
+        may_move: whether a resumed run may name another place for it: what lies there is compared with what the run started on.
         decides: whether the value decides what is computed; a path does not, what lies there is known by its hash.
         path: whether `~` stands for the home folder in it.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
-    metadata = {"text": text, "kind": kind, "many": many, PATH: path, MAY_CHANGE: may_change, DECIDES: decides, **limits}
+    resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move}
+    metadata = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, **resume, **limits}
     return attrs.field(default=default, metadata=metadata, validator=_check, converter=_to_tuple if many else None)
 
 
@@ -127,6 +131,7 @@ class ModelSettings:
         None,
         "Checkpoint to start from: .apr, safetensors, GGUF, or a Hugging Face folder. Without it: from scratch.",
         kind=str,
+        may_move=True,
         decides=False,
         path=True,
     )
@@ -135,6 +140,7 @@ class ModelSettings:
         None,
         "A tokenizer.json, or a folder with a tokenizer; else the checkpoint's own, or, without --init, one trained on the corpus.",
         kind=str,
+        may_move=True,
         decides=False,
         path=True,
     )
@@ -161,6 +167,7 @@ class DataSettings:
         "Files, folders, globs or JSONL; without it the Python standard library's own source.",
         kind=str,
         many=True,
+        may_move=True,
         decides=False,
         path=True,
     )

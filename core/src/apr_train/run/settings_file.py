@@ -12,7 +12,7 @@ import tomli_w
 
 from apr_train.errors import ConfigError, Finding, RunError
 from apr_train.run.other_names import advice, plain, settings_called
-from apr_train.run.settings import GROUPS, MAY_CHANGE, Settings, flag
+from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, Settings, flag
 from apr_train.suggest import closest, nearest
 
 
@@ -107,7 +107,7 @@ def to_toml(settings: Settings) -> str:
 
 
 def check_resume(started: Settings, wanted: Settings) -> None:
-    """Refuse a resume that would not continue the same run.
+    """Refuse a resume that would not continue the same run; what may lie elsewhere is compared by its content, later.
 
     Raises:
         RunError: naming every setting that differs and must not.
@@ -116,7 +116,8 @@ def check_resume(started: Settings, wanted: Settings) -> None:
     for group, cls in GROUPS.items():
         for item in attrs.fields(cls):
             before, after = (getattr(getattr(side, group), item.name) for side in (started, wanted))
-            if before != after and not item.metadata[MAY_CHANGE]:
+            moved = item.metadata[MAY_MOVE] and (before is None) == (after is None)
+            if before != after and not item.metadata[MAY_CHANGE] and not moved:
                 faults.append(f"{flag(item.name)} was {before!r}, now {after!r}")
     if faults:
         raise RunError(

@@ -12,7 +12,6 @@ from attrs import frozen
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.header import Header, TokenizerSpec
-from apr_train.checkpoint.open import open_checkpoint
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import Corpus, load_corpus
@@ -26,8 +25,9 @@ from apr_train.model.device import choose_device, default_precision
 from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
+from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
-from apr_train.preflight.run_rules import judge_run, open_run_source
+from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
@@ -147,7 +147,9 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)
     identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
     if resume is not None:
-        check_identity(read_identity(resume.folder), identity, folder=resume.folder)
+        check_identity(read_identity(resume.folder), identity, named=_places(decided.settings))
+    if tokenizer_is_lost(asked, examined.header, resume):
+        say(f"{asked.model.tokenizer} is gone: the checkpoint holds the same tokenizer")
     return Inputs(
         decided=decided,
         cleared=cleared,
@@ -156,6 +158,12 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         corpus=corpus,
         identity=identity,
     )
+
+
+def _places(settings: Settings) -> dict[str, str]:
+    """Where the inputs of an identity lie."""
+    model = settings.model
+    return {"corpus": ", ".join(settings.data.data), "tokenizer": model.tokenizer or "", "init": model.init or ""}
 
 
 def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerSpec:
@@ -181,10 +189,10 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
         return None
     if resume is None and source is not None:
         return source.content_hash()
-    if resume is not None and not Path(path).exists():
+    if resume is not None and resume.lost("init", path):
         say(f"{path} is gone: whether it is still what the run started from cannot be checked")
         return read_identity(resume.folder).init
-    with open_checkpoint(path) as checkpoint:
+    with open_source(path) as checkpoint:
         return checkpoint.content_hash()
 
 

@@ -1,9 +1,11 @@
 """What is drawn: thinned, smoothed, on axes with round numbers."""
 
+import json
 import math
 
 import numpy as np
-from apr_train.artifact.report.curves import panels, smooth, thinned, ticks
+import pytest
+from apr_train.artifact.report.curves import panels, smooth, thinned, tick_labels, ticks
 from apr_train.run.record import read_records
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -66,3 +68,53 @@ def test_values_that_are_not_finite_are_not_drawn(make_run_folder):
         file.write('{"step": 6, "loss": NaN, "lr": Infinity}\n')
     values = [value for panel in panels(read_records([folder])) for item in panel.series for _, value in item.points]
     assert all(map(math.isfinite, values))
+
+
+def axis_of(make_run_folder, losses):
+    """The loss's panel and the labels of its axis."""
+    folder = make_run_folder("a", steps=0)
+    lines = [json.dumps({"step": step, "loss": loss, "lr": 1e-3}) for step, loss in enumerate(losses, start=1)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    panel = next(panel for panel in panels(read_records([folder])) if panel.quantity.name == "loss")
+    return panel, tick_labels(ticks(*panel.values, log=panel.log), log=panel.log)
+
+
+def read_label(text):
+    return float(text.replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels"),
+    [
+        ([2.2035, 2.2037], ["2.20350", "2.20355", "2.20360", "2.20365", "2.20370"]),
+        ([2.2035, 2.2035 + 1e-9], ["2.10", "2.15", "2.20", "2.25", "2.30"]),
+        ([2.0, 2.0], ["1.90", "1.95", "2.00", "2.05", "2.10"]),
+        ([2.0], ["1.90", "1.95", "2.00", "2.05", "2.10"]),
+        ([3.0, float("nan"), 1.0], ["1.0", "1.5", "2.0", "2.5", "3.0"]),
+        ([0.0, 0.0], ["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+        ([1e-7, 3e-7], ["1.0e-7", "1.5e-7", "2.0e-7", "2.5e-7", "3.0e-7"]),
+        ([1e6, 1.0005e6], ["1,000,000", "1,000,100", "1,000,200", "1,000,300", "1,000,400", "1,000,500"]),
+        ([1e6, 3e6], ["1,000,000", "1,500,000", "2,000,000", "2,500,000", "3,000,000"]),
+        ([1e12, 3e12], ["1.0e12", "1.5e12", "2.0e12", "2.5e12", "3.0e12"]),
+    ],
+    ids=str,
+)
+def test_an_axis_has_round_labels_that_differ(make_run_folder, losses, labels):
+    assert axis_of(make_run_folder, losses)[1] == labels
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e12))
+def test_no_two_labels_are_alike_and_each_says_where_it_stands(low, span):
+    assume(span > 1e-5 * abs(low))  # a panel is never narrower
+    found = ticks(low, low + span)
+    labels = tick_labels(found)
+    assert len(set(labels)) == len(labels) == len(found)
+    step = found[1] - found[0]
+    assert all(abs(read_label(label) - value) < 0.01 * step for label, value in zip(labels, found, strict=True))
+    assert all(len(label) < 20 for label in labels)
+
+
+@given(st.floats(1e-9, 1e9), st.floats(51, 1e12))
+def test_no_two_labels_of_a_logarithmic_axis_are_alike(low, ratio):
+    labels = tick_labels(ticks(low, low * ratio, log=True), log=True)
+    assert len(set(labels)) == len(labels) > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from apr_train.artifact.report.curves import Panel, Point, Series, ticks
+from apr_train.artifact.report.curves import Panel, Point, Series, tick_labels, ticks
 from apr_train.run.units import number
 
 WIDTH, HEIGHT = 1000, 400
@@ -17,12 +17,14 @@ def chart(panel: Panel) -> str:
     """A figure; `page.js` adds what moves."""
     quantity = panel.quantity
     rows = ticks(*panel.values, log=panel.log)
+    labels = tick_labels(rows, log=panel.log)
     columns = [step for step in ticks(*_widened(panel.steps)) if step == int(step)]
     scale = ", logarithmic" if panel.log else ""
     return (
         f'<figure class="panel" data-panel="{quantity.name}">'
         f"<figcaption><h3>{escape(quantity.title)}</h3><span>{escape(quantity.unit)}{scale}</span></figcaption>"
-        f'<div class="plot"><div class="y" aria-hidden="true">{_y_labels(panel, rows)}</div>'
+        f'<div class="plot" style="--y:{max(map(len, labels), default=0)}">'
+        f'<div class="y" aria-hidden="true">{_y_labels(panel, rows, labels)}</div>'
         f'<div class="area"><svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(_spoken(panel))}">{"".join(_grid(panel, rows, columns))}{"".join(_curves(panel))}</svg></div>'
         f'<div class="x" aria-hidden="true">{_x_labels(panel, columns)}</div></div></figure>'
@@ -72,8 +74,9 @@ def _y(panel: Panel, value: float) -> str:
     return f"{panel.y(value) * HEIGHT:.1f}".removesuffix(".0")
 
 
-def _y_labels(panel: Panel, rows: Sequence[float]) -> str:
-    return "".join(f'<span style="top:{panel.y(value) * 100:.2f}%">{number(value, 3)}</span>' for value in rows)
+def _y_labels(panel: Panel, rows: Sequence[float], labels: Sequence[str]) -> str:
+    pairs = zip(rows, labels, strict=True)
+    return "".join(f'<span style="top:{panel.y(value) * 100:.2f}%">{label}</span>' for value, label in pairs)
 
 
 def _x_labels(panel: Panel, columns: Sequence[float]) -> str:

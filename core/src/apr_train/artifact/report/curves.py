@@ -10,6 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from apr_train.run.record import Record
+from apr_train.run.units import number
 
 Point = tuple[int, float]
 MOST_POINTS = 1000
@@ -17,6 +18,9 @@ MOST_POINTS = 1000
 SMOOTH_FROM = 60
 """Shorter series are drawn as they are."""
 _LOG_RATIO = 50
+_FLAT = 1e-5
+"""Share of the value below which a curve's spread is drawn as a level line: what arithmetic leaves, not what was learnt."""
+_MOST_DECIMALS = 6
 
 
 @frozen(kw_only=True)
@@ -95,7 +99,8 @@ def _panel(quantity: Quantity, records: Sequence[Record], steps: tuple[int, int]
         bounds = low / 1.2, high * 1.2
     else:
         low = min(low, 0.0) if quantity.from_zero else low
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        flat = high - low <= _FLAT * max(abs(low), abs(high))
+        margin = (0.05 * abs(high) or 1.0) if flat else 0.06 * (high - low)
         bounds = (low if quantity.from_zero and low == 0 else low - margin), high + margin
     return Panel(quantity=quantity, series=tuple(series), steps=steps, values=bounds, log=log)
 
@@ -130,8 +135,8 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         return list(points)
     buckets = (most - 2) // 2
     kept = {0, len(points) - 1}
-    for number in range(buckets):
-        stretch = range(number * len(points) // buckets, (number + 1) * len(points) // buckets)
+    for bucket in range(buckets):
+        stretch = range(bucket * len(points) // buckets, (bucket + 1) * len(points) // buckets)
         kept.add(min(stretch, key=lambda index: points[index][1]))
         kept.add(max(stretch, key=lambda index: points[index][1]))
     return [points[index] for index in sorted(kept)]
@@ -148,3 +153,26 @@ def ticks(low: float, high: float, *, log: bool = False, about: int = 6) -> list
     step = next(factor * size for factor in (1, 2, 5, 10) if factor * size >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_labels(values: Sequence[float], *, log: bool = False) -> list[str]:
+    """What stands at the ticks of an axis: as many digits as their step has, so that no two are alike."""
+    if log or len(values) < 2:
+        return [number(value, 3) for value in values]
+    place = math.floor(math.log10(values[1] - values[0]) + 1e-9)
+    if max(map(abs, values)) < 1e9 and -place <= _MOST_DECIMALS:
+        return [f"{_plain_zero(value, -place):,.{max(0, -place)}f}" for value in values]
+    return [_scientific(_plain_zero(value, -place), place) for value in values]
+
+
+def _plain_zero(value: float, decimals: int) -> float:
+    """The value, without the sign of a zero and without what arithmetic left of one."""
+    return 0.0 if abs(value) < 0.5 * 10.0**-decimals else value
+
+
+def _scientific(value: float, place: int) -> str:
+    """`1.25e-7`, down to the digit of a power of ten."""
+    if value == 0:
+        return "0"
+    power = math.floor(math.log10(abs(value)) + 1e-9)
+    return f"{value / 10.0**power:.{max(0, power - place)}f}e{power}"

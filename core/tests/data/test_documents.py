@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.documents import read_documents
-from apr_train.data.sources import describe_sources, find_files, matches, require_text
+from apr_train.data.sources import LeftOut, describe_sources, find_files, matches
 from apr_train.errors import DataError
 
 
@@ -53,8 +53,8 @@ def test_jsonl_takes_text_or_content_and_skips_blank_lines(tmp_path):
         ('{"text": ' + "9" * 5000 + "}", "not JSON"),
         ("[1]", "not a JSON object"),
         ('"text"', "not a JSON object"),
-        ('{"body": "x", "id": 3}', "no text in this line"),
-        ('{"text": 3}', "no text in this line"),
+        ('{"body": "x", "id": 3}', "no text in this record"),
+        ("{}", "no text in this record"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
     ],
 )
@@ -83,7 +83,7 @@ def test_folders_are_walked_in_one_order_without_hidden_compiled_and_binary_file
         path.write_text("text")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0")
     assert find(str(tmp_path), notices=notices) == [tmp_path / "a.md", tmp_path / "b.py", tmp_path / "c" / "d.py"]
-    assert notices == [f"{tmp_path}: 1 of 4 files have NUL bytes and are left out"]
+    assert notices == [f"{tmp_path}: left out: with NUL bytes: 1 ({tmp_path / 'image.png'})"]
 
 
 def test_globs_go_into_subfolders_and_a_file_reached_twice_is_taken_once(tmp_path):
@@ -100,7 +100,7 @@ def test_globs_leave_out_binary_files_and_a_named_one_is_taken(tmp_path, notices
     (tmp_path / "b.py").write_bytes(b"\0")
     pattern = str(tmp_path / "*.py")
     assert find(pattern, notices=notices) == [tmp_path / "a.py"]
-    assert notices == [f"{pattern}: 1 of 2 files have NUL bytes and are left out"]
+    assert notices == [f"{pattern}: left out: with NUL bytes: 1 ({tmp_path / 'b.py'})"]
     assert find(str(tmp_path / "b.py")) == [tmp_path / "b.py"]
 
 
@@ -123,9 +123,9 @@ def test_links_that_lead_round_in_circles_are_not_followed_and_a_linked_file_is_
     (folder / "sub" / "b.py").symlink_to(folder / "a.py")
     (folder / "sub" / "one").symlink_to(folder)
     expected = [folder / "a.py", folder / "sub" / "b.py"]
-    assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    assert sorted(matches(str(folder / "**" / "*.py"), LeftOut())) == expected
     (folder / "sub" / "two").symlink_to(folder)
-    assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    assert sorted(matches(str(folder / "**" / "*.py"), LeftOut())) == expected
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "c.py").write_text("x")
     (folder / "sub" / "three").symlink_to(tmp_path / "outside")
@@ -152,7 +152,7 @@ def test_runs_and_the_cache_are_no_text(tmp_path, monkeypatch, notices, beside, 
     argument = str(tmp_path / pattern)
     assert find(argument, notices=notices) == [tmp_path / "a.py", tmp_path / "y" / "identity.json"]
     left_out = f"2 ({tmp_path / 'cache'}, {tmp_path / 'x'})"
-    assert notices == [f"{argument}: folders left out as output of apr-train itself: {left_out}"]
+    assert notices == [f"{argument}: left out: output of apr-train itself: {left_out}"]
 
 
 def test_a_run_that_is_named_is_taken(tmp_path):
@@ -206,18 +206,8 @@ def test_every_document_of_the_standard_library_can_be_read():
     json.dumps([document.text for document in documents[:5]])
 
 
-def test_one_text_is_enough_to_know_that_there_is_some(tmp_path, monkeypatch):
-    for name in "abc":
-        (tmp_path / name).write_text("text")
-    looked_at = []
-    monkeypatch.setattr("apr_train.data.sources._is_binary", lambda path: looked_at.append(path) or path.name == "a")
-    require_text(str(tmp_path))
-    assert looked_at == [tmp_path / "a", tmp_path / "b"]
-
-
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: (path / "a").write_bytes(b"a\0b")], ids=["empty", "binary"])
 def test_a_folder_without_text_is_refused_either_way(tmp_path, make):
     make(tmp_path)
-    for look in (require_text, lambda item: find_files([item], notice=print)):
-        with pytest.raises(DataError, match="no text file"):
-            look(str(tmp_path))
+    with pytest.raises(DataError, match="no text file"):
+        find(str(tmp_path))

@@ -13,7 +13,7 @@ def split_texts(texts, fraction):
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     scan = KeyScan()
     for text in texts:
-        scan.add(split_key(text))
+        scan.add(split_key(text), len(text.encode()))
     split = scan.split(fraction)
     train = [document.text for document in train_documents(documents, split)]
     return train, [document.text for document in held_out_of(documents, split)]

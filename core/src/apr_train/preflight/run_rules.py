@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,20 +11,25 @@ import attrs
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import Header
-from apr_train.data.sources import require_text
+from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.data.documents import Document
+from apr_train.data.look import Look
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.special_tokens import separator_id
-from apr_train.data.tokenizer import build_tokenizer
+from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.opening import given_tokenizer, tied_header
-from apr_train.preflight.report import PreflightInput, Report
+from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.resume import Resume
-from apr_train.run.settings import ModelSettings, RunSettings, Settings
+from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
 
 T = TypeVar("T")
+
+_CHARACTERS_A_TOKEN = 64
+"""More than a token has as a rule: the beginning of a document that is tried before all of it."""
 
 
 def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
@@ -39,17 +44,60 @@ def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
 
 
 def machine_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
-    """The text of `--data` is there; of a new run, the name is free, and nothing but the file says what `--init` is."""
-    texts = [finding for item in settings.data.data for finding in _text_findings(item)]
-    return texts if resume is not None else [*texts, *_name_findings(settings.run), *_preset_findings(settings.model)]
+    """Of a new run, the name is free, and nothing but the file says what `--init` is."""
+    return [] if resume is not None else [*_name_findings(settings.run), *_preset_findings(settings.model)]
 
 
-def _text_findings(item: str) -> list[Finding]:
+def row_findings(look: Look, report: Report, data: DataSettings, default_row: int) -> list[Finding]:
+    """The text to learn from is enough for one row, as far as that is known before it is tokenised.
+
+    Args:
+        look: at the text of `--data`.
+        report: of the model, without which there are no rows.
+        data: may leave the length of a row open.
+        default_row: tokens of a row where it does.
+    """
+    if look.scan is None or report.config is None or report.objective is None:
+        return []
+    length = data.sequence_length or min(default_row, report.config.usable_positions)
+    tokenizer = None if report.tokenizer is None else _built(report.tokenizer)
     try:
-        require_text(item)
+        found = _tokens(look.scan.train(), tokenizer, enough=length + 1)
     except DataError as error:
-        return [error.under(rules.PREFLIGHT_019, "--data")]
-    return []
+        return [error.under(rules.PREFLIGHT_025, "--data")]
+    needed = length + 1 if OBJECTIVES[report.objective].kind == "decoder" else length - 2  # a row of an encoder has two ends
+    if found >= needed:
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_026,
+            subject="--data",
+            problem="the text is too little for one row",
+            expected=f"at least {needed:,} tokens to learn from",
+            found=f"{found:,} tokens" if tokenizer is not None else f"{found:,} tokens at most",
+            hint="Give more text, or shorter rows with --sequence-length.",
+        )
+    ]
+
+
+def _built(tokenizer: TokenizerSpec) -> Tokenizer | None:
+    try:
+        return build_tokenizer(tokenizer)
+    except AprTrainError:
+        return None  # separator_findings says why
+
+
+def _tokens(documents: Iterable[Document], tokenizer: Tokenizer | None, *, enough: int) -> int:
+    """Tokens of documents, their ends included, counted until there are enough; without a tokenizer, a token a byte."""
+    count = 0
+    for document in documents:
+        beginning = document.text[: _CHARACTERS_A_TOKEN * enough]
+        for text in (beginning, document.text):
+            found = len(text.encode("utf-8")) if tokenizer is None else len(tokenizer.encode(text))
+            if count + found >= enough:
+                return count + found
+        count += found + 1
+    return count
 
 
 def _name_findings(run: RunSettings) -> list[Finding]:
@@ -101,9 +149,19 @@ def collected(find: Callable[[], T]) -> tuple[T | None, tuple[Finding, ...]]:
 
 
 def judge_run(
-    settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str, resume: Resume | None = None
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    *,
+    look: Look,
+    default_row: int,
+    device: str,
+    precision: str,
+    resume: Resume | None = None,
 ) -> tuple[Header | None, Report]:
-    """Every finding about a training run, before it costs anything; raises none of them. The header has its tie decided."""
+    """Every finding about a training run, before it costs anything; raises none of them. The header has its tie decided.
+
+    `look` is at the text of `--data`; `default_row` the tokens of a row where the settings leave that open.
+    """
     model, data, run = settings.model, settings.data, settings.run
     header, contradiction = collected(lambda: None if checkpoint is None else tied_header(checkpoint))
     if header is None and checkpoint is not None:
@@ -129,5 +187,7 @@ def judge_run(
             needs_tokenizer=model.tokenizer is None,
         )
     )
-    findings = (*contradiction, *unusable, *machine_findings(settings, resume), *separator_findings(report))
-    return header, attrs.evolve(report, findings=(*findings, *report.findings))
+    of_text = (*look.findings, *row_findings(look, report, data, default_row))
+    findings = (*contradiction, *unusable, *of_text, *machine_findings(settings, resume), *separator_findings(report))
+    facts = report.facts | look.facts
+    return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

@@ -23,6 +23,8 @@ class RunIdentity:
     """Of all that decides how text becomes ids."""
     init: str | None
     """Of the checkpoint's content; None for a run from scratch."""
+    split: str = "document-share"
+    """By which rule text is held out; the default is that of runs that do not say."""
 
 
 def write_identity(folder: Path, identity: RunIdentity) -> None:
@@ -53,6 +55,7 @@ def check_identity(started: RunIdentity, now: RunIdentity, *, folder: Path) -> N
         RunError: naming everything that is not what it was.
     """
     words = {"corpus": "the text of --data", "tokenizer": "the tokenizer", "init": "the file of --init"}
+    words["split"] = "which text is held out (another version of apr-train chose it otherwise)"
     changed = [text for name, text in words.items() if getattr(started, name) != getattr(now, name)]
     if changed:
         hint = "Put back what it was, or start a new run."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from apr_train.checkpoint.open import open_checkpoint
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import Corpus, load_corpus
+from apr_train.data.look import Look, look_at
+from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
@@ -40,7 +42,7 @@ from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
-from apr_train.training.defaults import Decided, decide
+from apr_train.training.defaults import Decided, decide, default_row
 from apr_train.training.display import make_display
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
@@ -96,9 +98,18 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     if asked.run.deterministic:
         make_deterministic()
     device, precision = _machine(asked.run)
+    look = look_at(asked.data)
     with ExitStack() as held:
-        checkpoint = _opened(asked, resume, device, held)
-        header, report = judge_run(asked, checkpoint, device=device, precision=precision, resume=resume)
+        checkpoint = _opened(asked, resume, device, look, held)
+        header, report = judge_run(
+            asked,
+            checkpoint,
+            look=look,
+            default_row=default_row(device),
+            device=device,
+            precision=precision,
+            resume=resume,
+        )
         yield Examined(checkpoint=checkpoint, header=header, report=report)
 
 
@@ -110,14 +121,14 @@ def _machine(run: RunSettings) -> tuple[str, str]:
     return str(device), run.precision or default_precision(device)
 
 
-def _opened(asked: Settings, resume: Resume | None, device: str, held: ExitStack) -> Checkpoint | None:
+def _opened(asked: Settings, resume: Resume | None, device: str, look: Look, held: ExitStack) -> Checkpoint | None:
     started = None if resume is None else resume.model_path
     path, layout = (started, None) if started is not None else (asked.model.init, asked.model.rope_layout)
     if path is None:
         return None
     checkpoint, unopened = collected(lambda: open_source(path, layout))
     if checkpoint is None:
-        raise PreflightError([*unopened, *device_findings(device), *machine_findings(asked, resume)])
+        raise PreflightError([*unopened, *look.findings, *device_findings(device), *machine_findings(asked, resume)])
     return held.enter_context(checkpoint)
 
 
@@ -147,12 +158,13 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective.name, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
+    told = {f"warning: {finding}" for finding in examined.report.warnings}
     with stage_bars() as progress:
-        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=say)
+        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=_unless(told, say))
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)
-    identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
+    identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
     if resume is not None:
         check_identity(read_identity(resume.folder), identity, folder=resume.folder)
     return Inputs(
@@ -163,6 +175,11 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         corpus=corpus,
         identity=identity,
     )
+
+
+def _unless(told: Collection[str], say: Say) -> Say:
+    """Says what is not among `told`."""
+    return lambda text: None if text in told else say(text)
 
 
 def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerSpec:

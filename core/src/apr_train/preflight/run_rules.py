@@ -60,6 +60,8 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
     if look.scan is None or report.config is None or report.objective is None:
         return []
     length = data.sequence_length or min(default_row, report.config.usable_positions)
+    if length > report.config.usable_positions:
+        return []  # PREFLIGHT-009 is about that length
     tokenizer = None if report.tokenizer is None else _built(report.tokenizer)
     try:
         found = _tokens(look.scan.train(), tokenizer, enough=length + 1)

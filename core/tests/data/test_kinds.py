@@ -49,7 +49,11 @@ FILES = {
     "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF", "pdftotext"),
     "wide.txt": ("text".encode("utf-16"), "UTF-16 text", "iconv -f UTF-16"),
     "wider.txt": ("text".encode("utf-32"), "UTF-32 text", "iconv -f UTF-32"),
-    "large.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "a Git LFS pointer", "git lfs pull"),
+    "large.txt": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
+        "a Git LFS pointer",
+        "git lfs pull",
+    ),
 }
 
 
@@ -73,7 +77,13 @@ def test_what_is_no_text_is_counted_by_kind_in_one_notice_of_a_folder(tmp_path, 
     (tmp_path / "image.raw").write_bytes(b"\1\0")
     assert find_files([str(tmp_path)], notice=notices.append) == [tmp_path / "b.txt"]
     (notice,) = notices
-    for part in ("gzip-compressed: 3 (", "a Parquet file: 1 (", "an Arrow file: 2 (", "with NUL bytes: 1 (", "a Git LFS pointer: 1 ("):
+    for part in (
+        "gzip-compressed: 3 (",
+        "a Parquet file: 1 (",
+        "an Arrow file: 2 (",
+        "with NUL bytes: 1 (",
+        "a Git LFS pointer: 1 (",
+    ):
         assert part in notice
 
 
@@ -96,5 +106,5 @@ def test_the_commands_that_are_told_make_text(tmp_path):
         path = tmp_path / name
         path.write_bytes(gzip.compress(TEXT if tool == "gzip" else tarred()))
         kind, _ = kind_of(path)
-        subprocess.run(how_to_unpack(kind, path), shell=True, check=True, cwd=tmp_path)  # noqa: S602  # a command for a shell
+        subprocess.run(how_to_unpack(kind, path), shell=True, check=True, cwd=tmp_path)  # a command for a shell
     assert (tmp_path / "a b.txt").read_bytes() == (tmp_path / "a.txt").read_bytes() == TEXT

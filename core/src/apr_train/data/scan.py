@@ -95,14 +95,6 @@ class KeyScan:
         starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
         return Texts(keys=keys[starts], sizes=np.add.reduceat(sizes[order], starts).astype(np.int64))
 
-    def split(self, fraction: float) -> Split:
-        """The rule that holds out about `fraction` of the text, and leaves neither side empty.
-
-        Raises:
-            DataError: when there was no document.
-        """
-        return self.texts().split(fraction)
-
 
 @frozen(kw_only=True)
 class Texts:

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import field, frozen
 
 from apr_train import rules
-from apr_train.data.documents import file_form, read_documents, require_text_at_start
+from apr_train.data.documents import read_documents, require_text_at_start
 from apr_train.data.scan import Reading, Scan
 from apr_train.data.sources import Search, searches, unreadable
 from apr_train.errors import DataError, Finding
@@ -84,16 +84,16 @@ def _look_for(search: Search, reading: Reading, budget: int) -> bool:
             return False
         size = _size(path)
         if size > budget:
-            _look_at_start(path, budget)
+            _look_at_start(path, reading, budget)
             return False
         reading.read(path)
         budget -= size
     return True
 
 
-def _look_at_start(path: Path, budget: int) -> None:
+def _look_at_start(path: Path, reading: Reading, budget: int) -> None:
     """Read the beginning of a file that is too large to be read now."""
-    if file_form(path) == "text":
+    if reading.form(path) == "text":
         require_text_at_start(path, budget)
         return
     read = 0

@@ -308,8 +308,7 @@ class Reading:
         Raises:
             DataError: for what cannot be read, and for data and named files that are not what they should be.
         """
-        form = file_form(path)
-        self._note(path, form)
+        form = self.form(path)
         try:
             for document in read_documents([path], done=done):
                 self.keys.add(split_key(document.text), self.digest.add(document.text))
@@ -319,12 +318,19 @@ class Reading:
                 raise
             self._not_utf8.append(path)
 
-    def _note(self, path: Path, form: Form) -> None:
+    def form(self, path: Path) -> Form:
+        """How documents lie in a file, noted for `notices`.
+
+        Raises:
+            DataError: when it cannot be read, or is a named list of no texts.
+        """
+        form = file_form(path)
         if is_json(path):
             if form == "text" and path.resolve() in self._named:
                 require_records(path)
             self._json[form] = self._json.get(form, 0) + 1
         self._notebooks += path.suffix.lower() == ".ipynb"
+        return form
 
     def notices(self) -> Iterator[str]:
         """What was left out, and what was taken for what."""

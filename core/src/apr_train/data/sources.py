@@ -35,6 +35,8 @@ ENVIRONMENT = "pyvenv.cfg"
 _STDLIB_EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 _NAMED = 3
 _MAGIC = re.compile(r"[*?\[]")
+_ESCAPED = re.compile(r"\[([*?\[])\]")
+"""A character of a glob that stands for itself, as `glob.escape` writes it."""
 
 
 def is_own_output(folder: Path) -> bool:
@@ -273,11 +275,15 @@ def _found(argument: str, left_out: LeftOut, *, gitignore: bool) -> Iterator[Pat
     return _matched(argument, left_out)
 
 
+def _is_pattern(text: str) -> bool:
+    return _MAGIC.search(_ESCAPED.sub("", text)) is not None
+
+
 def _fixed_part(pattern: str) -> Path:
-    """The folder that a glob begins with."""
+    """The path that a glob begins with, before anything in it is a pattern."""
     parts = Path(pattern).parts
-    magic = next((place for place, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
-    return Path(*parts[:magic])
+    patterns = (place for place, part in enumerate(parts) if _is_pattern(part))
+    return Path(*(_ESCAPED.sub(r"\1", part) for part in parts[: next(patterns, len(parts))]))
 
 
 def _matched(pattern: str, left_out: LeftOut) -> Iterator[Path]:
@@ -295,14 +301,15 @@ def _matched(pattern: str, left_out: LeftOut) -> Iterator[Path]:
 
 def _nothing_there(argument: str) -> DataError:
     """A glob that matches nothing, or a path that is not there: how far it leads, and what it may have meant."""
-    is_glob = _MAGIC.search(argument) is not None
-    there = _fixed_part(argument) if is_glob else Path(argument).parent
+    fixed = _fixed_part(argument)
+    is_glob = _is_pattern(argument)
+    there = fixed if is_glob else fixed.parent
     while not os.path.isdir(there):  # noqa: PTH112  # Path's raises for a long name
         there = there.parent
     if is_glob:
         hint = f"The folder {there} is there. * stays in one folder; ** goes into those below it: '{there}/**/*.txt'."
         return DataError("nothing matches this glob", where=argument, rule=rules.PREFLIGHT_019, hint=hint)
-    missing = Path(argument).relative_to(there).parts[0]
+    missing = fixed.relative_to(there).parts[0]
     near = closest(missing, sorted(os.listdir(there)))  # noqa: PTH208  # names, not paths
     meant = f"did you mean {there / near}?" if near else f"Run in another folder? Relative paths begin at {Path.cwd()}."
     hint = f"The folder {there} is there, {missing!r} in it is not: {meant}" if near else meant

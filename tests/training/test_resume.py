@@ -1,14 +1,16 @@
 """Interrupted runs go on bit for bit, through the command line, whatever ended them."""
 
+import json
 import random
 import signal
 import time
 
 import pytest
+from apr_train.data.scan import SPLIT_RULE
 from apr_train.errors import RunError
 from apr_train.run.record import read_record
 from apr_train.run.resume import plan_resume
-from apr_train.run.settings import Settings
+from apr_train.run.settings import RunSettings, Settings
 from apr_train.training.setup import prepare
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny", "--sequence-length", "32", "--val-batches", "2", "--attention", "sdpa")
@@ -51,6 +53,24 @@ def test_a_run_killed_at_random_moments_ends_the_same(place, precision):
     place(*args, "--run", "whole")
     kill_until_done(place, "killed", args, kills=2, seed=len(precision), longest=0.5)
     place.assert_same_end("whole", "killed", step=40)
+
+
+def test_a_run_whose_text_was_held_out_by_another_rule_is_not_gone_on_with(place):
+    """One of before the rule was noted says nothing of it."""
+    place("--data", place.corpus, *RUN, "--steps", "0", "--run", "x")
+    path = place.run("x") / "identity.json"
+    noted = json.loads(path.read_text())
+    assert noted.pop("split") == SPLIT_RULE
+    path.write_text(json.dumps(noted))
+    with pytest.raises(RunError, match="changed: which text is held out") as caught:
+        with prepare(*_plan(place.run("x"), steps=1), say=print):
+            pass
+    assert "the text of --data" not in caught.value.finding.problem
+
+
+def _plan(folder, *, steps):
+    plan = plan_resume(folder, Settings(run=RunSettings(steps=steps)), {"steps"})
+    return plan.settings, plan
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ import time
 import pytest
 from apr_train.checkpoint.apr import open_apr, rewrite
 from apr_train.checkpoint.open import open_checkpoint
+from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import RunError
 from apr_train.run.record import read_record
 from apr_train.run.resume import plan_resume
-from apr_train.run.settings import Settings
+from apr_train.run.settings import RunSettings, Settings
 from apr_train.run.settings_file import read_toml
 from apr_train.training.setup import prepare
 
@@ -57,6 +58,18 @@ def test_a_run_killed_at_random_moments_ends_the_same(place, precision):
     place(*args, "--run", "whole")
     kill_until_done(place, "killed", args, kills=2, seed=len(precision), longest=0.5)
     place.assert_same_end("whole", "killed", step=40)
+
+
+def test_a_run_whose_text_was_held_out_by_another_rule_is_not_gone_on_with(place):
+    """One of before the rule was noted says nothing of it."""
+    place("--data", place.corpus, *RUN, "--steps", "0", "--run", "x")
+    path = place.run("x") / "identity.json"
+    noted = json.loads(path.read_text())
+    assert noted.pop("split") == SPLIT_RULE
+    path.write_text(json.dumps(noted))
+    plan = plan_resume(place.run("x"), Settings(run=RunSettings(steps=1)), {"steps"})
+    with pytest.raises(RunError, match="changed: which text is held out"), prepare(plan.settings, plan, print):
+        pass
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_without_init_nothing_of_a_checkpoint_is_read(place, taught, monkeypatch
 
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-006")
 def test_a_taught_model_passes_and_goes_on_learning(place, taught):
-    out = place.train("--init", taught, "--steps", "20", "--run", "x", "--lr", "1e-3", "--batch-size", "8")
+    out = place.train("--init", taught, "--steps", "20", "--run", "x", "--lr", "3e-4", "--batch-size", "8")
     assert "FALSIFY-APR-PRETRAIN-INIT-006: validation loss" in out
     lines = place.curve("x")
     assert lines[0]["val_loss"] < math.log(1024) - 3

@@ -1,5 +1,8 @@
 """The preflight of a real run: everything it finds is said at once, and before anything is made."""
 
+import gzip
+import json
+
 import attrs
 import pytest
 import torch
@@ -173,3 +176,61 @@ def test_disk_is_asked_for_what_the_run_will_write(place, monkeypatch):
     assert "3 checkpoints" in place.train(*long, "--precision", "fp32", code=3)
     place.train(*long, "--precision", "bf16-weights", "--keep", "1")
     place("--resume", "runs/x", "--steps", "9", "--dry-run")
+
+
+def write(path, raw):
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.rule("PREFLIGHT-019", "PREFLIGHT-025", "PREFLIGHT-026")
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+@pytest.mark.parametrize(
+    ("name", "raw", "rule"),
+    [
+        ("a.jsonl", b'{"text": {"a": 1}}\n', "PREFLIGHT-025"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}'), "PREFLIGHT-025"),
+        ("a.txt", b" \n", "PREFLIGHT-025"),
+        ("a.txt", b"x", "PREFLIGHT-025"),
+        ("a.txt", b"a few words, and no more\n" * 3, "PREFLIGHT-026"),
+        (None, b"", "PREFLIGHT-019"),
+    ],
+    ids=("no string", "gzip", "white space", "a letter", "a few words", "not there"),
+)
+def test_text_that_a_start_refuses_is_refused_by_a_dry_run_with_the_same_id(place, untrained, dry, name, raw, rule):
+    path = place.folder / "none.txt" if name is None else write(place.folder / name, raw)
+    out = place("--init", untrained, "--data", path, "--seq-len", "128", *dry, code=3)
+    assert f"{rule}: " in out
+    assert "1 error" in out if dry else not place.run("untrained").with_name("llama370m-untrained").exists()
+
+
+@pytest.mark.rule("PREFLIGHT-026")
+def test_without_a_tokenizer_only_what_no_tokenizer_could_make_a_row_of_is_refused(place):
+    path = write(place.folder / "a.txt", b"a few words\n" * 30)
+    assert "PREFLIGHT-026" in place(*SCRATCH, "--data", path, "--dry-run", code=3)
+    assert "PREFLIGHT-026" not in place(*SCRATCH, "--data", path, "--dry-run", "--seq-len", "128")
+
+
+@pytest.mark.rule("PREFLIGHT-024")
+def test_a_share_that_whole_documents_do_not_make_up_is_said_once_and_recorded(place):
+    folder = place.folder / "two"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"{name}.txt").write_text(f"{name} and some more\n" * 600)
+    run = (*SCRATCH, "--data", folder, "--seq-len", "32", "--sample-tokens", "0", "--val-batches", "1")
+    assert "ready: 0 errors, 1 warning" in place(*run, "--dry-run")
+    out = place(*run, "--steps", "0", "--run", "x")
+    assert out.count("PREFLIGHT-024") == 1
+    findings = json.loads((place.run("x") / "preflight.json").read_text())["findings"]
+    assert [finding["id"] for finding in findings] == ["PREFLIGHT-024"]
+
+
+def test_a_dry_run_says_what_it_looked_at_and_what_is_left_out(place):
+    (place.folder / ".git").mkdir()
+    for name, text in (("a.txt", "some text\n" * 300), ("b.log", "x"), ("c.json", '["one", "two"]'), (".gitignore", "*.log")):
+        (place.folder / name).write_text(text)
+    out = place(*SCRATCH, "--data", place.folder, "--dry-run", "--seq-len", "32")
+    assert f"note: {place.folder}: left out: by .gitignore: 1 ({place.folder / 'b.log'})" in out
+    assert "note: .json files: 1 read as arrays, a document a record" in out
+    assert "3,006 bytes of text in 2 files, all of it looked at" in out
+    assert "3,007 bytes of text in 3 files" in place(*SCRATCH, "--data", place.folder, "--no-gitignore", "--dry-run")

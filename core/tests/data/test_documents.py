@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from apr_train.data.documents import read_documents
-from apr_train.data.sources import describe_sources, find_files, matches, require_text
+from apr_train.data.scan import scan_corpus
+from apr_train.data.sources import LeftOut, describe_sources, find_files, matches
 from apr_train.errors import DataError
+from apr_train.run.settings import DataSettings
 
 
 def texts(*paths):
@@ -53,8 +55,8 @@ def test_jsonl_takes_text_or_content_and_skips_blank_lines(tmp_path):
         ('{"text": ' + "9" * 5000 + "}", "not JSON"),
         ("[1]", "not a JSON object"),
         ('"text"', "not a JSON object"),
-        ('{"body": "x", "id": 3}', "no text in this line"),
-        ('{"text": 3}', "no text in this line"),
+        ('{"body": "x", "id": 3}', "no text in this record"),
+        ("{}", "no text in this record"),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
     ],
 )
@@ -64,6 +66,122 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, problem):
     with pytest.raises(DataError, match=problem) as caught:
         texts(path)
     assert caught.value.finding.where == f"{path}:3"
+
+
+@pytest.mark.rule("PREFLIGHT-025")
+@pytest.mark.parametrize(
+    ("value", "word"), [({"a": 1}, "an object"), ([1], "an array"), (3, "a number"), (True, "true or false"), (None, "null")]
+)
+@pytest.mark.parametrize("name", ["text", "content"])
+def test_a_text_of_another_type_names_the_field_and_the_type(tmp_path, name, value, word):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({name: value}))
+    with pytest.raises(DataError) as caught:
+        texts(path)
+    finding = caught.value.finding
+    assert (finding.rule, finding.where, finding.found) == ("PREFLIGHT-025", f"{path}:1 [{name}]", word)
+    assert ("select" in finding.hint) is (value is None)
+
+
+def test_records_with_other_fields_name_them_and_a_command_that_renames_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "3", "body": "a long text", "n": 1}')
+    with pytest.raises(DataError) as caught:
+        texts(path)
+    assert caught.value.finding.found == "the fields body, id, n"
+    assert f"jq -c '{{text: .body}}' {path}" in caught.value.finding.hint
+
+
+RECORDS = [{"text": "one\n"}, {"content": "two 😀"}, "three ]", {"text": " "}, {"id": 1, "text": 'four "x"'}]
+FOUND = ["one\n", "two 😀", "three ]", 'four "x"']
+
+
+@pytest.mark.parametrize("layout", [{}, {"indent": 2}, {"ensure_ascii": False, "separators": (",", ":")}])
+@pytest.mark.parametrize("judged", [1 << 22, 40])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_a_json_array_is_a_document_a_record_whatever_part_of_it_is_in_memory(tmp_path, monkeypatch, layout, judged, bom):
+    path = tmp_path / "a.json"
+    path.write_bytes(bom + json.dumps(RECORDS, **layout).encode())
+    monkeypatch.setattr("apr_train.data.documents.JUDGED", judged)
+    monkeypatch.setattr("apr_train.data.documents._READ", 7)
+    documents = list(read_documents([path]))
+    assert [document.text for document in documents] == FOUND
+    assert [document.source for document in documents] == [f"{path}[{place}]" for place in (0, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+def test_json_lines_in_a_json_file_are_a_document_a_line(tmp_path, end):
+    path = tmp_path / "a.json"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in FOUND) + end)
+    assert texts(path) == FOUND
+    path.write_text('{"text": "only one"}' + end)
+    assert texts(path) == ["only one"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"name": "a", "version": "1"}',
+        '{\n  "name": "a",\n  "text": "not a record"\n}\n',
+        "[1, 2, 3]",
+        '["error", {"max": 1}]',
+        '[{"id": 1}, {"id": 2}]',
+        '{"id": 1}\n{"id": 2}\n',
+        '{"a": 1}\n// no JSON',
+        "[not JSON",
+        "true",
+    ],
+)
+def test_any_other_json_is_one_text_as_it_stands(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    assert texts(path) == [content]
+
+
+@pytest.mark.parametrize("content", ['[{"id": 1}]', '{"id": 1}\n{"id": 2}\n', "[1, 2]", '["a", {"b": 1}]', '[{"text": "a"},'])
+def test_a_list_without_texts_is_refused_where_it_is_named_and_text_in_a_folder(tmp_path, content, notices):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    (tmp_path / "b.txt").write_text("text")
+    with pytest.raises(DataError) as caught:
+        scan_corpus(DataSettings(data=(str(path),)), notice=str)
+    assert caught.value.finding.rule == "PREFLIGHT-025"
+    assert str(path) in caught.value.finding.subject
+    scan_corpus(DataSettings(data=(str(tmp_path),)), notice=notices.append)
+    assert ".json files: 1 taken as text as they stand" in notices
+
+
+def test_one_notice_says_what_json_files_and_notebooks_were_taken_for(tmp_path, notices):
+    for number in range(3):
+        (tmp_path / f"array{number}.json").write_text(json.dumps([f"text {number}"] * 3))
+        (tmp_path / f"lines{number}.json").write_text(json.dumps({"text": f"line {number}"}) * 1)
+    (tmp_path / "package.json").write_text('{\n "name": "a"\n}')
+    (tmp_path / "a.ipynb").write_text('{"cells": []}')
+    scan_corpus(DataSettings(data=(str(tmp_path),)), notice=notices.append)
+    arrays, lines, rest = "3 read as arrays, a document a record", "3 read as JSON lines, a document a line", "1 taken as text"
+    assert f".json files: {arrays}, {lines}, {rest} as they stand" in notices
+    assert ".ipynb files: 1 taken as the JSON that they are; nbconvert makes scripts of them" in notices
+
+
+@pytest.mark.parametrize("tail", ["", "]]", '"b"]', ",]", ",,1]", '{"text"', "] x"])
+def test_a_large_array_that_breaks_off_names_the_record(tmp_path, monkeypatch, tail):
+    monkeypatch.setattr("apr_train.data.documents.JUDGED", 20)
+    monkeypatch.setattr("apr_train.data.documents._READ", 7)
+    path = tmp_path / "a.json"
+    path.write_text('["one", "two two two two"' + tail)
+    with pytest.raises(DataError, match="not JSON") as caught:
+        texts(path)
+    assert str(path) in caught.value.finding.subject
+
+
+def test_bad_utf8_in_an_array_names_the_byte_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("apr_train.data.documents.JUDGED", 20)
+    monkeypatch.setattr("apr_train.data.documents._READ", 7)
+    path = tmp_path / "a.json"
+    path.write_bytes(b'["one two three", "caf\xe9"]')
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        texts(path)
+    assert caught.value.finding.found == "byte 0xe9 at byte 22 of the file"
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -83,7 +201,7 @@ def test_folders_are_walked_in_one_order_without_hidden_compiled_and_binary_file
         path.write_text("text")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0")
     assert find(str(tmp_path), notices=notices) == [tmp_path / "a.md", tmp_path / "b.py", tmp_path / "c" / "d.py"]
-    assert notices == [f"{tmp_path}: 1 of 4 files have NUL bytes and are left out"]
+    assert notices == [f"{tmp_path}: left out: with NUL bytes: 1 ({tmp_path / 'image.png'})"]
 
 
 def test_globs_go_into_subfolders_and_a_file_reached_twice_is_taken_once(tmp_path):
@@ -100,7 +218,7 @@ def test_globs_leave_out_binary_files_and_a_named_one_is_taken(tmp_path, notices
     (tmp_path / "b.py").write_bytes(b"\0")
     pattern = str(tmp_path / "*.py")
     assert find(pattern, notices=notices) == [tmp_path / "a.py"]
-    assert notices == [f"{pattern}: 1 of 2 files have NUL bytes and are left out"]
+    assert notices == [f"{pattern}: left out: with NUL bytes: 1 ({tmp_path / 'b.py'})"]
     assert find(str(tmp_path / "b.py")) == [tmp_path / "b.py"]
 
 
@@ -123,9 +241,9 @@ def test_links_that_lead_round_in_circles_are_not_followed_and_a_linked_file_is_
     (folder / "sub" / "b.py").symlink_to(folder / "a.py")
     (folder / "sub" / "one").symlink_to(folder)
     expected = [folder / "a.py", folder / "sub" / "b.py"]
-    assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    assert sorted(matches(str(folder / "**" / "*.py"), LeftOut())) == expected
     (folder / "sub" / "two").symlink_to(folder)
-    assert sorted(matches(str(folder / "**" / "*.py"), set())) == expected
+    assert sorted(matches(str(folder / "**" / "*.py"), LeftOut())) == expected
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "c.py").write_text("x")
     (folder / "sub" / "three").symlink_to(tmp_path / "outside")
@@ -152,7 +270,7 @@ def test_runs_and_the_cache_are_no_text(tmp_path, monkeypatch, notices, beside, 
     argument = str(tmp_path / pattern)
     assert find(argument, notices=notices) == [tmp_path / "a.py", tmp_path / "y" / "identity.json"]
     left_out = f"2 ({tmp_path / 'cache'}, {tmp_path / 'x'})"
-    assert notices == [f"{argument}: folders left out as output of apr-train itself: {left_out}"]
+    assert notices == [f"{argument}: left out: output of apr-train itself: {left_out}"]
 
 
 def test_a_run_that_is_named_is_taken(tmp_path):
@@ -172,6 +290,35 @@ def test_an_argument_that_matches_nothing_is_an_error(tmp_path, monkeypatch, arg
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError):
         find(argument)
+
+
+@pytest.mark.rule("PREFLIGHT-019")
+def test_a_mistyped_path_and_a_glob_without_a_match_say_different_things(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sources" / "deep").mkdir(parents=True)
+    for argument, problem, hint in (
+        ("source/deep/a.py", "no such file or folder", "did you mean sources?"),
+        ("sources/depe", "no such file or folder", f"did you mean {Path('sources') / 'deep'}?"),
+        ("zzz", "no such file or folder", str(tmp_path)),
+        ("sources/*.txt", "nothing matches this glob", "'sources/**/*.txt'"),
+        ("sources/none/**/*.py", "nothing matches this glob", "The folder sources is there"),
+    ):
+        with pytest.raises(DataError) as caught:
+            find(argument)
+        finding = caught.value.finding
+        assert (finding.rule, finding.subject, finding.problem) == ("PREFLIGHT-019", argument, problem)
+        assert hint in finding.hint
+
+
+def test_virtual_environments_and_node_packages_are_left_out_with_a_notice(tmp_path, notices):
+    for name in ("a.py", "venv/pyvenv.cfg", "venv/lib/b.py", "web/node_modules/c/index.js", "web/d.js"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    assert find(str(tmp_path), notices=notices) == [tmp_path / "a.py", tmp_path / "web" / "d.js"]
+    left_out = f"2 ({tmp_path / 'venv'}, {tmp_path / 'web' / 'node_modules'})"
+    assert notices == [f"{tmp_path}: left out: environments and installed packages: {left_out}"]
+    assert find(str(tmp_path / "venv" / "lib")) == [tmp_path / "venv" / "lib" / "b.py"]
 
 
 def test_an_empty_folder_and_a_pipe_are_errors(tmp_path):
@@ -206,18 +353,8 @@ def test_every_document_of_the_standard_library_can_be_read():
     json.dumps([document.text for document in documents[:5]])
 
 
-def test_one_text_is_enough_to_know_that_there_is_some(tmp_path, monkeypatch):
-    for name in "abc":
-        (tmp_path / name).write_text("text")
-    looked_at = []
-    monkeypatch.setattr("apr_train.data.sources._is_binary", lambda path: looked_at.append(path) or path.name == "a")
-    require_text(str(tmp_path))
-    assert looked_at == [tmp_path / "a", tmp_path / "b"]
-
-
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: (path / "a").write_bytes(b"a\0b")], ids=["empty", "binary"])
 def test_a_folder_without_text_is_refused_either_way(tmp_path, make):
     make(tmp_path)
-    for look in (require_text, lambda item: find_files([item], notice=print)):
-        with pytest.raises(DataError, match="no text file"):
-            look(str(tmp_path))
+    with pytest.raises(DataError, match="no text file"):
+        find(str(tmp_path))

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from apr_train.data.documents import Document
 from apr_train.data.scan import KeyScan, held_out_of, split_key, train_documents
@@ -9,12 +11,21 @@ TEXT = st.text(min_size=1, max_size=12).filter(lambda text: text.strip())
 FRACTION = st.floats(0.001, 0.999)
 
 
-def split_texts(texts, fraction):
-    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+def scanned(texts):
     scan = KeyScan()
     for text in texts:
-        scan.add(split_key(text))
-    split = scan.split(fraction)
+        scan.add(split_key(text), len(text.encode()))
+    return scan.texts()
+
+
+def warnings_of(texts, fraction):
+    found = scanned(texts)
+    return found.findings(fraction, found.split(fraction))
+
+
+def split_texts(texts, fraction):
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    split = scanned(texts).split(fraction)
     train = [document.text for document in train_documents(documents, split)]
     return train, [document.text for document in held_out_of(documents, split)]
 
@@ -40,17 +51,73 @@ def test_the_order_of_the_documents_does_not_change_their_side(texts, random):
     assert list(map(split_key, split_texts(texts, 0.3)[1])) == list(map(split_key, split_texts(shuffled, 0.3)[1]))
 
 
+def sizes(texts):
+    return sum(len(text.encode()) for text in texts)
+
+
 def test_a_new_document_moves_no_other_across():
-    texts = [f"document {number}" for number in range(500)]
+    texts = [f"document {number}" for number in range(5000)]
     train, validation = split_texts(texts, 0.1)
     more_train, more_validation = split_texts([*texts, "one more"], 0.1)
     assert set(train) <= set(more_train)
     assert set(validation) <= set(more_validation)
 
 
-def test_the_share_held_out_is_about_what_was_asked_for():
-    _, validation = split_texts([f"document {number}" for number in range(5000)], 0.05)
-    assert 200 <= len(validation) <= 300
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_share_held_out_is_one_of_the_text_however_unequal_the_documents_are(seed, fraction):
+    draw = random.Random(seed)
+    texts = [f"{seed} {number} " + "x" * int(10 ** draw.uniform(1, 4)) for number in range(200)]
+    train, validation = split_texts(texts, fraction)
+    share = sizes(validation) / sizes(train + validation)
+    assert fraction / 2 <= share <= fraction * 3 / 2
+
+
+def test_of_two_documents_the_smaller_is_held_out_when_it_is_about_the_share():
+    for large, small in (("a" * 900, "b" * 100), ("b" * 900, "a" * 100)):
+        assert split_texts([large, small], 0.06) == ([large], [small])
+        assert split_texts([small, large], 0.06) == ([large], [small])
+
+
+def test_a_document_larger_than_the_share_is_never_held_out():
+    texts = [f"{number} " * 20 for number in range(60)]
+    for seed in range(30):
+        large = f"large {seed} " * 2000
+        train, validation = split_texts([*texts, large], 0.05)
+        assert large in train
+        assert 0.025 < sizes(validation) / sizes(train + validation) < 0.1
+
+
+@pytest.mark.rule("PREFLIGHT-024")
+def test_where_no_whole_documents_are_the_share_the_largest_gives_its_tail_with_a_warning():
+    one, two = ("".join(f"{name} {number}\n" for number in range(400)) for name in ("a line", "another"))
+    train, validation = split_texts([one, two], 0.05)
+    (tail,) = validation
+    assert train == [one, two.removesuffix(tail)]
+    assert two.endswith(tail)
+    assert 0.025 < len(tail) / len(one + two) < 0.1
+    (warning,) = warnings_of([one, two], 0.05)
+    assert (warning.rule, warning.severity) == ("PREFLIGHT-024", "warning")
+    assert f"{0.05 * len(one + two):,.0f} of {len(one + two):,} bytes" in warning.expected
+    assert warning.found == f"2 texts, the smallest of {len(one):,} bytes"
+
+
+@pytest.mark.rule("PREFLIGHT-024")
+def test_where_even_a_tail_would_be_a_few_words_the_smallest_document_is_held_out_with_a_warning():
+    assert split_texts(["one two three", "four"], 0.05) == (["one two three"], ["four"])
+    assert "4 bytes" in warnings_of(["one two three", "four"], 0.05)[0].hint
+
+
+@pytest.mark.parametrize("texts", [["a text " * 100] * 3, [f"text {number} " * 9 for number in range(40)]])
+def test_a_single_text_and_many_documents_are_no_reason_to_warn(texts):
+    assert warnings_of(texts, 0.05) == []
+
+
+def test_copies_weigh_as_much_as_they_take_from_the_training():
+    copied = ["a copy of this " * 10] * 50
+    train, validation = split_texts([*copied, *(f"text {number} " * 15 for number in range(50))], 0.05)
+    assert copied[0] in train
+    assert 0.025 < sizes(validation) / sizes(train + validation) < 0.1
 
 
 def test_the_hash_is_fixed():
@@ -88,4 +155,4 @@ def test_a_single_text_that_is_too_short_is_an_error():
 
 def test_no_document_at_all_is_an_error():
     with pytest.raises(DataError, match="empty"):
-        KeyScan().split(0.1)
+        KeyScan().texts()

@@ -191,8 +191,9 @@ def test_a_pattern_is_what_the_user_wrote_and_not_where_he_stands(tmp_path, monk
     (found,) = absolute_paths(with_values(Settings(), {"data": [pattern]})).data.data
     assert os.path.isabs(found)  # noqa: PTH117  # the setting is a string
     if pattern == "none/*.py":
-        with pytest.raises(DataError, match="no such file"):
+        with pytest.raises(DataError, match="nothing matches this glob") as caught:
             find_files([found], notice=print)
+        assert f"The folder {here} is there" in caught.value.finding.hint
     else:
         assert find_files([found], notice=print) == [here / "a.py"]
 
@@ -201,4 +202,15 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
     """model.apr tells the rest, and equal runs in two places give equal bytes."""
     place = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if not item.metadata[DECIDES]}
     watched = {"val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
-    assert place == watched | {"init", "tokenizer", "rope_layout", "data", "run", "out", "device", "threads", "allow_cold_init"}
+    assert place == watched | {
+        "init",
+        "tokenizer",
+        "rope_layout",
+        "data",
+        "gitignore",
+        "run",
+        "out",
+        "device",
+        "threads",
+        "allow_cold_init",
+    }

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from apr_train.run.settings import Settings
 
 SCHEMA_VERSION = 1
-_ROWS = ("data", "validation_fraction", "sequence_length", "batch_size", "batches", "document_mask", "mask_probability")
+_ROWS = (
+    "data",
+    "gitignore",
+    "validation_fraction",
+    "sequence_length",
+    "batch_size",
+    "batches",
+    "document_mask",
+    "mask_probability",
+)
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
 apr-train eval before.apr runs/NAME --syntax 20"""
 
@@ -27,6 +36,7 @@ apr-train eval before.apr runs/NAME --syntax 20"""
 @click.command("eval", epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @setting("data", text="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
+@setting("gitignore")
 @setting("validation_fraction")
 @setting("sequence_length", limits=True)
 @setting("batch_size", limits=True, text="Rows in one pass.")

@@ -31,6 +31,8 @@ def print_report(report: Report) -> None:
         click.echo(f"not checked: {item.what}, because {item.because}")
     if report.explained:
         click.echo(f"{len(report.explained)} faults of single tensors follow from the above; --json lists them")
+    for note in report.notes:
+        click.echo(f"note: {note}")
     emit_pairs(_summary(report.facts))
     click.echo(_verdict(report))
 
@@ -117,6 +119,8 @@ def _summary(facts: dict[str, Any]) -> dict[str, object]:
     if "vocab_size" in facts:
         lines["vocabulary"] = f"{facts['vocab_size']:,} rows"
         lines["positions"] = f"{facts['usable_positions']:,} usable"
+    if "data" in facts:
+        lines["data"] = _data(facts["data"])
     if "memory" in facts:
         lines["memory"] = ", ".join(f"{name} {size(count)}" for name, count in facts["memory"].items())
     return lines
@@ -133,6 +137,11 @@ def _tensors(facts: dict[str, Any]) -> str:
     if facts["fresh"]:
         text += f", {len(facts['fresh'])} freshly initialised ({', '.join(facts['fresh'])})"
     return text
+
+
+def _data(data: dict[str, Any]) -> str:
+    seen = f"{data['text_bytes']:,} bytes of text in {data['files']:,} files"
+    return f"{seen}, all of it looked at" if data["complete"] else f"{seen} looked at; there is more"
 
 
 def _tie(tie: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
-from apr_train.data.scan import Scan, scan_corpus
+from apr_train.data.scan import SPLIT_RULE, Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.errors import ConfigError
 from apr_train.run.events import Say
@@ -68,8 +68,8 @@ def train_bpe(
 
 
 def _key(settings: DataSettings, scan: Scan, size: int, specials: tuple[str, ...]) -> str:
-    fraction = settings.validation_fraction
-    return cache_key(version=_VERSION, corpus=scan.hash, fraction=fraction, size=size, specials=specials)
+    sides = {"fraction": settings.validation_fraction, "split": SPLIT_RULE}
+    return cache_key(version=_VERSION, corpus=scan.hash, **sides, size=size, specials=specials)
 
 
 def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tokenizer:

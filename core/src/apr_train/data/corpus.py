@@ -12,7 +12,7 @@ from attrs import frozen
 from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
 from apr_train.data.protocols import StageProgress, TokenizerLike, byte_counter
-from apr_train.data.scan import HeldOutDocuments, Scan, Side, in_order, scan_corpus
+from apr_train.data.scan import SPLIT_RULE, HeldOutDocuments, Scan, Side, in_order, scan_corpus
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokens import VERSION, DamagedTokenFile, TokenFile, TokenWriter
@@ -105,6 +105,7 @@ def _side_keys(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, sep
         "version": VERSION,
         "corpus": scan.hash,
         "fraction": settings.validation_fraction,
+        "split": SPLIT_RULE,
         "tokenizer": tokenizer.fingerprint,
         "size": tokenizer.size,
         "separator": separator,

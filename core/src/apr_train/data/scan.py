@@ -1,29 +1,56 @@
 """One reading of all documents before any is encoded: their hash, their size, and which of them are held out.
 
-The side of a document is decided by a hash of its content, so that no text is on both sides. A document's key is a 64-bit
-BLAKE2b of its words, white space apart: copies that differ only in line endings or in indentation share it. Held out are
-the keys below a threshold, which the scan of all keys adjusts so that neither side is empty: when no key is low enough the
-lowest is held out, and when all are the highest is not. A corpus of one distinct text keeps its tail for validation.
+The side of a document is decided by its key, a 64-bit BLAKE2b of its words, white space apart, so that no text is on both
+sides and copies that differ only in line endings or in indentation go together. Held out are the documents whose keys are
+the lowest, until their text is the wanted share of all text:
+
+- Where the keys below `fraction × 2⁶⁴` come within a tenth of that share, they are the ones: with many documents the key
+  alone decides, and a new document moves no other across.
+- Else documents larger than the share are never held out, and the lowest keys of the others are, as many as come nearest.
+- Else, when all others together are less than half of the share, the smallest of the large ones goes with them, if they
+  stay within twice the share.
+- Else whole documents cannot make up the share, which is said: the largest gives its tail, as a single text does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from attrs import evolve, field, frozen
 
-from apr_train.data.documents import Document, NotUtf8Error, is_jsonl, read_documents
+from apr_train import rules
+from apr_train.data.documents import Document, Form, NotUtf8Error, file_form, is_json, read_documents, require_records
 from apr_train.data.protocols import StageProgress, byte_counter
-from apr_train.data.sources import counted, find_files
-from apr_train.errors import DataError
+from apr_train.data.sources import counted, find_files, unreadable
+from apr_train.errors import DataError, Finding
 from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
 Side = Literal["train", "validation"]
+SPLIT_RULE = "text-share-1"
+"""The rule of this module by name: another rule holds out other documents of the same text, so a run notes it."""
 _KEYS = 1 << 64
+_NEAR = 0.1
+"""How far from the wanted share, as a part of it, the keys alone may come."""
+_MOST_OF_ONE = 0.9
+"""The largest tail of a document: its head is left to learn from."""
+_SHORTEST_TAIL = 64
+"""Bytes; where the share is less, and there are several documents, the smallest is held out whole."""
+
+
+@frozen(kw_only=True)
+class Tail:
+    """The end of a document that is held out when no whole one can be."""
+
+    key: int
+    """The document's."""
+    fraction: float
+    """The share of it, at its end."""
 
 
 @frozen(kw_only=True)
@@ -32,32 +59,117 @@ class Split:
 
     threshold: int
     """Keys below it are held out."""
-    tail_fraction: float | None = None
-    """Set when all documents are the same text: this share of it, at its end, is held out."""
+    kept: frozenset[int] = frozenset()
+    """Keys that are not held out all the same: of documents that are too large."""
+    tail: Tail | None = None
+    """Set when no whole document is held out."""
+
+    def holds_out(self, key: int) -> bool:
+        """Whether the whole document of a key is held out."""
+        return key < self.threshold and key not in self.kept
 
 
 class KeyScan:
-    """The least and the greatest key of all documents, which is all that a split needs: constant memory."""
+    """Key and size of every document, 16 bytes each, which is all that a split needs."""
 
     def __init__(self) -> None:
-        self._lowest, self._highest = _KEYS, -1
+        self._keys, self._sizes = array("Q"), array("Q")
 
-    def add(self, key: int) -> None:
-        """Take note of one document's key."""
-        self._lowest, self._highest = min(self._lowest, key), max(self._highest, key)
+    def add(self, key: int, size: int) -> None:
+        """Take note of one document: its key and its bytes."""
+        self._keys.append(key)
+        self._sizes.append(size)
 
-    def split(self, fraction: float) -> Split:
-        """The rule that holds out about `fraction` of the documents, and at least one.
+    def texts(self) -> Texts:
+        """The distinct texts.
 
         Raises:
             DataError: when there was no document.
         """
-        if self._highest < 0:
-            raise DataError("the corpus is empty", where="--data", expected="at least one document with text in it")
+        if not self._keys:
+            expected = "at least one document with text in it"
+            raise DataError("the corpus is empty", where="--data", rule=rules.PREFLIGHT_025, expected=expected)
+        keys, sizes = np.frombuffer(self._keys, np.uint64), np.frombuffer(self._sizes, np.uint64)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+        return Texts(keys=keys[starts], sizes=np.add.reduceat(sizes[order], starts).astype(np.int64))
+
+
+@frozen(kw_only=True)
+class Texts:
+    """The distinct texts of a corpus, by their keys in ascending order."""
+
+    keys: np.ndarray[Any, np.dtype[np.uint64]]
+    sizes: np.ndarray[Any, np.dtype[np.int64]]
+    """Bytes of each, all of its copies together."""
+
+    @property
+    def single(self) -> bool:
+        """Whether all documents are the same text."""
+        return len(self.keys) == 1
+
+    def split(self, fraction: float) -> Split:
+        """The rule that holds out about `fraction` of the text, and leaves neither side empty."""
+        share = fraction * int(self.sizes.sum())
+        return self._by_key(fraction, share) or self._by_size(share) or self._by_tail(share)
+
+    def _by_key(self, fraction: float, share: float) -> Split | None:
         threshold = int(fraction * _KEYS)
-        if self._lowest == self._highest:
-            return Split(threshold=threshold, tail_fraction=fraction)
-        return Split(threshold=min(max(threshold, self._lowest + 1), self._highest))
+        below = int(np.searchsorted(self.keys, np.uint64(threshold)))
+        near = abs(int(self.sizes[:below].sum()) - share) <= _NEAR * share
+        return Split(threshold=threshold) if near and below < len(self.keys) else None
+
+    def _by_size(self, share: float) -> Split | None:
+        light = self.sizes <= share
+        if light.all():
+            light[np.argmin(self.sizes)] = False  # one is left to learn from
+        places = np.flatnonzero(light)
+        sums = np.cumsum(self.sizes[places])
+        most = int(sums[-1]) if places.size else 0
+        if 2 * most >= share:
+            return self._up_to(int(places[np.argmin(np.abs(sums - share))]), light)
+        heavy = np.flatnonzero(~light)
+        smallest = int(heavy[np.argmin(self.sizes[heavy])])
+        fits = heavy.size > 1 and int(self.sizes[smallest]) + most <= 2 * share
+        return self._up_to(smallest, light) if fits else None
+
+    def _up_to(self, place: int, light: np.ndarray[Any, np.dtype[np.bool_]]) -> Split:
+        """Hold out that text, and of those with lower keys the light ones."""
+        kept = self.keys[:place][~light[:place]]
+        return Split(threshold=int(self.keys[place]) + 1, kept=frozenset(map(int, kept)))
+
+    def _by_tail(self, share: float) -> Split:
+        if share < _SHORTEST_TAIL and not self.single:
+            return self._up_to(int(np.argmin(self.sizes)), np.zeros(len(self.keys), np.bool_))
+        largest = int(np.argmax(self.sizes))
+        fraction = min(_MOST_OF_ONE, share / int(self.sizes[largest]))
+        return Split(threshold=0, tail=Tail(key=int(self.keys[largest]), fraction=fraction))
+
+    def findings(self, fraction: float, split: Split) -> list[Finding]:
+        """A warning when whole documents do not make up the share, unless there is one only."""
+        total = int(self.sizes.sum())
+        held = self._held(split)
+        if self.single or fraction * total / 2 <= held <= 2 * fraction * total:
+            return []
+        instead = "the end of the largest, whose beginning is learnt" if split.tail else f"the smallest, {held:,} bytes"
+        return [
+            Finding(
+                rule=rules.PREFLIGHT_024,
+                subject="--data",
+                problem="whole documents do not make up the share that is held out",
+                expected=f"documents that come to about {fraction * total:,.0f} of {total:,} bytes (--validation-fraction)",
+                found=f"{len(self.keys):,} texts, the smallest of {int(self.sizes.min()):,} bytes",
+                hint=f"Held out is {instead}. Give more documents, such as JSONL with one a line.",
+                severity="warning",
+            )
+        ]
+
+    def _held(self, split: Split) -> int:
+        """Bytes of the texts that are held out whole."""
+        below = int(np.searchsorted(self.keys, np.uint64(min(split.threshold, _KEYS - 1))))
+        kept = np.isin(self.keys[:below], np.array(sorted(split.kept), np.uint64))
+        return int(self.sizes[:below][~kept].sum())
 
 
 def split_key(text: str) -> int:
@@ -75,11 +187,11 @@ def train_documents(documents: Iterable[Document], split: Split, held: HeldOutDo
     held = {} if held is None else held
     for document in documents:
         key = split_key(document.text)
-        if split.tail_fraction is not None:
-            head, tail = _cut(document, split.tail_fraction)
+        if split.tail is not None and key == split.tail.key:
+            head, tail = _cut(document, split.tail.fraction)
             held.setdefault(key, evolve(document, text=tail))
             yield evolve(document, text=head)
-        elif key < split.threshold:
+        elif split.holds_out(key):
             held.setdefault(key, document)
         else:
             yield document
@@ -98,16 +210,24 @@ def in_order(held: HeldOutDocuments) -> list[Document]:
     return [held[key] for key in sorted(held)]
 
 
-def _cut(document: Document, tail_fraction: float) -> tuple[str, str]:
-    """Head and tail of a text, cut after a newline when one is near."""
+def _cut(document: Document, fraction: float) -> tuple[str, str]:
+    """Head and tail of a text, cut at the end of a line, else between words, where that does not double the tail."""
     text = document.text
-    target = round(len(text.rstrip()) * (1 - tail_fraction))
-    newline = text.rfind("\n", 0, target) + 1
-    cut = newline if newline > target // 2 else target
+    length = len(text.rstrip())
+    target = round(length * (1 - fraction))
+    earliest = max(1, 2 * target - length)
+    places = (text.rfind(end, earliest, target) + 1 for end in ("\n", " "))
+    cut = next((place for place in places if place), target)
     head, tail = text[:cut], text[cut:]
     if not head.strip() or not tail.strip():
-        hint = "Give more text: one document must be long enough to learn from its head and to validate on its tail."
-        raise DataError("the only document is too short to be split", where=document.source, found=repr(text[:80]), hint=hint)
+        hint = "Give more text: a document must be long enough to learn from its head and to validate on its tail."
+        raise DataError(
+            "too short to be split into a head and a tail",
+            where=document.source,
+            rule=rules.PREFLIGHT_025,
+            found=repr(text[:80]),
+            hint=hint,
+        )
     return head, tail
 
 
@@ -155,38 +275,97 @@ def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress 
     Raises:
         DataError: when they cannot be read, or when there are none.
     """
-    files = find_files(settings.data, notice=notice)
+    files = find_files(settings.data, notice=notice, gitignore=settings.gitignore)
     done = byte_counter(progress, "read", _total_size(files) if progress is not None else 0)
-    digest, keys = _TextDigest(), KeyScan()
-    kept: list[Path] = []
-    left_out: list[Path] = []
+    reading = Reading(settings)
     for path in files:
+        reading.read(path, done)
+    for text in reading.notices():
+        notice(text)
+    scan, findings = reading.scan()
+    for finding in findings:
+        notice(f"warning: {finding}")
+    if scan.split.tail is not None and not findings:
+        notice("the corpus is a single text: its tail is held out for validation")
+    return scan
+
+
+class Reading:
+    """The documents of files as they are read: their hash and keys, and which of the files are taken how."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._fraction = settings.validation_fraction
+        self._named = {Path(argument).resolve() for argument in settings.data}
+        self.digest, self.keys = _TextDigest(), KeyScan()
+        self.kept: list[Path] = []
+        self._not_utf8: list[Path] = []
+        self._json: dict[Form, int] = {}
+        self._notebooks = 0
+
+    def read(self, path: Path, done: Callable[[int], None] = lambda _: None) -> None:
+        """Take all documents of a file.
+
+        Raises:
+            DataError: for what cannot be read, and for data and named files that are not what they should be.
+        """
+        form = self.form(path)
         try:
             for document in read_documents([path], done=done):
-                digest.add(document.text)
-                keys.add(split_key(document.text))
-            kept.append(path)
+                self.keys.add(split_key(document.text), self.digest.add(document.text))
+            self.kept.append(path)
         except NotUtf8Error:
-            if is_jsonl(path) or _is_named(path, settings):
+            if form != "text" or path.resolve() in self._named:
                 raise
-            left_out.append(path)
-    if left_out:
-        notice(f"files left out because they are not UTF-8: {counted(left_out)}")
-    split = keys.split(settings.validation_fraction)
-    if split.tail_fraction is not None:
-        notice("the corpus is a single text: its tail is held out for validation")
-    return Scan(files=tuple(kept), hash=digest.hex(), text_bytes=digest.text_bytes, split=split)
+            self._not_utf8.append(path)
+
+    def form(self, path: Path) -> Form:
+        """How documents lie in a file, noted for `notices`.
+
+        Raises:
+            DataError: when it cannot be read, or is a named list of no texts.
+        """
+        form = file_form(path)
+        if is_json(path):
+            if form == "text" and path.resolve() in self._named:
+                require_records(path)
+            self._json[form] = self._json.get(form, 0) + 1
+        self._notebooks += path.suffix.lower() == ".ipynb"
+        return form
+
+    def notices(self) -> Iterator[str]:
+        """What was left out, and what was taken for what."""
+        if self._not_utf8:
+            yield f"files left out because they are not UTF-8: {counted(self._not_utf8)}"
+        if self._json:
+            taken = (f"{self._json[form]} {how}" for form, how in _TAKEN.items() if form in self._json)
+            yield f".json files: {', '.join(taken)}"
+        if self._notebooks:
+            yield f".ipynb files: {self._notebooks} taken as the JSON that they are; nbconvert makes scripts of them"
+
+    def scan(self) -> tuple[Scan, list[Finding]]:
+        """What was read, split, and a warning where whole documents do not make up the share.
+
+        Raises:
+            DataError: when there was no document.
+        """
+        texts = self.keys.texts()
+        split = texts.split(self._fraction)
+        scan = Scan(files=tuple(self.kept), hash=self.digest.hex(), text_bytes=self.digest.text_bytes, split=split)
+        return scan, texts.findings(self._fraction, split)
 
 
-def _is_named(path: Path, settings: DataSettings) -> bool:
-    return any(path.resolve() == Path(argument).resolve() for argument in settings.data)
+_TAKEN: dict[Form, str] = {
+    "array": "read as arrays, a document a record",
+    "lines": "read as JSON lines, a document a line",
+    "text": "taken as text as they stand",
+}
 
 
 def _total_size(files: list[Path]) -> int:
     try:
         return sum(path.stat().st_size for path in files)
     except OSError as error:
-        raise DataError("cannot be read", where=error.filename, found=error.strerror) from error
+        raise unreadable(error) from error
 
 
 class _TextDigest:
@@ -196,11 +375,13 @@ class _TextDigest:
         self._hash = blake2b(digest_size=32)
         self.text_bytes = 0
 
-    def add(self, text: str) -> None:
+    def add(self, text: str) -> int:
+        """Take one more text; returns its bytes."""
         raw = text.encode("utf-8")
         self._hash.update(len(raw).to_bytes(8, "little"))
         self._hash.update(raw)
         self.text_bytes += len(raw)
+        return len(raw)
 
     def hex(self) -> str:
         return self._hash.hexdigest()

@@ -2,7 +2,8 @@
 
 Links are not followed because two of them that lead to a folder above themselves make paths without end. A run's folder
 is left out because its text grows while it trains: the next run on the same `--data`, and every resume, would see another
-corpus; the cache holds trained tokenizers, which are text, too.
+corpus; the cache holds trained tokenizers, which are text, too. What a checkout's `.gitignore` leaves out was made from
+the rest, or by other people: builds, environments, packages.
 """
 
 from __future__ import annotations
@@ -10,17 +11,32 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from attrs import Factory, define, field
+
+from apr_train import rules
 from apr_train.data.cache import cache_folder
+from apr_train.data.gitignore import GitIgnore
+from apr_train.data.kinds import how_to_unpack, kind_of
 from apr_train.errors import DataError
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, IDENTITY, LOCK
+from apr_train.suggest import closest
 
 COMPILED = "__pycache__"
+PACKAGES = "node_modules"
+ENVIRONMENT = "pyvenv.cfg"
+"""What lies in every virtual environment."""
+_STDLIB_EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
+_NAMED = 3
+_MAGIC = re.compile(r"[*?\[]")
+_ESCAPED = re.compile(r"\[([*?\[])\]")
+"""A character of a glob that stands for itself, as `glob.escape` writes it."""
 
 
 def is_own_output(folder: Path) -> bool:
@@ -34,12 +50,65 @@ def is_own_output(folder: Path) -> bool:
     return cache.exists() and folder.samefile(cache)
 
 
-def walk(top: Path, own: set[Path], excluded: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
+@define
+class LeftOut:
+    """What a search found and did not take."""
+
+    own: set[Path] = Factory(set)
+    """Folders that this program wrote."""
+    installed: set[Path] = Factory(set)
+    """Virtual environments and packages of Node."""
+    ignored: set[Path] = Factory(set)
+    """Files and folders that a `.gitignore` leaves out."""
+    no_text: dict[str, list[Path]] = Factory(dict)
+    """Files that hold no text as they stand, by what they are."""
+    git: GitIgnore | None = field(default=None, repr=False)
+    """The rules of the checkout; None: none are asked for."""
+
+    def takes(self, folder: Path) -> bool:
+        """Whether a folder below another is gone into; notes it if not."""
+        if is_own_output(folder):
+            self.own.add(folder)
+        elif (folder / ENVIRONMENT).is_file() or folder.name == PACKAGES:
+            self.installed.add(folder)
+        elif self.git is not None and self.git.leaves_out(folder, is_folder=True):
+            self.ignored.add(folder)
+        else:
+            return True
+        return False
+
+    def takes_file(self, path: Path) -> bool:
+        """Whether git's rules leave a file in; notes it if not."""
+        if self.git is None or not self.git.leaves_out(path, is_folder=False):
+            return True
+        self.ignored.add(path)
+        return False
+
+    def takes_text(self, path: Path) -> bool:
+        """Whether a file may be text; notes it if not.
+
+        Raises:
+            OSError: when it cannot be read.
+        """
+        kind, has_nul = kind_of(path)
+        if kind is None and not has_nul:
+            return True
+        self.no_text.setdefault("with NUL bytes" if kind is None else kind.name, []).append(path)
+        return False
+
+    def __str__(self) -> str:
+        """Kind by kind: how many, and the first ones."""
+        parts = {"by .gitignore": sorted(self.ignored), **dict(sorted(self.no_text.items()))}
+        parts |= {"environments and installed packages": sorted(self.installed), "output of apr-train itself": sorted(self.own)}
+        return "; ".join(f"{kind}: {counted(paths)}" for kind, paths in parts.items() if paths)
+
+
+def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
     """A folder and those below it, each with the names of its files; all names sorted, none hidden.
 
     Args:
         top: is gone into whatever it is, for it was named.
-        own: takes the folders that this program wrote.
+        left_out: decides about the folders below, and notes those that are not gone into.
         excluded: names of folders to leave out.
 
     Raises:
@@ -51,15 +120,14 @@ def walk(top: Path, own: set[Path], excluded: frozenset[str] = frozenset()) -> I
 
     for root, folders, names in os.walk(top, onerror=fail):
         folder = Path(root)
-        if folder != top and is_own_output(folder):
-            own.add(folder)
+        if folder != top and not left_out.takes(folder):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {COMPILED})
         yield folder, sorted(name for name in names if not name.startswith("."))
 
 
-def matches(pattern: str, own: set[Path]) -> Iterator[Path]:
+def matches(pattern: str, left_out: LeftOut) -> Iterator[Path]:
     """What a glob matches, in no order and perhaps twice; `**` goes where `walk` goes, and so has an end.
 
     Raises:
@@ -77,44 +145,72 @@ def matches(pattern: str, own: set[Path]) -> Iterator[Path]:
         if not rest:
             yield top
             continue
-        for folder, _ in walk(top, own):
-            found = matches(str(Path(glob.escape(str(folder)), *rest)), own)
+        for folder, _ in walk(top, left_out):
+            found = matches(str(Path(glob.escape(str(folder)), *rest)), left_out)
             yield from (path for path in found if path.is_file() or not path.is_symlink())
 
 
-_STDLIB_EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
-_SNIFFED = 8192
-_NAMED = 3
-
-
-def find_files(data: Iterable[str], *, notice: Say) -> list[Path]:
+def find_files(data: Iterable[str], *, notice: Say, gitignore: bool = True) -> list[Path]:
     """The files behind `--data`, or the standard library's own source when there is no `--data`.
 
     A folder stands for every text file below it: hidden names, `__pycache__` and linked folders are left out; with a
-    notice also files with a NUL byte near their start, and what this program wrote itself. The same holds for what a glob
-    matches, while a file or a folder that is named is taken. A file that several arguments reach is taken once.
+    notice also what is no text, what a checkout's `.gitignore` leaves out, environments, and what this program wrote
+    itself. The same holds for what a glob matches, while a file or a folder that is named is taken. A file that several
+    arguments reach is taken once.
 
     Raises:
-        DataError: when an argument matches nothing, is something else than a file or a folder, or cannot be read.
+        DataError: when an argument matches nothing, is no text, or cannot be read.
     """
-    arguments = list(data)
-    with _reading():
-        found = [path for argument in arguments for path in _expand(argument, notice)] if arguments else _standard_library()
     unique: dict[Path, Path] = {}
-    for path in found:
-        unique.setdefault(path.resolve(), path)
+    for search in searches(data, gitignore=gitignore):
+        for path in search.files():
+            unique.setdefault(path.resolve(), path)
+        if search.left_out_text:
+            notice(search.left_out_text)
     return list(unique.values())
 
 
-def require_text(argument: str) -> None:
-    """Refuse an argument of `--data` behind which there is no text, after a look at the first file that is some.
+def searches(data: Iterable[str], *, gitignore: bool = True) -> list[Search]:
+    """One search for every argument of `--data`, or one for the standard library."""
+    return [Search(argument, gitignore=gitignore) for argument in data] or [Search(None)]
 
-    Raises:
-        DataError: as `find_files`.
-    """
-    with _reading():
-        if not Path(argument).is_file() and all(map(_is_binary, _found(argument, set()))):
-            raise _no_text(argument)
+
+class Search:
+    """The files behind one argument of `--data`; None stands for the standard library's own source."""
+
+    def __init__(self, argument: str | None, *, gitignore: bool = True) -> None:
+        self.argument = argument
+        self._gitignore = gitignore
+        self._left_out = LeftOut()
+
+    @property
+    def left_out_text(self) -> str:
+        """What `files` has left out so far, in words; empty for nothing."""
+        left_out = str(self._left_out)
+        return f"{self.argument}: left out: {left_out}" if left_out else ""
+
+    def files(self) -> Iterator[Path]:
+        """The files, one after the other, each looked at when it is its turn.
+
+        Raises:
+            DataError: when there is none, a named one is no text, or something cannot be read.
+        """
+        with _reading():
+            if self.argument is None:
+                yield from _standard_library()
+            elif Path(self.argument).is_file():
+                yield _named(Path(self.argument))
+            else:
+                yield from self._texts(self.argument)
+
+    def _texts(self, argument: str) -> Iterator[Path]:
+        found = False
+        for path in dict.fromkeys(_found(argument, self._left_out, gitignore=self._gitignore)):
+            if self._left_out.takes_text(path):
+                found = True
+                yield path
+        if not found:
+            raise _no_text(argument, self._left_out)
 
 
 def describe_sources(data: Iterable[str]) -> str:
@@ -134,65 +230,103 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError("cannot be read", where=error.filename, found=error.strerror) from error
+        raise unreadable(error) from error
 
 
-def _expand(argument: str, notice: Say) -> list[Path]:
-    path = Path(argument)
-    if path.is_file():
-        return [path]
-    own: set[Path] = set()
-    files = list(dict.fromkeys(_found(argument, own)))
-    text = [file for file in files if not _is_binary(file)]
-    if own:
-        notice(f"{argument}: folders left out as output of apr-train itself: {counted(sorted(own))}")
-    if len(text) < len(files):
-        notice(f"{argument}: {len(files) - len(text)} of {len(files)} files have NUL bytes and are left out")
-    if not text:
-        raise _no_text(argument)
-    return text
+def unreadable(error: OSError) -> DataError:
+    """The error about a file that the system does not let be read."""
+    return DataError("cannot be read", where=error.filename, rule=rules.PREFLIGHT_025, found=error.strerror)
 
 
-def _no_text(argument: str) -> DataError:
-    return DataError("no text file in it", where=argument, expected="at least one file without NUL bytes")
+def _named(path: Path) -> Path:
+    """A file that is named: taken, if it is not of a kind that holds no text as it stands."""
+    kind, _ = kind_of(path)
+    if kind is None:
+        return path
+    raise DataError(
+        "not text as it stands",
+        where=path,
+        rule=rules.PREFLIGHT_025,
+        expected="text or JSONL, in UTF-8",
+        found=kind.name,
+        hint=f"Make text of it: {how_to_unpack(kind, path)}",
+    )
 
 
-def _found(argument: str, own: set[Path]) -> Iterator[Path]:
+def _no_text(argument: str, left_out: LeftOut) -> DataError:
+    return DataError(
+        "no text file in it",
+        where=argument,
+        rule=rules.PREFLIGHT_025,
+        expected="at least one file of text",
+        found=f"left out {left_out}" if str(left_out) else "no file, apart from hidden ones",
+        hint="A file that is named is taken; --no-gitignore takes what .gitignore leaves out." if left_out.ignored else None,
+    )
+
+
+def _found(argument: str, left_out: LeftOut, *, gitignore: bool) -> Iterator[Path]:
     """Every file below a folder, or that a glob leads to."""
     path = Path(argument)
-    return _files_below(path, own) if path.exists() else _matched(argument, own)
+    if path.exists():
+        left_out.git = GitIgnore(path) if gitignore and path.is_dir() else None
+        return _files_below(path, left_out)
+    top = _fixed_part(argument)
+    left_out.git = GitIgnore(top) if gitignore and top.is_dir() else None
+    return _matched(argument, left_out)
 
 
-def _matched(pattern: str, own: set[Path]) -> Iterator[Path]:
-    found = sorted(set(matches(pattern, own)), key=str)
-    if not found and not own:
-        hint = "A glob needs quotes when the shell shall not expand it; ** goes into subfolders."
-        raise DataError("no such file or folder, and no match as a glob", where=pattern, hint=hint)
+def _is_pattern(text: str) -> bool:
+    return _MAGIC.search(_ESCAPED.sub("", text)) is not None
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The path that a glob begins with, before anything in it is a pattern."""
+    parts = Path(pattern).parts
+    patterns = (place for place, part in enumerate(parts) if _is_pattern(part))
+    return Path(*(_ESCAPED.sub(r"\1", part) for part in parts[: next(patterns, len(parts))]))
+
+
+def _matched(pattern: str, left_out: LeftOut) -> Iterator[Path]:
+    found = sorted(set(matches(pattern, left_out)), key=str)
+    if not found and not str(left_out):
+        raise _nothing_there(pattern)
     for path in found:
-        if path.is_file():
+        if left_out.git is not None and left_out.git.leaves_out_on_the_way(path):
+            left_out.ignored.add(path)
+        elif path.is_file():
             yield path
-        elif path.is_dir() and is_own_output(path):
-            own.add(path)
-        elif path.name != COMPILED:
-            yield from _files_below(path, own)
+        elif path.is_dir() and path.name != COMPILED and left_out.takes(path):
+            yield from _files_below(path, left_out)
 
 
-def _files_below(top: Path, own: set[Path], excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
+def _nothing_there(argument: str) -> DataError:
+    """A glob that matches nothing, or a path that is not there: how far it leads, and what it may have meant."""
+    fixed = _fixed_part(argument)
+    is_glob = _is_pattern(argument)
+    there = fixed if is_glob else fixed.parent
+    while not os.path.isdir(there):  # noqa: PTH112  # Path's raises for a long name
+        there = there.parent
+    if is_glob:
+        hint = f"The folder {there} is there. * stays in one folder; ** goes into those below it: '{there}/**/*.txt'."
+        return DataError("nothing matches this glob", where=argument, rule=rules.PREFLIGHT_019, hint=hint)
+    missing = fixed.relative_to(there).parts[0]
+    near = closest(missing, sorted(os.listdir(there)))  # noqa: PTH208  # names, not paths
+    meant = f"did you mean {there / near}?" if near else f"Run in another folder? Relative paths begin at {Path.cwd()}."
+    hint = f"The folder {there} is there, {missing!r} in it is not: {meant}" if near else meant
+    return DataError("no such file or folder", where=argument, rule=rules.PREFLIGHT_019, hint=hint)
+
+
+def _files_below(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
     if not top.is_dir():
-        raise DataError("neither a file nor a folder", where=top, expected="text or JSONL")
-    for folder, names in walk(top, own, excluded):
-        yield from (path for path in (folder / name for name in names) if path.is_file())
-
-
-def _is_binary(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\0" in file.read(_SNIFFED)
+        raise DataError("neither a file nor a folder", where=top, rule=rules.PREFLIGHT_025, expected="text or JSONL")
+    for folder, names in walk(top, left_out, excluded):
+        yield from (path for path in (folder / name for name in names) if path.is_file() and left_out.takes_file(path))
 
 
 def _standard_library() -> list[Path]:
     """The interpreter's own modules, without tests, installed packages and the tables of the machine that built it."""
     folder = Path(sysconfig.get_path("stdlib"))
-    files = _files_below(folder, set(), _STDLIB_EXCLUDED) if folder.is_dir() else iter(())
+    files = _files_below(folder, LeftOut(), _STDLIB_EXCLUDED) if folder.is_dir() else iter(())
     modules = [path for path in files if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
     if not modules:
         hint = "Name a corpus with --data."

@@ -23,6 +23,7 @@ from apr_train.preflight.report import (
     PreflightInput,
     Report,
     Skipped,
+    by_severity,
     config_facts,
     file_facts,
     tensor_facts,
@@ -210,7 +211,7 @@ def _report(seen: _Examination) -> Report:
     tensors = seen.tensors
     facts = seen.facts | config_facts(seen.config, seen.family, seen.tokenizer) | tensor_facts(seen.asked.header, tensors)
     return Report(
-        findings=tuple(sorted(seen.findings, key=lambda finding: finding.severity != "error")),
+        findings=by_severity(seen.findings),
         explained=() if tensors is None else tensors.explained,
         skipped=tuple(seen.skipped),
         facts=facts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ class ClearedFile(Cleared):
     plan: LoadPlan = field(repr=False)
 
 
+def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors before warnings, else in their order."""
+    return tuple(sorted(findings, key=lambda finding: finding.severity != "error"))
+
+
 @frozen(kw_only=True)
 class Report:
     """All findings at once, and what was found out on the way, for the run that follows."""
@@ -97,6 +103,8 @@ class Report:
     """Findings about single tensors that one of `findings` already explains; listed in JSON only."""
     skipped: tuple[Skipped, ...] = ()
     """What could not be judged, and why."""
+    notes: tuple[str, ...] = ()
+    """What of the text is left out, or taken for something."""
     facts: dict[str, Any] = Factory(dict)
     """What was checked, for a reader: family, sizes, tensors used, tie, tokenizer."""
     family: Family | None = None
@@ -147,6 +155,7 @@ class Report:
             "findings": [finding.to_dict() for finding in self.findings],
             "explained": [finding.to_dict() for finding in self.explained],
             "skipped": [asdict(item) for item in self.skipped],
+            "notes": list(self.notes),
             "family": None if self.family is None else self.family.name,
             "objective": self.objective,
             "config": None if self.config is None else self.config.to_dict(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -12,21 +12,26 @@ import attrs
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.header import Header
-from apr_train.data.sources import require_text
+from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.data.documents import Document
+from apr_train.data.look import Look, look_at
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.special_tokens import separator_id
-from apr_train.data.tokenizer import build_tokenizer
+from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
-from apr_train.preflight.report import PreflightInput, Report
+from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.resume import Resume
-from apr_train.run.settings import ModelSettings, RunSettings, Settings, flag
+from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings, flag
 
 T = TypeVar("T")
+
+_CHARACTERS_A_TOKEN = 64
+"""More than a token has as a rule: the beginning of a document that is tried before all of it."""
 
 
 def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
@@ -41,9 +46,13 @@ def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
 
 
 def machine_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
-    """The text of `--data` is there; of a new run, the name is free, and nothing but the file says what `--init` is."""
-    texts = [_movable(finding, "data", resume) for item in settings.data.data for finding in _text_findings(item)]
-    return texts if resume is not None else [*texts, *_name_findings(settings.run), *_preset_findings(settings.model)]
+    """Of a new run, the name is free, and nothing but the file says what `--init` is."""
+    return [] if resume is not None else [*_name_findings(settings.run), *_preset_findings(settings.model)]
+
+
+def text_findings(look: Look, resume: Resume | None) -> list[Finding]:
+    """What the look found; of a run that goes on, that text which is gone may be named anew."""
+    return [_movable(found, "data", resume) if found.rule == rules.PREFLIGHT_019 else found for found in look.findings]
 
 
 def _movable(finding: Finding, setting: str, resume: Resume | None) -> Finding:
@@ -53,12 +62,58 @@ def _movable(finding: Finding, setting: str, resume: Resume | None) -> Finding:
     return attrs.evolve(finding, hint=f"If it was moved, say with {flag(setting)} where it is now: it is compared.")
 
 
-def _text_findings(item: str) -> list[Finding]:
+def row_findings(look: Look, report: Report, data: DataSettings, default_row: int) -> list[Finding]:
+    """The text to learn from is enough for one row, as far as that is known before it is tokenised.
+
+    Args:
+        look: at the text of `--data`.
+        report: of the model, without which there are no rows.
+        data: may leave the length of a row open.
+        default_row: tokens of a row where it does.
+    """
+    if look.scan is None or report.config is None or report.objective is None:
+        return []
+    length = data.sequence_length or min(default_row, report.config.usable_positions)
+    if length > report.config.usable_positions:
+        return []  # PREFLIGHT-009 is about that length
+    tokenizer = None if report.tokenizer is None else _built(report.tokenizer)
     try:
-        require_text(item)
+        found = _tokens(look.scan.train(), tokenizer, enough=length + 1)
     except DataError as error:
-        return [error.under(rules.PREFLIGHT_019, "--data")]
-    return []
+        return [error.under(rules.PREFLIGHT_025, "--data")]
+    needed = length + 1 if OBJECTIVES[report.objective].kind == "decoder" else length - 2  # a row of an encoder has two ends
+    if found >= needed:
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_026,
+            subject="--data",
+            problem="the text is too little for one row",
+            expected=f"at least {needed:,} tokens to learn from",
+            found=f"{found:,} tokens" if tokenizer is not None else f"{found:,} tokens at most",
+            hint="Give more text, or shorter rows with --sequence-length.",
+        )
+    ]
+
+
+def _built(tokenizer: TokenizerSpec) -> Tokenizer | None:
+    try:
+        return build_tokenizer(tokenizer)
+    except AprTrainError:
+        return None  # separator_findings says why
+
+
+def _tokens(documents: Iterable[Document], tokenizer: Tokenizer | None, *, enough: int) -> int:
+    """Tokens of documents, their ends included, counted until there are enough; without a tokenizer, a token a byte."""
+    count = 0
+    for document in documents:
+        beginning = document.text[: _CHARACTERS_A_TOKEN * enough]
+        for text in (beginning, document.text):
+            found = len(text.encode("utf-8")) if tokenizer is None else len(tokenizer.encode(text))
+            if count + found >= enough:
+                return count + found
+        count += found + 1
+    return count
 
 
 def _name_findings(run: RunSettings) -> list[Finding]:
@@ -109,7 +164,7 @@ def collected(find: Callable[[], T]) -> tuple[T | None, tuple[Finding, ...]]:
         return None, error.findings
 
 
-def open_run_source(settings: Settings, *, device: str, resume: Resume | None = None) -> Checkpoint | None:
+def open_run_source(settings: Settings, *, look: Look, device: str, resume: Resume | None = None) -> Checkpoint | None:
     """Open what the weights of a run come from: its checkpoint, or the file of `--init`; None for a run from scratch.
 
     Raises:
@@ -121,7 +176,8 @@ def open_run_source(settings: Settings, *, device: str, resume: Resume | None = 
         return None
     checkpoint, unopened = collected(lambda: open_source(path, layout))
     if checkpoint is None:
-        raise PreflightError([*unopened, *device_findings(device), *machine_findings(settings, resume)])
+        others = [*text_findings(look, resume), *device_findings(device), *machine_findings(settings, resume)]
+        raise PreflightError([*unopened, *others])
     return checkpoint
 
 
@@ -137,11 +193,13 @@ def judge_unknown_family(settings: Settings) -> Report | None:
     if arch is None or arch in Registry.discover().names():
         return None
     device, precision = settings.run.device or "cpu", settings.run.precision or "fp32"
+    look = look_at(settings.data)
     with ExitStack() as held:
-        checkpoint = open_run_source(settings, device=device)
+        checkpoint = open_run_source(settings, look=look, device=device)
         if checkpoint is not None:
             held.enter_context(checkpoint)
-        return judge_run(settings, checkpoint, device=device, precision=precision)[1]
+        # without a config there is no row to compare the text with
+        return judge_run(settings, checkpoint, look=look, default_row=1, device=device, precision=precision)[1]
 
 
 def tokenizer_is_lost(settings: Settings, header: Header | None, resume: Resume | None) -> bool:
@@ -152,9 +210,19 @@ def tokenizer_is_lost(settings: Settings, header: Header | None, resume: Resume 
 
 
 def judge_run(
-    settings: Settings, checkpoint: Checkpoint | None, *, device: str, precision: str, resume: Resume | None = None
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    *,
+    look: Look,
+    default_row: int,
+    device: str,
+    precision: str,
+    resume: Resume | None = None,
 ) -> tuple[Header | None, Report]:
-    """Every finding about a training run, before it costs anything; raises none of them. The header has its tie decided."""
+    """Every finding about a training run, before it costs anything; raises none of them. The header has its tie decided.
+
+    `look` is at the text of `--data`; `default_row` the tokens of a row where the settings leave that open.
+    """
     model, data, run = settings.model, settings.data, settings.run
     header, contradiction = collected(lambda: None if checkpoint is None else tied_header(checkpoint))
     if header is None and checkpoint is not None:
@@ -182,5 +250,7 @@ def judge_run(
             needs_tokenizer=model.tokenizer is None,
         )
     )
-    findings = (*contradiction, *unusable, *machine_findings(settings, resume), *separator_findings(report))
-    return header, attrs.evolve(report, findings=(*findings, *report.findings))
+    of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
+    findings = (*contradiction, *unusable, *of_text, *machine_findings(settings, resume), *separator_findings(report))
+    facts = report.facts | look.facts
+    return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

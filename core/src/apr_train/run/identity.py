@@ -25,6 +25,8 @@ class RunIdentity:
     """Of all that decides how text becomes ids."""
     init: str | None
     """Of the checkpoint's content; None for a run from scratch."""
+    split: str = "document-share"
+    """By which rule text is held out; the default is that of runs that do not say."""
 
 
 def write_identity(folder: Path, identity: RunIdentity) -> None:
@@ -52,6 +54,7 @@ _INPUTS = {
     "corpus": ("--data", "the text"),
     "tokenizer": ("--tokenizer", "the tokenizer"),
     "init": ("--init", "the checkpoint"),
+    "split": ("--validation-fraction", "the rule by which text is held out"),
 }
 _SHOWN = 12
 
@@ -74,6 +77,8 @@ def check_identity(started: RunIdentity, now: RunIdentity, *, named: Mapping[str
 
 def _changed(name: str, started: RunIdentity, now: RunIdentity, where: str) -> Finding:
     option, what = _INPUTS[name]
+    if name == "split":
+        return _other_split(started, now)
     before, after = (f"hash {(getattr(side, name) or 'of nothing')[:_SHOWN]}" for side in (started, now))
     return Finding(
         rule=rules.PREFLIGHT_028,
@@ -83,4 +88,15 @@ def _changed(name: str, started: RunIdentity, now: RunIdentity, where: str) -> F
         expected=before,
         found=after,
         hint=f"Say with {option} where that is now, or start a new run.",
+    )
+
+
+def _other_split(started: RunIdentity, now: RunIdentity) -> Finding:
+    return Finding(
+        rule=rules.PREFLIGHT_028,
+        subject="--validation-fraction",
+        problem="another version of apr-train chose otherwise which text is held out",
+        expected=started.split,
+        found=now.split,
+        hint="Go on with the version that the run was started with, or start a new run from its model.apr.",
     )

@@ -138,7 +138,7 @@ class ModelSettings:
     preset: str | None = option(None, "Named config of the family, for a run without --init.", kind=str)
     tokenizer: str | None = option(
         None,
-        "A tokenizer.json, or a folder with a tokenizer; else the checkpoint's own, or, without --init, one trained on the corpus.",
+        "A tokenizer.json, or a tokenizer's folder; else the checkpoint's own, or, without --init, one trained on the corpus.",
         kind=str,
         may_move=True,
         decides=False,
@@ -171,7 +171,12 @@ class DataSettings:
         decides=False,
         path=True,
     )
-    validation_fraction: float = option(0.05, "Share of the documents that is held out.", kind=float, above=0, maximum=0.9)
+    gitignore: bool = option(
+        True, "Leave out what the .gitignore files of a checkout leave out, unless it is named.", kind=bool, decides=False
+    )
+    validation_fraction: float = option(
+        0.05, "Share of the text that is held out, in whole documents.", kind=float, above=0, maximum=0.9
+    )
     sequence_length: int | None = option(None, "Tokens in a row.", kind=int, minimum=3)
     batch_size: int | None = option(None, "Rows in one forward and backward pass.", kind=int, minimum=1)
     accumulate: int = option(1, "Passes whose gradients make one step.", kind=int, minimum=1)

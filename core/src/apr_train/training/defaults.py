@@ -25,6 +25,11 @@ BATCH = {"cpu": 2, "cuda": 8}
 MOST_WARM_UP = 100
 
 
+def default_row(device: str) -> int:
+    """Tokens of a row on a device, by its name, for a model that can hold as many."""
+    return ROW.get(device.partition(":")[0], ROW["cpu"])
+
+
 @frozen(kw_only=True)
 class Decided:
     """A run's settings with nothing left open."""

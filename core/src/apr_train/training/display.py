@@ -34,7 +34,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "model": f"{parameters:,} parameters, {origin}",
         "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
         "attention": str(prepared.attention),
-        "data": f"{corpus.description}: {len(corpus.train):,} tokens, {len(corpus.validation):,} held out",
+        "data": f"{corpus.description}: {len(corpus.train):,} tokens to learn from, {len(corpus.validation):,} more held out",
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
         f"{run.objective.name}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
         "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",

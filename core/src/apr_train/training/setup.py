@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import Corpus, load_corpus
+from apr_train.data.look import Look, look_at
+from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
@@ -39,7 +41,7 @@ from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
-from apr_train.training.defaults import Decided, decide
+from apr_train.training.defaults import Decided, decide, default_row
 from apr_train.training.display import make_display
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
@@ -95,9 +97,18 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     if asked.run.deterministic:
         make_deterministic()
     device, precision = _machine(asked.run)
+    look = look_at(asked.data)
     with ExitStack() as held:
-        checkpoint = _opened(asked, resume, device, held)
-        header, report = judge_run(asked, checkpoint, device=device, precision=precision, resume=resume)
+        checkpoint = _opened(asked, resume, device, look, held)
+        header, report = judge_run(
+            asked,
+            checkpoint,
+            look=look,
+            default_row=default_row(device),
+            device=device,
+            precision=precision,
+            resume=resume,
+        )
         yield Examined(checkpoint=checkpoint, header=header, report=report)
 
 
@@ -109,8 +120,8 @@ def _machine(run: RunSettings) -> tuple[str, str]:
     return str(device), run.precision or default_precision(device)
 
 
-def _opened(asked: Settings, resume: Resume | None, device: str, held: ExitStack) -> Checkpoint | None:
-    checkpoint = open_run_source(asked, device=device, resume=resume)
+def _opened(asked: Settings, resume: Resume | None, device: str, look: Look, held: ExitStack) -> Checkpoint | None:
+    checkpoint = open_run_source(asked, look=look, device=device, resume=resume)
     return None if checkpoint is None else held.enter_context(checkpoint)
 
 
@@ -140,12 +151,13 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective.name, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
+    told = {f"warning: {finding}" for finding in examined.report.warnings}
     with stage_bars() as progress:
-        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=say)
+        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=_unless(told, say))
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)
-    identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init)
+    identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
     if resume is not None:
         check_identity(read_identity(resume.folder), identity, named=_places(decided.settings))
     if tokenizer_is_lost(asked, examined.header, resume):
@@ -164,6 +176,11 @@ def _places(settings: Settings) -> dict[str, str]:
     """Where the inputs of an identity lie."""
     model = settings.model
     return {"corpus": ", ".join(settings.data.data), "tokenizer": model.tokenizer or "", "init": model.init or ""}
+
+
+def _unless(told: Collection[str], say: Say) -> Say:
+    """Says what is not among `told`."""
+    return lambda text: None if text in told else say(text)
 
 
 def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerSpec:

@@ -1,0 +1,91 @@
+"""A look at the text before a run: every fault that a start would refuse, in bounded time."""
+
+import gzip
+import json
+
+import pytest
+from apr_train.data import look as module
+from apr_train.data.look import look_at
+from apr_train.data.scan import scan_corpus
+from apr_train.errors import DataError
+from apr_train.run.settings import DataSettings
+
+
+def look(*paths, **settings):
+    return look_at(DataSettings(data=tuple(map(str, paths)), **settings))
+
+
+def test_a_small_corpus_is_read_whole_and_split_as_a_start_splits_it(corpus_folder):
+    found = look(corpus_folder)
+    assert found.findings == ()
+    assert found.scan == scan_corpus(DataSettings(data=(str(corpus_folder),)), notice=str)
+    assert found.facts == {"data": {"files": 40, "text_bytes": found.scan.text_bytes, "complete": True}}
+
+
+BROKEN = {
+    "a.jsonl": (b'{"text": "fine"}\n{"text": null}\n', "PREFLIGHT-025"),
+    "b.jsonl": (b'{"text": "fine"}\n{oops\n', "PREFLIGHT-025"),
+    "c.txt": (b"caf\xe9", "PREFLIGHT-025"),
+    "d.jsonl.gz": (gzip.compress(b"text"), "PREFLIGHT-025"),
+    "e.txt": (b" \n", "PREFLIGHT-025"),
+    "f.txt": (b"x", "PREFLIGHT-025"),
+    "g.json": (b'[{"id": 1}]', "PREFLIGHT-025"),
+}
+
+
+@pytest.mark.rule("PREFLIGHT-025")
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_a_start_refuses_is_found_and_has_an_id(tmp_path, name):
+    raw, rule = BROKEN[name]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    found = look(path)
+    faults = [finding.rule for finding in found.findings if finding.severity == "error"]
+    with pytest.raises(DataError):
+        for _ in scan_corpus(DataSettings(data=(str(path),)), notice=str).train():
+            pass
+    if name == "f.txt":  # enough text to be read, not to be split: the rows are asked about it
+        assert found.scan is not None
+    else:
+        assert faults == [rule]
+
+
+def test_each_of_several_arguments_has_its_fault(tmp_path):
+    for name in ("c.txt", "d.jsonl.gz"):
+        (tmp_path / name).write_bytes(BROKEN[name][0])
+    found = look(tmp_path / "c.txt", tmp_path / "none", tmp_path / "d.jsonl.gz")
+    assert [finding.rule for finding in found.findings] == ["PREFLIGHT-025", "PREFLIGHT-019", "PREFLIGHT-025"]
+
+
+@pytest.mark.rule("PREFLIGHT-024")
+def test_a_share_that_no_documents_make_up_is_a_warning(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name} line\n" * 400)
+    (finding,) = look(tmp_path).findings
+    assert (finding.rule, finding.severity) == ("PREFLIGHT-024", "warning")
+
+
+def test_a_large_corpus_is_looked_at_as_far_as_the_budget_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKED_AT", 1000)
+    for number in range(100):
+        (tmp_path / f"{number:03}.txt").write_text("x" * 100)
+    (tmp_path / "099.txt").write_bytes(b"caf\xe9")
+    found = look(tmp_path)
+    assert (found.findings, found.scan) == ((), None)
+    assert found.facts == {"data": {"files": 10, "text_bytes": 1000, "complete": False}}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_the_beginning_of_a_large_file_is_looked_at(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(module, "LOOKED_AT", 1000)
+    line = json.dumps({"text": "ä" * 50}, ensure_ascii=False) + "\n"
+    path = tmp_path / name
+    fine, wrong = line * 50, (line * 5 + "{}\n" + line * 50) if name != "a.txt" else line * 5
+    path.write_bytes(fine.encode())
+    assert look(path).findings == ()
+    path.write_bytes(wrong.encode() + (b"\xe9" if name == "a.txt" else b"") + fine.encode() * 2)
+    assert [finding.rule for finding in look(path).findings] == ["PREFLIGHT-025"]
+
+
+def test_the_standard_library_is_not_read():
+    assert look() == module.Look()

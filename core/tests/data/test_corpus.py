@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
-from apr_train.data.corpus import chunks, held_out_documents, load_corpus
+from apr_train.data.corpus import held_out_documents, load_corpus
 from apr_train.data.documents import read_documents
 from apr_train.data.scan import scan_corpus, split_key
 from apr_train.data.sources import find_files
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import DataError, TokenizerError
 from apr_train.run.settings import DataSettings
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as PlainTokenizer
 
 EOS = 258
@@ -262,6 +258,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(settings, tokenizer, tmp_pat
 
 def test_end_of_text_separates_even_when_eos_ends_a_turn(settings, tokenizer, tmp_path):
     tokenizer.id = {"<|endoftext|>": 257}.get
+    tokenizer.special_tokens = {"<|endoftext|>": 257}
     corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path)
     assert {document[-1] for document in documents_of(corpus.train)} == {257}
 
@@ -335,7 +332,7 @@ from conftest import ByteTokenizer
 from apr_train.data.corpus import load_corpus
 from apr_train.run.settings import DataSettings
 class Killed(ByteTokenizer):
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, *, parse_special=True):
         os.kill(os.getpid(), signal.SIGKILL)
 load_corpus(DataSettings(data=(sys.argv[2],)), Killed(), cache_dir=Path(sys.argv[3]))
 """
@@ -351,67 +348,3 @@ def test_what_a_killed_process_left_is_cleared_when_any_other_corpus_is_tokenise
         fcntl.flock(file, fcntl.LOCK_EX)
         corpus = load_corpus(settings, byte_tokenizer(bytes_first=3), cache_dir=tmp_path)
         assert set((tmp_path / "tokens").iterdir()) == {live, corpus.train.path, corpus.validation.path}
-
-
-class Plain:
-    """tokenizers' own class with the methods that the data path calls."""
-
-    def __init__(self, tokenizer):
-        self.inner = tokenizer
-
-    def encode_batch(self, texts):
-        return [encoding.ids for encoding in self.inner.encode_batch(list(texts), add_special_tokens=False)]
-
-
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def trained(kind):
-    tokenizer = PlainTokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt-2")
-    if kind == "qwen2":
-        split = pre_tokenizers.Split(Regex(QWEN2), "isolated")
-        byte_level = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
-    )
-    tokenizer.train_from_iterator([Path(json.__file__).read_text()], trainer)
-    return Plain(tokenizer)
-
-
-TOKENIZERS = {kind: trained(kind) for kind in ("gpt-2", "qwen2", "no pre-tokenizer regex")}
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_chunks_of_real_code_encode_like_the_whole(kind):
-    text = Path(json.decoder.__file__).read_text() * 3
-    tokenizer = TOKENIZERS[kind]
-    parts = list(chunks(text, tokenizer, size=700))
-    assert "".join(parts) == text
-    assert len(parts) > 8
-    assert list(itertools.chain.from_iterable(tokenizer.encode_batch(parts))) == tokenizer.encode_batch([text])[0]
-
-
-@hypothesis_settings(deadline=None)
-@given(st.text(alphabet=" \t\n\r\u00a0ab1(é\u0301'", max_size=120), st.sampled_from(sorted(TOKENIZERS)), st.integers(1, 20))
-def test_chunks_of_any_text_encode_like_the_whole(text, kind, size):
-    tokenizer = TOKENIZERS[kind]
-    parts = list(chunks(text, tokenizer, size=size))
-    assert "".join(parts) == text
-    assert list(itertools.chain.from_iterable(tokenizer.encode_batch(parts))) == tokenizer.encode_batch([text])[0]
-
-
-def test_a_cut_that_the_tokenizer_does_not_confirm_is_not_made():
-    class WholeTextsOnly:
-        def encode_batch(self, texts):
-            return [[len(text)] for text in texts]
-
-    text = "line\n" * 100
-    assert list(chunks(text, WholeTextsOnly(), size=10)) == [text]
-
-
-def test_a_text_without_newlines_stays_whole():
-    text = "x" * 100
-    assert list(chunks(text, TOKENIZERS["gpt-2"], size=10)) == [text]

@@ -173,7 +173,8 @@ def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> 
     from apr_train.inference.syntax import syntax_gate
 
     with progress_bar("completing", count, unit="functions") as done:
-        report = syntax_gate(ready, held_out_documents(rows.data), count=count, length=length, done=done)
+        documents, special = held_out_documents(rows.data), rows.data.parse_special
+        report = syntax_gate(ready, documents, count=count, length=length, parse_special=special, done=done)
     if len(report.completed) < count:
         say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
     return _about(ready) | _syntax(report)

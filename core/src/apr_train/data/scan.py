@@ -13,9 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
-from apr_train.data.documents import Document, NotUtf8Error, is_jsonl, read_documents
+from apr_train.data.documents import PIECE, Document, NotUtf8Error, is_jsonl, read_documents
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files
 from apr_train.errors import DataError
@@ -60,10 +60,17 @@ class KeyScan:
         return Split(threshold=min(max(threshold, self._lowest + 1), self._highest))
 
 
-def split_key(text: str) -> int:
+def split_key(text: Document | str) -> int:
     """The 64-bit number that decides a text's side, the same on every machine and in every version."""
-    words = " ".join(text.split()).encode("utf-8")
-    return int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
+    words = blake2b(digest_size=8, person=b"apr-split")
+    inside = begun = False  # a word that the next piece may go on with; anything so far
+    for piece in (text,) if isinstance(text, str) else text.pieces():
+        if found := " ".join(piece.split()):
+            joined = " " if begun and not (inside and not piece[0].isspace()) else ""
+            words.update((joined + found).encode("utf-8"))
+            begun = True
+        inside = bool(piece) and not piece[-1].isspace()
+    return int.from_bytes(words.digest(), "little")
 
 
 HeldOutDocuments = dict[int, Document]
@@ -74,11 +81,11 @@ def train_documents(documents: Iterable[Document], split: Split, held: HeldOutDo
     """The documents to learn from, in their order; when they are through, `held` has the others."""
     held = {} if held is None else held
     for document in documents:
-        key = split_key(document.text)
+        key = split_key(document)
         if split.tail_fraction is not None:
             head, tail = _cut(document, split.tail_fraction)
-            held.setdefault(key, evolve(document, text=tail))
-            yield evolve(document, text=head)
+            held.setdefault(key, tail)
+            yield head
         elif key < split.threshold:
             held.setdefault(key, document)
         else:
@@ -98,17 +105,28 @@ def in_order(held: HeldOutDocuments) -> list[Document]:
     return [held[key] for key in sorted(held)]
 
 
-def _cut(document: Document, tail_fraction: float) -> tuple[str, str]:
+def _cut(document: Document, tail_fraction: float) -> tuple[Document, Document]:
     """Head and tail of a text, cut after a newline when one is near."""
-    text = document.text
-    target = round(len(text.rstrip()) * (1 - tail_fraction))
-    newline = text.rfind("\n", 0, target) + 1
+    raw = bytes(document.utf8)
+    target = round(_length(raw) * (1 - tail_fraction))
+    while 0 < target < len(raw) and raw[target] & 0xC0 == 0x80:  # inside a character
+        target -= 1
+    newline = raw.rfind(b"\n", 0, target) + 1
     cut = newline if newline > target // 2 else target
-    head, tail = text[:cut], text[cut:]
-    if not head.strip() or not tail.strip():
+    head, tail = document.part(0, cut), document.part(cut)
+    if head.is_blank() or tail.is_blank():
         hint = "Give more text: one document must be long enough to learn from its head and to validate on its tail."
-        raise DataError("the only document is too short to be split", where=document.source, found=repr(text[:80]), hint=hint)
+        found = repr(next(document.pieces())[:80])
+        raise DataError("the only document is too short to be split", where=document.source, found=found, hint=hint)
     return head, tail
+
+
+def _length(raw: bytes) -> int:
+    """Bytes of a text without the white space at its end."""
+    end = len(raw)
+    while end and not (kept := len(raw[max(0, end - PIECE) : end].rstrip())):
+        end = max(0, end - PIECE)
+    return max(0, end - PIECE) + kept if end else 0
 
 
 @frozen(kw_only=True)
@@ -140,7 +158,7 @@ class Scan:
         """
         digest = _TextDigest()
         for document in read_documents(self.files):
-            digest.add(document.text)
+            digest.add(document)
             yield document
         if digest.hex() != self.hash:
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
@@ -163,8 +181,8 @@ def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress 
     for path in files:
         try:
             for document in read_documents([path], done=done):
-                digest.add(document.text)
-                keys.add(split_key(document.text))
+                digest.add(document)
+                keys.add(split_key(document))
             kept.append(path)
         except NotUtf8Error:
             if is_jsonl(path) or _is_named(path, settings):
@@ -196,8 +214,8 @@ class _TextDigest:
         self._hash = blake2b(digest_size=32)
         self.text_bytes = 0
 
-    def add(self, text: str) -> None:
-        raw = text.encode("utf-8")
+    def add(self, document: Document) -> None:
+        raw = document.utf8
         self._hash.update(len(raw).to_bytes(8, "little"))
         self._hash.update(raw)
         self.text_bytes += len(raw)

@@ -148,7 +148,8 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective.name, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
     with stage_bars() as progress:
-        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=say)
+        ends = cleared.objective.document_ends(tokenizer)
+        corpus = load_corpus(decided.settings.data, tokenizer, ends=ends, progress=progress, notice=say)
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)

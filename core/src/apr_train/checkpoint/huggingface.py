@@ -22,6 +22,7 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | Non
     Raises:
         FormatError: when one of the files is not what it should be.
     """
+    config = _with_generation(folder, config)
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -38,7 +39,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
-    """By the tokenizer's own settings (tokens), else by config.json (ids)."""
+    """By the tokenizer's own settings (tokens), else by config.json and generation_config.json (ids)."""
     ids = {}
     for name in SPECIAL_TOKENS:
         token = named.get(f"{name}_token")
@@ -146,3 +147,10 @@ def _rope_parts(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: s
     if rest.get("rope_type", rest.get("type", NEUTRAL_ROPE)) == NEUTRAL_ROPE:
         return lifted
     return {**lifted, "rope_scaling": rest}
+
+
+def _with_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of config.json, and those of generation_config.json that it leaves open."""
+    path = folder / "generation_config.json"
+    generation = parse_json(path) if path.is_file() else {}
+    return generation | {key: value for key, value in config.items() if value is not None}

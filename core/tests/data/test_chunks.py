@@ -54,7 +54,9 @@ def of_type(name):
 def word_piece():
     trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]"], show_progress=False)
     normalizer = normalizers.BertNormalizer(lowercase=True)
-    return built(trained(pre_tokenizers.BertPreTokenizer(), normalizer, model=models.WordPiece(unk_token="[UNK]"), trainer=trainer))
+    return built(
+        trained(pre_tokenizers.BertPreTokenizer(), normalizer, model=models.WordPiece(unk_token="[UNK]"), trainer=trainer)
+    )
 
 
 def unigram():
@@ -79,7 +81,23 @@ NO_WORDS = {
 }
 TEXT = st.text(alphabet=" \t\n\r\u00a0ab1(é\u0301'，字한<|>ÀÉ🎈", max_size=160) | st.lists(
     st.sampled_from(
-        ["<|endoftext|>", "<mask>", " <mask> ", "ab1", "ÀÉ a", "a\u0301", "\u0301", "don't", " x", "\n", "\n\n", "  ", "12", ";", "字"]
+        [
+            "<|endoftext|>",
+            "<mask>",
+            " <mask> ",
+            "ab1",
+            "ÀÉ a",
+            "a\u0301",
+            "\u0301",
+            "don't",
+            " x",
+            "\n",
+            "\n\n",
+            "  ",
+            "12",
+            ";",
+            "字",
+        ]
     ),
     max_size=40,
 ).map("".join)

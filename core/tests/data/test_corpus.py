@@ -315,7 +315,9 @@ def test_the_tokens_of_a_corpus_are_the_same_however_its_documents_are_cut(tmp_p
     tokenizer = build_tokenizer(train_bpe(settings, 600, cache_dir=tmp_path))
     found = []
     for size in (1 << 30, 1 << 16, 3000):
-        monkeypatch.setattr("apr_train.data.documents.Document.pieces", lambda self, size=size: map(itemgetter(1), _decoded(self.utf8, size)))
+        monkeypatch.setattr(
+            "apr_train.data.documents.Document.pieces", lambda self, size=size: map(itemgetter(1), _decoded(self.utf8, size))
+        )
         corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path / str(size))
         assert (corpus.train.forced_cuts, corpus.validation.forced_cuts) == (0, 0)
         found.append((corpus.train.path.read_bytes(), corpus.validation.path.read_bytes()))

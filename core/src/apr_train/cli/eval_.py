@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from apr_train.run.settings import Settings
 
 SCHEMA_VERSION = 1
-_ROWS = ("data", "validation_fraction", "sequence_length", "batch_size", "batches", "document_mask", "mask_probability")
+_ROWS = (
+    *("data", "validation_fraction", "sequence_length", "batch_size", "batches"),
+    *("parse_special", "document_mask", "mask_probability"),
+)
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
 apr-train eval before.apr runs/NAME --syntax 20"""
 
@@ -31,6 +34,7 @@ apr-train eval before.apr runs/NAME --syntax 20"""
 @setting("sequence_length", limits=True)
 @setting("batch_size", limits=True, text="Rows in one pass.")
 @click.option("--batches", type=click.IntRange(min=0), help="Batches to measure on; 0: the whole held-out text.")
+@setting("parse_special")
 @setting("document_mask")
 @setting("mask_probability")
 @click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")

@@ -13,12 +13,17 @@ class ByteTokenizer:
         self.special_ids = {name: bytes_first + 256 + number for number, name in enumerate(names)}
         self.size = bytes_first + 256 + len(names) + extra
         self.fingerprint = f"bytes-{bytes_first}-{extra}"
+        self.special_tokens = {}
+        self.start_ids = ()
         self.calls = 0
 
     def id(self, token: str) -> int | None:
         return None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def boundary(self, left: str, right: str, *, parse_special: bool) -> str:
+        return "word"
+
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
         self.calls += 1
         return [[self._first + byte for byte in text.encode()] for text in texts]
 

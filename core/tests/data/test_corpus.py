@@ -8,23 +8,21 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
-from apr_train.data.corpus import chunks, held_out_documents, load_corpus
-from apr_train.data.documents import read_documents
+from apr_train.data.corpus import held_out_documents, load_corpus
+from apr_train.data.documents import _decoded, read_documents
 from apr_train.data.scan import scan_corpus, split_key
 from apr_train.data.sources import find_files
+from apr_train.data.special_tokens import DocumentEnds
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import DataError, TokenizerError
 from apr_train.run.settings import DataSettings
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as PlainTokenizer
 
 EOS = 258
@@ -70,15 +68,18 @@ def test_a_corpus_is_tokenised_once(settings, byte_tokenizer, tmp_path):
     assert progress[-1][2] == made.train.text_bytes + made.validation.text_bytes
 
 
-@pytest.mark.parametrize("change", ["text", "fraction", "tokenizer"])
+@pytest.mark.parametrize("change", ["text", "fraction", "tokenizer", "special tokens", "start", "end"])
 def test_a_change_of_text_split_or_tokenizer_is_another_cache_entry(change, settings, byte_tokenizer, tmp_path, corpus_folder):
     load_corpus(settings, byte_tokenizer(), cache_dir=tmp_path)
     if change == "text":
         (corpus_folder / "module_00.py").write_text("changed = True\n")
     if change == "fraction":
         settings = DataSettings(data=settings.data, validation_fraction=0.4)
+    if change == "special tokens":
+        settings = DataSettings(data=settings.data, validation_fraction=0.2, parse_special=True)
     tokenizer = byte_tokenizer(bytes_first=3 if change == "tokenizer" else 0)
-    load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    ends = DocumentEnds(start=(256,) if change == "start" else (), end=257 if change == "end" else EOS)
+    load_corpus(settings, tokenizer, ends=ends, cache_dir=tmp_path)
     assert tokenizer.calls > 0
 
 
@@ -281,6 +282,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(settings, tokenizer, tmp_pat
 
 def test_end_of_text_separates_even_when_eos_ends_a_turn(settings, tokenizer, tmp_path):
     tokenizer.id = {"<|endoftext|>": 257}.get
+    tokenizer.special_tokens = {"<|endoftext|>": 257}
     corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path)
     assert {document[-1] for document in documents_of(corpus.train)} == {257}
 
@@ -312,6 +314,75 @@ def test_the_standard_library_encodes_as_the_plain_tokenizer_does(tmp_path, noti
     held = {split_key(document.text) for document in held_out_documents(settings)}
     expected = [[*plain.encode(text).ids, 0] for key, text in texts.items() if key not in held]
     assert documents_of(corpus.train) == expected
+
+
+def test_each_document_begins_as_the_tokenizer_begins_a_text(settings, tokenizer, tmp_path):
+    tokenizer.start_ids = (256,)
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path)
+    documents = documents_of(corpus.train) + documents_of(corpus.validation)
+    assert {(document[0], document[-1]) for document in documents} == {(256, EOS)}
+    assert all(256 not in document[1:] for document in documents)
+
+
+def test_the_tokens_of_a_corpus_are_the_same_however_its_documents_are_cut(tmp_path, monkeypatch):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number, path in enumerate(sorted(Path(json.__file__).parent.glob("*.py"))):
+        text = path.read_text()
+        (folder / f"{number}.txt").write_text([text, " ".join(text.split()), text.replace("\n", "\r\n")][number % 3] * 9)
+    settings = DataSettings(data=(str(folder),), validation_fraction=0.2)
+    tokenizer = build_tokenizer(train_bpe(settings, 600, cache_dir=tmp_path))
+    found = []
+    for size in (1 << 30, 1 << 16, 3000):
+        monkeypatch.setattr(
+            "apr_train.data.documents.Document.pieces", lambda self, size=size: map(itemgetter(1), _decoded(self.utf8, size))
+        )
+        corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path / str(size))
+        assert (corpus.train.forced_cuts, corpus.validation.forced_cuts) == (0, 0)
+        found.append((corpus.train.path.read_bytes(), corpus.validation.path.read_bytes()))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.fixture
+def spelling(corpus_folder, tokenizer, monkeypatch):
+    """A tokenizer of bytes to which `<|end|>` is a special token, and a corpus that spells it three times."""
+    tokenizer.special_tokens = {"<|end|>": 258}
+    plain = tokenizer.encode_batch
+
+    def encode_batch(texts, *, parse_special=True):
+        return plain([text.replace("<|end|>", "\0") if parse_special else text for text in texts])
+
+    monkeypatch.setattr(tokenizer, "encode_batch", encode_batch)
+    (corpus_folder / "module_00.py").write_text('EOS = "<|end|>"\n' * 2)
+    (corpus_folder / "module_01.py").write_text('END = "<|end|>" # <|end\n')
+    return tokenizer
+
+
+@pytest.mark.rule("PREFLIGHT-023")
+@pytest.mark.parametrize(("parse_special", "word"), [(False, "text"), (True, "control tokens")])
+def test_text_that_spells_special_tokens_is_counted_each_time(settings, spelling, tmp_path, notices, parse_special, word):
+    settings = DataSettings(data=settings.data, validation_fraction=0.2, parse_special=parse_special)
+    for _ in range(2):  # made, and found in the cache
+        corpus = load_corpus(settings, spelling, cache_dir=tmp_path, notice=notices.append)
+    assert notices[0] == notices[1]
+    assert len(notices) == 2
+    assert notices[0].startswith("warning: PREFLIGHT-023: --data: the text spells special tokens of the tokenizer")
+    assert f"found 3 of them, learnt as {word}." in notices[0]
+    assert "--parse-special" in notices[0]
+    ids = corpus.train.ids.tolist() + corpus.validation.ids.tolist()
+    assert ids.count(0) == (3 if parse_special else 0)
+
+
+@pytest.mark.rule("PREFLIGHT-027")
+def test_a_text_without_the_end_of_a_word_is_cut_and_that_is_said(tokenizer, tmp_path, notices):
+    (tmp_path / "text").write_bytes(b"x" * (7 << 19))
+    tokenizer.boundary = lambda left, right, **_: "token"
+    corpus = load_corpus(DataSettings(data=(str(tmp_path / "text"),)), tokenizer, cache_dir=tmp_path, notice=notices.append)
+    assert corpus.train.forced_cuts == 3
+    assert set(corpus.train.ids[:-1].tolist()) == {ord("x")}
+    assert len(corpus.train) + len(corpus.validation) == (7 << 19) + 2
+    assert "warning: PREFLIGHT-027: --data: " in notices[-1]
+    assert "found 3 cuts" in notices[-1]
 
 
 SCRIPT = """
@@ -355,7 +426,7 @@ from conftest import ByteTokenizer
 from apr_train.data.corpus import load_corpus
 from apr_train.run.settings import DataSettings
 class Killed(ByteTokenizer):
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, *, parse_special=True):
         os.kill(os.getpid(), signal.SIGKILL)
 load_corpus(DataSettings(data=(sys.argv[2],)), Killed(), cache_dir=Path(sys.argv[3]))
 """
@@ -371,67 +442,3 @@ def test_what_a_killed_process_left_is_cleared_when_any_other_corpus_is_tokenise
         fcntl.flock(file, fcntl.LOCK_EX)
         corpus = load_corpus(settings, byte_tokenizer(bytes_first=3), cache_dir=tmp_path)
         assert set((tmp_path / "tokens").iterdir()) == {live, corpus.train.path, corpus.validation.path}
-
-
-class Plain:
-    """tokenizers' own class with the methods that the data path calls."""
-
-    def __init__(self, tokenizer):
-        self.inner = tokenizer
-
-    def encode_batch(self, texts):
-        return [encoding.ids for encoding in self.inner.encode_batch(list(texts), add_special_tokens=False)]
-
-
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def trained(kind):
-    tokenizer = PlainTokenizer(models.BPE())
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt-2")
-    if kind == "qwen2":
-        split = pre_tokenizers.Split(Regex(QWEN2), "isolated")
-        byte_level = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
-    )
-    tokenizer.train_from_iterator([Path(json.__file__).read_text()], trainer)
-    return Plain(tokenizer)
-
-
-TOKENIZERS = {kind: trained(kind) for kind in ("gpt-2", "qwen2", "no pre-tokenizer regex")}
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_chunks_of_real_code_encode_like_the_whole(kind):
-    text = Path(json.decoder.__file__).read_text() * 3
-    tokenizer = TOKENIZERS[kind]
-    parts = list(chunks(text, tokenizer, size=700))
-    assert "".join(parts) == text
-    assert len(parts) > 8
-    assert list(itertools.chain.from_iterable(tokenizer.encode_batch(parts))) == tokenizer.encode_batch([text])[0]
-
-
-@hypothesis_settings(deadline=None)
-@given(st.text(alphabet=" \t\n\r\u00a0ab1(é\u0301'", max_size=120), st.sampled_from(sorted(TOKENIZERS)), st.integers(1, 20))
-def test_chunks_of_any_text_encode_like_the_whole(text, kind, size):
-    tokenizer = TOKENIZERS[kind]
-    parts = list(chunks(text, tokenizer, size=size))
-    assert "".join(parts) == text
-    assert list(itertools.chain.from_iterable(tokenizer.encode_batch(parts))) == tokenizer.encode_batch([text])[0]
-
-
-def test_a_cut_that_the_tokenizer_does_not_confirm_is_not_made():
-    class WholeTextsOnly:
-        def encode_batch(self, texts):
-            return [[len(text)] for text in texts]
-
-    text = "line\n" * 100
-    assert list(chunks(text, WholeTextsOnly(), size=10)) == [text]
-
-
-def test_a_text_without_newlines_stays_whole():
-    text = "x" * 100
-    assert list(chunks(text, TOKENIZERS["gpt-2"], size=10)) == [text]

@@ -27,6 +27,7 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> TokenizerSpec | Non
     Raises:
         FormatError: when one of the files is not what it should be.
     """
+    config = _with_generation(folder, config)
     path = folder / "tokenizer.json"
     if not path.is_file():
         return _tokenizer_of_other_files(folder, config)
@@ -61,10 +62,10 @@ def _tokenizer_of_other_files(folder: Path, config: Mapping[str, Any]) -> Tokeni
 
 
 def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
-    """By the tokenizer's own settings (tokens), else by config.json (ids).
+    """By the tokenizer's own settings (tokens), else by config.json and generation_config.json (ids).
 
-    A null in the settings is the tokenizer's word that it has no such token; for the eos config.json is asked all the same,
-    since it says what ends a text.
+    A null in the settings is the tokenizer's word that it has no such token; for the eos the configs are asked all the same,
+    since they say what ends a text.
     """
     ids = {}
     for name in SPECIAL_TOKENS:
@@ -162,3 +163,10 @@ def _rope_parts(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: s
     if rest.get("rope_type", rest.get("type", NEUTRAL_ROPE)) == NEUTRAL_ROPE:
         return lifted
     return {**lifted, "rope_scaling": rest}
+
+
+def _with_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of config.json, and those of generation_config.json that it leaves open."""
+    path = folder / "generation_config.json"
+    generation = parse_json(path) if path.is_file() else {}
+    return generation | {key: value for key, value in config.items() if value is not None}

@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _ROWS = (
-    "data",
-    "gitignore",
-    "validation_fraction",
-    "sequence_length",
-    "batch_size",
-    "batches",
-    "document_mask",
-    "mask_probability",
+    *("data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
+    *("parse_special", "document_mask", "mask_probability"),
 )
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
 apr-train eval before.apr runs/NAME --syntax 20"""
@@ -41,6 +35,7 @@ apr-train eval before.apr runs/NAME --syntax 20"""
 @setting("sequence_length", limits=True)
 @setting("batch_size", limits=True, text="Rows in one pass.")
 @click.option("--batches", type=click.IntRange(min=0), help="Batches to measure on; 0: the whole held-out text.")
+@setting("parse_special")
 @setting("document_mask")
 @setting("mask_probability")
 @click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")
@@ -183,7 +178,8 @@ def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> 
     from apr_train.inference.syntax import syntax_gate
 
     with progress_bar("completing", count, unit="functions") as done:
-        report = syntax_gate(ready, held_out_documents(rows.data), count=count, length=length, done=done)
+        documents, special = held_out_documents(rows.data), rows.data.parse_special
+        report = syntax_gate(ready, documents, count=count, length=length, parse_special=special, done=done)
     if len(report.completed) < count:
         say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
     return _about(ready) | _syntax(report)

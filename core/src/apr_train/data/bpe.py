@@ -12,8 +12,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
+from apr_train.data.chunks import chunks
+from apr_train.data.protocols import Boundary
 from apr_train.data.scan import SPLIT_RULE, Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT
+from apr_train.data.tokenizer import boundary
 from apr_train.errors import ConfigError
 from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
@@ -23,6 +26,8 @@ ENCODER_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>",
 """In RoBERTa's order, so that pad is 1, as its position ids want it."""
 LARGEST_SAMPLE = 1 << 28
 """Characters that are learnt from; merges hardly change beyond it, while memory grows."""
+LARGEST_WORDS = 1 << 22
+"""Characters of text without the end of a word: a trainer holds every distinct word, and symbols of it, in memory."""
 _ALPHABET = 256
 _VERSION = 1
 _log = logging.getLogger(__name__)
@@ -72,11 +77,27 @@ def _key(settings: DataSettings, scan: Scan, size: int, specials: tuple[str, ...
     return cache_key(version=_VERSION, corpus=scan.hash, **sides, size=size, specials=specials)
 
 
-def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tokenizer:
-    """Train on the training side only, so that validation text stays unseen."""
+class _Words:
+    """Where the pre-tokenizer cuts; not asked of the tokenizer in training, which is locked while it takes text."""
+
+    def __init__(self) -> None:
+        self._tokenizer = _untrained()
+
+    def boundary(self, left: str, right: str, *, parse_special: bool) -> Boundary | None:
+        """What ends between two texts: there are no tokens yet to compare, only words."""
+        return boundary(self._tokenizer, left, right)
+
+
+def _untrained() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tokenizer:
+    """Train on the training side only, so that validation text stays unseen."""
+    tokenizer = _untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=2,
@@ -90,13 +111,18 @@ def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tok
 
 
 def _sample(scan: Scan, notice: Say) -> Iterator[str]:
-    seen = 0
+    """The text to learn merges from, in chunks that have the words of the whole."""
+    words = _Words()
+    seen = endless = 0
     for document in scan.train():
-        yield document.text
-        seen += len(document.text)
-        if seen >= LARGEST_SAMPLE:
-            notice(f"the tokenizer is trained on the first {seen:,} characters of the corpus, not on all of it")
-            return
+        for chunk in chunks(document.pieces(), words, parse_special=False):
+            if chunk.forced and (endless := endless + len(chunk.text)) > LARGEST_WORDS:
+                continue
+            yield chunk.text
+            seen += len(chunk.text)
+            if seen >= LARGEST_SAMPLE:
+                notice(f"the tokenizer is trained on the first {seen:,} characters of the corpus, not on all of it")
+                return
 
 
 def _fill(tokenizer: Tokenizer, size: int, notice: Say) -> None:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 
 from attrs import frozen
 
+from apr_train import rules
 from apr_train.data.cache import cache_folder, cache_key
+from apr_train.data.chunks import Chunk, chunks
 from apr_train.data.documents import Document
 from apr_train.data.protocols import StageProgress, TokenizerLike, byte_counter
 from apr_train.data.scan import SPLIT_RULE, HeldOutDocuments, Scan, Side, in_order, scan_corpus
 from apr_train.data.sources import describe_sources
-from apr_train.data.special_tokens import separator_id
+from apr_train.data.special_tokens import DocumentEnds, SpelledTokens, decoder_ends
 from apr_train.data.tokens import VERSION, DamagedTokenFile, TokenFile, TokenWriter
-from apr_train.errors import DataError
+from apr_train.errors import DataError, Finding
 from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
-CHUNK = 1 << 18
-"""Characters of a chunk, about."""
-_BATCH_CHARACTERS = 1 << 22
-_WINDOW = 256
-_ATTEMPTS = 8
-_CUT = re.compile(r"\n(?=\S)")
+_BATCH_BYTES = 1 << 20
+"""Text that is encoded at once; a tokenizer needs some 170 times as much memory."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +55,7 @@ def load_corpus(
     settings: DataSettings,
     tokenizer: TokenizerLike,
     *,
+    ends: DocumentEnds | None = None,
     cache_dir: Path | None = None,
     progress: StageProgress | None = None,
     notice: Say | None = None,
@@ -66,6 +65,7 @@ def load_corpus(
     Args:
         settings: which text, and how it is split.
         tokenizer: its fingerprint is part of the cache's key.
+        ends: what stands around each document, as the objective says; a decoder's without it.
         cache_dir: instead of `cache_folder()`.
         progress: told of the bytes read, then of the bytes of text encoded.
         notice: told of what was left out or mended; a log warning otherwise.
@@ -77,16 +77,18 @@ def load_corpus(
     notice = notice or _log.warning
     scan = scan_corpus(settings, notice=notice, progress=progress)
     folder = (cache_dir or cache_folder()) / "tokens"
-    separator = separator_id(tokenizer)
-    keys = _side_keys(settings, scan, tokenizer, separator)
+    ends = ends or decoder_ends(tokenizer)
+    keys = _side_keys(settings, scan, tokenizer, ends)
     paths = {side: folder / f"{key}.tokens" for side, key in keys.items()}
     sides = {side: _cached(paths[side], keys[side], tokenizer.size, notice) for side in keys}
     if any(tokens is None for tokens in sides.values()):
-        _encode(scan, tokenizer, separator, keys, paths, progress)
+        _encode(scan, _Encoding(tokenizer, ends, settings.parse_special), keys, paths, progress)
         sides = {side: _cached(paths[side], keys[side], tokenizer.size, notice) for side in keys}
     train, validation = sides["train"], sides["validation"]
     if train is None or validation is None:
         raise DataError("the token cache cannot be read back", where=folder, hint="Is the disk full, or failing?")
+    for finding in _findings(train, validation, settings):
+        notice(f"warning: {finding}")
     return Corpus(train=train, validation=validation, hash=scan.hash, description=describe_sources(settings.data))
 
 
@@ -100,7 +102,7 @@ def held_out_documents(settings: DataSettings) -> list[Document]:
     return scan.validation()
 
 
-def _side_keys(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, separator: int) -> dict[Side, str]:
+def _side_keys(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, ends: DocumentEnds) -> dict[Side, str]:
     shared = {
         "version": VERSION,
         "corpus": scan.hash,
@@ -108,7 +110,9 @@ def _side_keys(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, sep
         "split": SPLIT_RULE,
         "tokenizer": tokenizer.fingerprint,
         "size": tokenizer.size,
-        "separator": separator,
+        "start": ends.start,
+        "separator": ends.end,
+        "parse_special": settings.parse_special,
     }
     sides: tuple[Side, ...] = ("train", "validation")
     return {side: cache_key(side=side, **shared) for side in sides}
@@ -124,13 +128,45 @@ def _cached(path: Path, key: str, size: int, notice: Say) -> TokenFile | None:
         return None
 
 
+def _findings(train: TokenFile, validation: TokenFile, settings: DataSettings) -> list[Finding]:
+    """What of the text became other tokens than one may think."""
+    findings = []
+    if spelled := train.spelled + validation.spelled:
+        hint = "--parse-special makes control tokens of them." if not settings.parse_special else "Leave --parse-special out."
+        findings.append(
+            Finding(
+                rule=rules.PREFLIGHT_023,
+                subject="--data",
+                problem="the text spells special tokens of the tokenizer",
+                found=f"{spelled:,} of them, learnt as {'control tokens' if settings.parse_special else 'text'}",
+                hint=hint,
+                severity="warning",
+            )
+        )
+    if cuts := train.forced_cuts + validation.forced_cuts:
+        findings.append(
+            Finding(
+                rule=rules.PREFLIGHT_027,
+                subject="--data",
+                problem="a megabyte of text without a place where the tokenizer ends a word is cut all the same",
+                found=f"{cuts:,} cuts, whose tokens may differ from those of the whole text",
+                severity="warning",
+            )
+        )
+    return findings
+
+
+@frozen
+class _Encoding:
+    """How documents become ids."""
+
+    tokenizer: TokenizerLike
+    ends: DocumentEnds
+    parse_special: bool
+
+
 def _encode(
-    scan: Scan,
-    tokenizer: TokenizerLike,
-    separator: int,
-    keys: dict[Side, str],
-    paths: dict[Side, Path],
-    progress: StageProgress | None,
+    scan: Scan, encoding: _Encoding, keys: dict[Side, str], paths: dict[Side, Path], progress: StageProgress | None
 ) -> None:
     """Make both token files, in one more reading; each appears under its name only when it is whole."""
     held: HeldOutDocuments = {}
@@ -138,79 +174,57 @@ def _encode(
     sides: tuple[Side, ...] = ("train", "validation")  # in this order: only all of the one side says what the other is
     for side in sides:
         documents: Iterable[Document] = scan.train(held) if side == "train" else in_order(held)
-        with TokenWriter(paths[side], key=keys[side], size=tokenizer.size) as writer:
-            _encode_documents(documents, tokenizer, writer, separator=separator, done=done)
+        with TokenWriter(paths[side], key=keys[side], size=encoding.tokenizer.size) as writer:
+            _encode_documents(documents, encoding, writer, done=done)
             writer.finish()
 
 
 @frozen
-class _Chunk:
-    text: str
-    ends_document: bool
+class _Part:
+    """A chunk of a document."""
+
+    chunk: Chunk
+    begins: bool
+    ends: bool
     text_bytes: int
 
 
 def _encode_documents(
-    documents: Iterable[Document],
-    tokenizer: TokenizerLike,
-    writer: TokenWriter,
-    *,
-    separator: int,
-    done: Callable[[int], None],
+    documents: Iterable[Document], encoding: _Encoding, writer: TokenWriter, *, done: Callable[[int], None]
 ) -> None:
-    """Append documents to a token file, each followed by the separator; `done` is told of the bytes of text encoded."""
-    for batch in _batches(_chunks(documents, tokenizer)):
-        for chunk, ids in zip(batch, tokenizer.encode_batch([chunk.text for chunk in batch]), strict=True):
-            writer.append(ids, text_bytes=chunk.text_bytes)
-            if chunk.ends_document:
-                writer.end_document(separator)
-        done(sum(chunk.text_bytes for chunk in batch))
+    """Append documents to a token file, each between its ends; `done` is told of the bytes of text encoded."""
+    tokenizer, ends = encoding.tokenizer, encoding.ends
+    spelled = SpelledTokens(tokenizer.special_tokens)
+    for batch in _batches(_parts(documents, encoding)):
+        texts = [part.chunk.text for part in batch]
+        for part, ids in zip(batch, tokenizer.encode_batch(texts, parse_special=encoding.parse_special), strict=True):
+            if part.begins:
+                writer.append(ends.start)
+            count = spelled.count(part.chunk.text)
+            writer.append(ids, text_bytes=part.text_bytes, spelled=count, forced_cuts=int(part.chunk.forced))
+            if part.ends:
+                writer.end_document(ends.end)
+        done(sum(part.text_bytes for part in batch))
 
 
-def _chunks(documents: Iterable[Document], tokenizer: TokenizerLike) -> Iterator[_Chunk]:
+def _parts(documents: Iterable[Document], encoding: _Encoding) -> Iterator[_Part]:
     for document in documents:
-        texts = list(chunks(document.text, tokenizer))
-        for number, text in enumerate(texts, start=1):
-            yield _Chunk(text, number == len(texts), len(text.encode("utf-8")))
+        parts = chunks(document.pieces(), encoding.tokenizer, parse_special=encoding.parse_special)
+        begins = True
+        for chunk, following in pairwise(chain(parts, [None])):
+            if chunk is not None:
+                yield _Part(chunk, begins, following is None, len(chunk.text.encode("utf-8")))
+            begins = False
 
 
-def _batches(stream: Iterable[_Chunk]) -> Iterator[list[_Chunk]]:
-    batch: list[_Chunk] = []
+def _batches(stream: Iterable[_Part]) -> Iterator[list[_Part]]:
+    batch: list[_Part] = []
     size = 0
-    for chunk in stream:
-        batch.append(chunk)
-        size += len(chunk.text)
-        if size >= _BATCH_CHARACTERS:
+    for part in stream:
+        batch.append(part)
+        size += part.text_bytes
+        if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def chunks(text: str, tokenizer: TokenizerLike, *, size: int = CHUNK) -> Iterator[str]:
-    """Consecutive parts of a text, of `size` characters or somewhat more, that encode to the same tokens as the whole.
-
-    One long file would otherwise be encoded by one thread, with some hundred bytes of memory for each of its tokens. A cut
-    is made only after a newline, before something that is not white space, and only where the tokenizer itself confirms, on
-    the text around it, that the cut changes nothing; a text without such a place is one chunk.
-    """
-    begin = 0
-    while len(text) - begin > 2 * size:
-        cut = _safe_cut(text, begin + size, tokenizer)
-        if cut is None:
-            break
-        yield text[begin:cut]
-        begin = cut
-    yield text[begin:]
-
-
-def _safe_cut(text: str, start: int, tokenizer: TokenizerLike) -> int | None:
-    for attempt, match in enumerate(_CUT.finditer(text, start)):
-        if attempt == _ATTEMPTS:
-            return None
-        cut = match.end()
-        left, right = text[max(0, cut - _WINDOW) : cut], text[cut : cut + _WINDOW]
-        whole, before, after = tokenizer.encode_batch([left + right, left, right])
-        if whole == before + after:
-            return cut
-    return None

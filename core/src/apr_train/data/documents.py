@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from apr_train import rules
 from apr_train.errors import DataError
@@ -35,6 +35,8 @@ _BOM = b"\xef\xbb\xbf"
 _NO_SPACE = re.compile(r"[^ \t\n\r]")
 _WORDS = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
 _EXPECTED = " or ".join(f'"{name}"' for name in TEXT_FIELDS) + " with a string"
+PIECE = 1 << 16
+"""Bytes of a piece of a text, at most."""
 
 
 class NotUtf8Error(DataError):
@@ -45,14 +47,48 @@ def _unwatched(count: int) -> None:
     """Nobody asked how much has been read."""
 
 
+def _utf8(text: str | bytes | memoryview) -> bytes | memoryview:
+    return text.encode("utf-8") if isinstance(text, str) else text
+
+
 @frozen
 class Document:
-    """One text that belongs together."""
+    """One text that belongs together, held as its bytes: as a `str` it may be four times as large."""
 
     source: str
     """Where it is: a path, `path:line` for JSONL, `path[record]` for an array, whose first record is 0."""
-    text: str = field(repr=False)
-    """All of it, newlines as in the file, without a byte-order mark."""
+    utf8: bytes | memoryview = field(repr=False, converter=_utf8)
+    """All of it, in UTF-8, newlines as in the file, without a byte-order mark. A `str` is taken, too."""
+
+    @property
+    def text(self) -> str:
+        """All of it as one string: for what needs the whole at once, and has small documents."""
+        return str(self.utf8, "utf-8")
+
+    def pieces(self, size: int = PIECE) -> Iterator[str]:
+        """Consecutive parts of the text, of at most `size` bytes each."""
+        yield from (text for _, text in _decoded(self.utf8, size))
+
+    def part(self, begin: int, end: int | None = None) -> Document:
+        """The text between two places, told in bytes, without a copy."""
+        return evolve(self, utf8=memoryview(self.utf8)[begin:end])
+
+    def is_blank(self) -> bool:
+        """Whether there is nothing but white space."""
+        return all(piece.isspace() for piece in self.pieces())
+
+
+def _decoded(raw: bytes | memoryview, size: int = PIECE) -> Iterator[tuple[int, str]]:
+    """Pieces of UTF-8, each with the place where it begins; no character is cut.
+
+    Raises:
+        UnicodeDecodeError: for what is no UTF-8; its places count from that of the last piece's end.
+    """
+    view, begin = memoryview(raw), 0
+    while begin < len(view):
+        text, used = codecs.utf_8_decode(view[begin : begin + size], "strict", begin + size >= len(view))
+        yield begin, text
+        begin += used
 
 
 def read_documents(files: Iterable[Path], *, done: Callable[[int], None] = _unwatched) -> Iterator[Document]:
@@ -69,7 +105,7 @@ def read_documents(files: Iterable[Path], *, done: Callable[[int], None] = _unwa
     for path in files:
         with _opened(path) as file:
             documents = _READERS[form_of(path, file)](path, file, done)
-            yield from (document for document in documents if document.text.strip())
+            yield from (document for document in documents if not document.is_blank())
 
 
 def is_jsonl(path: Path) -> bool:
@@ -132,7 +168,7 @@ def require_text_at_start(path: Path, size: int) -> None:
     try:
         codecs.utf_8_decode(raw, "strict", False)  # a character that the end cuts is no fault
     except UnicodeDecodeError:
-        _decode(raw, path, first_line=1)
+        _require_utf8(raw, path, first_line=1)
 
 
 def _shape(head: bytes) -> Form:
@@ -186,13 +222,15 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 def _read_text(path: Path, file: BinaryIO, done: Callable[[int], None]) -> Iterator[Document]:
     raw = file.read()
     done(len(raw))
-    yield Document(str(path), _decode(raw, path, first_line=1))
+    _require_utf8(raw, path, first_line=1)
+    yield Document(str(path), memoryview(raw)[len(_BOM) :] if raw.startswith(_BOM) else raw)
 
 
 def _read_lines(path: Path, file: BinaryIO, done: Callable[[int], None]) -> Iterator[Document]:
     for number, line in enumerate(file, start=1):
         done(len(line))
-        text = _decode(line, path, first_line=number)
+        _require_utf8(line, path, first_line=number)
+        text = str(line.removeprefix(_BOM), "utf-8")
         if text.strip():
             where = f"{path}:{number}"
             yield Document(where, _text_of(_parse(text, where), where, f"jq -c '{{text: .NAME}}' {shlex.quote(str(path))}"))
@@ -209,14 +247,16 @@ def _read_array(path: Path, file: BinaryIO, done: Callable[[int], None]) -> Iter
 _READERS = {"text": _read_text, "lines": _read_lines, "array": _read_array}
 
 
-def _decode(raw: bytes, path: Path, *, first_line: int) -> str:
+def _require_utf8(raw: bytes, path: Path, *, first_line: int) -> None:
+    done = 0
     try:
-        return raw.removeprefix(_BOM).decode("utf-8")
+        for begin, text in _decoded(raw):
+            done = begin + len(text.encode("utf-8"))
     except UnicodeDecodeError as error:
-        before = error.object[: error.start]
-        column = error.start - before.rfind(b"\n")
-        found = f"byte 0x{error.object[error.start]:02x} at byte {column} of the line"
-        raise _not_utf8(f"{path}:{first_line + before.count(10)}", found) from error
+        place = done + error.start
+        line = first_line + raw.count(b"\n", 0, place)
+        found = f"byte 0x{raw[place]:02x} at byte {place - raw.rfind(10, 0, place)} of the line"
+        raise _not_utf8(f"{path}:{line}", found) from error
 
 
 def _not_utf8(where: str, found: str) -> NotUtf8Error:

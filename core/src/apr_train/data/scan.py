@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from apr_train import rules
-from apr_train.data.documents import Document, Form, NotUtf8Error, file_form, is_json, read_documents, require_records
+from apr_train.data.documents import PIECE, Document, Form, NotUtf8Error, file_form, is_json, read_documents, require_records
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files, unreadable
 from apr_train.errors import DataError, Finding
@@ -172,10 +172,17 @@ class Texts:
         return int(self.sizes[:below][~kept].sum())
 
 
-def split_key(text: str) -> int:
+def split_key(text: Document | str) -> int:
     """The 64-bit number that decides a text's side, the same on every machine and in every version."""
-    words = " ".join(text.split()).encode("utf-8")
-    return int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
+    words = blake2b(digest_size=8, person=b"apr-split")
+    inside = begun = False  # a word that the next piece may go on with; anything so far
+    for piece in (text,) if isinstance(text, str) else text.pieces():
+        if found := " ".join(piece.split()):
+            joined = " " if begun and not (inside and not piece[0].isspace()) else ""
+            words.update((joined + found).encode("utf-8"))
+            begun = True
+        inside = bool(piece) and not piece[-1].isspace()
+    return int.from_bytes(words.digest(), "little")
 
 
 HeldOutDocuments = dict[int, Document]
@@ -186,11 +193,11 @@ def train_documents(documents: Iterable[Document], split: Split, held: HeldOutDo
     """The documents to learn from, in their order; when they are through, `held` has the others."""
     held = {} if held is None else held
     for document in documents:
-        key = split_key(document.text)
+        key = split_key(document)
         if split.tail is not None and key == split.tail.key:
             head, tail = _cut(document, split.tail.fraction)
-            held.setdefault(key, evolve(document, text=tail))
-            yield evolve(document, text=head)
+            held.setdefault(key, tail)
+            yield head
         elif split.holds_out(key):
             held.setdefault(key, document)
         else:
@@ -210,25 +217,35 @@ def in_order(held: HeldOutDocuments) -> list[Document]:
     return [held[key] for key in sorted(held)]
 
 
-def _cut(document: Document, fraction: float) -> tuple[str, str]:
+def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
     """Head and tail of a text, cut at the end of a line, else between words, where that does not double the tail."""
-    text = document.text
-    length = len(text.rstrip())
+    raw = bytes(document.utf8)
+    length = _length(raw)
     target = round(length * (1 - fraction))
+    while 0 < target < len(raw) and raw[target] & 0xC0 == 0x80:  # inside a character
+        target -= 1
     earliest = max(1, 2 * target - length)
-    places = (text.rfind(end, earliest, target) + 1 for end in ("\n", " "))
+    places = (raw.rfind(end, earliest, target) + 1 for end in (b"\n", b" "))
     cut = next((place for place in places if place), target)
-    head, tail = text[:cut], text[cut:]
-    if not head.strip() or not tail.strip():
+    head, tail = document.part(0, cut), document.part(cut)
+    if head.is_blank() or tail.is_blank():
         hint = "Give more text: a document must be long enough to learn from its head and to validate on its tail."
         raise DataError(
             "too short to be split into a head and a tail",
             where=document.source,
             rule=rules.PREFLIGHT_025,
-            found=repr(text[:80]),
+            found=repr(next(document.pieces())[:80]),
             hint=hint,
         )
     return head, tail
+
+
+def _length(raw: bytes) -> int:
+    """Bytes of a text without the white space at its end."""
+    end = len(raw)
+    while end and not (kept := len(raw[max(0, end - PIECE) : end].rstrip())):
+        end = max(0, end - PIECE)
+    return max(0, end - PIECE) + kept if end else 0
 
 
 @frozen(kw_only=True)
@@ -260,7 +277,7 @@ class Scan:
         """
         digest = _TextDigest()
         for document in read_documents(self.files):
-            digest.add(document.text)
+            digest.add(document)
             yield document
         if digest.hex() != self.hash:
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
@@ -311,7 +328,7 @@ class Reading:
         form = self.form(path)
         try:
             for document in read_documents([path], done=done):
-                self.keys.add(split_key(document.text), self.digest.add(document.text))
+                self.keys.add(split_key(document), self.digest.add(document))
             self.kept.append(path)
         except NotUtf8Error:
             if form != "text" or path.resolve() in self._named:
@@ -375,9 +392,9 @@ class _TextDigest:
         self._hash = blake2b(digest_size=32)
         self.text_bytes = 0
 
-    def add(self, text: str) -> int:
+    def add(self, document: Document) -> int:
         """Take one more text; returns its bytes."""
-        raw = text.encode("utf-8")
+        raw = document.utf8
         self._hash.update(len(raw).to_bytes(8, "little"))
         self._hash.update(raw)
         self.text_bytes += len(raw)

@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.checkpoint.tokenizer_json import check_merges, tokenizer_json
+from apr_train.data.protocols import Boundary
 from apr_train.errors import TokenizerError
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+_PROBE = "a"
+"""A text to see what a tokenizer puts around one."""
 
 
 class Tokenizer:
@@ -41,13 +46,40 @@ class Tokenizer:
         canonical = json.dumps(self._content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text; with `special`, with what the tokenizer puts around a text (bos, `<s> … </s>`)."""
+    @cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The added tokens that are marked as special, text → id."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    @cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """The ids that the post-processor puts in front of a text; none where it puts nothing there."""
+        plain, around = self.encode(_PROBE), self.encode(_PROBE, special=True)
+        places = range(len(around) - len(plain) + 1)
+        first = next((place for place in places if around[place : place + len(plain)] == plain), 0)
+        return tuple(around[:first])
+
+    def encode(self, text: str, *, special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: any Unicode text.
+            special: with what the tokenizer puts around a text (bos, `<s> … </s>`).
+            parse_special: whether text that spells a special token becomes that token.
+        """
+        self.backend.encode_special_tokens = not parse_special
         return list(self.backend.encode(text, add_special_tokens=special).ids)
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        """Token ids of each text, in parallel over the cores."""
-        return [list(item.ids) for item in self.backend.encode_batch_fast(list(texts), add_special_tokens=special)]
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+        """Token ids of each text, in parallel over the cores, with nothing around it."""
+        self.backend.encode_special_tokens = not parse_special
+        return [list(item.ids) for item in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def boundary(self, left: str, right: str, *, parse_special: bool) -> Boundary | None:
+        """What ends between two texts, by the tokenizer's own word."""
+        self.backend.encode_special_tokens = not parse_special
+        return boundary(self.backend, left, right)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD, ids without a token vanish."""
@@ -64,6 +96,26 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write a `tokenizer.json` that encodes the same."""
         path.write_text(json.dumps(self._content, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def boundary(backend: tokenizers.Tokenizer, left: str, right: str) -> Boundary | None:
+    """What ends between two texts: a word where normalizer and pre-tokenizer make of the two what they make of the whole.
+
+    A tokenizer without a pre-tokenizer takes a whole text as one word.
+    """
+    texts = (left + right, left, right)
+    whole, before, after = (backend.encode(text, add_special_tokens=False).ids for text in texts)
+    if whole != before + after:
+        return None
+    words = [_words(backend, text) for text in texts]
+    return "word" if words[0] == words[1] + words[2] else "token"
+
+
+def _words(backend: tokenizers.Tokenizer, text: str) -> list[str]:
+    normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return [normal]
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
@@ -85,7 +137,6 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
         raise TokenizerError(f"the tokenizers library refuses it: {error}", where=spec.origin) from error
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = False
     for token in spec.added_tokens:
         found = backend.token_to_id(token.content)
         if found != token.id:

@@ -6,8 +6,9 @@ A header of 128 bytes, little-endian, stands in front of the ids and the documen
 8    version, bytes per id (2 or 4)                  2 × u32
 16   ids, documents, largest id, bytes of text       4 × u64
 48   the key that the file was made for              32 bytes
-80   CRC-32 of everything after the header, then of the 80 bytes above       u32
-84   zeros
+80   special tokens that the text spells, cuts inside a word                  2 × u64
+96   CRC-32 of everything after the header, then of the 96 bytes above       u32
+100  zeros
 128  the ids, padded with zeros to a multiple of 8, then the documents' starts as u64
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,9 +31,9 @@ from apr_train.data.cache import cached_file
 from apr_train.errors import TokenizerError
 
 MAGIC = b"APRTOKEN"
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 128
-_FIELDS = struct.Struct("<8sIIQQQQ32s")
+_FIELDS = struct.Struct("<8sIIQQQQ32sQQ")
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -49,6 +51,8 @@ class TokenHeader:
     max_token_id: int
     text_bytes: int
     key: bytes
+    spelled: int
+    forced_cuts: int
 
     @property
     def starts_offset(self) -> int:
@@ -63,9 +67,8 @@ class TokenHeader:
 
     def pack(self, body_checksum: int) -> bytes:
         """The header's bytes; `body_checksum` is the CRC-32 of all that follows it."""
-        fields = _FIELDS.pack(
-            MAGIC, VERSION, self.id_bytes, self.token_count, self.document_count, self.max_token_id, self.text_bytes, self.key
-        )
+        counts = (self.token_count, self.document_count, self.max_token_id, self.text_bytes)
+        fields = _FIELDS.pack(MAGIC, VERSION, self.id_bytes, *counts, self.key, self.spelled, self.forced_cuts)
         return (fields + _CHECKSUM.pack(isal_zlib.crc32(fields, body_checksum))).ljust(HEADER_SIZE, b"\0")
 
 
@@ -77,11 +80,18 @@ def unpack_header(raw: bytes) -> TokenHeader:
     """
     if len(raw) < HEADER_SIZE:
         raise DamagedTokenFile(f"{len(raw)} bytes are too few for a header")
-    magic, version, id_bytes, tokens, documents, largest, text_bytes, key = _FIELDS.unpack_from(raw)
+    magic, version, id_bytes, tokens, documents, largest, text_bytes, key, spelled, cuts = _FIELDS.unpack_from(raw)
     if magic != MAGIC or version != VERSION or id_bytes not in (2, 4):
         raise DamagedTokenFile("not a token file of this version")
     return TokenHeader(
-        id_bytes=id_bytes, token_count=tokens, document_count=documents, max_token_id=largest, text_bytes=text_bytes, key=key
+        id_bytes=id_bytes,
+        token_count=tokens,
+        document_count=documents,
+        max_token_id=largest,
+        text_bytes=text_bytes,
+        key=key,
+        spelled=spelled,
+        forced_cuts=cuts,
     )
 
 
@@ -97,7 +107,7 @@ _CHUNK = 1 << 22
 
 @frozen(kw_only=True)
 class TokenFile:
-    """All documents of one side, one after the other, each ended by the end-of-text token."""
+    """All documents of one side, one after the other, each between its `DocumentEnds`."""
 
     ids: np.ndarray[Any, np.dtype[Any]] = field(repr=False, eq=False)
     """`[tokens]` uint16 or uint32, a view of the file."""
@@ -109,6 +119,10 @@ class TokenFile:
     """UTF-8 bytes of the text behind `ids`."""
     key: str
     """Hex digest of what decided the content: text, split, tokenizer."""
+    spelled: int = 0
+    """How many special tokens the text spells."""
+    forced_cuts: int = 0
+    """How many cuts of the text, to encode it in parts, are inside a word."""
     path: Path | None = None
     """The file; None for tokens that live in memory."""
 
@@ -150,8 +164,16 @@ class TokenFile:
             raise DamagedTokenFile("its checksum does not match")
         ids = np.frombuffer(view, dtype=f"<u{header.id_bytes}", count=header.token_count, offset=HEADER_SIZE)
         starts = np.frombuffer(view, dtype="<u8", count=header.document_count, offset=header.starts_offset)
-        largest = header.max_token_id
-        return cls(ids=ids, starts=starts, max_token_id=largest, text_bytes=header.text_bytes, key=key, path=path)
+        return cls(
+            ids=ids,
+            starts=starts,
+            max_token_id=header.max_token_id,
+            text_bytes=header.text_bytes,
+            key=key,
+            spelled=header.spelled,
+            forced_cuts=header.forced_cuts,
+            path=path,
+        )
 
 
 def _check_header(header: TokenHeader, path: Path, *, key: str, size: int) -> None:
@@ -185,8 +207,8 @@ class TokenWriter:
         self._key = bytes.fromhex(key)
         self._size = size
         self._dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
-        self._starts = [0]
-        self._count = self._max = self._bytes = self._checksum = 0
+        self._starts = array("Q", [0])
+        self._count = self._max = self._bytes = self._checksum = self._spelled = self._forced = 0
         self._open: AbstractContextManager[BinaryIO] = cached_file(path)
 
     def __enter__(self) -> Self:
@@ -197,13 +219,15 @@ class TokenWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def append(self, ids: Sequence[int], *, text_bytes: int) -> None:
-        """Add tokens to the current document.
+    def append(self, ids: Sequence[int], *, text_bytes: int = 0, spelled: int = 0, forced_cuts: int = 0) -> None:
+        """Add tokens to the current document; the numbers are of the text behind them.
 
         Raises:
             TokenizerError: for an id outside the vocabulary.
         """
         self._bytes += text_bytes
+        self._spelled += spelled
+        self._forced += forced_cuts
         if len(ids):
             self._append_ids(np.asarray(ids, dtype=np.int64))
 
@@ -235,8 +259,10 @@ class TokenWriter:
             max_token_id=self._max,
             text_bytes=self._bytes,
             key=self._key,
+            spelled=self._spelled,
+            forced_cuts=self._forced,
         )
         self._write(bytes(header.starts_offset - self._file.tell()))
-        self._write(np.array(self._starts[:-1], dtype="<u8").tobytes())
+        self._write(np.array(self._starts, dtype="<u8")[:-1].tobytes())
         self._file.seek(0)
         self._file.write(header.pack(self._checksum))

@@ -92,7 +92,8 @@ def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, 
         DataError: when the text cannot be read.
         PreflightError: when a token lies outside the model's vocabulary.
     """
-    corpus = load_corpus(rows.data, ready.tokenizer, progress=progress, notice=say)
+    ends = ready.objective.document_ends(ready.tokenizer)
+    corpus = load_corpus(rows.data, ready.tokenizer, ends=ends, progress=progress, notice=say)
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:
         raise PreflightError(findings)

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from attrs import frozen
 
-from apr_train.data.special_tokens import special_id
+from apr_train.data.special_tokens import encoder_end
 from apr_train.errors import ConfigError, DataError
 from apr_train.inference.generate import check_logits
 from apr_train.inference.ready import Ready
@@ -53,7 +53,7 @@ def fill_mask(ready: Ready, text: str, *, count: int) -> list[list[Filler]]:
         TokenizerError: when the tokenizer has no bos or eos.
     """
     index, token = mask_token(ready)
-    bos, eos = (special_id(ready.tokenizer, name, "an encoder's rows begin and end with them") for name in ("bos", "eos"))
+    bos, eos = (encoder_end(ready.tokenizer, name) for name in ("bos", "eos"))
     ids = [bos, *ready.tokenizer.encode(text), eos]
     if index not in ids:
         expected, hint = f"a text with {token} in it", "Quote it: the shell reads < and > itself."

@@ -136,16 +136,22 @@ class Ends:
 
 
 def continue_text(
-    ready: Ready, prompt: str, *, sampling: Sampling, ends: Ends, emit: Callable[[str], None] | None = None
+    ready: Ready,
+    prompt: str,
+    *,
+    sampling: Sampling,
+    ends: Ends,
+    emit: Callable[[str], None] | None = None,
+    parse_special: bool = True,
 ) -> Continuation:
-    """Write on from `prompt`; `emit` gets the text piece by piece.
+    """Write on from `prompt`; `emit` gets the text piece by piece. `parse_special` is that of `ids_of_prompt`.
 
     Raises:
         DataError: for an empty prompt, or one that is no Unicode text.
         ConfigError: when prompt and tokens do not fit the model's positions.
         RunError: when the model's output is not a number.
     """
-    ids = ids_of_prompt(ready.tokenizer, prompt)
+    ids = ids_of_prompt(ready.tokenizer, prompt, parse_special=parse_special)
     length = room(ready, len(ids), ends.max_tokens)
     writer = _Writer(TextStream(ready.tokenizer), StopStrings(ends.stop), ends, emit)
     made: list[int] = []

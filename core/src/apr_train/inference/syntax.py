@@ -70,22 +70,25 @@ def syntax_gate(
     *,
     count: int,
     length: int | None = None,
+    parse_special: bool = False,
     done: Callable[[int], None] | None = None,
 ) -> SyntaxReport:
     """Complete the first `count` signatures of the documents; `done` is told of each.
+
+    `parse_special` is that of the run's data: a signature is text of the corpus.
 
     Raises:
         DataError: when no document holds a function, or none that fits the model's positions.
     """
     length = length or min(LENGTH, ready.config.usable_positions // 2)
-    fitting = ((where, prompt) for where, prompt in signatures(documents) if _fits(ready, prompt, length))
+    fitting = ((where, prompt) for where, prompt in signatures(documents) if _fits(ready, prompt, length, parse_special))
     chosen = list(islice(fitting, count))
     if not chosen:
         expected = "held-out documents with Python functions"
         raise DataError("no function signature to complete", where="--syntax", expected=expected, found="none that fits")
     completed = []
     for where, prompt in chosen:
-        completed.append(_complete(ready, where, prompt, length))
+        completed.append(_complete(ready, where, prompt, length, parse_special))
         if done is not None:
             done(1)
     return SyntaxReport(asked=count, completed=tuple(completed))
@@ -135,13 +138,13 @@ def _signature(node: Function, lines: Sequence[str]) -> str | None:
     return text if kept and not isinstance(_parse(text + "\n    pass\n"), str) else None
 
 
-def _fits(ready: Ready, prompt: str, length: int) -> bool:
-    return len(ids_of_prompt(ready.tokenizer, prompt)) + length <= ready.config.usable_positions
+def _fits(ready: Ready, prompt: str, length: int, parse_special: bool) -> bool:
+    return len(ids_of_prompt(ready.tokenizer, prompt, parse_special=parse_special)) + length <= ready.config.usable_positions
 
 
-def _complete(ready: Ready, where: str, prompt: str, length: int) -> Completed:
+def _complete(ready: Ready, where: str, prompt: str, length: int, parse_special: bool) -> Completed:
     ends = Ends(max_tokens=length, until=lambda text: function_end(text) is not None, tokens=ends_of_text(ready))
-    made = continue_text(ready, prompt, sampling=Sampling(), ends=ends)
+    made = continue_text(ready, prompt, sampling=Sampling(), ends=ends, parse_special=parse_special)
     body, stopped_by = cut_body(made.text, limited=made.stopped_by == "length")
     if stopped_by is None:
         stopped_by = made.stopped_by

@@ -16,7 +16,6 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.documents import Document
 from apr_train.data.look import Look, look_at
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
@@ -146,11 +145,11 @@ def _preset_findings(model: ModelSettings) -> list[Finding]:
 
 def separator_findings(report: Report) -> list[Finding]:
     """Of the tokenizer: that it can be built, and has a token to end a document with."""
-    tokenizer = report.tokenizer
-    if tokenizer is None or any(finding.rule == rules.PREFLIGHT_018 for finding in report.findings):
+    tokenizer, objective = report.tokenizer, report.objective
+    if tokenizer is None or objective is None or any(finding.rule == rules.PREFLIGHT_018 for finding in report.findings):
         return []
     try:
-        separator_id(build_tokenizer(tokenizer))
+        OBJECTIVES[objective].document_ends(build_tokenizer(tokenizer))
     except AprTrainError as error:
         return [error.under(rules.PREFLIGHT_018, tokenizer.origin)]
     return []

@@ -180,6 +180,9 @@ class DataSettings:
     sequence_length: int | None = option(None, "Tokens in a row.", kind=int, minimum=3)
     batch_size: int | None = option(None, "Rows in one forward and backward pass.", kind=int, minimum=1)
     accumulate: int = option(1, "Passes whose gradients make one step.", kind=int, minimum=1)
+    parse_special: bool = option(
+        False, "Text that spells a special token becomes that control token; it is text otherwise.", kind=bool
+    )
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
     mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
     val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1, decides=False)

@@ -153,7 +153,9 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
     with stage_bars() as progress:
-        corpus = load_corpus(decided.settings.data, tokenizer, progress=progress, notice=_unless(told, say))
+        ends = cleared.objective.document_ends(tokenizer)
+        say_new = _unless(told, say)
+        corpus = load_corpus(decided.settings.data, tokenizer, ends=ends, progress=progress, notice=say_new)
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)

@@ -49,8 +49,8 @@ def test_special_tokens_are_never_chosen_nor_drawn_and_a_row_has_a_target(byte_t
     assert (targets != IGNORED).any() == (~special).any()
 
 
-def test_the_separator_is_never_masked_even_when_it_is_no_special_id(tokenizer):
-    tokenizer.id = {"<|endoftext|>": 17}.get
+def test_a_token_that_is_marked_as_special_is_never_masked_even_when_no_role_names_it(tokenizer):
+    tokenizer.special_tokens = {"<|endoftext|>": 17}
     masking = Masking.for_tokenizer(tokenizer, probability=0.99, seed=0)
     _, targets = masking.apply(np.full(100, 17), epoch=0, row=0)
     assert (targets == IGNORED).all()

@@ -13,6 +13,8 @@ from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import Batch, RowOptions, Rows
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.objectives.masked_lm import MaskedLM
+from apr_train.data.protocols import TokenizerLike
+from apr_train.data.special_tokens import DocumentEnds
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Mask, MaskKind
@@ -41,6 +43,14 @@ class Objective(Protocol):
 
     def mask_kind(self, *, document_mask: bool) -> MaskKind:
         """The kind of `mask` that every batch will have, for the choice of an attention backend before there is one."""
+        ...
+
+    def document_ends(self, tokenizer: TokenizerLike) -> DocumentEnds:
+        """What stands around each document in a token file.
+
+        Raises:
+            TokenizerError: when the tokenizer has no token to end a document with.
+        """
         ...
 
     def rows(self, tokens: TokenFile, options: RowOptions) -> Rows:

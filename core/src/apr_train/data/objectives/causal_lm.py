@@ -11,6 +11,8 @@ from attrs import frozen
 from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
+from apr_train.data.protocols import TokenizerLike
+from apr_train.data.special_tokens import DocumentEnds, decoder_ends
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Causal, Documents, MaskKind
@@ -35,6 +37,10 @@ class CausalLM:
     def mask_kind(self, *, document_mask: bool) -> MaskKind:
         """`documents` where attention stays inside documents, else `causal`."""
         return "documents" if document_mask else "causal"
+
+    def document_ends(self, tokenizer: TokenizerLike) -> DocumentEnds:
+        """A bos where the tokenizer puts one, and the end of text."""
+        return decoder_ends(tokenizer)
 
     def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows:
         """Rows that follow on one another."""

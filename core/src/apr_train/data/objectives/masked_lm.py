@@ -16,7 +16,7 @@ from attrs import field, frozen
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.special_tokens import never_masked, special_id
+from apr_train.data.special_tokens import DocumentEnds, encoder_end, never_masked, special_id
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Bidirectional, MaskKind
@@ -48,13 +48,18 @@ class MaskedLM:
         """`bidirectional`: only padding is hidden, for with the document mask no row holds two documents."""
         return "bidirectional"
 
+    def document_ends(self, tokenizer: TokenizerLike) -> DocumentEnds:
+        """`eos` behind each document; the bos is the row's, one a row, as RoBERTa packs full sentences (4.2)."""
+        return DocumentEnds(end=encoder_end(tokenizer, "eos"))
+
     def rows(self, tokens: TokenFile, options: RowOptions) -> MaskedRows:
         """Rows of the form `bos … eos`, some of their tokens hidden.
 
         Raises:
             TokenizerError: when the tokenizer has no bos, eos, pad or mask token.
         """
-        bos, eos, pad = (special_id(options.tokenizer, name, "rows of masked-lm need it") for name in ("bos", "eos", "pad"))
+        bos, eos = (encoder_end(options.tokenizer, name) for name in ("bos", "eos"))
+        pad = special_id(options.tokenizer, "pad", "rows of masked-lm need it")
         masking = Masking.for_tokenizer(options.tokenizer, probability=options.mask_probability, seed=options.seed)
         return MaskedRows(
             tokens,

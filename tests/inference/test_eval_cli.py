@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -31,6 +32,16 @@ def test_a_step_of_a_run_is_measured_like_the_run(apr, models):
     assert step["corpus_hash"] == whole["corpus_hash"]
     assert step["targets"] == whole["targets"]
     assert step["loss"] > whole["loss"]
+
+
+def test_a_run_of_another_rule_of_holding_out_is_measured_with_a_warning(apr, models, tmp_path):
+    assert "warning" not in apr("eval", models.decoder, "--json").stderr
+    run = tmp_path / "old"
+    shutil.copytree(models.decoder, run)
+    noted = json.loads((run / "identity.json").read_text())
+    del noted["split"]
+    (run / "identity.json").write_text(json.dumps(noted))
+    assert f"warning: {run} held out other text" in apr("eval", run, "--json").stderr
 
 
 def test_from_scratch_knows_nothing_on_the_same_rows(apr, models):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -41,6 +42,8 @@ def test_a_run_from_scratch_needs_two_words(place):
     written = {"model.apr", "MODEL_CARD.md", "config.toml", "identity.json", "metrics.jsonl", "step-000003"}
     written |= {"preflight.json", "samples.jsonl"}
     assert {item.name for item in folder.iterdir() if not item.name.startswith(".")} == written
+    data = next(line for line in out.splitlines() if line.startswith("data "))
+    assert re.fullmatch(r"data .*: [\d,]+ tokens to learn from, [\d,]+ more held out", data)
     first = place.curve("llama370m-tiny")[0]
     assert first["val_loss"] == pytest.approx(math.log(1024), abs=0.2)
 

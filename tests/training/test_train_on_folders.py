@@ -10,7 +10,7 @@ def test_runs_in_the_folder_they_learn_from_never_read_what_they_wrote(place, mo
         (place.folder / f"module_{number}.py").write_text(f"def function_{number}(x):\n    return x + {number}\n" * 5)
     for name in ("one", "two"):
         out = place("--data", ".", *RUN, "--steps", "2", "--run", name)
-    assert "folders left out as output of apr-train itself: 2 (" in out
+    assert "left out: output of apr-train itself: 2 (" in out
     one, two = ((place.run(name) / "identity.json").read_bytes() for name in ("one", "two"))
     assert one == two
     place("--resume", "runs/one", "--steps", "3")

@@ -52,13 +52,15 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
     measured on that run's own validation rows, so that the loss is the one in its metrics; any other on those of a new run.
     Of several, all are measured on the same rows: those of the first that belongs to a run. Options win over both.
     """
-    from apr_train.inference.evaluate import settings_of
+    from apr_train.inference.evaluate import held_out_otherwise, settings_of
 
     if max_tokens is not None and syntax is None:
         raise click.UsageError("--max-tokens is only with --syntax.")
     settings, run = settings_of(files)
     if run is not None:
         say(f"rows as in {run}")
+        if held_out_otherwise(run):
+            say(f"warning: {run} held out other text than this version does: it has learnt some of what is measured")
     results = [_one(file, settings, options, syntax, max_tokens) for file in files]
     if as_json:
         emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})

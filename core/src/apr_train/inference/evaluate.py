@@ -18,6 +18,7 @@ from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.corpus import Corpus, load_corpus
 from apr_train.data.objectives import Objective
 from apr_train.data.protocols import StageProgress
+from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.stream import validation_batches
 from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
@@ -28,7 +29,8 @@ from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.machine_rules import sequence_findings
 from apr_train.preflight.token_rules import corpus_findings
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, run_of
+from apr_train.run.folder import CONFIG, IDENTITY, run_of
+from apr_train.run.identity import read_identity
 from apr_train.run.metrics import perplexity, tokens_per_second
 from apr_train.run.settings import DataSettings, Settings
 from apr_train.run.settings_file import read_toml
@@ -55,6 +57,15 @@ def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
     """
     run = next((run for path in paths if (run := run_of(path)) is not None), None)
     return (Settings(), None) if run is None else (read_toml(run / CONFIG), run)
+
+
+def held_out_otherwise(run: Path) -> bool:
+    """Whether a run's text was held out by another rule than today's, so that some of what is measured was learnt.
+
+    Raises:
+        RunError: when the run's note of its inputs is damaged.
+    """
+    return (run / IDENTITY).exists() and read_identity(run).split != SPLIT_RULE
 
 
 def rows_for(settings: Settings, given: Mapping[str, Any], *, config: ModelConfig, device: torch.device) -> EvalRows:

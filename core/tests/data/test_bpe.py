@@ -88,7 +88,7 @@ def test_a_size_without_room_for_all_bytes_is_an_error(settings, tmp_path):
 
 
 def test_what_a_killed_process_left_beside_the_tokenizers_is_cleared(settings, tmp_path):
-    litter = tmp_path / "tokenizers" / ".another.json.0123.part"
+    litter = tmp_path / "tokenizers" / ".another.json.0123456789ab.part"
     litter.parent.mkdir()
     litter.write_text("{")
     train_bpe(settings, 300, cache_dir=tmp_path)

@@ -14,6 +14,9 @@ from apr_train.errors import Finding
 Names = Literal["hf", "gguf"]
 RopeRows = Literal["split-half", "adjacent"]
 
+DIMENSIONS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+"""Keys of the canonical config; a file with none of them does not say how large its model is."""
+
 
 @frozen
 class TensorInfo:

@@ -10,8 +10,7 @@ import attrs
 from attrs import field, frozen
 
 from apr_train import rules
-from apr_train.checkpoint.apr.config_beside import DIMENSIONS
-from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.header import DIMENSIONS, Header
 from apr_train.errors import ConfigError, Finding
 from apr_train.suggest import did_you_mean
 

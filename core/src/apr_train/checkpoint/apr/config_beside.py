@@ -13,9 +13,6 @@ from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.huggingface import canonical_config
 from apr_train.errors import Finding, FormatError
 
-DIMENSIONS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-"""Keys of the canonical config; a file with none of them does not say how large its model is."""
-
 
 @frozen(kw_only=True)
 class ConfigBeside:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from apr_train import rules
-from apr_train.checkpoint.apr.config_beside import DIMENSIONS, config_beside
+from apr_train.checkpoint.apr.config_beside import config_beside
 from apr_train.checkpoint.apr.keys import ALIASES, BOOLEANS, ENCODER_EPS, HF_NAMES, KEPT, KEYS, PROVENANCE, TYPED, Key
 from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
 from apr_train.checkpoint.companions import KEY, from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
-from apr_train.checkpoint.header import Header, TensorInfo, kind_of_tensors
+from apr_train.checkpoint.header import DIMENSIONS, Header, TensorInfo, kind_of_tensors
 from apr_train.checkpoint.implied import implied_values
 from apr_train.checkpoint.rope_rows import apr_rope_rows
 from apr_train.checkpoint.tie import tie_from_index

@@ -45,7 +45,9 @@ def _type(meta: dict[str, Any], limits: bool) -> Any:
 
 def tokenizer_option(function: FC) -> FC:
     """`--tokenizer` where a checkpoint is read and no tokenizer is trained."""
-    return setting("tokenizer", metavar="PATH", text="A tokenizer.json, or a folder with a tokenizer, instead of the checkpoint's own.")(function)
+    return setting(
+        "tokenizer", metavar="PATH", text="A tokenizer.json, or a folder with one, instead of the checkpoint's own."
+    )(function)
 
 
 def model_options(function: FC) -> FC:

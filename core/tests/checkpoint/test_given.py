@@ -126,6 +126,16 @@ def test_a_part_of_a_split_gguf_says_how_to_join_them(some_gguf):
     assert f"llama-gguf-split --merge {first} {joined}, then give {joined}" in message(part)
 
 
+def test_a_part_of_a_split_gguf_of_another_name_is_known_by_its_keys(make_gguf):
+    def split(writer):
+        writer.add_uint16("split.no", 1)
+        writer.add_uint16("split.count", 3)
+
+    said = message(make_gguf(more=split))
+    assert "file 2 of a model in 3" in said
+    assert "llama-gguf-split --merge NAME-00001-of-00003.gguf" in said
+
+
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-004")
 @pytest.mark.parametrize(
     ("name", "content"),
@@ -208,6 +218,12 @@ def test_the_command_converts_pickled_weights_that_share_memory(tmp_path):
     assert torch.equal(safetensors.torch.load_file(tmp_path / SINGLE)["d"], tensors["a"].T)
     with open_checkpoint(tmp_path) as checkpoint:
         assert list(checkpoint.header.tensors) == ["a", "b", "c", "d"]
+
+
+def test_a_pickled_file_that_is_given_comes_with_the_command_too(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "weights.bin")
+    said = message(tmp_path / "weights.bin")
+    assert f"torch.load({str(tmp_path / 'weights.bin')!r}" in shlex.split(said[said.index("python -c") :])[2]
 
 
 def test_pickled_weights_in_several_files_name_the_class_s_own_way(tmp_path):

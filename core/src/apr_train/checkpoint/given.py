@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.files import parse_json
@@ -133,6 +134,17 @@ def one_of_several(path: Path) -> FormatError | None:
     return None
 
 
+def split_gguf(path: Path, metadata: Mapping[str, Any]) -> FormatError | None:
+    """The error for a part of a split GGUF whose name does not say so; None for a whole file."""
+    count, number = metadata.get("split.count"), metadata.get("split.no")
+    if not isinstance(count, int) or count < 2:
+        return None
+    which = f"file {number + 1}" if isinstance(number, int) else "a file"
+    first = f"NAME-{1:05d}-of-{count:05d}.gguf"
+    hint = f"Give the files their names back ({first}, …), and join them: llama-gguf-split --merge {first} NAME.gguf."
+    return _part(path, f"{which} of a model in {count}", hint)
+
+
 def _part(path: Path, problem: str, hint: str) -> FormatError:
     return FormatError(problem, rule=rules.INIT_004, path=path, expected="the whole model", hint=hint)
 
@@ -205,7 +217,7 @@ def _instead(folder: Path, names: Sequence[str]) -> tuple[str, str | None]:
         return some_of(several), f"Give the file that is meant, or call it {SINGLE}."
     pickled = [name for name in names if name.endswith(_PICKLES)]
     if pickled:
-        return some_of(pickled), f"Pickle files are never read: convert them to safetensors. {_convert(folder, pickled)}"
+        return some_of(pickled), f"Pickle files are never read: convert them to safetensors. {how_to_convert(folder, pickled)}"
     for ending, (what, todo) in _FOREIGN.items():
         if foreign := [name for name in names if name.endswith(ending)]:
             place = f": {folder / foreign[0]}" if ending == ".gguf" else ""
@@ -216,7 +228,7 @@ def _instead(folder: Path, names: Sequence[str]) -> tuple[str, str | None]:
     return some_of(names) or "nothing", None
 
 
-def _convert(folder: Path, pickled: Sequence[str]) -> str:
+def how_to_convert(folder: Path, pickled: Sequence[str]) -> str:
     """The command that makes safetensors of PyTorch's files."""
     weights = [name for name in pickled if name.startswith("pytorch_model")] or pickled
     if len(weights) > 1:

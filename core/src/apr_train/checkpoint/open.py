@@ -19,16 +19,19 @@ from apr_train.checkpoint.given import (
     TOKENIZER,
     absent,
     folder_hint,
+    how_to_convert,
     looks_like_json,
     no_tokenizer,
     not_weights,
     one_of_several,
+    split_gguf,
 )
 from apr_train.checkpoint.header import RopeRows, TokenizerSpec
 from apr_train.checkpoint.huggingface import TOKENIZER_FILES, tokenizer_of
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import Finding, FormatError
 
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save makes it: pickle is never read, convert it to safetensors",
     b"\x80\x02": "a pickle file: pickle is never read, convert it to safetensors",
@@ -64,13 +67,9 @@ def open_checkpoint(
         if isinstance(error.__cause__, OSError) and not error.finding.rule:
             error.amend(rule=rules.INIT_003)
         raise
-    try:
-        _warn(checkpoint, tensor_finding(path, checkpoint.header.tensors), whole=whole)
-        if rope_layout is not None:
-            _choose_rope_rows(checkpoint, rope_layout)
-    except FormatError:
-        checkpoint.close()
-        raise
+    _warn(checkpoint, tensor_finding(path, checkpoint.header.tensors), whole=whole)
+    if rope_layout is not None:
+        _choose_rope_rows(checkpoint, rope_layout)
     return checkpoint
 
 
@@ -106,10 +105,11 @@ def _tokenizer_in(folder: Path) -> TokenizerSpec:
 
 
 def _warn(checkpoint: Checkpoint, finding: Finding | None, *, whole: bool) -> None:
-    """Put a fault of a model into the header as a warning, where it need not be one; else raise it."""
+    """Put a fault of a model into the header as a warning, where it need not be whole; else close it and raise the fault."""
     if finding is None:
         return
     if whole:
+        checkpoint.close()
         raise FormatError.of([finding])
     warning = attrs.evolve(finding, severity="warning")
     checkpoint.header = attrs.evolve(checkpoint.header, findings=(*checkpoint.header.findings, warning))
@@ -122,6 +122,7 @@ def _open(path: Path, *, verify: bool, whole: bool) -> Checkpoint:
     if part is not None and whole:
         raise part
     checkpoint = _open_file(path, verify=verify)
+    part = part or split_gguf(path, getattr(checkpoint, "metadata", {}))
     if part is not None:
         _warn(checkpoint, part.finding, whole=whole)
     return checkpoint
@@ -142,6 +143,8 @@ def _open_file(path: Path, *, verify: bool) -> Checkpoint:
 
         return SafetensorsReader.open(path)
     hint = next((f"It looks like {what}." for start, what in FOREIGN.items() if magic.startswith(start)), None)
+    if hint is not None and magic.startswith(PICKLED):
+        hint += f" {how_to_convert(path.parent, [path.name])}"
     hint = hint or folder_hint(path)
     raise FormatError("not a checkpoint", rule=rules.INIT_004, path=path, expected=KNOWN, found=repr(magic[:4]), hint=hint)
 

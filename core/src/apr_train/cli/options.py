@@ -65,7 +65,7 @@ def _type(name: str, meta: dict[str, Any], limits: bool) -> Any:
 def tokenizer_option(function: FC) -> FC:
     """`--tokenizer` where a checkpoint is read and no tokenizer is trained."""
     return setting(
-        "tokenizer", metavar="PATH", text="A tokenizer.json, or a folder with a tokenizer, instead of the checkpoint's own."
+        "tokenizer", metavar="PATH", text="A tokenizer.json, or a folder with one, instead of the checkpoint's own."
     )(function)
 
 

@@ -138,7 +138,7 @@ class ModelSettings:
     preset: str | None = option(None, "Named config of the family, for a run without --init.", kind=str)
     tokenizer: str | None = option(
         None,
-        "A tokenizer.json, or a tokenizer's folder; else the checkpoint's own, or, without --init, one trained on the corpus.",
+        "A tokenizer.json, or a folder with one; else the checkpoint's own, or, without --init, one trained on the corpus.",
         kind=str,
         may_move=True,
         decides=False,

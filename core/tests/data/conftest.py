@@ -23,7 +23,7 @@ class ByteTokenizer:
     def boundary(self, left: str, right: str, *, parse_special: bool) -> str:
         return "word"
 
-    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
         self.calls += 1
         return [[self._first + byte for byte in text.encode()] for text in texts]
 

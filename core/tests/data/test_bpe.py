@@ -101,3 +101,10 @@ def test_a_cache_that_cannot_be_written_is_an_error(settings, tmp_path):
     blocked.write_text("")
     with pytest.raises(DataError, match="APR_TRAIN_CACHE"):
         train_bpe(settings, 300, cache_dir=blocked)
+
+
+def test_merges_are_learnt_of_a_text_without_the_end_of_a_word_too(tmp_path):
+    (tmp_path / "dna.txt").write_text("gattaca" * 150_000)
+    settings = DataSettings(data=(str(tmp_path / "dna.txt"),), validation_fraction=0.1)
+    tokenizer = build_tokenizer(train_bpe(settings, 262, cache_dir=tmp_path))
+    assert len(tokenizer.encode("gattaca" * 100)) < 300

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.chunks import chunks
+from apr_train.data.documents import PIECE
 from apr_train.data.protocols import Boundary
 from apr_train.data.scan import SPLIT_RULE, Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT
@@ -27,7 +28,9 @@ ENCODER_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>",
 LARGEST_SAMPLE = 1 << 28
 """Characters that are learnt from; merges hardly change beyond it, while memory grows."""
 LARGEST_WORDS = 1 << 22
-"""Characters of text without the end of a word: a trainer holds every distinct word, and symbols of it, in memory."""
+"""Characters of text without the end of a word that are learnt from: a trainer holds every distinct word in memory."""
+LONGEST_WORD = 1000
+"""Characters into which such text is cut: a trainer's time grows with the square of a word's length."""
 _ALPHABET = 256
 _VERSION = 1
 _log = logging.getLogger(__name__)
@@ -116,9 +119,10 @@ def _sample(scan: Scan, notice: Say) -> Iterator[str]:
     seen = endless = 0
     for document in scan.train():
         for chunk in chunks(document.pieces(), words, parse_special=False):
-            if chunk.forced and (endless := endless + len(chunk.text)) > LARGEST_WORDS:
-                continue
-            yield chunk.text
+            if len(chunk.text) <= 3 * PIECE:
+                yield chunk.text
+            elif (endless := endless + len(chunk.text)) <= LARGEST_WORDS:
+                yield from (chunk.text[begin : begin + LONGEST_WORD] for begin in range(0, len(chunk.text), LONGEST_WORD))
             seen += len(chunk.text)
             if seen >= LARGEST_SAMPLE:
                 notice(f"the tokenizer is trained on the first {seen:,} characters of the corpus, not on all of it")

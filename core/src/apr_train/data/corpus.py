@@ -221,10 +221,10 @@ def _batches(stream: Iterable[_Part]) -> Iterator[list[_Part]]:
     batch: list[_Part] = []
     size = 0
     for part in stream:
-        batch.append(part)
-        size += part.text_bytes
-        if size >= _BATCH_BYTES:
+        if batch and size + part.text_bytes > _BATCH_BYTES:
             yield batch
             batch, size = [], 0
+        batch.append(part)
+        size += part.text_bytes
     if batch:
         yield batch

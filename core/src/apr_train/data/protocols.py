@@ -69,7 +69,7 @@ class TokenizerLike(TextJudge, Protocol):
         """The id of a token string; None if there is none."""
         ...
 
-    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
         """Token ids of each text, without any special token added around it.
 
         `parse_special`: whether text that spells a special token becomes that token, or is text as any other.

@@ -71,8 +71,8 @@ class Tokenizer:
         self.backend.encode_special_tokens = not parse_special
         return list(self.backend.encode(text, add_special_tokens=special).ids)
 
-    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
-        """Token ids of each text, in parallel over the cores, with nothing around it."""
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
+        """Token ids of each text of a corpus, in parallel over the cores, with nothing around it."""
         self.backend.encode_special_tokens = not parse_special
         return [list(item.ids) for item in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 

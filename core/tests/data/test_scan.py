@@ -1,4 +1,5 @@
 import random
+from hashlib import blake2b
 
 import pytest
 from apr_train.data.documents import Document
@@ -123,6 +124,18 @@ def test_copies_weigh_as_much_as_they_take_from_the_training():
 def test_the_hash_is_fixed():
     assert split_key("def f():\n    return 1\n") == split_key("def f(): return 1\r\n")
     assert split_key("hello world") == 0xA211D524D299B1BB
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab \n\u00a0\x1cé字", max_size=80), st.integers(4, 9))
+def test_the_hash_of_a_document_does_not_depend_on_its_pieces(text, size):
+    class Pieces:
+        def pieces(self):
+            return Document("x", text).pieces(size)
+
+    words = " ".join(text.split()).encode()
+    expected = int.from_bytes(blake2b(words, digest_size=8, person=b"apr-split").digest(), "little")
+    assert split_key(Pieces()) == split_key(text) == expected
 
 
 @pytest.mark.parametrize("copies", [1, 3])

@@ -68,7 +68,7 @@ def test_a_run_whose_text_was_held_out_by_another_rule_is_not_gone_on_with(place
     assert noted.pop("split") == SPLIT_RULE
     path.write_text(json.dumps(noted))
     plan = plan_resume(place.run("x"), Settings(run=RunSettings(steps=1)), {"steps"})
-    with pytest.raises(RunError, match="changed: which text is held out"), prepare(plan.settings, plan, print):
+    with pytest.raises(RunError, match="chose otherwise which text is held out"), prepare(plan.settings, plan, print):
         pass
 
 

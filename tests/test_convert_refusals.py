@@ -109,6 +109,39 @@ def test_what_is_put_into_the_folder_while_an_export_is_written_is_not_lost(apr,
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.rule("WRITE-002")
+def test_weights_of_any_size_that_were_changed_in_an_export_are_not_replaced(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(vocab_size=20_000, max_position_embeddings=16, **sizes)).save_pretrained(tmp_path / "hf")
+    invoke("export", tmp_path / "hf", "-o", tmp_path / "out")
+    invoke("export", tmp_path / "hf", "-o", tmp_path / "out")  # what is as it was written is replaced
+    weights = tmp_path / "out" / "model.safetensors"
+    assert weights.stat().st_size > 1 << 24
+    with weights.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"mine")
+    output = invoke("export", tmp_path / "hf", "-o", tmp_path / "out", exit_code=1).output
+    assert "files were changed since apr-train export wrote them, found model.safetensors" in output
+    assert weights.read_bytes().endswith(b"mine")
+
+
+@pytest.mark.rule("WRITE-002")
+@pytest.mark.parametrize("noted", [{}, {"size": 4}, None])
+@pytest.mark.parametrize("made", ["file", "link"])
+def test_a_file_that_the_mark_holds_no_sum_of_is_somebodys(made, noted, apr, tmp_path):
+    invoke("export", apr, "-o", tmp_path / "out")
+    thing, mark = tmp_path / "out" / "SHA256SUMS", tmp_path / "out" / "apr-train.json"
+    (tmp_path / "mine").write_text("mine")
+    thing.write_text("mine") if made == "file" else thing.symlink_to(tmp_path / "mine")
+    content = json.loads(mark.read_text())
+    content["files"][thing.name] = noted
+    mark.write_text(json.dumps(content))
+    output = invoke("export", apr, "-o", tmp_path / "out", exit_code=1).output
+    assert "files were changed since apr-train export wrote them, found SHA256SUMS" in output
+    assert thing.read_text() == "mine"
+
+
 def test_a_sharded_export_is_replaced_by_a_later_one(apr, tmp_path):
     invoke("export", apr, "-o", tmp_path / "out", "--shard-size", 2000)
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
@@ -246,6 +279,37 @@ def test_an_apr_file_is_not_given_the_name_of_another_kind(name, folder, tmp_pat
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.rule("WRITE-003")
+@pytest.mark.parametrize("name", ["data/f0.py", "LICENSE", "notes.apr"])
+def test_an_import_replaces_no_file_that_is_no_apr(name, folder, tmp_path):
+    target = tmp_path / name
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("AP")
+    output = invoke("import", folder, "-o", target, exit_code=1).output
+    assert "WRITE-003" in output
+    assert "expected a file that begins with APR, an empty one, or none" in output
+    assert target.read_text() == "AP"
+
+
+@pytest.mark.parametrize("there", [b"", b"APRN of version 1", b"APR\0"])
+def test_an_import_replaces_an_empty_file_and_an_apr_of_any_version(there, folder, tmp_path):
+    (tmp_path / "m.apr").write_bytes(there)
+    invoke("import", folder, "-o", tmp_path / "m.apr")
+    open_apr(tmp_path / "m.apr").close()
+
+
+@pytest.mark.parametrize(("source", "title"), [("model.apr", "x"), ("step-000002/model.apr", "x"), ("mine.apr", "mine")])
+def test_the_card_of_a_runs_export_is_called_after_the_run(source, title, apr, tmp_path):
+    run = tmp_path / "runs" / "x"
+    (run / "step-000002").mkdir(parents=True)
+    (run / "config.toml").touch()
+    (run / "identity.json").touch()
+    invoke("stamp", apr, "--license", "MIT")
+    apr.rename(run / source)
+    invoke("export", run / source, "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text().endswith(f"\n# {title}\n")
+
+
 def test_a_tokenizer_that_apr_cannot_hold_is_refused_by_name_and_not_dropped(apr, tmp_path):
     with open_apr(apr) as reader:
         metadata = {**reader.raw_metadata, "tokenizer.vocabulary": ["a", "b"], "tokenizer.scores": [0.0, -1.0]}
@@ -287,7 +351,7 @@ def test_every_command_that_can_skip_the_checksum_skips_it_and_says_so(command, 
 def test_an_interrupted_import_leaves_the_old_file_and_no_litter(folder, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    (home / "m.apr").write_bytes(b"old")
+    (home / "m.apr").write_bytes(b"APR old")
     code = (
         "import sys, time\n"
         "import apr_train.artifact.convert as convert\n"
@@ -307,7 +371,7 @@ def test_an_interrupted_import_leaves_the_old_file_and_no_litter(folder, tmp_pat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    assert (home / "m.apr").read_bytes() == b"old"
+    assert (home / "m.apr").read_bytes() == b"APR old"
     assert [path.name for path in home.iterdir()] == ["m.apr"]
 
 

@@ -212,8 +212,10 @@ def test_an_edited_card_and_an_export_are_not_replaced_by_a_publication(file, tm
     assert "files were changed since apr-train publish wrote them, found README.md" in message
     assert (out / "README.md").read_text() == "a better card"
     invoke("export", file, "-o", tmp_path / "export")
-    assert "WRITE-002" in invoke("publish", file, "-o", tmp_path / "export", code=1)
-    assert "WRITE-002" in invoke("export", file, "-o", out, code=1)
+    message = invoke("publish", file, "-o", tmp_path / "export", code=1)
+    assert "expected a folder that publish wrote, found one that export wrote" in message
+    message = invoke("export", file, "-o", out, code=1)
+    assert "expected a folder that export wrote, found one that publish wrote" in message
 
 
 def test_a_damaged_file_is_not_published(file, tmp_path):

@@ -1,6 +1,7 @@
 """`apr-train report` on a real run, and its errors."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -111,6 +112,34 @@ def test_a_report_is_not_written_over_what_a_run_keeps(run, tmp_path, name, opti
         assert done.exit_code == 1
         assert "WRITE-001" in done.output
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+OTHERS = [("-o", "x.apr"), ("-o", "v.safetensors"), ("-o", "config.json"), ("-o", "f.py"), ("-o", "x.png")]
+
+
+@pytest.mark.rule("WRITE-003")
+@pytest.mark.parametrize(("option", "name"), [*OTHERS, ("--png", "x.html"), ("--png", "x.apr")])
+def test_a_report_is_not_given_the_name_of_another_kind(run, tmp_path, option, name):
+    (tmp_path / name).write_text("mine")
+    done = invoke(run, option, tmp_path / name)
+    assert done.exit_code == 1
+    assert "WRITE-003" in done.output
+    assert f"expected a name that ends in {'.html' if option == '-o' else '.png'}" in done.output
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.HTML", "page"])
+def test_a_page_may_have_a_name_without_suffix(run, tmp_path, name):
+    assert invoke(run, "-o", tmp_path / name).exit_code == 0
+
+
+@pytest.mark.rule("WRITE-003")
+def test_a_picture_that_cannot_be_written_is_found_before_the_page_is(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    done = invoke(run, "-o", tmp_path / "page.html", "--png", tmp_path / "pipe")
+    assert "found a named pipe" in done.output
+    assert (tmp_path / "pipe").is_fifo()
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_report_inside_its_run_may_be_written_again(run):

@@ -9,7 +9,7 @@ import sys
 
 import apr_train.atomic
 import pytest
-from apr_train.atomic import clear_litter, replace_file, replace_folder
+from apr_train.atomic import clear_litter, replace_file, replace_folder, write_file
 from apr_train.errors import OutputError
 
 
@@ -70,6 +70,19 @@ def test_a_link_stays_a_link(tmp_path):
         file.write(b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "x").read_bytes() == b"new"
+
+
+@pytest.mark.rule("WRITE-003")
+@pytest.mark.parametrize("how", ["itself", "link"])
+def test_a_named_pipe_is_not_replaced_by_a_file(tmp_path, how):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    target = tmp_path / ("pipe" if how == "itself" else "link")
+    with pytest.raises(OutputError, match="found a named pipe") as caught:
+        write_file(target, b"new")
+    assert caught.value.finding.rule == "WRITE-003"
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["link", "pipe"]
 
 
 @pytest.mark.parametrize("target", ["missing/x", "file/x"])

@@ -6,6 +6,7 @@ import os
 import attrs
 import pytest
 import transformers
+from apr_train.checkpoint.apr.metadata import header_from_apr
 from apr_train.data.tokens import TokenWriter
 
 SMALL = {
@@ -121,7 +122,7 @@ def test_llama3_rope_scaling_is_implemented(folder, check):
 
 
 HARMFUL = {
-    "sliding_window": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+    "sliding_window": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0, "layer_types": None},
     "is_causal": {"is_causal": False},
     "v_head_dim": {"v_head_dim": 16},
     "layer_types": {"layer_types": ["full_attention", "sliding_attention"]},
@@ -293,6 +294,40 @@ def test_mathematics_that_came_from_a_gguf_is_judged_in_an_apr(build, check):
     message = check(build.apr("qwen2", metadata={"qwen2.attention.causal": False})).finding("PREFLIGHT-003")
     assert "qwen2.attention.causal" in message
     assert "rope_type" in check(build.apr("qwen2", metadata={"rope_type": 8})).finding("PREFLIGHT-003")
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("rope.scaling.factor", 4.0, "rope_scaling"),
+        ("rope.dimension_count", 4, "partial_rotary_factor"),
+        ("attention.sliding_window", 8, "sliding_window"),
+        ("attn_logit_softcapping", 30.0, "attn_logit_softcapping"),
+        ("expert_count", 4, "num_experts"),
+        ("hidden_act", "gelu", "hidden_act"),
+    ],
+)
+def test_a_key_of_a_gguf_means_the_same_in_an_apr(build, check, key, value, named):
+    assert named in check(build.gguf("qwen2", keys={key: value})).finding("PREFLIGHT-003")
+    assert named in check(build.apr("qwen2", metadata={f"qwen2.{key}": value})).finding("PREFLIGHT-003")
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-005")
+def test_two_values_of_one_key_are_an_error(build, check):
+    (finding,) = header_from_apr("x.apr", {"num_heads": 14, "num_attention_heads": 4}, {}).findings
+    assert (finding.rule, finding.severity, finding.field) == ("FALSIFY-APR-PRETRAIN-INIT-005", "error", "num_heads")
+    checked = check(build.apr("qwen2", metadata={"num_heads": 14, "qwen2.attention.head_count": 4}))
+    assert "two values" in checked.finding("FALSIFY-APR-PRETRAIN-INIT-005")
+    assert check(build.apr("qwen2", metadata={"num_heads": 14, "qwen2.attention.head_count": 14})).exit_code == 0
+
+
+@pytest.mark.rule("PREFLIGHT-003")
+def test_layer_types_decide_alone_where_they_are_given(folder, check):
+    keys = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+    made = folder("qwen2", written={**keys, "layer_types": ["full_attention"] * 2})
+    assert set(transformers.AutoConfig.from_pretrained(made).layer_types) == {"full_attention"}
+    assert check(made).exit_code == 0
 
 
 def test_gguf_that_holds_no_model_says_what_it_holds(build, check):

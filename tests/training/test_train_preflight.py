@@ -225,6 +225,15 @@ def test_a_share_that_whole_documents_do_not_make_up_is_said_once_and_recorded(p
     assert [finding["id"] for finding in findings] == ["PREFLIGHT-024"]
 
 
+def test_a_dry_run_says_that_it_looked_at_the_beginning_of_a_large_file_only(place, monkeypatch):
+    monkeypatch.setattr("apr_train.data.look.LOOKED_AT", 10_000)
+    large, small = (write(place.folder / name, b"some text\n" * lines) for name, lines in (("a.txt", 3000), ("b.txt", 10)))
+    run = (*SCRATCH, "--seq-len", "32", "--dry-run", "--data", large)
+    assert "the first 10,000 bytes of text in 1 file looked at; there is more" in " ".join(place(*run).split())
+    both = " ".join(place(*run, "--data", small).split())
+    assert "10,000 bytes of text in 2 files (of 1 only the beginning) looked at; there is more" in both
+
+
 def test_a_dry_run_says_what_it_looked_at_and_what_is_left_out(place):
     (place.folder / ".git").mkdir()
     for name, text in (("a.txt", "some text\n" * 300), ("b.log", "x"), ("c.json", '["one", "two"]'), (".gitignore", "*.log")):

@@ -13,17 +13,20 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from apr_train import rules
 from apr_train.errors import OutputError
 
 _PART = ".part"
 _TOKEN = 6
 """Random bytes in the name of a part."""
+_SPECIAL = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
@@ -34,10 +37,11 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield an unbuffered file to read and write; leaving the context without an error puts it in the target's place.
 
     Raises:
-        OutputError: when it cannot be written. The old file is then as it was.
+        OutputError: when it cannot be written, or is a device, a pipe or a socket (WRITE-003). What was there stays.
     """
     final = _resolve(target)
     with _as_output_errors(final):
+        check_replaceable(final)
         clear_litter(final)
         part, descriptor = _claim(final, _create_file)
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
@@ -50,6 +54,29 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 part.unlink(missing_ok=True)
                 raise
         _sync(final.parent)
+
+
+def check_replaceable(target: str | os.PathLike[str]) -> None:
+    """Refuse a device, a named pipe or a socket: a rename would put a file where a program expects one of them.
+
+    A folder is refused by the system, once it is written to.
+
+    Raises:
+        OutputError: WRITE-003.
+    """
+    try:
+        mode = os.stat(target).st_mode  # noqa: PTH116  # follows a link, as the writer does
+    except OSError:
+        return  # not there, or not to be reached: then the writing says so
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OutputError(
+            "the target is there, and is no file that could be replaced",
+            where=target,
+            rule=rules.WRITE_003,
+            expected="a regular file, or none",
+            found=_SPECIAL.get(stat.S_IFMT(mode), "something else"),
+            hint="Give another name.",
+        )
 
 
 def write_file(target: str | os.PathLike[str], content: bytes) -> None:

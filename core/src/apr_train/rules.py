@@ -91,7 +91,7 @@ WRITE_001 = "WRITE-001"
 WRITE_002 = "WRITE-002"
 """A folder to be replaced that apr-train did not write, or that holds what it did not write."""
 WRITE_003 = "WRITE-003"
-"""A name that says another kind of file than what is written."""
+"""A target of another kind than what is written: by its name, by how it begins, or no regular file."""
 
 APR_STRUCTURE = "APR-STRUCTURE"
 """A file whose structure is not as its format says."""

@@ -6,6 +6,7 @@ import shlex
 
 import numpy as np
 import pytest
+from apr_train.checkpoint.apr import AprWriter, TensorSpec
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.errors import FormatError
 from safetensors.numpy import save_file
@@ -67,11 +68,45 @@ def test_an_adapter_beside_a_base_is_refused_because_transformers_would_load_it_
     assert f"from_pretrained('{tmp_path}')" in command(said)
 
 
-def test_an_adapter_s_weights_without_its_config_are_passed_over_as_in_transformers(tmp_path):
-    lay(tmp_path, base=True, config=None)
+@pytest.mark.rule("PREFLIGHT-020")
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_s_weights_without_its_config_are_passed_over_as_in_transformers_with_a_warning(file, tmp_path):
+    lay(tmp_path, base=True, config=None, file=file)
     assert find_adapter_config_file(str(tmp_path)) is None
-    with open_checkpoint(tmp_path) as checkpoint:
-        assert list(checkpoint.header.tensors) == list(BASE)
+    for whole in (True, False):
+        with open_checkpoint(tmp_path, whole=whole) as checkpoint:
+            assert list(checkpoint.header.tensors) == list(BASE)
+            (warning,) = checkpoint.header.findings
+        assert (warning.rule, warning.severity) == ("PREFLIGHT-020", "warning")
+        assert warning.found == f"{file}, and no adapter_config.json"
+
+
+@pytest.mark.rule("PREFLIGHT-020")
+@pytest.mark.parametrize("config", [CONFIG, None])
+def test_who_looks_at_files_sees_an_adapter_s_own_weights_and_that_it_is_no_model(config, tmp_path):
+    lay(tmp_path, config=config)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with open_checkpoint(tmp_path, whole=False) as checkpoint:
+        assert set(checkpoint.header.tensors) == set(LORA)
+        (warning,) = checkpoint.header.findings
+    assert (warning.rule, warning.severity) == ("PREFLIGHT-020", "warning")
+    assert "adapter, not a whole model" in warning.problem
+
+
+@pytest.mark.rule("PREFLIGHT-020")
+def test_a_pickled_adapter_is_named_and_never_read(tmp_path):
+    lay(tmp_path, file="adapter_model.bin")
+    with pytest.raises(FormatError, match=r"PREFLIGHT-020.*a LoRA adapter, not a whole model"):
+        open_checkpoint(tmp_path, whole=False)
+
+
+@pytest.mark.rule("PREFLIGHT-020")
+def test_an_adapter_beside_an_apr_is_a_warning_for_who_looks_at_files(tmp_path):
+    lay(tmp_path)
+    with AprWriter(tmp_path / "m.apr", {"model_type": "x"}, [TensorSpec("w", "F32", (2,))]) as writer:
+        writer.write("w", np.ones(2, np.float32))
+    with open_checkpoint(tmp_path, whole=False) as checkpoint:
+        assert [item.rule for item in checkpoint.header.findings] == ["PREFLIGHT-020"]
 
 
 @pytest.mark.rule("PREFLIGHT-020")

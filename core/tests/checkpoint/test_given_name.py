@@ -17,6 +17,11 @@ HASH = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32"
         (f"hub/models--Org--Na--me/snapshots/{HASH}", "Na--me", "Na--me"),
         (f"hub/models--gpt2/snapshots/{HASH}/", "gpt2", "gpt2"),
         (f"hub/models--Org--Name/snapshots/{HASH}/model-f32.gguf", "model-f32.gguf", "model-f32"),
+        (f"hub/models--Org--Tiny-Qwen2.5/snapshots/{HASH}/model.safetensors", "Tiny-Qwen2.5", "Tiny-Qwen2.5"),
+        ("models/Qwen2.5-Coder/model.safetensors", "Qwen2.5-Coder", "Qwen2.5-Coder"),
+        ("models/x.apr/model.safetensors", "x.apr", "x.apr"),
+        ("models/x/other.safetensors", "other.safetensors", "other"),
+        ("/model.safetensors", "model.safetensors", "model"),
         (f"other/snapshots/{HASH}", HASH, HASH),
     ],
 )

@@ -5,7 +5,8 @@ import json
 import pytest
 from apr_train.checkpoint.apr.keys import ALIASES, HF_NAMES, PROVENANCE
 from apr_train.checkpoint.apr.metadata import header_from_apr
-from apr_train.checkpoint.gguf import KEYS, header_from_gguf
+from apr_train.checkpoint.gguf import header_from_gguf
+from apr_train.checkpoint.gguf_keys import KEYS
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of
 from apr_train.checkpoint.tokenizer_json import spec_from_json

@@ -59,6 +59,9 @@ def test_a_missing_file_is_an_error_with_the_rule_s_id(tmp_path):
         (b"PK\x03\x04" + b"\0" * 20, "pickle is never read"),
         (b"\x80\x02" + b"\0" * 20, "pickle is never read"),
         (b"lmgg" + b"\0" * 20, "old GGML"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\n<!doctype html><html>", "a web page"),
+        (b"<HTML><body>404</body>", "a web page"),
     ],
 )
 def test_an_empty_or_foreign_file_is_an_error_with_the_rule_s_id(content, words, tmp_path):
@@ -66,6 +69,27 @@ def test_an_empty_or_foreign_file_is_an_error_with_the_rule_s_id(content, words,
     path.write_bytes(content)
     with pytest.raises(FormatError, match=f"FALSIFY-APR-PRETRAIN-INIT-004.*{words}"):
         open_checkpoint(path)
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-004")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"<!doctype html><html>", "a web page"), (b"PK\x03\x04" + b"\0" * 20, "pickle is never read")],
+)
+def test_a_foreign_file_under_the_name_of_a_folder_s_weights_is_called_what_it_is(content, words, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(FormatError, match=f"FALSIFY-APR-PRETRAIN-INIT-004.*model.safetensors.*{words}"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_header_as_long_as_a_pickle_s_first_bytes_say_is_a_header(tmp_path):
+    text = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    raw = (640).to_bytes(8, "little") + text.ljust(640) + b"\0" * 8
+    assert raw.startswith(b"\x80\x02")
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.header.tensors) == ["w"]
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):

@@ -9,7 +9,7 @@ from apr_train.data.documents import read_documents
 from apr_train.data.scan import scan_corpus
 from apr_train.data.sources import LeftOut, describe_sources, find_files, matches
 from apr_train.errors import DataError
-from apr_train.run.settings import DataSettings
+from apr_train.run.settings import DataSettings, Settings, absolute_paths
 
 
 def texts(*paths):
@@ -107,6 +107,39 @@ def test_a_json_array_is_a_document_a_record_whatever_part_of_it_is_in_memory(tm
     documents = list(read_documents([path]))
     assert [document.text for document in documents] == FOUND
     assert [document.source for document in documents] == [f"{path}[{place}]" for place in (0, 1, 2, 4)]
+
+
+LONG = [{"text": "ä" * 3000}, {"text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (json.dumps(LONG, ensure_ascii=False), ["ä" * 3000, "b"]),
+        (json.dumps([value["text"] for value in LONG]), ["ä" * 3000, "b"]),
+        ("\n".join(map(json.dumps, LONG)), ["ä" * 3000, "b"]),
+        (json.dumps(LONG[0]), ["ä" * 3000]),
+        ('[{"id": "' + "x" * 3000 + '"}]', None),
+        ('["' + "x" * 3000, None),
+        ('{"id": "' + "x" * 3000 + '"}', None),
+    ],
+)
+@pytest.mark.parametrize("judged", [1, 64, 1000])
+def test_a_json_whose_first_record_is_longer_than_what_is_judged_is_told_by_that_record(
+    tmp_path, monkeypatch, content, expected, judged
+):
+    monkeypatch.setattr("apr_train.data.documents.JUDGED", judged)
+    path = tmp_path / "a.json"
+    path.write_text(content, encoding="utf-8")
+    assert texts(path) == (expected or [content])
+
+
+def test_no_more_of_a_json_is_read_to_tell_its_form_than_a_record_may_have(tmp_path, monkeypatch):
+    monkeypatch.setattr("apr_train.data.documents.JUDGED", 16)
+    monkeypatch.setattr("apr_train.data.documents.LARGEST_RECORD", 1000)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(LONG))
+    assert texts(path) == [json.dumps(LONG)]
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
@@ -358,3 +391,37 @@ def test_a_folder_without_text_is_refused_either_way(tmp_path, make):
     make(tmp_path)
     with pytest.raises(DataError, match="no text file"):
         find(str(tmp_path))
+
+
+DOWNLOAD = "download it first: hf download --repo-type dataset HuggingFaceH4/ultra --local-dir ultra"
+
+
+@pytest.mark.rule("PREFLIGHT-019")
+@pytest.mark.parametrize(
+    ("argument", "where", "hint"),
+    [
+        ("HuggingFaceH4/ultra", "{here}/HuggingFaceH4/ultra", DOWNLOAD),
+        ("https://huggingface.co/datasets/HuggingFaceH4/ultra", None, DOWNLOAD),
+        ("https://huggingface.co/datasets/HuggingFaceH4/ultra/tree/main?x=1", None, DOWNLOAD),
+        ("hf://datasets/HuggingFaceH4/ultra", None, DOWNLOAD),
+        ("huggingface.co/datasets/HuggingFaceH4/ultra", None, DOWNLOAD),
+        ("https://example.org/text.txt", None, "Download it first"),
+    ],
+)
+def test_a_data_set_of_the_hub_is_answered_with_its_download(argument, where, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (given,) = absolute_paths(Settings(data=DataSettings(data=(argument,)))).data.data
+    with pytest.raises(DataError) as caught:
+        find(given)
+    finding = caught.value.finding
+    assert (finding.rule, finding.subject) == ("PREFLIGHT-019", where.format(here=tmp_path) if where else argument)
+    assert hint in finding.hint
+
+
+def test_a_path_that_is_spelt_as_no_data_set_has_no_word_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    for argument in ("texts/a.txt", "there/zzz", "a/b/c", "zzz"):
+        with pytest.raises(DataError) as caught:
+            find(argument)
+        assert "hf download" not in caught.value.finding.hint

@@ -19,7 +19,7 @@ def test_a_small_corpus_is_read_whole_and_split_as_a_start_splits_it(corpus_fold
     found = look(corpus_folder)
     assert found.findings == ()
     assert found.scan == scan_corpus(DataSettings(data=(str(corpus_folder),)), notice=str)
-    assert found.facts == {"data": {"files": 40, "text_bytes": found.scan.text_bytes, "complete": True}}
+    assert found.facts == {"data": {"files": 40, "beginnings": 0, "text_bytes": found.scan.text_bytes, "complete": True}}
 
 
 BROKEN = {
@@ -72,7 +72,7 @@ def test_a_large_corpus_is_looked_at_as_far_as_the_budget_goes(tmp_path, monkeyp
     (tmp_path / "099.txt").write_bytes(b"caf\xe9")
     found = look(tmp_path)
     assert (found.findings, found.scan) == ((), None)
-    assert found.facts == {"data": {"files": 10, "text_bytes": 1000, "complete": False}}
+    assert found.facts == {"data": {"files": 10, "beginnings": 0, "text_bytes": 1000, "complete": False}}
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
@@ -85,6 +85,44 @@ def test_the_beginning_of_a_large_file_is_looked_at(tmp_path, monkeypatch, name)
     assert look(path).findings == ()
     path.write_bytes(wrong.encode() + (b"\xe9" if name == "a.txt" else b"") + fine.encode() * 2)
     assert [finding.rule for finding in look(path).findings] == ["PREFLIGHT-025"]
+
+
+def test_of_a_large_file_it_is_said_how_far_it_was_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKED_AT", 1000)
+    (tmp_path / "a.txt").write_text("some text\n" * 300)
+    assert look(tmp_path / "a.txt").facts["data"] == {"files": 1, "beginnings": 1, "text_bytes": 1000, "complete": False}
+    (tmp_path / "a.jsonl").write_text('{"text": "12345678"}\n' * 300)  # 21 bytes a line
+    data = look(tmp_path / "a.jsonl").facts["data"]
+    assert data == {"files": 1, "beginnings": 1, "text_bytes": 48 * 8, "complete": False}
+
+
+def test_what_one_argument_does_not_need_of_the_budget_the_others_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKED_AT", 1000)
+    sizes = {"large": 900, "small": 20, "other": 80, "more": 5000}
+    for name, size in sizes.items():
+        (tmp_path / name).write_text(name + "x" * (size - len(name)))
+    whole = look(tmp_path / "large", tmp_path / "small", tmp_path / "other")
+    assert whole.facts["data"] == {"files": 3, "beginnings": 0, "text_bytes": 1000, "complete": True}
+    assert whole.scan is not None
+    part = look(tmp_path / "more", tmp_path / "large", tmp_path / "small")
+    assert part.facts["data"] == {"files": 3, "beginnings": 2, "text_bytes": 1000, "complete": False}
+
+
+def test_a_file_that_two_arguments_reach_is_looked_at_once_as_a_start_reads_it(tmp_path):
+    (tmp_path / "a.txt").write_text("some text\n" * 30)
+    data = (str(tmp_path), str(tmp_path / "a.txt"))
+    assert look(*data).scan == scan_corpus(DataSettings(data=data), notice=str)
+
+
+def test_copies_of_held_out_text_are_counted_by_the_look_and_by_a_start(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n % 100:02}"}) + "\n" for n in range(300)))
+    said = []
+    scan = scan_corpus(DataSettings(data=(str(path),)), notice=said.append)
+    assert scan.left_out == 2 * len(scan.validation()) > 0
+    (notice,) = said
+    assert f"{scan.left_out} documents" in notice
+    assert look(path).notes == (notice,)
 
 
 def test_the_standard_library_is_not_read():

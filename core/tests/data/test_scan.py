@@ -34,6 +34,7 @@ def split_texts(texts, fraction):
 @settings(deadline=None)
 @given(st.lists(TEXT, min_size=2).filter(lambda texts: len({split_key(text) for text in texts}) > 1), FRACTION)
 def test_no_text_is_on_both_sides_nothing_is_lost_and_neither_side_is_empty(texts, fraction):
+    assume(scanned(texts).split(fraction).tail is None)
     train, validation = split_texts(texts, fraction)
     assert train
     assert validation
@@ -114,11 +115,26 @@ def test_a_single_text_and_many_documents_are_no_reason_to_warn(texts):
     assert warnings_of(texts, 0.05) == []
 
 
-def test_copies_weigh_as_much_as_they_take_from_the_training():
+def test_a_text_of_which_most_of_a_corpus_is_made_is_learnt():
     copied = ["a copy of this " * 10] * 50
     train, validation = split_texts([*copied, *(f"text {number} " * 15 for number in range(50))], 0.05)
     assert copied[0] in train
-    assert 0.025 < sizes(validation) / sizes(train + validation) < 0.1
+    assert 0.025 < sizes(validation) / sizes(set(train) | set(validation)) < 0.1
+
+
+@pytest.mark.parametrize("copies", [2, 10, 100])
+def test_a_text_that_is_there_several_times_counts_once(copies):
+    texts = [f"text {number:04} " * 10 for number in range(1000)]
+    found = scanned(texts * copies)
+    assert found.split(0.05) == scanned(texts).split(0.05)
+    train, validation = split_texts(texts * copies, 0.05)
+    assert 0.045 <= sizes(validation) / sizes(texts) <= 0.055
+    assert warnings_of(texts * copies, 0.05) == []
+    assert (
+        found.left_out(found.split(0.05))
+        == len(texts) * copies - len(train) - len(validation)
+        == (copies - 1) * len(validation)
+    )
 
 
 def test_the_hash_is_fixed():

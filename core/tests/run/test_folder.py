@@ -1,8 +1,8 @@
 """A new run's folder: whose it may be, and what a start that ended early leaves of it."""
 
 import pytest
-from apr_train.errors import OutputError
-from apr_train.run.folder import InUseError, locked, new_run_folder, require_unused
+from apr_train.errors import OutputError, RunError
+from apr_train.run.folder import InUseError, find_checkpoint, locked, new_run_folder, require_unused
 
 STARTED_ON = '{"corpus": "c", "tokenizer": "t", "init": null}'
 START = {"identity.json": STARTED_ON, "preflight.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
@@ -85,3 +85,24 @@ def test_the_hint_quotes_a_folder_with_spaces(tmp_path):
     folder = fill(tmp_path / "two words", **START | {"metrics.jsonl": '{"step": 0}\n'})
     with pytest.raises(InUseError, match=f"--resume '{folder}'"):
         require_unused(folder)
+
+
+def test_what_is_near_a_run_and_none_names_the_run_to_give(tmp_path):
+    for name in ("a", "b"):
+        fill(tmp_path / name, **START)
+        (tmp_path / name / "model.apr").write_bytes(b"")
+    step = tmp_path / "a/step-000001"
+    fill(step, **{"model.apr": ""})
+    fill(tmp_path / "above")
+    (tmp_path / "above/runs").mkdir()
+    fill(tmp_path / "above/runs/c", **START)
+    for given, hint in (
+        (tmp_path, f"Give the run: {tmp_path / 'a'}, {tmp_path / 'b'}"),
+        (tmp_path / "above", f"Give the run: {tmp_path / 'above/runs/c'}"),
+        (tmp_path / "a/model.apr", f"Give the run: {tmp_path / 'a'}"),
+        (step / "model.apr", f"Give the run: {tmp_path / 'a'}, or the checkpoint in it: {step}"),
+        (tmp_path / "above/nothing", None),
+    ):
+        with pytest.raises(RunError, match="this is no run") as caught:
+            find_checkpoint(given)
+        assert (caught.value.finding.hint or None) == hint

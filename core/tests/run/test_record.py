@@ -114,3 +114,11 @@ def test_any_bytes_for_metrics_are_one_kind_of_error(make_run_folder):
         path.write_bytes(content)
         with pytest.raises(AprTrainError):
             read_record(path.parent)
+
+
+def test_the_folder_above_runs_names_them(make_run_folder):
+    folder = make_run_folder("a")
+    (folder / "identity.json").write_text("{}")
+    with pytest.raises(RunError) as caught:
+        read_record(folder.parent)
+    assert caught.value.finding.hint == f"Give the run: {folder}"

@@ -145,9 +145,9 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
         raise PreflightError(said)
     layout = family.info.layout_of(header)
     plan = plan_load(family.map_tensor_names(config, layout), header.tensors, where=header.path)
-    said += [*config_key_findings(header, config, family.info)]
+    said += config_key_findings(header, config, family.info)
     warnings = [finding for finding in said if finding.severity == "warning"]
-    faults = [finding for finding in said if finding.severity == "error"]
+    faults = [finding for finding in (*header.findings, *said) if finding.severity == "error"]
     faults += [*rows, *plan.findings, *tie_findings(header, plan), *dtype_findings(header, plan)]
     faults = faults or _unequal_duplicates(checkpoint, plan)
     if faults:

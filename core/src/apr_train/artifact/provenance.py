@@ -12,11 +12,11 @@ from pathlib import Path
 
 from license_expression import ExpressionError, ExpressionParseError, Licensing, get_spdx_licensing
 
-from apr_train.checkpoint.apr import AprReader, Flags, open_apr, rewrite
+from apr_train.artifact.apr_file import open_apr_file
+from apr_train.checkpoint.apr import AprReader, Flags, rewrite
 from apr_train.checkpoint.apr.keys import STAMPED
 from apr_train.checkpoint.checkpoint import Progress
 from apr_train.errors import ConfigError, FormatError, OutputError
-from apr_train.run.folder import MODEL
 from apr_train.suggest import closest
 
 _OWN_TERMS = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
@@ -172,24 +172,10 @@ def _check_unicode(text: str, option: str) -> None:
         raise ConfigError("the value is not valid Unicode", where=option, found=repr(text)) from error
 
 
-def what_to_give(error: FormatError, path: str | os.PathLike[str]) -> str | None:
-    """Where `path` is no `.apr` file: how to get one, or which one lies in that folder."""
-    if error.finding.field == "magic":
-        return f"Convert it first: apr-train import {Path(path).name} -o X.apr."
-    inside = Path(path) / MODEL
-    return f"Give the file in it: {inside}" if inside.is_file() else None
-
-
 def _open(path: str | os.PathLike[str]) -> AprReader:
-    try:
-        source = open_apr(path)
-    except FormatError as error:
-        raise error.amend(hint=error.finding.hint or what_to_give(error, path) or "") from error
-    if isinstance(source, AprReader) and not source.flags & Flags.SIGNED:
+    source = open_apr_file(path, in_shards="a model in shards cannot be stamped")
+    if not source.flags & Flags.SIGNED:
         return source
     source.close()
-    if isinstance(source, AprReader):
-        problem, hint = "the file is signed: a stamp would break its signature", "Stamp it before it is signed."
-    else:
-        problem, hint = "a model in shards cannot be stamped", "Import it into one file first: apr-train import SRC -o X.apr."
-    raise FormatError(problem, path=path, hint=hint)
+    problem = "the file is signed: a stamp would break its signature"
+    raise FormatError(problem, path=path, hint="Stamp it before it is signed.")

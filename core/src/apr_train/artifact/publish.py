@@ -10,17 +10,18 @@ from typing import Any
 
 import attrs
 
+from apr_train.artifact.apr_file import open_apr_file
 from apr_train.artifact.card import markdown
 from apr_train.artifact.convert import Conversion, Dtype, plan_conversion
 from apr_train.artifact.export import fill_folder
 from apr_train.artifact.hub_card import SUMS, HubNames, Publication, card_of
-from apr_train.artifact.provenance import spdx_expression, what_to_give
+from apr_train.artifact.provenance import spdx_expression
 from apr_train.artifact.targets import check_folder, check_own, mark
 from apr_train.atomic import replace_folder
-from apr_train.checkpoint.apr import AprReader, open_apr
+from apr_train.checkpoint.apr import AprReader
 from apr_train.checkpoint.checkpoint import Progress
 from apr_train.checkpoint.given_name import given_name
-from apr_train.errors import ConfigError, FormatError
+from apr_train.errors import ConfigError
 from apr_train.family.registry import Registry
 from apr_train.run.folder import MODEL, STATE, run_of
 from apr_train.run.provenance import RUN_KEY
@@ -62,7 +63,7 @@ def publish(
         RunError: the run's folder, in which the file lies, is damaged.
         OutputError: the folder holds the file, or is no earlier publication, or cannot be written.
     """
-    with _open(source) as checkpoint:
+    with open_apr_file(source, in_shards="a model in shards is not published as it is") as checkpoint:
         check_provenance(checkpoint.header.provenance, source)
         artifact = f"{source.stem}.apr"
         check_folder(target, checkpoint.files, COMMAND)
@@ -79,18 +80,6 @@ def publish(
             if target.is_dir():
                 check_own(target, COMMAND)  # again: writing takes its time, and somebody may have put a file there
     return [*written, SUMS]
-
-
-def _open(source: Path) -> AprReader:
-    try:
-        checkpoint = open_apr(source)
-    except FormatError as error:
-        raise error.amend(hint=error.finding.hint or what_to_give(error, source) or "") from error
-    if isinstance(checkpoint, AprReader):
-        return checkpoint
-    checkpoint.close()
-    hint = "Import it into one file first: apr-train import SRC -o X.apr."
-    raise FormatError("a model in shards is not published as it is", path=source, hint=hint)
 
 
 def check_provenance(provenance: Mapping[str, Any], path: Path) -> None:

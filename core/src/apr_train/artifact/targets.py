@@ -10,26 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from apr_train import rules
-from apr_train.atomic import write_file
+from apr_train.atomic import check_replaceable, write_file
 from apr_train.errors import OutputError
 from apr_train.run.folder import is_kept_by_a_run
 
 MARK = "apr-train.json"
 """The file by which a folder is known as one that apr-train wrote: which command, and what."""
-_HASHED = 1 << 24
-"""Bytes up to which a file of a marked folder is compared by its hash; of a larger one, of weights, the length is."""
-_OTHER_FILES = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"})
-_FILES = frozenset({".apr", *_OTHER_FILES})
+_AUTHOR = "apr-train "
+_UNCOMPARED = {"publish": frozenset({"SHA256SUMS"})}
+"""Command → files of which the mark holds no sum: they hold the sum of the mark."""
+_FILES = frozenset({".apr", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"})
+_BEGINNINGS = {".apr": b"APR"}
+"""Suffix → how every file of the kind begins, whatever its version."""
 _OTHER_NAME = "Give another name: what is read is never written over."
 
 
-def check_file(target: Path, sources: Iterable[Path], *, suffix: str | None = None) -> None:
-    """Refuse a file to be written that is one of the sources, whatever path or link it is called by, or that a run keeps.
+def check_file(target: Path, sources: Iterable[Path], *, suffix: str, only: bool = False) -> None:
+    """Refuse a file to be written that is one of the sources, that a run keeps, or that is of another kind.
 
     Args:
-        target: the file to write.
+        target: the file to write, by whatever path or link.
         sources: every file that the command reads.
         suffix: what is written, by its suffix: a name that says another kind of file is refused.
+        only: whether every other suffix is refused, and not only those of models and their files.
 
     Raises:
         OutputError: WRITE-001 or WRITE-003.
@@ -40,10 +43,35 @@ def check_file(target: Path, sources: Iterable[Path], *, suffix: str | None = No
     if is_kept_by_a_run(target):
         problem, hint = "the target is a file that a training run keeps", "Give a name of another folder."
         raise OutputError(problem, where=target, rule=rules.WRITE_001, hint=hint)
-    if suffix is not None and target.suffix.lower() in _OTHER_FILES - {suffix}:
+    given = target.suffix.lower()
+    if given not in ("", suffix) and (only or given in _FILES):
         expected, found = f"a name that ends in {suffix}", target.suffix
         problem = f"the name says another kind of file than the {suffix} that is written"
         raise OutputError(problem, where=target, rule=rules.WRITE_003, expected=expected, found=found)
+    check_replaceable(target)
+    _check_content(target, suffix)
+
+
+def _check_content(target: Path, suffix: str) -> None:
+    """Refuse a file that is there and, by how it begins, is not of the kind that is written; an empty one is nothing."""
+    beginning = _BEGINNINGS.get(suffix)
+    if beginning is None or not target.is_file():
+        return
+    try:
+        with target.open("rb") as file:
+            there = file.read(len(beginning))
+    except OSError as error:
+        hint = "It is not replaced, as it may be anything. Give another name."
+        raise OutputError("the file cannot be read", where=target, rule=rules.WRITE_003, hint=hint) from error
+    if there and there != beginning:
+        raise OutputError(
+            f"the file is there, and is not an {suffix} file",
+            where=target,
+            rule=rules.WRITE_003,
+            expected=f"a file that begins with {beginning.decode()}, an empty one, or none",
+            found=repr(there),
+            hint="Give another name, or move away what is there.",
+        )
 
 
 def check_folder(target: Path, sources: Collection[Path], command: str) -> None:
@@ -81,13 +109,23 @@ def check_own(folder: Path, command: str) -> None:
     there = sorted(_files(folder))
     if not there and not any(folder.iterdir()):
         return
-    written = _read_mark(folder, command)
-    if written is None:
-        raise _not_own(f"the folder is not one that apr-train {command} wrote", folder, expected=MARK, found=_some(folder))
+    author, written = _read_mark(folder)
+    if author != command:
+        problem = f"the folder is not one that apr-train {command} wrote"
+        if author is None:
+            raise _not_own(problem, folder, expected=MARK, found=_some(folder))
+        raise _not_own(problem, folder, expected=f"a folder that {command} wrote", found=f"one that {author} wrote")
     if others := [name for name in there if name not in written and name != MARK]:
         raise _not_own(f"the folder holds files that apr-train {command} did not write", folder, found=_listed(others))
-    if changed := [name for name in there if written.get(name) and _print(folder / name) != written[name]]:
+    uncompared = _UNCOMPARED.get(command, frozenset())
+    names = [name for name in there if name != MARK]
+    if changed := [name for name in names if not _is_as_noted(folder / name, written[name], name in uncompared)]:
         raise _not_own(f"files were changed since apr-train {command} wrote them", folder, found=_listed(changed))
+
+
+def _is_as_noted(path: Path, noted: object, may_lack_sum: bool) -> bool:
+    now = _print(path)
+    return now is not None and (noted == now or (may_lack_sum and noted == {}))
 
 
 def _not_own(problem: str, folder: Path, **facts: str) -> OutputError:
@@ -115,16 +153,18 @@ def mark(folder: Path, command: str, *, to_come: Iterable[str] = ()) -> None:
         OutputError: the note cannot be written.
     """
     files = {name: _print(folder / name) for name in sorted(_files(folder))} | {name: {} for name in to_come}
-    write_file(folder / MARK, (json.dumps({"made by": f"apr-train {command}", "files": files}, indent=1) + "\n").encode())
+    write_file(folder / MARK, (json.dumps({"made by": f"{_AUTHOR}{command}", "files": files}, indent=1) + "\n").encode())
 
 
-def _read_mark(folder: Path, command: str) -> dict[str, Any] | None:
-    """What the command wrote into the folder; None when the folder does not carry its mark."""
+def _read_mark(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """Which command wrote the folder, and what it wrote into it; None when the folder does not carry a mark."""
     try:
         noted = json.loads((folder / MARK).read_bytes())
-        return dict(noted["files"]) if noted["made by"] == f"apr-train {command}" else None
+        author, files = noted["made by"], dict(noted["files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        return None, {}
+    known = isinstance(author, str) and author.startswith(_AUTHOR)
+    return (author.removeprefix(_AUTHOR) if known else None), files
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -137,14 +177,17 @@ def _files(folder: Path) -> Iterator[str]:
             yield str(inside)
 
 
-def _print(path: Path) -> dict[str, Any]:
-    """By what a file is known again; a link or a folder is never what was written."""
+def _print(path: Path) -> dict[str, Any] | None:
+    """By what a file is known again; None for a link or a folder, which is never what was written."""
     if path.is_symlink() or not path.is_file():
-        return {}
-    size = path.stat().st_size
-    if size > _HASHED:
-        return {"size": size}
-    return {"size": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        return None
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _holds(target: Path, sources: Collection[Path]) -> bool:

@@ -29,13 +29,16 @@ _CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSe
 
 
 def folder_finding(folder: Path, names: Sequence[str]) -> Finding | None:
-    """An error when a folder holds an adapter that transformers would load; None when it holds none.
+    """An error when a folder holds an adapter that transformers would load, a warning for one that it would not; else None.
 
     transformers asks for adapter_config.json alone, and loads the adapter on top of what else lies there.
     """
     has_base = bool({SINGLE, INDEX, *PICKLED} & set(names))
-    if CONFIG not in names and (has_base or not set(_FILES) & set(names)):
-        return None
+    if CONFIG not in names:
+        if not set(_FILES) & set(names):
+            return None
+        if has_base:
+            return _passed_over(folder, names)
     config = _config(folder / CONFIG) if CONFIG in names else {}
     kind = f"a {_name(config)} adapter"
     return Finding(
@@ -46,6 +49,20 @@ def folder_finding(folder: Path, names: Sequence[str]) -> Finding | None:
         expected="a model whose adapter is merged into it",
         found=_found(config, names),
         hint=_hint(folder, config, has_base=has_base),
+    )
+
+
+def _passed_over(folder: Path, names: Sequence[str]) -> Finding:
+    """The warning for an adapter's weights beside a base, without the config by which they would be known."""
+    return Finding(
+        rule=rules.PREFLIGHT_020,
+        subject=str(folder),
+        field=CONFIG,
+        problem="an adapter's weights lie beside the model and are not read, by transformers neither without their config",
+        expected="a model whose adapter is merged into it",
+        found=f"{_found({}, names)}, and no {CONFIG}",
+        hint=f"If the adapter is meant, fetch its {CONFIG}, too: then the command that merges it is named. Else move it away.",
+        severity="warning",
     )
 
 

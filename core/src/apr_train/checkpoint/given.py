@@ -45,6 +45,11 @@ _DEPTH, _ENTRIES = 3, 200
 """How deep, and in how many entries of a folder, a model is looked for below it."""
 
 
+def is_address(text: str) -> bool:
+    """Whether something that was given for a path is an address of the network, which no file here has."""
+    return _URL.fullmatch(text) is not None or text.startswith(("huggingface.co/", "hf.co/"))
+
+
 def absent(path: Path, expected: str = KNOWN) -> FormatError:
     """The error for a path at which there is nothing: a model's name on the Hub, or a name that is misspelt."""
     problem, hint = _missing(path)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from apr_train.checkpoint.folder import SINGLE
+
 SUFFIXES = frozenset({".apr", ".gguf", ".safetensors"})
 _CACHED = "models--"
 
 
 def given_name(path: str | os.PathLike[str]) -> str:
-    """The last part of the path; of a snapshot in the Hub's cache the name of the model.
+    """The last part of the path; of a snapshot in the Hub's cache the name of the model; of model.safetensors its folder's.
 
     A cached file is a link to `blobs/HASH`, and a cached folder is `models--ORGANISATION--NAME/snapshots/HASH`: a hash says
-    nothing to anybody.
+    nothing to anybody, and neither does the name that the weights have in every folder.
     """
     plain = Path(os.path.abspath(path))  # noqa: PTH100  # takes `..` out and, unlike Path.resolve, follows no link
+    if plain.name == SINGLE and plain.parent.name:
+        plain = plain.parent
     cached = plain.parent.parent.name
     if plain.parent.name == "snapshots" and cached.startswith(_CACHED):
         return cached.removeprefix(_CACHED).partition("--")[2] or cached.removeprefix(_CACHED)
@@ -25,4 +29,5 @@ def given_name(path: str | os.PathLike[str]) -> str:
 def given_stem(path: str | os.PathLike[str]) -> str:
     """`given_name` without a checkpoint's suffix; a folder has none: `Qwen2.5-Coder-0.5B` is a whole name."""
     name = Path(given_name(path))
-    return name.stem if name.suffix.lower() in SUFFIXES and not Path(path).is_dir() else name.name
+    is_file_s = name.name == Path(path).name and not Path(path).is_dir()
+    return name.stem if is_file_s and name.suffix.lower() in SUFFIXES else name.name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import attrs
 
@@ -13,13 +14,13 @@ from apr_train import rules
 from apr_train.checkpoint.adapter import folder_finding, tensor_finding
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.files import LARGEST_POINTER, parse_json, refuse_pointer
-from apr_train.checkpoint.folder import file_names, only_apr
+from apr_train.checkpoint.folder import ADAPTER, file_names, find_weights, only_apr
+from apr_train.checkpoint.foreign import foreign, not_a_checkpoint
 from apr_train.checkpoint.given import (
     KNOWN,
     TOKENIZER,
     absent,
     folder_hint,
-    how_to_convert,
     looks_like_json,
     no_tokenizer,
     not_weights,
@@ -30,20 +31,6 @@ from apr_train.checkpoint.header import RopeRows, TokenizerSpec
 from apr_train.checkpoint.huggingface import TOKENIZER_FILES, tokenizer_of
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.errors import Finding, FormatError
-
-PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
-FOREIGN = {
-    b"PK\x03\x04": "a zip archive, as torch.save makes it: pickle is never read, convert it to safetensors",
-    b"\x80\x02": "a pickle file: pickle is never read, convert it to safetensors",
-    b"\x80\x04": "a pickle file: pickle is never read, convert it to safetensors",
-    b"ggjt": "an old GGML file: convert it to GGUF with llama.cpp",
-    b"lmgg": "an old GGML file: convert it to GGUF with llama.cpp",
-    b"\x89HDF": "TensorFlow weights (HDF5): fetch the model's safetensors",
-    b"\x1f\x8b": "a gzip archive: unpack it first",
-    b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it first",
-    b"<!DOCTYPE": "a web page: the download went wrong, fetch the file again",
-    b"<html": "a web page: the download went wrong, fetch the file again",
-}
 
 
 def open_checkpoint(
@@ -67,7 +54,6 @@ def open_checkpoint(
         if isinstance(error.__cause__, OSError) and not error.finding.rule:
             error.amend(rule=rules.INIT_003)
         raise
-    _warn(checkpoint, tensor_finding(path, checkpoint.header.tensors), whole=whole)
     if rope_layout is not None:
         _choose_rope_rows(checkpoint, rope_layout)
     return checkpoint
@@ -97,11 +83,15 @@ def open_tokenizer(path: str | os.PathLike[str]) -> TokenizerSpec:
 
 
 def _tokenizer_in(folder: Path) -> TokenizerSpec:
-    config = folder / "config.json"
-    found = tokenizer_of(folder, parse_json(config) if config.is_file() else {})
+    found = tokenizer_of(folder, _config(folder))
     if found is None:
         raise no_tokenizer(folder)
     return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = folder / "config.json"
+    return parse_json(config) if config.is_file() else {}
 
 
 def _warn(checkpoint: Checkpoint, finding: Finding | None, *, whole: bool) -> None:
@@ -125,6 +115,7 @@ def _open(path: Path, *, verify: bool, whole: bool) -> Checkpoint:
     part = part or split_gguf(path, getattr(checkpoint, "metadata", {}))
     if part is not None:
         _warn(checkpoint, part.finding, whole=whole)
+    _warn(checkpoint, tensor_finding(path, checkpoint.header.tensors), whole=whole)
     return checkpoint
 
 
@@ -142,11 +133,7 @@ def _open_file(path: Path, *, verify: bool) -> Checkpoint:
         from apr_train.checkpoint.safetensors import SafetensorsReader
 
         return SafetensorsReader.open(path)
-    hint = next((f"It looks like {what}." for start, what in FOREIGN.items() if magic.startswith(start)), None)
-    if hint is not None and magic.startswith(PICKLED):
-        hint += f" {how_to_convert(path.parent, [path.name])}"
-    hint = hint or folder_hint(path)
-    raise FormatError("not a checkpoint", rule=rules.INIT_004, path=path, expected=KNOWN, found=repr(magic[:4]), hint=hint)
+    raise foreign(magic, path) or not_a_checkpoint(magic, path, folder_hint(path))
 
 
 def _open_apr(path: Path, *, verify: bool) -> Checkpoint:
@@ -159,15 +146,34 @@ def _open_folder(path: Path, *, verify: bool, whole: bool) -> Checkpoint:
     """A Hugging Face folder, or one that holds one `.apr` (in shards or not) and no safetensors."""
     names = file_names(path)
     adapter = folder_finding(path, names)
-    if adapter is not None and whole:
+    is_adapter = adapter is not None and adapter.severity == "error"
+    if adapter is not None and is_adapter and whole:
         raise FormatError.of([adapter])
-    apr = only_apr(path, names)
-    if apr is not None:
-        return _open_apr(apr, verify=verify)
     from apr_train.checkpoint.safetensors import SafetensorsReader
 
-    checkpoint = SafetensorsReader.open(path)
-    _warn(checkpoint, adapter, whole=whole)
+    if (apr := only_apr(path, names)) is not None:
+        checkpoint = _open_apr(apr, verify=verify)
+    elif adapter is not None and is_adapter and find_weights(path, _config(path)) is None:
+        return _open_adapter(path, names, adapter)
+    else:
+        checkpoint = cast(Checkpoint, SafetensorsReader.open(path))
+    _warn(checkpoint, adapter, whole=whole and is_adapter)
+    _warn(checkpoint, tensor_finding(path, checkpoint.header.tensors), whole=whole)
+    return checkpoint
+
+
+def _open_adapter(folder: Path, names: Sequence[str], finding: Finding) -> Checkpoint:
+    """An adapter without a base, for who looks at files: its own weights, with the fault of a model as a warning.
+
+    Raises:
+        FormatError: that fault, where the weights are pickled or not there.
+    """
+    if ADAPTER not in names:
+        raise FormatError.of([finding])
+    from apr_train.checkpoint.safetensors import SafetensorsReader
+
+    checkpoint = cast(Checkpoint, SafetensorsReader.open(folder / ADAPTER))
+    _warn(checkpoint, finding, whole=False)
     return checkpoint
 
 

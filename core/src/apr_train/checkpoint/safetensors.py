@@ -24,6 +24,7 @@ from apr_train.checkpoint.companions import companions_of, files_beside, files_o
 from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, bytes_of, plain_view
 from apr_train.checkpoint.files import LARGEST_POINTER, map_file, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import EXPLICIT, INDEX, SINGLE, WeightFiles, find_weights
+from apr_train.checkpoint.foreign import foreign
 from apr_train.checkpoint.given import no_weights
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf, tokenizer_of
@@ -80,6 +81,8 @@ def read_index(path: Path) -> Index:
 def _header_bytes(file: BinaryIO, file_size: int, path: Path) -> bytes:
     start = file.read(LARGEST_POINTER)
     refuse_pointer(start, path)
+    if start[8:9] != b"{" and (error := foreign(start, path)) is not None:
+        raise error
     prefix = start[:8]
     file.seek(len(prefix))
     if len(prefix) < 8:

@@ -140,8 +140,12 @@ def _tensors(facts: dict[str, Any]) -> str:
 
 
 def _data(data: dict[str, Any]) -> str:
-    seen = f"{data['text_bytes']:,} bytes of text in {data['files']:,} files"
-    return f"{seen}, all of it looked at" if data["complete"] else f"{seen} looked at; there is more"
+    seen = f"{data['text_bytes']:,} bytes of text in {data['files']:,} {'file' if data['files'] == 1 else 'files'}"
+    if data["complete"]:
+        return f"{seen}, all of it looked at"
+    begun = f" (of {data['beginnings']:,} only the beginning)" if data["beginnings"] and data["files"] > 1 else ""
+    first = "the first " if data["beginnings"] and data["files"] == 1 else ""
+    return f"{first}{seen}{begun} looked at; there is more"
 
 
 def _tie(tie: dict[str, Any]) -> str:

@@ -35,9 +35,9 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
         require_matplotlib()
     records = read_records(runs)
     kept = [path for record in records for path in kept_files(record.folder)]
-    for target in (output, png):
+    for target, suffix in ((output, ".html"), (png, ".png")):
         if target is not None:
-            check_file(target, kept)
+            check_file(target, kept, suffix=suffix, only=True)
     if output is not None:
         from apr_train.artifact.report.page import report_page
         from apr_train.atomic import write_file

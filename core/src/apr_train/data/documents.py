@@ -1,7 +1,8 @@
 """Documents: the texts in files. One a file, or one a line in JSONL, or one a record of a JSON array.
 
 A `.json` is told by its content: an array whose records are texts, or JSON lines under that name, is read as such; any
-other, such as a config, is one text as it stands. Up to `JUDGED` bytes all of its records decide, beyond them the first.
+other, such as a config, is one text as it stands. Up to `JUDGED` bytes all of its records decide, beyond them the first,
+however long it is.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def form_of(path: Path, file: BinaryIO) -> Form:
         return "lines"
     if not is_json(path):
         return "text"
-    head = file.read(JUDGED)
+    head = _head(file)
     whole = not file.read(1)
     file.seek(0)
     form = _shape(head)
@@ -148,7 +149,7 @@ def require_records(path: Path) -> None:
         DataError: naming the first record that has no text, and what it has.
     """
     with _opened(path) as file:
-        form = _shape(file.read(JUDGED))
+        form = _shape(_head(file))
         if form == "text":
             return
         file.seek(0)
@@ -171,6 +172,43 @@ def require_text_at_start(path: Path, size: int) -> None:
         _require_utf8(raw, path, first_line=1)
 
 
+def _head(file: BinaryIO) -> bytes:
+    """The beginning of a `.json`: `JUDGED` bytes, and as many more as its first record needs, up to `LARGEST_RECORD`."""
+    head = file.read(JUDGED)
+    while len(head) < LARGEST_RECORD and _ends_in_first_record(head):
+        more = file.read(min(len(head), LARGEST_RECORD - len(head)))
+        if not more:
+            break
+        head += more
+    return head
+
+
+def _ends_in_first_record(head: bytes) -> bool:
+    """Whether the form cannot be told yet: of an array the first record goes on, of lines there is no second one."""
+    text = head.removeprefix(_BOM).lstrip()
+    if text[:1] == b"{":
+        return not text.partition(b"\n")[2].strip()
+    if text[:1] != b"[" or text[1:].lstrip()[:1] not in (b"{", b'"', b""):
+        return False
+    try:
+        _first_of_array(head)
+    except RecursionError:
+        return False
+    except ValueError:
+        return True
+    return False
+
+
+def _first_of_array(head: bytes) -> Any:
+    """The first record of an array, by the beginning of its file.
+
+    Raises:
+        ValueError: when that is no JSON, or not all of the record.
+    """
+    text = head.removeprefix(_BOM).decode("utf-8", "ignore").lstrip()
+    return json.JSONDecoder().raw_decode(text, 1 + len(text[1:]) - len(text[1:].lstrip()))[0]
+
+
 def _shape(head: bytes) -> Form:
     """An array, more than one object a line, or something else, by the beginning of a file."""
     text = head.removeprefix(_BOM).lstrip()
@@ -191,8 +229,7 @@ def _records(form: Form, head: bytes, *, whole: bool) -> Iterator[Any]:
         if form == "array" and whole:
             yield from _list_of(json.loads(head.removeprefix(_BOM)))
         elif form == "array":
-            text = head.removeprefix(_BOM).decode("utf-8", "ignore").lstrip()
-            yield json.JSONDecoder().raw_decode(text, 1 + len(text[1:]) - len(text[1:].lstrip()))[0]
+            yield _first_of_array(head)
         elif form == "lines":
             lines = head.removeprefix(_BOM).split(b"\n")
             yield from (json.loads(line) for line in (lines if whole else lines[:-1]) if line.strip())

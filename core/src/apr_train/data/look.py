@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Factory, define, field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import read_documents, require_text_at_start
@@ -16,7 +16,7 @@ from apr_train.errors import DataError, Finding
 from apr_train.run.settings import DataSettings
 
 LOOKED_AT = 1 << 24
-"""Bytes of files, over all arguments of `--data`."""
+"""Bytes of files, over all arguments of `--data`: what one does not need the others have."""
 MOST_FILES = 2000
 
 
@@ -30,7 +30,9 @@ class Look:
     files: int = 0
     """Files of text that were looked at."""
     text_bytes: int = 0
-    """UTF-8 bytes of the text in them."""
+    """UTF-8 bytes of the text in them, as far as it was looked at."""
+    beginnings: int = 0
+    """Of the files, those of which only the beginning was looked at."""
     complete: bool = True
     """Whether that is all of it."""
     scan: Scan | None = field(default=None, repr=False)
@@ -39,7 +41,12 @@ class Look:
     @property
     def facts(self) -> dict[str, Any]:
         """What was looked at, for the preflight's report; empty when nothing was."""
-        seen = {"files": self.files, "text_bytes": self.text_bytes, "complete": self.complete}
+        seen = {
+            "files": self.files,
+            "beginnings": self.beginnings,
+            "text_bytes": self.text_bytes,
+            "complete": self.complete,
+        }
         return {"data": seen} if self.files else {}
 
 
@@ -48,23 +55,22 @@ def look_at(settings: DataSettings) -> Look:
 
     The standard library, which is the text when there is no `--data`, is not read.
     """
-    reading = Reading(settings)
-    findings: list[Finding] = []
-    notes: list[str] = []
-    complete = True
+    reading = _Looking(settings)
+    known: set[Path] = set()
     sought = searches(settings.data, gitignore=settings.gitignore) if settings.data else []
-    for search in sought:
-        try:
-            complete &= _look_for(search, reading, LOOKED_AT // len(sought))
-        except DataError as error:
-            findings.append(error.under(rules.PREFLIGHT_025, "--data"))
-        notes += [search.left_out_text] if search.left_out_text else []
+    found = [_Found.by(search, known) for search in sought]
+    for argument, budget in zip(found, _budgets([argument.size for argument in found]), strict=True):
+        argument.read(reading, budget)
+    findings = [error.under(rules.PREFLIGHT_025, "--data") for argument in found for error in argument.faults]
+    complete = all(argument.complete for argument in found)
     scan, of_all = _whole(reading) if sought and complete and not findings else (None, [])
+    left_out = [search.left_out_text for search in sought if search.left_out_text]
     return Look(
         findings=(*findings, *of_all),
-        notes=(*notes, *reading.notices()),
-        files=len(reading.kept),
-        text_bytes=reading.digest.text_bytes,
+        notes=(*left_out, *reading.notices(), *(scan.notices() if scan is not None else ())),
+        files=len(reading.kept) + reading.beginnings,
+        beginnings=reading.beginnings,
+        text_bytes=reading.digest.text_bytes + reading.begun_bytes,
         complete=complete,
         scan=scan,
     )
@@ -77,34 +83,87 @@ def _whole(reading: Reading) -> tuple[Scan | None, list[Finding]]:
         return None, [error.under(rules.PREFLIGHT_025, "--data")]
 
 
-def _look_for(search: Search, reading: Reading, budget: int) -> bool:
-    """Read the files of an argument until the budget is spent; whether that was all."""
-    for number, path in zip(count(), search.files(), strict=False):
-        if budget <= 0 or number == MOST_FILES:
-            return False
-        size = _size(path)
-        if size > budget:
-            _look_at_start(path, reading, budget)
-            return False
-        reading.read(path)
-        budget -= size
-    return True
+def _budgets(sizes: Sequence[int]) -> list[int]:
+    """What of `LOOKED_AT` each argument gets: equal parts, and what one does not need the others have."""
+    budgets, left = [0] * len(sizes), LOOKED_AT
+    for done, place in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        budgets[place] = min(sizes[place], left // (len(sizes) - done))
+        left -= budgets[place]
+    return budgets
 
 
-def _look_at_start(path: Path, reading: Reading, budget: int) -> None:
-    """Read the beginning of a file that is too large to be read now."""
-    if reading.form(path) == "text":
-        require_text_at_start(path, budget)
-        return
-    read = 0
+class _Looking(Reading):
+    """A reading that also takes the beginnings of files, of which nothing is hashed."""
 
-    def done(more: int) -> None:
-        nonlocal read
-        read += more
+    def __init__(self, settings: DataSettings) -> None:
+        super().__init__(settings)
+        self.beginnings = self.begun_bytes = 0
 
-    for _ in read_documents([path], done=done):
-        if read > budget:
+    def read_start(self, path: Path, budget: int) -> None:
+        """Read the beginning of a file that is too large to be read now.
+
+        Raises:
+            DataError: as `read`, for what is wrong there.
+        """
+        form = self.form(path)
+        self.beginnings += 1
+        if form == "text":
+            require_text_at_start(path, budget)
+            self.begun_bytes += budget
             return
+        read = 0
+
+        def done(more: int) -> None:
+            nonlocal read
+            read += more
+
+        for document in read_documents([path], done=done):
+            self.begun_bytes += len(document.utf8)
+            if read > budget:
+                return
+
+
+@define
+class _Found:
+    """The files behind one argument, as many as may be looked at, and what is wrong with them."""
+
+    files: list[tuple[Path, int]] = Factory(list)
+    complete: bool = True
+    """Whether these are all of them, and then whether all were read."""
+    faults: list[DataError] = Factory(list)
+    size: int = 0
+    """Bytes of the files."""
+
+    @classmethod
+    def by(cls, search: Search, known: set[Path]) -> _Found:
+        """Search until the files exceed `LOOKED_AT` bytes; those that are known already are not taken again."""
+        found = cls()
+        try:
+            for path in search.files():
+                if found.size > LOOKED_AT or len(found.files) == MOST_FILES:
+                    found.complete = False
+                    break
+                if (resolved := path.resolve()) not in known:
+                    known.add(resolved)
+                    found.files.append((path, _size(path)))
+                    found.size += found.files[-1][1]
+        except DataError as error:
+            found.faults.append(error)
+        return found
+
+    def read(self, reading: _Looking, budget: int) -> None:
+        """Read the files until the budget is spent, or one is at fault."""
+        try:
+            for path, size in self.files:
+                if size > budget:
+                    self.complete = False
+                    if budget:
+                        reading.read_start(path, budget)
+                    return
+                reading.read(path)
+                budget -= size
+        except DataError as error:
+            self.faults.insert(0, error)
 
 
 def _size(path: Path) -> int:

@@ -4,9 +4,13 @@ The side of a document is decided by its key, a 64-bit BLAKE2b of its words, whi
 sides and copies that differ only in line endings or in indentation go together. Held out are the documents whose keys are
 the lowest, until their text is the wanted share of all text:
 
+A text that is there several times counts once, is held out once, and then no copy of it is learnt. "Larger than the share" is
+said of all of its copies together, and of the share of all copies: what most of a corpus is made of stays in the training.
+
 - Where the keys below `fraction × 2⁶⁴` come within a tenth of that share, they are the ones: with many documents the key
   alone decides, and a new document moves no other across.
-- Else documents larger than the share are never held out, and the lowest keys of the others are, as many as come nearest.
+- Else documents that are larger than the share are never held out, and the lowest keys of the others are, as many as come
+  nearest.
 - Else, when all others together are less than half of the share, the smallest of the large ones goes with them, if they
   stay within twice the share.
 - Else whole documents cannot make up the share, which is said: the largest gives its tail, as a single text does.
@@ -89,11 +93,12 @@ class KeyScan:
         if not self._keys:
             expected = "at least one document with text in it"
             raise DataError("the corpus is empty", where="--data", rule=rules.PREFLIGHT_025, expected=expected)
-        keys, sizes = np.frombuffer(self._keys, np.uint64), np.frombuffer(self._sizes, np.uint64)
+        keys, sizes = np.frombuffer(self._keys, np.uint64), np.frombuffer(self._sizes, np.uint64).astype(np.int64)
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-        return Texts(keys=keys[starts], sizes=np.add.reduceat(sizes[order], starts).astype(np.int64))
+        copies, totals = np.diff(starts, append=len(keys)) - 1, np.add.reduceat(sizes[order], starts)
+        return Texts(keys=keys[starts], sizes=sizes[order][starts], totals=totals, copies=copies)
 
 
 @frozen(kw_only=True)
@@ -102,7 +107,11 @@ class Texts:
 
     keys: np.ndarray[Any, np.dtype[np.uint64]]
     sizes: np.ndarray[Any, np.dtype[np.int64]]
-    """Bytes of each, all of its copies together."""
+    """Bytes of each, of the copy that comes first."""
+    totals: np.ndarray[Any, np.dtype[np.int64]]
+    """Bytes of each, of all copies together."""
+    copies: np.ndarray[Any, np.dtype[np.int64]]
+    """How often each is there beyond the first time."""
 
     @property
     def single(self) -> bool:
@@ -112,16 +121,17 @@ class Texts:
     def split(self, fraction: float) -> Split:
         """The rule that holds out about `fraction` of the text, and leaves neither side empty."""
         share = fraction * int(self.sizes.sum())
-        return self._by_key(fraction, share) or self._by_size(share) or self._by_tail(share)
+        light = self.totals <= fraction * int(self.totals.sum())
+        return self._by_key(fraction, share, light) or self._by_size(share, light) or self._by_tail(share)
 
-    def _by_key(self, fraction: float, share: float) -> Split | None:
+    def _by_key(self, fraction: float, share: float, light: np.ndarray[Any, np.dtype[np.bool_]]) -> Split | None:
         threshold = int(fraction * _KEYS)
         below = int(np.searchsorted(self.keys, np.uint64(threshold)))
         near = abs(int(self.sizes[:below].sum()) - share) <= _NEAR * share
+        near = near and bool((light | (self.copies == 0))[:below].all())
         return Split(threshold=threshold) if near and below < len(self.keys) else None
 
-    def _by_size(self, share: float) -> Split | None:
-        light = self.sizes <= share
+    def _by_size(self, share: float, light: np.ndarray[Any, np.dtype[np.bool_]]) -> Split | None:
         if light.all():
             light[np.argmin(self.sizes)] = False  # one is left to learn from
         places = np.flatnonzero(light)
@@ -148,11 +158,12 @@ class Texts:
 
     def findings(self, fraction: float, split: Split) -> list[Finding]:
         """A warning when whole documents do not make up the share, unless there is one only."""
-        total = int(self.sizes.sum())
-        held = self._held(split)
+        places = self._held(split)
+        held, total = int(self.sizes[places].sum()), int(self.sizes.sum())
         if self.single or fraction * total / 2 <= held <= 2 * fraction * total:
             return []
-        instead = "the end of the largest, whose beginning is learnt" if split.tail else f"the smallest, {held:,} bytes"
+        whole = "the smallest" if places.size == 1 else f"{places.size:,} of them"
+        instead = "the end of the largest, whose beginning is learnt" if split.tail else f"{whole}, {held:,} bytes"
         return [
             Finding(
                 rule=rules.PREFLIGHT_024,
@@ -165,11 +176,16 @@ class Texts:
             )
         ]
 
-    def _held(self, split: Split) -> int:
-        """Bytes of the texts that are held out whole."""
+    def left_out(self, split: Split) -> int:
+        """Documents on neither side, whole or by their end: copies of what is held out."""
+        ends = 0 if split.tail is None else int(self.copies[self.keys == np.uint64(split.tail.key)].sum())
+        return ends + int(self.copies[self._held(split)].sum())
+
+    def _held(self, split: Split) -> np.ndarray[Any, np.dtype[np.intp]]:
+        """Places of the texts that are held out whole."""
         below = int(np.searchsorted(self.keys, np.uint64(min(split.threshold, _KEYS - 1))))
         kept = np.isin(self.keys[:below], np.array(sorted(split.kept), np.uint64))
-        return int(self.sizes[:below][~kept].sum())
+        return np.flatnonzero(~kept)
 
 
 def split_key(text: Document | str) -> int:
@@ -260,6 +276,14 @@ class Scan:
     """UTF-8 bytes of all texts."""
     split: Split
     """The rule that sends each document to its side."""
+    left_out: int = 0
+    """Documents whose text, or whose end, is on neither side: copies of what is held out."""
+
+    def notices(self) -> Iterator[str]:
+        """What the split takes out of the text."""
+        if self.left_out:
+            what = "documents" if self.split.tail is None else "documents, of which only the beginning is learnt"
+            yield f"copies of held-out text, which is held out once and not learnt: {self.left_out:,} {what}"
 
     def train(self, held: HeldOutDocuments | None = None) -> Iterator[Document]:
         """The documents to learn from, in their order; when they are through, `held` has those to validate on."""
@@ -300,6 +324,8 @@ def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress 
     for text in reading.notices():
         notice(text)
     scan, findings = reading.scan()
+    for text in scan.notices():
+        notice(text)
     for finding in findings:
         notice(f"warning: {finding}")
     if scan.split.tail is not None and not findings:
@@ -367,7 +393,13 @@ class Reading:
         """
         texts = self.keys.texts()
         split = texts.split(self._fraction)
-        scan = Scan(files=tuple(self.kept), hash=self.digest.hex(), text_bytes=self.digest.text_bytes, split=split)
+        scan = Scan(
+            files=tuple(self.kept),
+            hash=self.digest.hex(),
+            text_bytes=self.digest.text_bytes,
+            split=split,
+            left_out=texts.left_out(split),
+        )
         return scan, texts.findings(self._fraction, split)
 
 

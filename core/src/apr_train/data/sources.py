@@ -20,8 +20,10 @@ from pathlib import Path
 from attrs import Factory, define, field
 
 from apr_train import rules
+from apr_train.checkpoint.given import is_address
 from apr_train.data.cache import cache_folder
 from apr_train.data.gitignore import GitIgnore
+from apr_train.data.hub import of_address, of_name
 from apr_train.data.kinds import how_to_unpack, kind_of
 from apr_train.errors import DataError
 from apr_train.run.events import Say
@@ -301,6 +303,9 @@ def _matched(pattern: str, left_out: LeftOut) -> Iterator[Path]:
 
 def _nothing_there(argument: str) -> DataError:
     """A glob that matches nothing, or a path that is not there: how far it leads, and what it may have meant."""
+    if is_address(argument):
+        hint = of_address(argument) or "Download it first: nothing is fetched here."
+        return DataError("an address, not a file or folder", where=argument, rule=rules.PREFLIGHT_019, hint=hint)
     fixed = _fixed_part(argument)
     is_glob = _is_pattern(argument)
     there = fixed if is_glob else fixed.parent
@@ -313,6 +318,8 @@ def _nothing_there(argument: str) -> DataError:
     near = closest(missing, sorted(os.listdir(there)))  # noqa: PTH208  # names, not paths
     meant = f"did you mean {there / near}?" if near else f"Run in another folder? Relative paths begin at {Path.cwd()}."
     hint = f"The folder {there} is there, {missing!r} in it is not: {meant}" if near else meant
+    hub = None if near else of_name(fixed)
+    hint = f"{hub}. {hint}" if hub else hint
     return DataError("no such file or folder", where=argument, rule=rules.PREFLIGHT_019, hint=hint)
 
 

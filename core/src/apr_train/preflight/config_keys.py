@@ -50,7 +50,7 @@ def config_key_findings(header: Header, config: ModelConfig | None, info: Family
             continue
         findings += _judge(header, config, kind, key, value, unknown)
     for key, value in header.further.items():
-        findings += _judge_further(header, kind, key, value, unknown)
+        findings += _judge_further(header, config, kind, key, value, unknown)
     return findings + ([_unknown(header, unknown)] if unknown else [])
 
 
@@ -82,14 +82,18 @@ def _of_kind(kind: Kind | None) -> Mapping[str, tuple[tuple[Any, ...], str]]:
     return BY_KIND["decoder" if kind is None else kind]
 
 
-def _judge_further(header: Header, kind: Kind | None, key: str, value: Any, unknown: list[str]) -> list[Finding]:
+def _judge_further(
+    header: Header, config: ModelConfig | None, kind: Kind | None, key: str, value: Any, unknown: list[str]
+) -> list[Finding]:
     """A key that the container has beside Hugging Face's, in its own spelling."""
     name = key.removeprefix(f"{header.architecture}.")
-    neutral = _of_kind(kind).get(name, GGUF_NEUTRAL.get(name))
+    neutral = _of_kind(kind).get(name, GGUF_NEUTRAL.get(name, NEUTRAL.get(name)))
     if name == "attention.value_length":
         neutral = ((_head_dim(header.config),), "values of another width than queries and keys")
     elif name == "embedding_length_out":
         neutral = ((0, header.config.get("hidden_size")), "an output of another width than the blocks")
+    if name in _fields(config):
+        return _field(header, config, name, value)
     if neutral is not None:
         return [] if value in neutral[0] else [_harmful(header, key, value, *neutral)]
     if name not in GGUF_HARMLESS:
@@ -120,7 +124,8 @@ def _field(header: Header, config: ModelConfig | None, key: str, value: Any) -> 
 
 
 def _harmful(header: Header, key: str, value: Any, values: tuple[Any, ...], meaning: str) -> Finding:
-    neutral = " or ".join(repr(item) for item in values if item is False or (item is not None and item != 0))
+    off = ["False" if isinstance(value, bool) else "0"] if 0 in values else []
+    neutral = " or ".join([*off, *(repr(item) for item in values if item is not None and item != 0)])
     return Finding(
         rule=rules.PREFLIGHT_003,
         subject=header.path,
@@ -160,7 +165,8 @@ def _unknown(header: Header, keys: list[str]) -> Finding:
 def _windows(header: Header, absent: Mapping[str, Any]) -> list[Finding]:
     """Sliding windows: off by flag (which a family's card may set where the file has none), absent, or above the last layer.
 
-    Source: the `__post_init__` of transformers' configs with `max_window_layers` (layer i slides when i >= that).
+    Source: the `__post_init__` of transformers' configs with `max_window_layers` (layer i slides when i >= that);
+    `layer_types` decides alone where it is given.
     """
     config = {**absent, **header.config}
     kinds = {str(item) for item in _items(config.get("layer_types"))}
@@ -168,7 +174,7 @@ def _windows(header: Header, absent: Mapping[str, Any]) -> list[Finding]:
     if kinds - {"full_attention"}:
         meaning = "attention that differs between layers"
         findings.append(_harmful(header, "layer_types", sorted(kinds), ("full_attention",), meaning))
-    elif _window_slides(config):
+    elif not kinds and _window_slides(config):
         meaning = "a sliding attention window"
         findings.append(_harmful(header, "sliding_window", config["sliding_window"], (), meaning))
     elif pattern := config.get("sliding_window_pattern", config.get("_sliding_window_pattern")):

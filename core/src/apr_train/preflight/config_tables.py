@@ -130,6 +130,7 @@ GGUF_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "attention.temperature_length": (OFF, "attention scores scaled by position"),
     "attention.temperature_scale": (OFF, "attention scores scaled by position"),
     "attention.shared_kv_layers": (OFF, "keys and values shared between layers"),
+    "attention.sliding_window": (OFF, "a sliding attention window"),
     "attention.sliding_window_pattern": (OFF, "attention that differs between layers"),
     "attention.group_norm_groups": (OFF, "another norm"),
     "attention.group_norm_epsilon": (OFF, "another norm"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.atomic import clear_litter
+from apr_train.checkpoint.folder import some_of
 from apr_train.errors import OutputError, RunError
 
 LOCK = ".lock"
@@ -49,6 +50,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+OUT = "runs"
+"""The folder of runs, where nothing else is asked for."""
 CONFIG = "config.toml"
 IDENTITY = "identity.json"
 PREFLIGHT = "preflight.json"
@@ -189,7 +192,30 @@ def find_checkpoint(path: Path) -> tuple[Path, StepFolder | None]:
         whole = checkpoints(path)
         return path, whole[-1] if whole else None
     found = "no such folder" if not path.exists() else "nothing of the kind"
-    raise RunError("this is no run", where=path, expected=f"a folder with {CONFIG}, or a {step_name(500)} in one", found=found)
+    expected = f"a folder with {CONFIG}, or a {step_name(500)} in one"
+    raise RunError("this is no run", where=path, expected=expected, found=found, hint=run_hint(path))
+
+
+def run_hint(path: Path) -> str | None:
+    """`Give the run`, of a path that is none: the run or the step that a file lies in, or the runs in a folder."""
+    around = [folder for folder in (path.parent, path.parent.parent) if _is_run(folder)]
+    if around:
+        is_step = path.name in (MODEL, OPTIMIZER, STATE) and _STEP.fullmatch(path.parent.name)
+        return f"Give the run: {around[0]}" + (f", or the checkpoint in it: {path.parent}" if is_step else "")
+    runs = _runs_in(path) or _runs_in(path / OUT)
+    return f"Give the run: {some_of([str(run) for run in runs])}" if runs else None
+
+
+def _is_run(folder: Path) -> bool:
+    return all(os.path.isfile(folder / name) for name in (CONFIG, IDENTITY))  # noqa: PTH113  # Path's raises where it may not look
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The runs that lie in a folder; none in what cannot be listed."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if _is_run(entry))
+    except (OSError, ValueError):
+        return []
 
 
 def foreign_files(folder: Path) -> list[str]:

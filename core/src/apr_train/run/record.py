@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from apr_train.checkpoint.given_name import given_name
 from apr_train.errors import RunError
-from apr_train.run.folder import CONFIG, METRICS, PREFLIGHT, SAMPLES, run_of
+from apr_train.run.folder import CONFIG, METRICS, PREFLIGHT, SAMPLES, run_hint, run_of
 from apr_train.run.metrics import Metrics, read_metrics
 from apr_train.run.preflight_file import PreflightRecord, read_preflight
 from apr_train.run.samples import Sample, read_samples
@@ -85,6 +85,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 def _lines(path: Path) -> list[Metrics]:
     hint = "Give the folder that a training run wrote: runs/NAME."
     if not path.is_file():
+        hint = run_hint(path.parent) or hint
         raise RunError("the run has no metrics", where=path.parent, expected=METRICS, found="no such file", hint=hint)
     lines = read_metrics(path)
     if not lines:

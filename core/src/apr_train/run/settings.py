@@ -12,6 +12,7 @@ from typing import Any, get_args
 import attrs
 from attrs import Factory, frozen
 
+from apr_train.checkpoint.given import is_address
 from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
@@ -317,7 +318,9 @@ def expanded(value: Any) -> Any:
 
 
 def _absolute(item: str) -> str:
-    """A path, or a glob, in which nothing but what the user wrote is a pattern."""
+    """A path, or a glob, in which nothing but what the user wrote is a pattern; an address is refused as it was typed."""
+    if is_address(item):
+        return item
     here = str(Path.cwd())
     there = os.path.exists(item)  # noqa: PTH110  # Path's raises for a name that is too long
     return str(Path(here if there else glob.escape(here), item))

@@ -22,12 +22,13 @@ from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
 from apr_train.checkpoint.companions import KEY, from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
+from apr_train.checkpoint.gguf_keys import config_of_keys, keys_of_config, rope_of_keys
 from apr_train.checkpoint.header import DIMENSIONS, Header, TensorInfo, kind_of_tensors
 from apr_train.checkpoint.implied import implied_values
 from apr_train.checkpoint.rope_rows import apr_rope_rows
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_metadata import spec_beside, spec_from_apr
-from apr_train.errors import FormatError
+from apr_train.errors import Finding, FormatError
 
 OUR_PREFIXES = ("tokenizer.", "apr_train.")
 """Custom keys of the tokenizer, and our own."""
@@ -81,6 +82,11 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
     model = model_tensors(path, metadata, tensors)
     hf_class, architecture = _identity(metadata)
     config, notes = _canonical_config(metadata, model.tensors), model.notes
+    as_gguf = config_of_keys(metadata, architecture)
+    as_gguf.pop("sliding_window", None)  # a GGUF has no switch for it: judged as it stands, among what is further
+    as_gguf |= rope_of_keys(metadata, architecture, {**as_gguf, **config})
+    notes = (*notes, *_contradictions(path, metadata, config, as_gguf))
+    config = {**as_gguf, **config}
     if not any(key in config for key in DIMENSIONS):
         beside = config_beside(Path(path), config, hf_class)
         config, notes = {**beside.config, **config}, (*notes, *beside.notes)
@@ -100,17 +106,44 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
         tie=tie_from_index(config, model.tensors, model.tied_head),
         tokenizer=tokenizer,
         companions=companions,
-        further=_further(metadata),
+        further=_further(metadata, architecture),
         provenance={key: metadata[key] for key in PROVENANCE if key in metadata},
         extra=_extra(metadata, with_tokenizer=tokenizer is None),
         findings=(*notes, *implied),
     )
 
 
-def _further(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys as a GGUF spells them, and the kind of RoPE."""
+def _further(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """Keys as a GGUF spells them that the config was not made of, and the kind of RoPE."""
+    read = keys_of_config(architecture) - {f"{architecture}.attention.sliding_window"}
     names = {key for key in metadata if key == "rope_type" or ("." in key and not key.startswith(OUR_PREFIXES))}
-    return {key: metadata[key] for key in sorted(names)}
+    return {key: metadata[key] for key in sorted(names - read)}
+
+
+def _contradictions(
+    path: str, metadata: Mapping[str, Any], config: Mapping[str, Any], as_gguf: Mapping[str, Any]
+) -> tuple[Finding, ...]:
+    """An error for each key that the file has under two names with two values."""
+    pairs = [
+        (name, alias, metadata[alias], metadata[name])
+        for name, key in TYPED.items()
+        for alias in key.aliases
+        if name in metadata and alias in metadata
+    ]
+    pairs += [(name, f"{name}, as a GGUF says it", value, config[name]) for name, value in as_gguf.items() if name in config]
+    return tuple(
+        Finding(
+            rule=rules.INIT_005,
+            subject=path,
+            field=name,
+            problem=f"the metadata has two values, the other as {alias}",
+            expected=f"{value!r:.80}",
+            found=f"{other!r:.80}",
+            hint="Re-import the file from its source.",
+        )
+        for name, alias, other, value in pairs
+        if other != value
+    )
 
 
 def _extra(metadata: Mapping[str, Any], *, with_tokenizer: bool) -> dict[str, Any]:

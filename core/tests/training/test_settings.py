@@ -165,7 +165,8 @@ def test_a_resume_may_change_what_is_documented():
         ("Qwen2.5-Coder-0.5B/", "Qwen2.5-Coder-0.5B"),
         ("smollm2-v1.5.apr", "smollm2-v1.5"),
         ("smollm2.Q8_0.GGUF", "smollm2.Q8_0"),
-        ("model.safetensors", "model"),
+        ("other.safetensors", "other"),
+        ("Qwen2.5-Coder-0.5B/model.safetensors", "Qwen2.5-Coder-0.5B"),
         ("gone-0.5B", "gone-0.5B"),
     ],
 )

@@ -64,8 +64,8 @@ def run(path: Path) -> str:
     text = path.read_text()
     for old, new in PORTED.items():
         text = text.replace(old, new)
-    environment = {**os.environ, "APR": str(BIN / "apr-train"), "PY": str(BIN / "python")}
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as ported:
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as ported, tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "APR": str(BIN / "apr-train"), "PY": str(BIN / "python"), "HOME": home}
         ported.write(text)
         ported.flush()
         done = subprocess.run(

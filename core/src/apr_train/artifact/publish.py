@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from apr_train.artifact.convert import Conversion, Dtype, plan_conversion
 from apr_train.artifact.export import fill_folder
 from apr_train.artifact.hub_card import SUMS, HubNames, Publication, card_of
 from apr_train.artifact.provenance import spdx_expression
-from apr_train.artifact.targets import check_folder, check_own, mark
+from apr_train.artifact.targets import check_folder, check_own, mark, sha256
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.apr import AprReader
 from apr_train.checkpoint.checkpoint import Progress
@@ -76,7 +75,7 @@ def publish(
                 (folder / name).write_text(card, encoding="utf-8")
             mark(folder, COMMAND, to_come=[SUMS])
             written = sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
-            (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in written), encoding="utf-8")
+            (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in written), encoding="utf-8")
             if target.is_dir():
                 check_own(target, COMMAND)  # again: writing takes its time, and somebody may have put a file there
     return [*written, SUMS]
@@ -139,8 +138,3 @@ def _copy(source: Path, target: Path, progress: Progress | None) -> None:
             writing.write(piece)
             if progress is not None:
                 progress(len(piece))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.atomic import check_replaceable, write_file
+from apr_train.checkpoint.folder import some_of
 from apr_train.errors import OutputError
 from apr_train.run.folder import is_kept_by_a_run
 
@@ -116,11 +117,11 @@ def check_own(folder: Path, command: str) -> None:
             raise _not_own(problem, folder, expected=MARK, found=_some(folder))
         raise _not_own(problem, folder, expected=f"a folder that {command} wrote", found=f"one that {author} wrote")
     if others := [name for name in there if name not in written and name != MARK]:
-        raise _not_own(f"the folder holds files that apr-train {command} did not write", folder, found=_listed(others))
+        raise _not_own(f"the folder holds files that apr-train {command} did not write", folder, found=some_of(others))
     uncompared = _UNCOMPARED.get(command, frozenset())
     names = [name for name in there if name != MARK]
     if changed := [name for name in names if not _is_as_noted(folder / name, written[name], name in uncompared)]:
-        raise _not_own(f"files were changed since apr-train {command} wrote them", folder, found=_listed(changed))
+        raise _not_own(f"files were changed since apr-train {command} wrote them", folder, found=some_of(changed))
 
 
 def _is_as_noted(path: Path, noted: object, may_lack_sum: bool) -> bool:
@@ -134,11 +135,7 @@ def _not_own(problem: str, folder: Path, **facts: str) -> OutputError:
 
 
 def _some(folder: Path) -> str:
-    return _listed(sorted(item.name for item in folder.iterdir()))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return some_of(sorted(item.name for item in folder.iterdir()))
 
 
 def mark(folder: Path, command: str, *, to_come: Iterable[str] = ()) -> None:

@@ -35,18 +35,27 @@ def tokenizer_json(spec: TokenizerSpec) -> dict[str, Any]:
         "pre_tokenizer": cut.pre_tokenizer,
         "post_processor": _post_processor(spec),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": cut.ignore_merges,
-            "vocab": {token: index for index, token in enumerate(spec.vocabulary) if token},
-            "merges": split_merges(spec.merges, spec.origin),
-        },
+        "model": bpe_model(
+            {token: index for index, token in enumerate(spec.vocabulary) if token},
+            split_merges(spec.merges, spec.origin),
+            ignore_merges=cut.ignore_merges,
+        ),
+    }
+
+
+def bpe_model(vocabulary: Mapping[str, int], merges: list[list[str]], *, ignore_merges: bool = False) -> dict[str, Any]:
+    """The `model` of a `tokenizer.json` that is a byte-level BPE."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": ignore_merges,
+        "vocab": vocabulary,
+        "merges": merges,
     }
 
 

@@ -15,6 +15,7 @@ from attrs import frozen
 from apr_train.checkpoint.files import parse_json, read_text
 from apr_train.checkpoint.header import SPECIAL_TOKENS
 from apr_train.checkpoint.pre_tokenizers import TOKENIZER_CLASSES, VocabularyClass, tokenizer_class_of
+from apr_train.checkpoint.tokenizer_json import bpe_model
 from apr_train.errors import FormatError
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -75,7 +76,7 @@ def read_vocabulary_files(folder: Path, kind: str, settings: Mapping[str, Any], 
         "padding": None,
         "added_tokens": added.entries(),
         **_pipeline(known, stated, named, added),
-        "model": _model(vocabulary, _merges(folder / MERGES)),
+        "model": bpe_model(vocabulary, _merges(folder / MERGES)),
     }
     return Built(content=content, named=named, notes=added.notes(known))
 
@@ -216,21 +217,6 @@ def _template(first: str | None, last: str | None, added: _Added) -> dict[str, A
     tokens = [token for token in (first, last) if token is not None]
     special = {token: {"id": token, "ids": [added.id_of(token)], "tokens": [token]} for token in tokens}
     return {"type": "TemplateProcessing", "single": around("A"), "pair": around("A", "B"), "special_tokens": special}
-
-
-def _model(vocabulary: Mapping[str, int], merges: list[list[str]]) -> dict[str, Any]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": "",
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": vocabulary,
-        "merges": merges,
-    }
 
 
 def _vocabulary(path: Path) -> dict[str, int]:

@@ -17,6 +17,7 @@ from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
 from apr_train.family.card import ObjectiveName
+from apr_train.run.folder import OUT
 from apr_train.run.other_names import meant_value
 from apr_train.run.paths import user_path
 from apr_train.run.precision import PRECISION_TYPES
@@ -214,7 +215,7 @@ class RunSettings:
     run: str | None = option(
         None, "Name of the run's folder; made from the model's name otherwise.", kind=str, decides=False, path=True
     )
-    out: str = option("runs", "Folder that holds the runs.", kind=str, decides=False, path=True)
+    out: str = option(OUT, "Folder that holds the runs.", kind=str, decides=False, path=True)
     steps: int = option(
         200, "Optimizer steps in all; 0 only loads, validates and writes.", kind=int, minimum=0, may_change=True
     )

@@ -6,7 +6,8 @@ import pytest
 from apr_train.checkpoint.header import Header, Tie
 from apr_train.errors import ConfigError
 from apr_train.family.card import FamilyInfo
-from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.rope_scaling import Llama3Scaling
 from apr_train.family.encoder_config import EncoderConfig
 from hypothesis import given
 from hypothesis import strategies as st
@@ -192,7 +193,7 @@ def test_the_default_rope_scaling_is_none(value):
 
 def test_llama3_scaling_is_read_whatever_the_kind_is_called():
     plain = {"type" if key == "rope_type" else key: value for key, value in LLAMA3.items()}
-    assert DecoderConfig(**DECODER, rope_scaling={**plain, "rope_theta": 5e5}).rope_scaling == RopeScaling(**LLAMA3)
+    assert DecoderConfig(**DECODER, rope_scaling={**plain, "rope_theta": 5e5}).rope_scaling == Llama3Scaling(**LLAMA3)
 
 
 @pytest.mark.parametrize(

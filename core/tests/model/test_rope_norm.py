@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.rope_scaling import Llama3Scaling
 from apr_train.model.layers import RMSNorm, inverse_frequencies, rotary_tables, rotate
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -42,7 +43,7 @@ def theirs(scaled):
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_rotation_equals_transformers_far_beyond_the_first_positions(scaled):
-    ours = config(rope_scaling=RopeScaling(**SCALING) if scaled else None)
+    ours = config(rope_scaling=Llama3Scaling(**SCALING) if scaled else None)
     positions = torch.tensor([[0, 1, 7, 500, 8191, 30_000, 131_071]])
     q = torch.randn(1, positions.shape[1], 4, 64)
     k = torch.randn(1, positions.shape[1], 2, 64)
@@ -55,7 +56,7 @@ def test_rotation_equals_transformers_far_beyond_the_first_positions(scaled):
 
 def test_stretched_frequencies_are_transformers_exactly():
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs(True), "cpu")
-    ours = inverse_frequencies(config(rope_scaling=RopeScaling(**SCALING)), device=torch.device("cpu"), dtype=torch.float32)
+    ours = inverse_frequencies(config(rope_scaling=Llama3Scaling(**SCALING)), device=torch.device("cpu"), dtype=torch.float32)
     assert torch.equal(ours, expected)
 
 

@@ -71,7 +71,7 @@ def apr_metadata(
 
 
 def _config_values(config: ModelConfig, header: Header | None) -> dict[str, Any]:
-    own = config.to_dict()
+    own = config.said()
     values = {key: value for key, value in (header.config if header else {}).items() if key not in _HOUSEKEEPING}
     values.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
     values |= {key: value for key, value in own.items() if value is not None}
@@ -96,7 +96,7 @@ def hf_config(
     `header` is where the model came from: its further keys (dropout, token ids, explicit nulls, …) are kept. `dtype` is the
     name of most weights' type; it stands under its older name too where the source had that.
     """
-    own = {key: value for key, value in config.to_dict().items() if key not in _OWN_WORDS and value is not None}
+    own = {key: value for key, value in config.said().items() if key not in _OWN_WORDS and value is not None}
     kept = {key: value for key, value in (header.config if header else {}).items() if key not in _DROPPED and "." not in key}
     kept.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
     rest = dict(header.companions.get(CONFIG, {})) if header else {}

@@ -9,17 +9,8 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header, TensorInfo, Tie
 from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, PluginError
 from apr_train.family.card import API_VERSION, FamilyInfo, Layout
-from apr_train.family.config import (
-    ModelConfig,
-    boolean,
-    choose_preset,
-    fraction,
-    positive,
-    positive_int,
-    require_activation,
-    token_id,
-)
-from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.family.config import ModelConfig, choose_preset
+from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import DECODER_LINES, FRESH_HEAD, Line, decoder_rules, tensors_have
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.hooks import hookimpl
@@ -40,6 +31,8 @@ from apr_train.family.name_map import (
     rope_rows,
     tie,
 )
+from apr_train.family.rope_scaling import LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling
+from apr_train.family.validate import boolean, fraction, positive, positive_int, token_id
 
 __all__ = [
     "API_VERSION",
@@ -59,6 +52,9 @@ __all__ = [
     "Ignored",
     "Layout",
     "Line",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
     "ModelConfig",
     "NameMap",
     "NameMapError",
@@ -71,6 +67,7 @@ __all__ = [
     "Tie",
     "TieRule",
     "Tied",
+    "YarnScaling",
     "boolean",
     "choose_preset",
     "decoder_rules",
@@ -80,7 +77,6 @@ __all__ = [
     "positive",
     "positive_int",
     "rename",
-    "require_activation",
     "rope_rows",
     "rules",
     "tensors_have",

@@ -20,6 +20,7 @@ DEFAULT_OBJECTIVE: ObjectiveName = "causal-lm"
 """The objective of a run whose family is not known."""
 
 _TEXTS = ("name", "model_type", "base_prefix")
+_OBJECTS = ("absent_keys", "fixed", "implied", "config_names", "fim_tokens")
 
 
 @frozen(kw_only=True)
@@ -54,12 +55,44 @@ class FamilyInfo:
     """What Hugging Face's class takes for keys that a config.json leaves out, where it changes the mathematics
     (`{"use_sliding_window": False}`: a window that is merely mentioned is not used)."""
 
+    config_keys: tuple[str, ...] = ()
+    """Config fields made with `architecture` that this family's files decide (`("sliding_window", "layer_types")`): they are
+    read and written; all others are as `fixed` says, or a Llama's, and a file that says otherwise is refused."""
+    fixed: Mapping[str, Any] = field(factory=dict, hash=False)
+    """Config fields that the architecture decides and no file of it says, or says otherwise (`{"qk_norm": "head"}`)."""
+    implied: Mapping[str, str] = field(factory=dict, hash=False)
+    """Config field → symbolic size that Hugging Face's class takes where a file leaves the field out
+    (`{"intermediate_size": "4*hidden_size"}`)."""
+    config_names: Mapping[str, str] = field(factory=dict, hash=False)
+    """Config field → its key in this class's config.json, where that is another (`{"hidden_size": "n_embd"}`)."""
+    layer_pattern: tuple[str, ...] = ()
+    """Types of the layers where a file with a window does not list them, repeated (`("sliding_attention",)`); empty: the
+    architecture has no windows."""
+    never_permuted: bool = False
+    """Whether no converter puts this architecture's rows of q and k into adjacent pairs."""
+    fim_tokens: Mapping[str, str] = field(factory=dict, hash=False)
+    """Role (prefix, middle, suffix, pad) → the tokenizer's token, of models that were trained to fill holes."""
+    adapter_targets: tuple[str, ...] = ()
+    """Ends of the names of the parameters that adapters are put on by default; empty: every matrix of a block."""
+
     def __attrs_post_init__(self) -> None:
-        for name in ("objectives", "hf_classes", "gguf_architectures", "presets"):
+        for name in (
+            "objectives",
+            "hf_classes",
+            "gguf_architectures",
+            "presets",
+            "config_keys",
+            "layer_pattern",
+            "adapter_targets",
+        ):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
                 self._refuse(name, "a tuple of strings", value)
-        for name, kind, expected in (*((name, str, "a string") for name in _TEXTS), ("absent_keys", Mapping, "an object")):
+        for name, kind, expected in (
+            *((name, str, "a string") for name in _TEXTS),
+            *((name, Mapping, "an object") for name in _OBJECTS),
+            ("never_permuted", bool, "true or false"),
+        ):
             if not isinstance(getattr(self, name), kind):
                 self._refuse(name, expected, getattr(self, name))
         if not isinstance(self.api_version, str) or not re.fullmatch(r"\d+\.\d+", self.api_version):
@@ -100,5 +133,7 @@ class Layout:
     """`hf` (also what `.apr` uses) or `gguf`."""
     rope_rows: RopeRows = "split-half"
     """Order of the rows of q and k in the file; the model always has split halves."""
+    experts: Literal["separate", "stacked"] = "separate"
+    """Of `hf` names: a tensor for each expert, as files have them, or one for all, as transformers has them in memory."""
     bare: bool = False
     """Hugging Face base-model file: names without `FamilyInfo.base_prefix`, and no head."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -12,63 +11,18 @@ from attrs import field, frozen
 from apr_train import rules
 from apr_train.checkpoint.header import DIMENSIONS, Header
 from apr_train.errors import ConfigError, Finding
+from apr_train.family.validate import boolean, build_strictly, positive, positive_int
 from apr_train.suggest import did_you_mean
 
 METADATA = "metadata"
 """The field of a finding that is about all of the config."""
-
-A = TypeVar("A", bound=attrs.AttrsInstance)
-
-
-def build_strictly(cls: type[A], values: Mapping[str, Any], *, where: str) -> A:
-    """Make an attrs object from a dict; unknown and missing keys are errors that name them.
-
-    Raises:
-        ConfigError: naming all unknown keys (with the closest known one) or all missing ones.
-    """
-    known = {item.name for item in attrs.fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        hint = "; ".join(f"{key}: {did_you_mean(key, known)}" for key in unknown)
-        raise ConfigError(f"unknown keys {', '.join(unknown)}", where=where, hint=hint)
-    missing = [item.name for item in attrs.fields(cls) if item.default is attrs.NOTHING and item.name not in values]
-    if missing:
-        raise ConfigError(f"missing keys {', '.join(missing)}", where=where)
-    return cls(**values)
+QUIET = "quiet"
+"""Key in an attrs field's metadata: see `architecture`."""
 
 
-def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but a number above zero that a float can hold (booleans are not numbers here)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise _refusal("not a positive number", instance, attribute, "a number > 0", value)
-
-
-def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but an integer above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise _refusal("not a positive integer", instance, attribute, "an integer > 0", value)
-
-
-def token_id(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but an integer of zero or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _refusal("not a token id", instance, attribute, "an integer >= 0", value)
-
-
-def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but true or false: a string "false" is true in Python."""
-    if not isinstance(value, bool):
-        raise _refusal("not a boolean", instance, attribute, "true or false", value)
-
-
-def fraction(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything outside [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise _refusal("not a fraction", instance, attribute, "in [0, 1)", value)
-
-
-def _refusal(problem: str, instance: object, attribute: attrs.Attribute[Any], expected: str, value: Any) -> ConfigError:
-    return ConfigError(problem, where=type(instance).__name__, field=attribute.name, expected=expected, found=repr(value))
+def architecture(default: Any, **options: Any) -> Any:
+    """An attrs field that says how a model is built: at its default, which is a Llama's, files do not mention it."""
+    return field(default=default, metadata={QUIET: True}, **options)
 
 
 @frozen(kw_only=True)
@@ -97,6 +51,11 @@ class ModelConfig:
     initializer_range: float = field(default=0.02, validator=positive)
     """Standard deviation of freshly initialised matrices."""
 
+    @classmethod
+    def required(cls, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The fields that a file must give: `REQUIRED`, as far as `values` (what is known already) leave them a meaning."""
+        return cls.REQUIRED
+
     @property
     def head_dim(self) -> int:
         """Width of one head."""
@@ -115,6 +74,11 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON-able data; `from_dict` reads it back to an equal config."""
         return attrs.asdict(self)
+
+    def said(self) -> dict[str, Any]:
+        """The fields that a file of this model must name: all but those of `architecture` that are at their default."""
+        quiet = {item.name: item.default for item in attrs.fields(type(self)) if item.metadata.get(QUIET)}
+        return {name: value for name, value in self.to_dict().items() if name not in quiet or value != quiet[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -139,22 +103,10 @@ class ModelConfig:
         if header.tie.value is not None:
             values["tie_word_embeddings"] = header.tie.value
         values.update(fixed)
-        missing = [name for name in cls.REQUIRED if name not in values]
+        missing = [name for name in cls.required(values) if name not in values]
         if missing:
             raise ConfigError.of(_missing_findings(header, missing))
         return cls(**values)
-
-
-def require_activation(config: ModelConfig, name: str) -> None:
-    """Refuse every activation but the one that this config's block implements."""
-    if config.hidden_act != name:
-        raise ConfigError(
-            "activation not implemented",
-            where=type(config).__name__,
-            field="hidden_act",
-            expected=name,
-            found=config.hidden_act,
-        )
 
 
 def _missing_findings(header: Header, names: list[str]) -> list[Finding]:

@@ -7,7 +7,10 @@ from typing import ClassVar
 from attrs import field, frozen
 
 from apr_train.errors import ConfigError
-from apr_train.family.config import ModelConfig, fraction, positive, positive_int, require_activation, token_id
+from apr_train.family.config import ModelConfig, architecture
+from apr_train.family.validate import boolean, fraction, positive, positive_int, token_id
+
+ACTIVATIONS = ("gelu",)
 
 
 @frozen(kw_only=True)
@@ -29,12 +32,14 @@ class EncoderConfig(ModelConfig):
 
     hidden_act: str = "gelu"
     """Only the exact (erf) GELU."""
+    positions_after_padding: bool = architecture(True, validator=boolean)
+    """Whether position ids start at pad_token_id + 1, padding at pad_token_id (RoBERTa), or at 0 everywhere (BERT)."""
     type_vocab_size: int = field(validator=positive_int)
     """Rows of the token-type table."""
     layer_norm_eps: float = field(validator=positive)
     """Added to the variance before the root."""
     pad_token_id: int = field(validator=token_id)
-    """Padding token; RoBERTa's position ids start at this + 1."""
+    """Padding token."""
     hidden_dropout_prob: float = field(default=0.1, validator=fraction)
     """Dropout on embeddings and block outputs, in training."""
     attention_probs_dropout_prob: float = field(default=0.1, validator=fraction)
@@ -47,7 +52,14 @@ class EncoderConfig(ModelConfig):
                 where=type(self).__name__,
                 found=f"{self.hidden_size} / {self.num_attention_heads}",
             )
-        require_activation(self, "gelu")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ConfigError(
+                "activation not implemented",
+                where=type(self).__name__,
+                field="hidden_act",
+                expected=" or ".join(ACTIVATIONS),
+                found=self.hidden_act,
+            )
         if self.pad_token_id >= self.vocab_size:
             raise ConfigError(
                 "pad_token_id outside the vocabulary",
@@ -66,5 +78,5 @@ class EncoderConfig(ModelConfig):
 
     @property
     def usable_positions(self) -> int:
-        """Position ids start at pad_token_id + 1, so that many rows are never used by a real token."""
-        return self.max_position_embeddings - self.pad_token_id - 1
+        """The rows of the position table that real tokens use: all, or those after the padding's."""
+        return self.max_position_embeddings - (self.pad_token_id + 1 if self.positions_after_padding else 0)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apr_train.errors import ConfigError
-from apr_train.family.decoder_config import DecoderConfig, RopeScaling
+from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.rope_scaling import Llama3Scaling
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.cache import KeyValueCache
 from apr_train.suggest import did_you_mean
@@ -164,7 +165,7 @@ def inverse_frequencies(config: DecoderConfig, *, device: torch.device, dtype: t
     return frequencies if config.rope_scaling is None else _stretch(frequencies, config.rope_scaling)
 
 
-def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+def _stretch(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a ramp between.
 
     Source: `_compute_llama3_parameters` in transformers' modeling_rope_utils.

@@ -17,8 +17,9 @@ from apr_train.checkpoint.header import Header, Kind, kind_of
 from apr_train.errors import Finding
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
-from apr_train.family.decoder_config import DecoderConfig, is_neutral_rope
+from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
+from apr_train.family.rope_scaling import is_neutral_rope
 from apr_train.preflight.config_tables import (
     ACTIVATIONS,
     BY_KIND,

@@ -28,7 +28,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
     A tied head is stored once; ignored tensors are left out.
     """
     layout = layout or Layout()
-    values = {key: value for key, value in config.to_dict().items() if value is not None}
+    values = {key: value for key, value in config.said().items() if value is not None}
     fills = family.map_tensor_names(config, layout).fills.values()
     entries = [entry for entry in fills if not (layout.bare and entry.fresh_group)]
     return Header(
@@ -105,7 +105,7 @@ def check_card(family: Family) -> None:
 def check_config(family: Family, config: ModelConfig) -> None:
     """A config must survive its dict, and come back unchanged from the header of a file that holds it."""
     faults = []
-    if type(config).from_dict(config.to_dict()) != config:
+    if type(config).from_dict(config.said()) != config:
         faults.append("from_dict(to_dict()) is another config")
     header = header_from(family, config)
     if family.build_config(header=header) != config:

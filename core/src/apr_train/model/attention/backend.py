@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from apr_train.family.config import ModelConfig, positive_int
+from apr_train.family.config import ModelConfig
+from apr_train.family.validate import positive_int
 
 if TYPE_CHECKING:
     import torch

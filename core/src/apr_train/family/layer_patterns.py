@@ -38,7 +38,7 @@ def layer_types(config: Mapping[str, Any], layers: Any, info: FamilyInfo) -> Any
     every: Any = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
     first: Any = config.get("max_window_layers")
     if _is_count(every):
-        return _types((layer + 1) % every != 0 for layer in range(layers))
+        return _types(bool((layer + 1) % every) for layer in range(layers))
     if config.get(SWITCH) is True and type(first) is int:
         return _types(layer >= first for layer in range(layers))
     pattern = info.layer_pattern
@@ -47,7 +47,7 @@ def layer_types(config: Mapping[str, Any], layers: Any, info: FamilyInfo) -> Any
 
 def rotary_layers(config: Mapping[str, Any], layers: Any) -> Any:
     """`no_rope_layers` as listed, or one 0 in every `no_rope_layer_interval` (SmolLM3Config); None: all layers rotate."""
-    every = config.get("no_rope_layer_interval")
+    every: Any = config.get("no_rope_layer_interval")
     if "no_rope_layers" in config or not _is_count(every) or not _is_count(layers):
         return config.get("no_rope_layers")
     return tuple(int((layer + 1) % every != 0) for layer in range(layers))

@@ -240,7 +240,7 @@ def _windows(case: _Case) -> list[Finding]:
     if not kinds and _window_slides(config):
         return [_harmful(header, "sliding_window", config["sliding_window"], (), window)]
     if pattern := config.get("sliding_window_pattern", config.get("_sliding_window_pattern")):
-        return [] if kinds else [_harmful(header, "sliding_window_pattern", pattern, (), differ)]
+        return [_harmful(header, "sliding_window_pattern", pattern, (), differ)]
     return []
 
 

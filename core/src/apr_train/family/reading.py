@@ -7,11 +7,10 @@ from typing import Any
 
 import attrs
 
-from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
 from apr_train.family.card import FamilyInfo
-from apr_train.family.layer_patterns import WINDOW_FIELDS, layer_types, reads_windows, rotary_layers, with_absent
+from apr_train.family.layer_patterns import WINDOW_FIELDS, layer_types, null_keys, reads_windows, rotary_layers, with_absent
 from apr_train.family.symbolic import names_of, size_of
 from apr_train.suggest import did_you_mean
 
@@ -48,6 +47,7 @@ def values_of(
     if header.tie.value is not None:
         values["tie_word_embeddings"] = header.tie.value
     values.update(decided)
+    _one_epsilon(values, header, config)
     if info is None:
         return values
     _imply(values, header, info, fields)
@@ -65,9 +65,18 @@ def _read(config: Mapping[str, Any], read: list[str], names: Mapping[str, str]) 
     return values
 
 
+def _one_epsilon(values: dict[str, Any], header: Header, config: Mapping[str, Any]) -> None:
+    """Of a LayerNorm's model the epsilon of LayerNorm alone; an `.apr` has one key for either, which is named after RMSNorm."""
+    if values.get("norm") != "layer":
+        return
+    values.pop("rms_norm_eps", None)
+    if header.format == "apr" and "rms_norm_eps" in config:
+        values.setdefault("layer_norm_eps", config["rms_norm_eps"])
+
+
 def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Mapping[str, Any]) -> None:
     """Fill what is left out and not null; a size of what is missing itself stays missing, and is asked for by name."""
-    nulls = {key for key, value in header.companions.get(CONFIG, {}).items() if value is None}
+    nulls = null_keys(header)
     for name, implied in info.implied.items():
         is_null = info.config_names.get(name, name) in nulls and fields[name].default is None
         if name in values or is_null:
@@ -87,7 +96,8 @@ def _expand(values: dict[str, Any], config: Mapping[str, Any], info: FamilyInfo,
             types = None
         values |= {"layer_types": types, "sliding_window": None if types is None else values.get("sliding_window")}
     if "no_rope_layers" in info.config_keys:
-        values["no_rope_layers"] = rotary_layers(known, layers)
+        rotary = rotary_layers(known, layers)
+        values["no_rope_layers"] = None if isinstance(rotary, list | tuple) and set(map(str, rotary)) == {"1"} else rotary
     if AUX_LOSS in values and AUX_LOSS not in decided and not config.get(AUX_SWITCH):
         values[AUX_LOSS] = 0.0  # as transformers, which adds the loss only where the file switches its logits on
 

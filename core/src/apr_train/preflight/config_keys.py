@@ -107,10 +107,11 @@ def _classes(config: ModelConfig | None, kind: Kind | None) -> tuple[type[ModelC
 def _is_read(item: Any, config: ModelConfig | None, info: FamilyInfo | None, experts: bool) -> bool:
     """Whether a file's key must agree with the field: it is read, decided by the family, or set to what only the family knows.
 
-    Where there are experts, the config has a value of everything that says how they are used, whoever set it.
+    A field that is None, as the rotary base of a model without rotation, has no key to agree with. Where there are experts, the
+    config has a value of everything that says how they are used, whoever set it.
     """
     if not item.metadata.get(QUIET):
-        return True
+        return config is None or item.default is not None or getattr(config, item.name) is not None
     if info is not None and (item.name in info.config_keys or item.name in info.fixed):
         return True
     if config is None:
@@ -159,7 +160,7 @@ def _neutral(case: _Case, name: str, *, further: bool) -> Neutral | None:
 
 def _field(header: Header, config: ModelConfig | None, key: str, name: str, value: Any) -> list[Finding]:
     """A field that the family fixes itself must not contradict the file."""
-    if config is None or _same(getattr(config, name), value):
+    if config is None or _same(getattr(config, name), value) or _same(config.stated(name), value):
         return []
     return [
         Finding(
@@ -248,10 +249,9 @@ def _read_windows(case: _Case, config: Mapping[str, Any], kinds: set[str], windo
     found, slides = case.config, _window_slides(config)
     if found is None:
         return []
-    if "layer_types" in case.header.config and (kinds - {"full_attention"} or slides):
-        types = getattr(found, "layer_types", None) or ["full_attention"] * found.num_hidden_layers
-        if not _same(types, config["layer_types"]):
-            return _field(case.header, found, "layer_types", "layer_types", config["layer_types"])
+    listed = "layer_types" in case.header.config and (kinds - {"full_attention"} or slides)
+    if listed and (faults := _field(case.header, found, "layer_types", "layer_types", config["layer_types"])):
+        return faults
     if slides and not kinds and getattr(found, "layer_types", None) is None:
         return [_harmful(case.header, "sliding_window", config["sliding_window"], (), window)]
     used = getattr(found, "sliding_window", None)

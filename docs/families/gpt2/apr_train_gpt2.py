@@ -1,6 +1,18 @@
 """GPT-2: LayerNorm, learnt positions, and matrices that files hold transposed, q, k and v in one."""
 
-from apr_train.family import DecoderConfig, FamilyInfo, NameMap, Transpose, decoder_rules, hookimpl, read_config, split, transpose
+from apr_train.family import (
+    DecoderConfig,
+    FamilyInfo,
+    NameMap,
+    Transpose,
+    decoder_rules,
+    hookimpl,
+    ignored,
+    read_config,
+    rename,
+    split,
+    transpose,
+)
 
 FAMILY = FamilyInfo(
     name="gpt2",
@@ -49,3 +61,38 @@ PRESETS = {
     )
     for name, (vocabulary, hidden, layers, heads, positions) in SIZES.items()
 }
+NAMES = {
+    "layers": "h",
+    "embed_tokens": "wte",
+    "embed_positions": "wpe",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "norm": "ln_f",
+}
+MATRICES = {"self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}
+SHAPES = {"mlp.up_proj": ("intermediate_size", "hidden_size"), "mlp.down_proj": ("hidden_size", "intermediate_size")}
+
+
+@hookimpl
+def build_config(preset, header):
+    return read_config(FAMILY, PRESETS, preset, header)
+
+
+@hookimpl
+def map_tensor_names(config, layout):
+    prefix = FAMILY.base_prefix
+    fused = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    drop, add, in_gguf = [*fused], [], layout.names == "gguf"
+    block = "blk.{layer}." if in_gguf else f"{'' if layout.bare else prefix}h.{{layer}}."
+    qkv = block + ("attn_qkv" if in_gguf else "attn.c_attn")
+    weights, biases = ([(f"layers.{{layer}}.{stem}.{part}", "hidden_size") for stem in fused] for part in ("weight", "bias"))
+    turned = {} if in_gguf else {"dim": 1, "operation": Transpose()}
+    add += [split(f"{qkv}.weight", weights, "hidden_size", **turned), split(f"{qkv}.bias", biases)]
+    if not in_gguf:
+        add += [ignored(f"{block}attn.{name}", "a saved causal mask") for name in ("bias", "masked_bias")]
+        for ours, theirs in MATRICES.items():
+            rows, columns = SHAPES.get(ours, ("hidden_size", "hidden_size"))
+            add.append(transpose(f"{block}{theirs}.weight", f"layers.{{layer}}.{ours}.weight", rows, columns))
+            add.append(rename(f"{block}{theirs}.bias", f"layers.{{layer}}.{ours}.bias", rows))
+        drop += MATRICES
+    return NameMap.for_config(config, decoder_rules(config, layout, prefix=prefix, names=NAMES, add=add, drop=drop))

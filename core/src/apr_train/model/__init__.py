@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apr_train.model.cache import KeyValueCache
     from apr_train.model.decoder import Decoder, DecoderBlock
     from apr_train.model.encoder import Embeddings, Encoder, EncoderBlock, MaskedHead, position_ids
+    from apr_train.model.head import head_logits
     from apr_train.model.layers import (
         FullAttention,
         GeluMLP,
@@ -58,6 +59,7 @@ __all__ = [
     "Request",
     "Rotary",
     "SwiGLU",
+    "head_logits",
     "initialize",
     "inverse_frequencies",
     "position_ids",
@@ -90,6 +92,7 @@ _MODULES = {
     "Request": "attention.backend",
     "Rotary": "layers",
     "SwiGLU": "layers",
+    "head_logits": "head",
     "initialize": "layers",
     "inverse_frequencies": "layers",
     "position_ids": "encoder",

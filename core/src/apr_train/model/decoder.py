@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
 from apr_train.model.cache import KeyValueCache
+from apr_train.model.head import head_logits
 from apr_train.model.layers import GroupedQueryAttention, RMSNorm, Rotary, SwiGLU, initialize, rotary_tables
 
 
@@ -60,8 +60,24 @@ class Decoder(nn.Module):
         """Decoders' heads have none."""
         return None
 
+    @property
+    def head_scale(self) -> float:
+        """The factor on the logits that the config says."""
+        return self.config.logit_scale / self.config.logits_scaling
+
+    @property
+    def head_softcap(self) -> float | None:
+        """The cap of the logits that the config says."""
+        return self.config.final_logit_softcapping
+
     def hidden_states(
-        self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens: Tensor,
+        *,
+        mask: Mask,
+        positions: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`, normed.
 
@@ -86,9 +102,7 @@ class Decoder(nn.Module):
         """Hidden states go into the head as they are."""
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., hidden]` → `[..., vocab]`."""
-        return F.linear(hidden, self.head_weight)
+    logits = head_logits
 
     def forward(
         self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None, cache: KeyValueCache | None = None

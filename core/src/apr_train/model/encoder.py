@@ -13,6 +13,7 @@ from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
 from apr_train.model.cache import KeyValueCache
+from apr_train.model.head import head_logits
 from apr_train.model.layers import FullAttention, GeluMLP, initialize
 
 
@@ -82,6 +83,9 @@ class MaskedHead(nn.Module):
 class Encoder(nn.Module):
     """A masked language model; satisfies `apr_train.model.protocol.LanguageModel`."""
 
+    head_scale: float = 1.0
+    head_softcap: float | None = None
+
     def __init__(self, config: EncoderConfig, attention: AttentionBackend) -> None:
         super().__init__()
         self.config = config
@@ -106,7 +110,13 @@ class Encoder(nn.Module):
         return self.lm_head.bias
 
     def hidden_states(
-        self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens: Tensor,
+        *,
+        mask: Mask,
+        positions: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`.
 
@@ -114,6 +124,7 @@ class Encoder(nn.Module):
             mask: `Bidirectional(keep)`; `keep` is usually `tokens != pad_token_id`.
             positions: `[batch, length]` rows of the position table; see `position_ids` for what is taken otherwise.
             cache: must be None.
+            losses: left as it is; an encoder has no loss of its own.
 
         Raises:
             ConfigError: for a cache, or for a sequence longer than the position table allows.
@@ -137,9 +148,7 @@ class Encoder(nn.Module):
         out: Tensor = self.lm_head(hidden)
         return out
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., hidden]` → `[..., vocab]`."""
-        return F.linear(self.head_input(hidden), self.head_weight, self.head_bias)
+    logits = head_logits
 
     def forward(self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None) -> Tensor:
         """Tokens → logits `[batch, length, vocab]`."""

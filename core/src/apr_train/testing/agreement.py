@@ -121,12 +121,20 @@ def _gradients(model: nn.Module, logits: Tensor, tokens: Tensor, keep: Tensor | 
 
 class _LiftedCasts(TorchFunctionMode):
     """Every call that asks for float32 gets float64: `.float()`, `.to(torch.float32)`, `softmax(dtype=torch.float32)`,
-    `torch.arange(…, dtype=torch.float32)`."""
+    `torch.arange(…, dtype=torch.float32)`; the grouped product, which torch has not in float64, goes group by group."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
             func = Tensor.double
+        elif func is getattr(torch, "_grouped_mm", None):
+            func = _grouped_product
         return func(*map(_lifted, args), **{name: _lifted(value) for name, value in (kwargs or {}).items()})
+
+
+def _grouped_product(rows: Tensor, matrices: Tensor, offs: Tensor, **unused: Any) -> Tensor:
+    """`[rows, in]`, those up to `offs[0]` times the first of `[groups, in, out]`, and so on: `[rows, out]`."""
+    pieces = torch.tensor_split(rows, offs[:-1].tolist())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, matrices.unbind(0), strict=True)])
 
 
 @contextmanager

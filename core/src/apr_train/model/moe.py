@@ -23,7 +23,7 @@ class RouterStatistics(NamedTuple):
     """What one sparse layer contributes to the load-balancing loss."""
 
     counts: Tensor
-    """How many tokens chose each expert: `[experts]`, float32, without gradient."""
+    """How many tokens chose each expert: `[experts]`, in the dtype of `probabilities`, without gradient."""
     probabilities: Tensor
     """Sum over the tokens of the router's probabilities, before the choice: `[experts]`, float32 at least."""
 
@@ -116,7 +116,7 @@ class SparseMLP(nn.Module):
         out = (rows[back].unflatten(0, weights.shape) * weights[..., None]).sum(1)
         if self.shared:
             out = out + self._share(tokens)
-        return out.view_as(x), RouterStatistics(counts.to(torch.float32), probabilities.sum(0))
+        return out.view_as(x), RouterStatistics(counts.to(probabilities.dtype), probabilities.sum(0))
 
     def _share(self, tokens: Tensor) -> Tensor:
         """What the shared expert adds: `[tokens, hidden]`."""
@@ -133,7 +133,8 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         counts: `[groups]` int64, adding up to the rows.
 
     Returns:
-        `[rows, out]`, by torch's grouped matrix product where `has_kernel` says so, else group by group.
+        `[rows, out]`, by torch's grouped matrix product where `has_kernel` says so, else group by group. That product wants
+        a gradient that is dense in memory, which everything but an expanded one (of a bare `.sum()`) is.
     """
     if torch.is_autocast_enabled(x.device.type):  # torch's product does not know of autocast
         dtype = torch.get_autocast_dtype(x.device.type)

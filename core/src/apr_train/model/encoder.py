@@ -12,8 +12,11 @@ from apr_train.errors import ConfigError
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
+from apr_train.model.attention_layer import FullAttention
 from apr_train.model.cache import KeyValueCache
-from apr_train.model.layers import FullAttention, GeluMLP, initialize
+from apr_train.model.head import head_logits
+from apr_train.model.init import initialize
+from apr_train.model.mlp import MLP
 
 
 class Embeddings(nn.Module):
@@ -51,7 +54,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention = FullAttention(config, backend)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = GeluMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, activation="gelu", gated=False, bias=True)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -82,6 +85,9 @@ class MaskedHead(nn.Module):
 class Encoder(nn.Module):
     """A masked language model; satisfies `apr_train.model.protocol.LanguageModel`."""
 
+    head_scale: float = 1.0
+    head_softcap: float | None = None
+
     def __init__(self, config: EncoderConfig, attention: AttentionBackend) -> None:
         super().__init__()
         self.config = config
@@ -106,7 +112,13 @@ class Encoder(nn.Module):
         return self.lm_head.bias
 
     def hidden_states(
-        self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens: Tensor,
+        *,
+        mask: Mask,
+        positions: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`.
 
@@ -114,6 +126,7 @@ class Encoder(nn.Module):
             mask: `Bidirectional(keep)`; `keep` is usually `tokens != pad_token_id`.
             positions: `[batch, length]` rows of the position table; see `position_ids` for what is taken otherwise.
             cache: must be None.
+            losses: left as it is; an encoder has no loss of its own.
 
         Raises:
             ConfigError: for a cache, or for a sequence longer than the position table allows.
@@ -137,14 +150,12 @@ class Encoder(nn.Module):
         out: Tensor = self.lm_head(hidden)
         return out
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., hidden]` → `[..., vocab]`."""
-        return F.linear(self.head_input(hidden), self.head_weight, self.head_bias)
+    logits = head_logits
 
     def forward(self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None) -> Tensor:
         """Tokens → logits `[batch, length, vocab]`."""
         return self.logits(self.hidden_states(tokens, mask=mask, positions=positions))
 
     def initialize(self, generator: torch.Generator, names: Collection[str] | None = None) -> None:
-        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.layers`."""
+        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.init`."""
         initialize(self, self.config.initializer_range, generator, names)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.rope_scaling import Llama3Scaling
-from apr_train.model.layers import RMSNorm, inverse_frequencies, rotary_tables, rotate
+from apr_train.model.norms import RMSNorm
+from apr_train.model.rope import inverse_frequencies, rotary_tables, rotate
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb

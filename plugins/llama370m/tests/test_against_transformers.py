@@ -8,7 +8,7 @@ import torch
 from apr_train.cli import cli
 from apr_train.family.card import Layout
 from apr_train.family.name_map import to_checkpoint
-from apr_train.model.layers import rotary_tables
+from apr_train.model.rope import rotary_tables
 from apr_train.testing import (
     FLOAT32,
     FLOAT64,

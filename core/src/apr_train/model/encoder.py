@@ -12,9 +12,11 @@ from apr_train.errors import ConfigError
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
+from apr_train.model.attention_layer import FullAttention
 from apr_train.model.cache import KeyValueCache
 from apr_train.model.head import head_logits
-from apr_train.model.layers import FullAttention, GeluMLP, initialize
+from apr_train.model.init import initialize
+from apr_train.model.mlp import MLP
 
 
 class Embeddings(nn.Module):
@@ -60,7 +62,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention = FullAttention(config, backend)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = GeluMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, activation="gelu", gated=False, bias=True)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -163,5 +165,5 @@ class Encoder(nn.Module):
         return self.logits(self.hidden_states(tokens, mask=mask, positions=positions))
 
     def initialize(self, generator: torch.Generator, names: Collection[str] | None = None) -> None:
-        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.layers`."""
+        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.init`."""
         initialize(self, self.config.initializer_range, generator, names)

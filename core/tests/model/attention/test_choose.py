@@ -25,7 +25,7 @@ class Own:
     def supports(self, request):
         return self.reason
 
-    def __call__(self, q, k, v, mask, *, dropout=0.0):
+    def __call__(self, q, k, v, mask, *, dropout=0.0, scale=None, softcap=None):
         return q
 
 

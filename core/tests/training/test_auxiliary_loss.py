@@ -10,7 +10,7 @@ from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import PluginError
 from apr_train.family.decoder_config import DecoderConfig
-from apr_train.model import LanguageModel, head_logits, prepare_mask
+from apr_train.model import Decoder, LanguageModel, head_logits, prepare_mask
 from apr_train.model.acceleration import compile_blocks
 from apr_train.model.attention import Causal, Documents, load_backend
 from apr_train.model.build import recompute_activations
@@ -135,9 +135,8 @@ def whole_step(model, given):
     for batch in given:
         losses = {}
         hidden = model.hidden_states(batch.tokens, mask=Causal(), losses=losses)
-        entropy = entropy + F.cross_entropy(
-            F.linear(hidden, model.embed.weight).flatten(0, 1), batch.targets.flatten(), reduction="sum"
-        )
+        logits = F.linear(hidden, model.head_weight).flatten(0, 1)
+        entropy = entropy + F.cross_entropy(logits, batch.targets.flatten(), reduction="sum")
         auxiliary = auxiliary + losses["aux_loss"] * batch.tokens.numel() / tokens
     return entropy / targets, auxiliary
 
@@ -161,6 +160,38 @@ def test_a_step_has_the_gradient_of_cross_entropy_and_auxiliary_loss_together(ro
         torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-9, atol=1e-12)
     alone = torch.autograd.grad(whole_step(theirs, given)[0], theirs.blocks[0].router.weight)[0]
     assert torch.allclose(ours.blocks[0].router.weight.grad, alone, rtol=1e-6) == (coefficient == 0.0)
+
+
+def core_decoder(**changes):
+    """The core's own mixture of experts: a dense layer, then a sparse one."""
+    chosen = {"num_experts_per_tok": 2, "decoder_sparse_step": 2, "shared_expert_intermediate_size": 16}
+    model = Decoder(evolve(CONFIG, **chosen, **changes), load_backend("sdpa"))
+    model.initialize(torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+@pytest.mark.parametrize("rows", [(4,), (2, 2, 2)])
+def test_a_step_of_the_cores_decoder_has_both_gradients(rows, coefficient):
+    ours, theirs = (core_decoder(router_aux_loss_coef=coefficient).double() for _ in range(2))
+    given = batches(*rows)
+    result = one_step(ours, given)
+    entropy, auxiliary = whole_step(theirs, given)
+    (entropy + coefficient * auxiliary).backward()
+    assert (result.loss, result.aux_loss) == pytest.approx((entropy.item(), auxiliary.item()), rel=1e-12)
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.rule("TRAIN-001")
+def test_an_expert_of_the_cores_decoder_that_no_token_reached_is_not_silent():
+    model = core_decoder()
+    with torch.no_grad():
+        model.layers[1].mlp.gate.weight.zero_()  # equal scores: topk takes the same two for every token
+    one_step(model, batches(4))
+    sizes = [model.layers[1].mlp.experts.down_proj.grad[expert].norm().item() for expert in range(3)]
+    assert sizes.count(0.0) == 1
 
 
 def test_equal_micro_batches_give_the_mean_of_their_auxiliary_losses():
@@ -225,17 +256,18 @@ def test_an_auxiliary_loss_that_is_not_finite_stops_the_run_although_it_has_no_w
         one_step(model, batches(2))
 
 
-def train_sparse(make_run, name, **values):
+def train_sparse(make_run, name, model, **values):
     run = make_run(name, **values)
-    run.model = sparse()
+    run.model = model()
     run.optimizer = make_optimizer(run.model, run.settings.optimizer, lr=1e-2)
     train(run)
     return [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
 
 
+@pytest.mark.parametrize("model", [sparse, core_decoder])
 @pytest.mark.parametrize("document_mask", [False, True])
-def test_a_run_writes_the_auxiliary_loss_of_each_step_and_validates_without(make_run, document_mask):
-    lines = train_sparse(make_run, "sparse", steps=8, accumulate=2, val_every=4, document_mask=document_mask)
+def test_a_run_writes_the_auxiliary_loss_of_each_step_and_validates_without(make_run, model, document_mask):
+    lines = train_sparse(make_run, "sparse", model, steps=8, accumulate=2, val_every=4, document_mask=document_mask)
     assert "aux_loss" not in lines[0]
     assert all(0.9 < line["aux_loss"] <= 3.0 for line in lines[1:])  # 1 where experts are used alike, their number at most
     assert lines[-1]["val_loss"] < lines[0]["val_loss"]
@@ -250,8 +282,8 @@ def test_a_model_without_one_has_no_such_field(make_run):
     assert "loss 4.1000  aux 1.250  lr" in step_line(evolve(outcome.last, loss=4.1, aux_loss=1.25), 1)
 
 
-def gradients(change, mask):
-    model = sparse()
+def gradients(make, change, mask):
+    model = make()
     change(model)
     losses = {}
     hidden = model.hidden_states(torch.arange(80).reshape(2, 40) % 64, mask=mask, losses=losses)
@@ -272,9 +304,10 @@ DOCUMENTS = Documents(torch.tensor([[0] * 15 + [1] * 25, [0] * 40], dtype=torch.
     "change", [recompute_activations, pytest.param(compile_and_recompute, marks=pytest.mark.slow)], ids=["recompute", "both"]
 )
 @pytest.mark.parametrize("mask", [Causal(), DOCUMENTS], ids=["causal", "documents"])
-def test_blocks_that_return_more_than_a_tensor_are_recomputed_and_compiled(change, mask):
+@pytest.mark.parametrize("make", [sparse, core_decoder])
+def test_blocks_that_return_more_than_a_tensor_are_recomputed_and_compiled(make, change, mask):
     torch._dynamo.reset()
-    ours, theirs = gradients(change, mask), gradients(lambda model: None, mask)
+    ours, theirs = gradients(make, change, mask), gradients(make, lambda model: None, mask)
     assert list(ours) == list(theirs)
     for name, grad in ours.items():
         assert ((grad - theirs[name]).norm() / theirs[name].norm()).item() < 1e-5, name

@@ -128,6 +128,10 @@ class Region:
         """The first index behind the part."""
         return self.start + self.length
 
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The part's shape, of a tensor of this shape."""
+        return (*shape[: self.dim], *(() if self.index else (self.length,)), *shape[self.dim + 1 :])
+
     def of(self, tensor: Any) -> Any:
         """A view of the part."""
         place = self.start if self.index else slice(self.start, self.stop)

@@ -97,10 +97,10 @@ def test_370m_vocabulary_is_gpt2s():
 def test_370m_mlp_is_swiglu_with_gate_and_up_apart():
     config = family.PRESETS["370m"]
     fills = family.map_tensor_names(config, Layout()).fills
-    gate, up = fills["layers.0.mlp.gate_proj.weight"], fills["layers.0.mlp.up_proj.weight"]
+    (gate,), (up,) = fills["layers.0.mlp.gate_proj.weight"], fills["layers.0.mlp.up_proj.weight"]
     assert config.hidden_act == "silu"
     assert gate.checkpoint != up.checkpoint
-    assert gate.shape == up.shape == (2816, 1024)
+    assert gate.checkpoint_shape == up.checkpoint_shape == (2816, 1024)
 
 
 @pytest.mark.rule("INV-ARCH-370M-008")

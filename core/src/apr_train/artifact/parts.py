@@ -54,9 +54,7 @@ def in_form(view: TensorView, operation: Operation, change: Callable[[Any], Any]
     return TensorView(_FLOAT_NAMES.get(array.dtype.name, view.dtype), array)
 
 
-def _joined(
-    shape: tuple[int, ...], views: list[tuple[Region | None, TensorView]], part: Region | None
-) -> tuple[str, Array]:
+def _joined(shape: tuple[int, ...], views: list[tuple[Region | None, TensorView]], part: Region | None) -> tuple[str, Array]:
     types = {view.dtype for _, view in views}
     if len(types) == 1:
         return types.pop(), part_of(joined(shape, [(place, view.data) for place, view in views]), part)

@@ -116,7 +116,7 @@ class FamilyInfo:
         return header.architecture is not None and header.architecture in (self.model_type, *self.gguf_architectures)
 
     def layout_of(self, header: Header) -> Layout:
-        """The layout of a file of this family: a base model's without a name under `base_prefix`, stacked by its experts' name."""
+        """The layout of a file of this family: bare without a name under `base_prefix`, stacked by its experts' name."""
         bare = header.names == "hf" and not any(name.startswith(self.base_prefix) for name in header.tensors)
         stacked = header.names == "hf" and any(name.endswith("experts.gate_up_proj") for name in header.tensors)
         experts: Literal["separate", "stacked"] = "stacked" if stacked else "separate"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attrs import field, frozen
 
-from apr_train import rules as contract
+from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.errors import Finding, NameMapError, WrongMapError
 from apr_train.family.card import FamilyInfo, Layout
@@ -190,12 +190,7 @@ def decoder_rules(
     _check_stems({"names": names, "gguf": gguf, "drop": dropped})
     _check_rows(config, layout)
     spelling = _Spelling(config=config, layout=layout, prefix=prefix, names=names, gguf=gguf)
-    rules = [
-        rule
-        for line in DECODER_LINES
-        if line.when(config) and line.stem not in dropped
-        for rule in spelling.rules(line)
-    ]
+    rules = [rule for line in DECODER_LINES if line.when(config) and line.stem not in dropped for rule in spelling.rules(line)]
     if layout.names == "hf" and layout.experts == "stacked":
         rules += spelling.stacked(dropped)
     if _HEAD.stem not in dropped:
@@ -218,7 +213,7 @@ def refuse_permuted(info: FamilyInfo, layout: Layout) -> None:
         raise NameMapError(
             f"a {info.name} file never has its rows of q and k in adjacent pairs",
             field="rope_rows",
-            rule=contract.PREFLIGHT_008,
+            rule=rules.PREFLIGHT_008,
             expected="split-half",
             found=layout.rope_rows,
             hint="No converter permutes this architecture's rows; leave --rope-layout out.",
@@ -346,7 +341,7 @@ def _check_rows(config: DecoderConfig, layout: Layout) -> None:
         raise NameMapError(
             "the order of adjacent rows of q and k is defined for whole heads without norms only",
             field="rope_rows",
-            rule=contract.PREFLIGHT_008,
+            rule=rules.PREFLIGHT_008,
             expected="split-half",
             found=layout.rope_rows,
             hint="No converter permutes the rows of such a model; leave --rope-layout out.",

@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from apr_train import rules as contract
+from apr_train import rules
 from apr_train.errors import Finding, NameMapError, WrongMapError
 from apr_train.family.config import ModelConfig
 from apr_train.family.operations import (
@@ -65,7 +65,7 @@ class FillRule:
     """Name template in the model."""
     shape: Shape
     """Of the piece, as the model has it."""
-    operation: Operation = Identity()
+    operation: Operation = field(factory=Identity)
     """Between the two pieces."""
     heads: str | None = None
     """The size that counts the heads whose rows are in adjacent pairs in the file; None: rows stay in order."""
@@ -340,7 +340,7 @@ class NameMap:
             try:
                 entries += _expand(rule, self.sizes, self.num_layers)
             except NameMapError as error:
-                faults.append(_Fault(f"{rule.checkpoint}: {error.finding.problem}"))
+                faults.append(_Fault(f"{_arrow(rule)}: {error.finding.problem}"))
         named, filled = defaultdict(list), defaultdict(list)
         for entry in entries:
             named[entry.checkpoint].append(entry)
@@ -403,6 +403,11 @@ class _Fault:
     hint: str = ""
 
 
+def _arrow(rule: Rule) -> str:
+    """A rule as messages name it."""
+    return rule.checkpoint if isinstance(rule, IgnoreRule) else f"{rule.checkpoint} → {rule.parameter}"
+
+
 def _refuse(what: str, faults: list[_Fault]) -> None:
     if faults:
         raise WrongMapError.of(
@@ -427,7 +432,8 @@ def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int) -> list[Entry
     if isinstance(rule, TieRule):
         shape = _numbers(rule.shape, sizes)
         return [
-            Tied(checkpoint=_at(rule.checkpoint, *place), parameter=_at(rule.parameter, *place), shape=shape) for place in places
+            Tied(checkpoint=_at(rule.checkpoint, *place), parameter=_at(rule.parameter, *place), shape=shape)
+            for place in places
         ]
     piece = _numbers(rule.shape, sizes)
     shapes = _numbers(rule.checkpoint_shape, sizes), _numbers(rule.parameter_shape, sizes)
@@ -452,19 +458,20 @@ def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int) -> list[Entry
 
 def _check_placeholders(rule: Rule) -> None:
     names = [rule.checkpoint] if isinstance(rule, IgnoreRule) else [rule.checkpoint, rule.parameter]
-    arrow = " → ".join(names)
     if len({LAYER in name for name in names}) > 1:
-        raise NameMapError(f"{arrow}: {LAYER} on one side only")
+        raise NameMapError(f"{LAYER} on one side only")
     if any(brace in name.replace(LAYER, "").replace(EXPERT, "") for name in names for brace in "{}"):
-        raise NameMapError(f"{arrow}: {LAYER} and {EXPERT} are the only placeholders")
+        raise NameMapError(f"{LAYER} and {EXPERT} are the only placeholders")
     if isinstance(rule, IgnoreRule):
         return
-    stacked = [isinstance(part, Slot) for part in (getattr(rule, "checkpoint_part", None), getattr(rule, "parameter_part", None))]
+    stacked = [
+        isinstance(part, Slot) for part in (getattr(rule, "checkpoint_part", None), getattr(rule, "parameter_part", None))
+    ]
     sides = [(EXPERT in name, slot) for name, slot in zip(names, stacked, strict=True)]
     if any(stacked) and sides not in ([(True, False), (False, True)], [(False, True), (True, False)]):
-        raise NameMapError(f"{arrow}: a stack has {EXPERT} on the side that has a tensor for each expert, and there only")
+        raise NameMapError(f"a stack has {EXPERT} on the side that has a tensor for each expert, and there only")
     if not any(stacked) and sides[0] != sides[1]:
-        raise NameMapError(f"{arrow}: {EXPERT} on one side only; stack() makes one parameter of them")
+        raise NameMapError(f"{EXPERT} on one side only; stack() makes one parameter of them")
 
 
 def _check_cut(rule: FillRule) -> None:
@@ -527,7 +534,7 @@ def _clashes(named: Mapping[str, list[Entry]], filled: Mapping[str, list[Fill]])
     for name, entries in named.items():
         edges = [entry for entry in entries if isinstance(entry, Fill)]
         if len(entries) > 1 and len(edges) < len(entries):
-            faults.append(_Fault(f"{name} has {len(entries)} rules", contract.NAMES_002, _TILE_HINT))
+            faults.append(_Fault(f"{name} has {len(entries)} rules", rules.NAMES_002, _TILE_HINT))
         elif edges:
             ends = [(edge.checkpoint_part, edge.checkpoint_shape, edge.parameter) for edge in edges]
             faults += _tiling(name, ends, "two parameters for one place")
@@ -561,7 +568,7 @@ def _tiling(name: str, ends: list[tuple[Region | None, tuple[int, ...], str]], t
         return [_Fault(f"{name} has two shapes: {' and '.join(str(list(shape)) for shape in sorted(shapes))}")]
     cuts = {(region.dim, region.index) for region, _, _ in ends if region is not None}
     if len(cuts) > 1:
-        return [_Fault(f"{name} is cut along two axes", contract.NAMES_002, _TILE_HINT)]
+        return [_Fault(f"{name} is cut along two axes", rules.NAMES_002, _TILE_HINT)]
     shape = ends[0][1]
     dim, index = next(iter(cuts), (0, False))
     size = shape[dim] if shape else 1
@@ -575,7 +582,7 @@ def _tiling(name: str, ends: list[tuple[Region | None, tuple[int, ...], str]], t
         if region.start < covered:
             stop = min(covered, region.stop)
             place = "" if (region.start, stop) == (0, size) else f", {Region(dim, region.start, stop - region.start, index)}"
-            faults.append(_Fault(f"{name}{place}: {twice}, {last} and {other}", contract.NAMES_002, _TILE_HINT))
+            faults.append(_Fault(f"{name}{place}: {twice}, {last} and {other}", rules.NAMES_002, _TILE_HINT))
         if region.stop > covered:
             covered, last = region.stop, other
     if covered < size:
@@ -584,7 +591,7 @@ def _tiling(name: str, ends: list[tuple[Region | None, tuple[int, ...], str]], t
 
 
 def _nothing(name: str, region: Region) -> _Fault:
-    return _Fault(f"{name}, {region}: no rule is about this place", contract.NAMES_003, _TILE_HINT)
+    return _Fault(f"{name}, {region}: no rule is about this place", rules.NAMES_003, _TILE_HINT)
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.)\d+$")

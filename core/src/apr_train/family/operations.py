@@ -15,9 +15,9 @@ from attrs import frozen
 class Operation(Protocol):
     """A change of one tensor between file and model; the two directions are exact inverses, which the conformance kit tries.
 
-    Two members are optional. `checkpoint_shape(shape)` gives the file's shape, of symbols or numbers, for a parameter's; without
-    it the shape stays. `moves_rows_only = True` says that whole rows change places and no value is looked at, so that rows of
-    quantised blocks may go through undecoded.
+    Two members are optional. `checkpoint_shape(shape)` gives the file's shape, of symbols or numbers, for a parameter's;
+    without it the shape stays. `moves_rows_only = True` says that whole rows change places and no value is looked at, so
+    that rows of quantised blocks may go through undecoded.
     """
 
     def to_parameter(self, tensor: Any) -> Any:

@@ -61,10 +61,11 @@ def load_weights(
 ) -> LoadReport:
     """Give every parameter of a (meta-device) model its memory and its values, streaming one tensor at a time.
 
-    A tensor that fills a parameter, or a part of one that lies in one piece (an expert of a stack), is read straight into its
-    place; one that is cut or changed goes through memory of its own. Peak memory is the model and one such tensor. Values are rounded to `dtype` (default: each
-    parameter's own). `verify` None does as the checkpoint was opened. On any error the model is left as it was. Parameters
-    are replaced by new ones: make the optimizer afterwards. `generator` (default: seed 0) draws what the file does not have.
+    A tensor that fills a parameter, or a part of one that lies in one piece (an expert of a stack), is read straight into
+    its place; one that is cut or changed goes through memory of its own. Peak memory is the model and one such tensor.
+    Values are rounded to `dtype` (default: each parameter's own). `verify` None does as the checkpoint was opened. On any
+    error the model is left as it was. Parameters are replaced by new ones: make the optimizer afterwards. `generator`
+    (default: seed 0) draws what the file does not have.
 
     Raises:
         PreflightError: with the plan's findings if it has any, or FALSIFY-APR-PRETRAIN-INIT-007 when parameters and plan

@@ -44,8 +44,8 @@ def random_tensors(name_map: NameMap, *, seed: int = 0) -> dict[str, np.ndarray[
 
 
 def random_array(source: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Normally distributed float32 multiples of 2⁻¹²."""
-    return np.round(source.standard_normal(shape, dtype=np.float32) * 4096) / np.float32(4096)
+    """Normally distributed float32 multiples of 2⁻¹²; a zero is positive, for an offset does not keep the sign of one."""
+    return np.round(source.standard_normal(shape, dtype=np.float32) * 4096) / np.float32(4096) + np.float32(0)
 
 
 @torch.no_grad()

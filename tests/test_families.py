@@ -18,7 +18,8 @@ MIXTURES = {"mixtral"}
 
 def code_lines(path):
     """Lines that hold code: neither blank, nor a comment, nor a docstring."""
-    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
+    names = ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENCODING", "ENDMARKER")
+    silent = {getattr(tokenize, name) for name in names}
     with tokenize.open(path) as file:
         tokens = list(tokenize.generate_tokens(file.readline))
     lines = {line for token in tokens if token.type not in silent for line in range(token.start[0], token.end[0] + 1)}

@@ -16,7 +16,7 @@ BROKEN = {
     "misspelt": "hook build_confg: there is no such hook. did you mean build_config?",
     "wrong_argument": "hook validate_family: unknown argument goal, expected arguments among (header, objective)",
     "defaulted": "hook build_config: argument preset, header has a default",
-    "unmarked": "hook attention_impl: a mandatory hook is not implemented. attention_impl is there, but not marked",
+    "unmarked": "hook attention_impl: a function has the hook's name and is not marked with @hookimpl",
     "wrong_type": "hook attention_impl: the answer is of the wrong type, expected a list, found str 'sdpa'",
     "raising": "hook attention_impl: the hook raised ZeroDivisionError: one over none",
     "wrong_version": "api_version 2.0, this core speaks 1.",

@@ -126,14 +126,14 @@ HARMFUL = {
     "is_causal": {"is_causal": False},
     "v_head_dim": {"v_head_dim": 16},
     "layer_types": {"layer_types": ["full_attention", "sliding_attention"]},
-    "rope_scaling": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
+    "rope_scaling": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0}},
     "rope_scaling, old spelling": {
         "rope_parameters": None,
         "rope_theta": 1e4,
-        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
     },
     "partial_rotary_factor": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}},
-    "hidden_act": {"hidden_act": "gelu"},
+    "hidden_act": {"hidden_act": "mish"},
     "attention_bias": {"attention_bias": False},
     "mlp_bias": {"mlp_bias": True},
     "attn_logit_softcapping": {"attn_logit_softcapping": 50.0},
@@ -177,8 +177,8 @@ def test_key_that_changes_the_mathematics_is_an_error(folder, check, case):
 
 @pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-010")
 def test_what_is_not_implemented_does_not_hide_other_faults(folder, check, tokenizer_file):
-    yarn = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}
-    made = folder("qwen2", tensors={"model.extra.weight": (2, 2)}, written=yarn | {"hidden_act": "gelu", "eos_token_id": 64})
+    dynamic = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0}}
+    made = folder("qwen2", tensors={"model.extra.weight": (2, 2)}, written=dynamic | {"hidden_act": "mish", "eos_token_id": 64})
     checked = check(made, "--tokenizer", tokenizer_file(96), "--seq-len", 129)
     shown = {finding["where"].rpartition(" ")[2] for finding in checked.report["findings"] if finding["id"] == "PREFLIGHT-003"}
     assert shown == {"[hidden_act]", "[rope_scaling]"}
@@ -237,10 +237,11 @@ def test_window_of_a_gguf_is_an_error_and_a_mere_mention_in_an_apr_is_none(build
 
 
 GGUF_HARMFUL = {
-    "rope.scale_linear": 4.0,
-    "rope.scaling.factor": 4.0,
+    "rope.scaling.type": "longrope",
     "rope.scaling.attn_factor": 2.0,
-    "rope.scaling.type": "yarn",
+    "rope.scaling.yarn_ext_factor": 0.5,
+    "rope.scaling.yarn_log_multiplier": 0.1,
+    "attention.sliding_window_pattern": 2,
     "attention.causal": False,
     "attention.clamp_kqv": 8.0,
     "attention.max_alibi_bias": 8.0,
@@ -261,7 +262,24 @@ def test_gguf_key_that_changes_the_mathematics_is_an_error(build, check, key):
     checked = check(build.gguf("qwen2", keys={key: GGUF_HARMFUL[key]}))
     message = checked.finding("PREFLIGHT-003")
     assert checked.exit_code == 3
-    assert ("rope_scaling" if key in ("rope.scale_linear", "rope.scaling.factor", "rope.scaling.type") else key) in message
+    canonical = {"rope.scaling.type": "rope_scaling", "rope.freq_base_swa": "rope_local_base_freq"}
+    assert canonical.get(key, key.rpartition(".")[2]) in message
+
+
+def test_gguf_scalings_are_read_as_llama_cpp_means_them(build, check):
+    for keys in (
+        {"rope.scale_linear": 4.0},
+        {"rope.scaling.factor": 4.0},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    ):
+        checked = check(build.gguf("qwen2", keys=keys))
+        assert checked.report["config"]["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}, checked.text
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    found = check(build.gguf("qwen2", keys=yarn | {"rope.scaling.yarn_beta_fast": 16.0})).report["config"]["rope_scaling"]
+    assert (found["rope_type"], found["factor"], found["original_max_position_embeddings"]) == ("yarn", 4.0, 32)
+    assert (found["beta_fast"], found["beta_slow"], found["attention_factor"]) == (16.0, 1.0, None)
+    silent = check(build.gguf("qwen2", keys={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0})).report["config"]
+    assert silent["rope_scaling"]["original_max_position_embeddings"] == silent["max_position_embeddings"]
 
 
 @pytest.mark.rule("PREFLIGHT-003", "PREFLIGHT-004")
@@ -300,7 +318,7 @@ def test_mathematics_that_came_from_a_gguf_is_judged_in_an_apr(build, check):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("rope.scaling.factor", 4.0, "rope_scaling"),
+        ("rope.scaling.type", "longrope", "rope_scaling"),
         ("rope.dimension_count", 4, "partial_rotary_factor"),
         ("attention.sliding_window", 8, "sliding_window"),
         ("attn_logit_softcapping", 30.0, "attn_logit_softcapping"),

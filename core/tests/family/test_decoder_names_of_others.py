@@ -11,10 +11,9 @@ from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import NameMapError, WrongMapError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.decoder_names import decoder_rules, refuse_permuted
+from apr_train.family.decoder_names import decoder_rules
 from apr_train.family.name_map import NameMap, Tied, apply, rename, split, to_checkpoint, to_parameters, transpose
 from apr_train.family.operations import AddOffset, Transpose
-from apr_train.rules import PREFLIGHT_008
 from safetensors.torch import load_file
 
 SIZES = {
@@ -281,15 +280,7 @@ def test_an_added_rule_may_have_an_operation_of_the_familys_own():
 
 
 @pytest.mark.rule("PREFLIGHT-008")
-def test_rows_that_nobody_permutes_are_refused_whatever_the_family_says():
-    info = FamilyInfo(
-        name="qwen3", api_version="1.0", kind="decoder", objectives=("causal-lm",), hf_classes=("Q",), model_type="q",
-        presets=("t",), default_preset="t", never_permuted=True,
-    )  # fmt: skip
-    refuse_permuted(info, Layout())
-    with pytest.raises(NameMapError, match="a qwen3 file never has its rows of q and k in adjacent pairs") as caught:
-        refuse_permuted(info, Layout(rope_rows="adjacent"))
-    assert (caught.value.finding.rule, caught.value.finding.field) == (PREFLIGHT_008, "rope_rows")
+def test_adjacent_rows_that_nobody_defines_are_refused_whatever_the_family_says():
     for config in (ours(qk_norm="head"), ours(partial_rotary_factor=0.5)):
         with pytest.raises(NameMapError, match="whole heads without norms only") as caught:
             decoder_rules(config, Layout(rope_rows="adjacent"))

@@ -28,15 +28,15 @@ PRESETS = {
     )
     for name, (vocabulary, hidden, layers, heads, positions) in SIZES.items()
 }
-H, I, V = "hidden_size", "intermediate_size", "vocab_size"
+H, V = "hidden_size", "vocab_size"
 BLOCK = {  # our module → theirs, and the shape of its weight; each has a bias
     "attention.q_proj": ("attention.self.query", H, H),
     "attention.k_proj": ("attention.self.key", H, H),
     "attention.v_proj": ("attention.self.value", H, H),
     "attention.o_proj": ("attention.output.dense", H, H),
     "attention_norm": ("attention.output.LayerNorm", H),
-    "mlp.up_proj": ("intermediate.dense", I, H),
-    "mlp.down_proj": ("output.dense", H, I),
+    "mlp.up_proj": ("intermediate.dense", "intermediate_size", H),
+    "mlp.down_proj": ("output.dense", H, "intermediate_size"),
     "mlp_norm": ("output.LayerNorm", H),
 }
 

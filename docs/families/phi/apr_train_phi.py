@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: attention and MLP in parallel behind one LayerNorm, part of each head rotated, biases everywhere."""
+"""Phi-1, Phi-1.5 and Phi-2: attention and MLP in parallel behind one LayerNorm, heads rotated in part, biases everywhere."""
 
 from apr_train.family import DecoderConfig, FamilyInfo, NameMap, decoder_rules, hookimpl, read_config
 

@@ -81,7 +81,7 @@ def plan(tensors, *, bare):
 
 
 def test_preset_base_is_codebert_field_for_field():
-    assert attrs.asdict(family.build_config("base", None)) == {
+    assert family.build_config("base", None).said() == {
         "vocab_size": 50265,
         "hidden_size": 768,
         "num_hidden_layers": 12,

@@ -1,7 +1,6 @@
 """The Llama family's data and hooks; torch-free."""
 
 import apr_train_llama370m as family
-import attrs
 import pytest
 from apr_train.family import (
     ConfigError,
@@ -9,8 +8,9 @@ from apr_train.family import (
     Header,
     Ignored,
     Layout,
+    LinearScaling,
+    Llama3Scaling,
     RopeRowPermutation,
-    RopeScaling,
     TensorInfo,
     Tie,
     Tied,
@@ -42,7 +42,7 @@ def header(config=SMOLLM2, *, tie=True, tensors=(), kind="safetensors"):
 
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-002")
 def test_preset_370m_is_the_baseline_field_for_field():
-    assert attrs.asdict(family.PRESETS["370m"]) == {
+    assert family.PRESETS["370m"].said() == {
         "vocab_size": 50257,
         "hidden_size": 1024,
         "num_hidden_layers": 24,
@@ -161,12 +161,17 @@ def test_head_dim_of_the_file_wins_over_width_by_heads():
 
 def test_llama3_scaling_is_read_exactly():
     config = family.build_config(None, header(SMOLLM2 | {"rope_scaling": LLAMA31}))
-    assert config.rope_scaling == RopeScaling(
+    assert config.rope_scaling == Llama3Scaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope"])
+def test_linear_scaling_is_read():
+    config = family.build_config(None, header(SMOLLM2 | {"rope_scaling": {"type": "linear", "factor": 2.0}}))
+    assert config.rope_scaling == LinearScaling(factor=2.0)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "proportional"])
 def test_another_rope_scaling_is_refused_by_name(kind):
     with pytest.raises(ConfigError, match=kind):
         family.build_config(None, header(SMOLLM2 | {"rope_scaling": {"rope_type": kind, "factor": 2.0}}))

@@ -3,8 +3,21 @@
 import apr_train_qwen2 as family
 import attrs
 import pytest
-from apr_train.family import ConfigError, DecoderConfig, Header, Identity, Ignored, Layout, NameMapError, TensorInfo, Tie, Tied
+from apr_train.family import (
+    ConfigError,
+    DecoderConfig,
+    Header,
+    Identity,
+    Ignored,
+    Layout,
+    NameMapError,
+    TensorInfo,
+    Tie,
+    Tied,
+    YarnScaling,
+)
 from apr_train.family.load_plan import plan_load
+from apr_train.family.registry import Registry
 from apr_train.preflight.config_keys import config_key_findings
 
 # name: hidden, layers, heads, kv heads, intermediate, vocabulary, tied: the published Qwen2.5-Coder-*-Instruct configs
@@ -72,7 +85,7 @@ def qwen_file_tensors():
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_preset_is_the_published_config_field_for_field(preset):
     hidden, layers, heads, kv_heads, intermediate, vocabulary, tied = PUBLISHED[preset]
-    assert attrs.asdict(family.build_config(preset, None)) == {
+    assert family.build_config(preset, None).said() == {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -157,8 +170,8 @@ def test_gguf_names_are_llama_cpps_and_no_rows_are_permuted(tied):
 
 @pytest.mark.parametrize("names", ["hf", "gguf"])
 def test_rows_in_adjacent_pairs_are_refused(names):
-    with pytest.raises(NameMapError, match="adjacent"):
-        family.map_tensor_names(family.PRESETS["tiny"], Layout(names=names, rope_rows="adjacent"))
+    with pytest.raises(NameMapError, match="a qwen2 file never has its rows of q and k in adjacent pairs"):
+        Registry.discover().family("qwen2").map_tensor_names(family.PRESETS["tiny"], Layout(names=names, rope_rows="adjacent"))
 
 
 def test_bare_model_has_no_prefix():
@@ -167,12 +180,27 @@ def test_bare_model_has_no_prefix():
 
 
 def test_published_header_has_no_findings():
-    assert family.validate_family(header(), "causal-lm") == []
+    assert Registry.discover().family("qwen2").validate_family(header(), "causal-lm") == []
 
 
-def test_yarn_is_refused_by_name():
-    with pytest.raises(ConfigError, match="yarn"):
-        family.build_config(None, header(CONFIG_JSON | {"rope_scaling": {"type": "yarn", "factor": 4.0}}))
+def test_published_yarn_is_read():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = family.build_config(None, header(CONFIG_JSON | {"rope_scaling": yarn}))
+    assert config.rope_scaling == YarnScaling(factor=4.0, original_max_position_embeddings=32768)
+
+
+def test_dynamic_scaling_is_refused_by_name():
+    with pytest.raises(ConfigError, match="dynamic"):
+        family.build_config(None, header(CONFIG_JSON | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}))
+
+
+def test_fim_tokens_are_those_of_the_published_tokenizer():
+    assert family.FAMILY.fim_tokens == {
+        "prefix": "<|fim_prefix|>",
+        "middle": "<|fim_middle|>",
+        "suffix": "<|fim_suffix|>",
+        "pad": "<|fim_pad|>",
+    }
 
 
 def test_published_config_has_no_key_that_is_not_implemented():

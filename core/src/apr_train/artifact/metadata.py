@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from apr_train.checkpoint.apr.keys import ALIASES, ENCODER_EPS, HF_NAMES, PROVENANCE, TYPED
 from apr_train.checkpoint.companions import CONFIG, to_apr
 from apr_train.checkpoint.dtypes import DTYPES
 from apr_train.checkpoint.header import Header, TokenizerSpec
-from apr_train.checkpoint.huggingface import NEUTRAL_ROPE
+from apr_train.checkpoint.huggingface import NEUTRAL_ROPE, PER_LAYER_TYPE
+from apr_train.checkpoint.implied import LONGROPE, ORIGINAL_LENGTH
 from apr_train.checkpoint.rope_rows import SPLIT_HALF_TYPE
 from apr_train.checkpoint.tokenizer_metadata import PREFIX, spec_to_apr
 from apr_train.errors import FormatError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
+from apr_train.family.layer_patterns import SWITCH
+from apr_train.family.reading import AUX_LOSS, AUX_SWITCH, QUIET
 
 _HOUSEKEEPING = frozenset({
     "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "_name_or_path",
@@ -26,6 +31,7 @@ _OWN_WORDS = frozenset({"attention_output_bias"})
 _DROPPED = frozenset(
     {*_OWN_WORDS, "architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "transformers_version"}
 )
+_LOCAL_THETA = "rope_local_base_freq"
 
 
 def apr_metadata(
@@ -46,7 +52,7 @@ def apr_metadata(
     Raises:
         FormatError: when a value of `provenance` is no JSON scalar.
     """
-    values = _config_values(config, header)
+    values = _config_values(config, info, header)
     typed = {key: values.pop(name) for key, name in HF_NAMES.items() if name in values}
     eps = values.pop(ENCODER_EPS, None)
     if "rms_norm_eps" not in typed and eps is not None:
@@ -54,7 +60,7 @@ def apr_metadata(
     custom = {key: value for key, value in values.items() if key not in TYPED and key not in ALIASES}
     inherited = header.extra if header else {}
     extra = {key: value for key, value in inherited.items() if tokenizer is None or not key.startswith(PREFIX)}
-    hidden = {key: value for key, value in values.items() if key not in custom}
+    hidden = {key: value for key, value in values.items() if key not in custom} | _nulls(config, info)
     return {
         **extra,
         "model_type": info.model_type,
@@ -70,8 +76,8 @@ def apr_metadata(
     }
 
 
-def _config_values(config: ModelConfig, header: Header | None) -> dict[str, Any]:
-    own = config.said()
+def _config_values(config: ModelConfig, info: FamilyInfo, header: Header | None) -> dict[str, Any]:
+    own = _said(config, info)
     values = {key: value for key, value in (header.config if header else {}).items() if key not in _HOUSEKEEPING}
     values.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
     values |= {key: value for key, value in own.items() if value is not None}
@@ -79,6 +85,40 @@ def _config_values(config: ModelConfig, header: Header | None) -> dict[str, Any]
         if value is None:
             values.pop(key, None)
     return values
+
+
+def _said(config: ModelConfig, info: FamilyInfo) -> dict[str, Any]:
+    """The fields that a file of the family names, and the switches of Hugging Face's without which some of them are not read.
+
+    What the architecture decides is left out where a file of a Llama would not mention it; what the family's files decide is
+    there at every value, since a class may take another for a key that is absent.
+    """
+    quiet = {item.name for item in attrs.fields(type(config)) if item.metadata.get(QUIET)}
+    said: dict[str, Any] = {name: value for name, value in config.said().items() if not (name in quiet and name in info.fixed)}
+    values = config.to_dict()
+    said |= {name: values[name] for name in info.config_keys}
+    said |= {"sliding_window": values["sliding_window"]} if info.layer_pattern and "sliding_window" in values else {}
+    if "layer_types" not in info.config_keys and info.layer_pattern:
+        said.pop("layer_types", None)  # made of the window again, by the class's rule and the card's pattern
+    if isinstance(scaling := said.get("rope_scaling"), Mapping):
+        said["rope_scaling"] = {key: value for key, value in scaling.items() if value is not None}
+    for name, every in (("layer_types", "full_attention"), ("no_rope_layers", 1)):
+        if name in said and said[name] is None:
+            said[name] = [every] * config.num_hidden_layers
+    for name, switch, is_one in (("sliding_window", SWITCH, SWITCH in info.absent_keys), (AUX_LOSS, AUX_SWITCH, True)):
+        if is_one and name in said:
+            said[switch] = bool(said[name])
+            said = {
+                key: value for key, value in said.items() if key != name or value
+            }  # a number that is switched off may stand
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
+
+
+def _nulls(config: ModelConfig, info: FamilyInfo) -> dict[str, None]:
+    """The keys that must say null: an absent one would mean what the card says of it."""
+    meant = {*info.implied, *info.absent_keys}
+    empty = [name for name, value in _said(config, info).items() if value is None and name in meant]
+    return {info.config_names.get(name, name): None for name in empty}
 
 
 def _checked_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +136,11 @@ def hf_config(
     `header` is where the model came from: its further keys (dropout, token ids, explicit nulls, …) are kept. `dtype` is the
     name of most weights' type; it stands under its older name too where the source had that.
     """
-    own = {key: value for key, value in config.said().items() if key not in _OWN_WORDS and value is not None}
+    said, names = _said(config, info), info.config_names
+    own = {name: value for name, value in said.items() if (value is not None or name in info.config_keys)}
+    written = _spelled({name: value for name, value in own.items() if name in names or name not in _OWN_WORDS}, info)
     kept = {key: value for key, value in (header.config if header else {}).items() if key not in _DROPPED and "." not in key}
+    kept = {key: value for key, value in kept.items() if key not in names or names[key] == key}
     kept.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
     rest = dict(header.companions.get(CONFIG, {})) if header else {}
     if "torch_dtype" in rest:
@@ -107,14 +150,43 @@ def hf_config(
         "model_type": info.model_type,
         **rest,
         **kept,
-        **own,
-        **_rope_spellings(own),
+        **written,
+        **_rope_spellings(own, info),
         "dtype": DTYPES[dtype].torch,
     }
 
 
-def _rope_spellings(own: Mapping[str, Any]) -> dict[str, Any]:
-    if "rope_theta" not in own:
+def _spelled(own: Mapping[str, Any], info: FamilyInfo) -> dict[str, Any]:
+    """The fields by the class's own keys.
+
+    Raises:
+        FormatError: fields that share a key and differ.
+    """
+    written: dict[str, Any] = {}
+    for name, value in own.items():
+        key = info.config_names.get(name, name)
+        if written.setdefault(key, value) != value:
+            raise FormatError(
+                "two fields of the config share this key and differ",
+                path="config.json",
+                field=key,
+                expected=f"{written[key]!r}, as the other field",
+                found=f"{name} {value!r}",
+            )
+    return written
+
+
+def _rope_spellings(own: Mapping[str, Any], info: FamilyInfo) -> dict[str, Any]:
+    """`rope_parameters` beside the older keys: one table, or one for each type of layer; and Phi-3's length outside of it."""
+    if own.get("rope_theta") is None:
         return {}
     scaling = own.get("rope_scaling") or {"rope_type": NEUTRAL_ROPE}
-    return {"rope_parameters": {"rope_theta": own["rope_theta"], **scaling}}
+    share = {key: own[key] for key in ("partial_rotary_factor",) if key in own}
+    table = {"rope_theta": own["rope_theta"], **scaling, **share}
+    outside = {ORIGINAL_LENGTH: scaling[ORIGINAL_LENGTH]} if scaling.get("rope_type") in LONGROPE else {}
+    if _LOCAL_THETA not in (*own, *info.config_keys):
+        return {"rope_parameters": table, **outside}
+    local = own.get(_LOCAL_THETA)
+    sliding = table if local is None else {"rope_theta": local, "rope_type": NEUTRAL_ROPE, **share}
+    others = {_LOCAL_THETA: own["rope_theta"]} if local is None else {}
+    return {"rope_parameters": dict(zip(PER_LAYER_TYPE, (table, sliding), strict=True)), **others, **outside}

@@ -23,26 +23,41 @@ KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "embedding_scale": "embedding_multiplier",
     "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
+    "logit_scale": "logit_scale",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
     "vocab_size": "vocab_size",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_weights_norm": "norm_topk_prob",
 }
 """Key below the architecture's prefix → Hugging Face's name."""
+PATTERN = "attention.sliding_window_pattern"
+WINDOW_KEYS = frozenset({"attention.sliding_window", PATTERN})
+"""Keys of windows."""
+LOGIT_DIVISORS = frozenset({"granite", "granitemoe", "granitehybrid", "granite-swa", "granite-switch"})
+"""GGUF architectures whose `logit_scale` llama.cpp divides the logits by (src/models/granite*.cpp); it multiplies in others."""
 _ZERO_IS_NONE = frozenset({
-    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "sliding_window", "attention_multiplier",
-    "embedding_multiplier", "residual_multiplier", "logits_scaling",
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "sliding_window",
+    "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale",
+    "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq",
 })  # fmt: skip
 """Where llama.cpp reads 0 as: not used."""
+YARN_KEYS = {
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+"""Keys of YaRN → Hugging Face's names in rope_scaling."""
 ROPE_KEYS = frozenset({"rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"})
 """Keys that the config's rope_scaling and partial_rotary_factor are made of."""
 
 
 def keys_of_config(architecture: str | None) -> frozenset[str]:
-    """The keys that `config_of_keys` reads."""
-    return frozenset(f"{architecture}.{key}" for key in (*KEYS, *ROPE_KEYS))
+    """The keys that `config_of_keys` and `rope_of_keys` read."""
+    return frozenset(f"{architecture}.{key}" for key in (*KEYS, *ROPE_KEYS, PATTERN))
 
 
 def config_of_keys(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
@@ -52,7 +67,19 @@ def config_of_keys(metadata: Mapping[str, Any], architecture: str | None) -> dic
         value = plain(metadata.get(f"{architecture}.{key}"))
         if value is not None and not (value == 0 and name in _ZERO_IS_NONE):
             config[name] = value
-    return config
+    if architecture in LOGIT_DIVISORS and "logit_scale" in config:
+        config["logits_scaling"] = config.pop("logit_scale")
+    return config | _pattern(metadata.get(f"{architecture}.{PATTERN}"))
+
+
+def _pattern(value: Any) -> dict[str, Any]:
+    """The layers that slide: a flag for each, or the period at whose end a full one stands.
+
+    Source: `llama_hparams::set_swa_pattern` in llama.cpp.
+    """
+    if isinstance(value, list):
+        return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in value]}
+    return {} if value in (None, 0) else {"sliding_window_pattern": value}
 
 
 def rope_of_keys(metadata: Mapping[str, Any], architecture: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +103,20 @@ def _rope_scaling(metadata: Mapping[str, Any], architecture: str | None) -> dict
     llama.cpp takes a factor without a type as linear, reads the older `scale_linear` where there is no factor, and a
     factor of 0 as none.
     """
-    kind = metadata.get(f"{architecture}.rope.scaling.type", "linear")
+    kind: Any = metadata.get(f"{architecture}.rope.scaling.type", "linear")
     factor = plain(metadata.get(f"{architecture}.rope.scaling.factor", metadata.get(f"{architecture}.rope.scale_linear")))
     if kind == "none" or (kind == "linear" and factor in (None, 0, 1)):
         return None
-    return {"rope_type": kind, **({} if factor is None else {"factor": factor})}
+    scaling = {"rope_type": kind, **({} if factor is None else {"factor": factor})}
+    return scaling if kind != "yarn" else scaling | _yarn(metadata, architecture)
+
+
+def _yarn(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """YaRN's further numbers; the original length is the context's where it is not given."""
+    found = {name: plain(metadata.get(f"{architecture}.{key}")) for key, name in YARN_KEYS.items()}
+    length = metadata.get(f"{architecture}.context_length")
+    said = {name: value for name, value in found.items() if value not in (None, 0)}
+    return {**({} if length is None else {"original_max_position_embeddings": length}), **said}
 
 
 def plain(value: Any) -> Any:

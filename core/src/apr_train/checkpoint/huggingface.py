@@ -8,10 +8,17 @@ from typing import Any
 
 import attrs
 
-from apr_train.checkpoint.companions import TOKENIZER_CONFIG, TOKENS_MAP, template_of, tokenizer_companions
+from apr_train.checkpoint.companions import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENS_MAP,
+    config_rest,
+    template_of,
+    tokenizer_companions,
+)
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, TokenizerSpec
-from apr_train.checkpoint.implied import implied_values
+from apr_train.checkpoint.implied import LONGROPE, ORIGINAL_LENGTH, implied_values
 from apr_train.checkpoint.pre_tokenizers import TOKENIZER_CLASSES
 from apr_train.checkpoint.tie import tie_from_index
 from apr_train.checkpoint.tokenizer_json import spec_from_json
@@ -93,6 +100,23 @@ def _id_of(content: Mapping[str, Any], token: str) -> int | None:
 NEUTRAL_ROPE = "default"
 ONE_ACTIVATION = {"swish": "silu", "gelu_python": "gelu"}
 """Second names of an activation in transformers' ACT2FN: the same function."""
+SPELLINGS = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "norm_epsilon": "layer_norm_eps",
+    "num_local_experts": "num_experts",
+    "n_routed_experts": "num_experts",
+    "rotary_pct": "partial_rotary_factor",
+}
+"""Other names of a key that mean the same in every class of transformers that has them (each class's `attribute_map`, and
+which norm it gives its epsilon to); a name with several meanings, as norm_eps, is for a family's `config_names`."""
+ACTIVATION_SPELLINGS = ("hidden_activation", "activation_function")
+"""Other names of hidden_act, where that is not there; where both are, a class reads one of them, and the preflight judges."""
+PER_LAYER_TYPE = ("full_attention", "sliding_attention")
 _LIFTED = ("rope_theta", "partial_rotary_factor")
 
 
@@ -108,7 +132,7 @@ def header_from_hf(
     """The canonical header of a safetensors file or folder; `config` is the parsed config.json, `{}` if there is none.
 
     Raises:
-        FormatError: when config.json says two things about RoPE.
+        FormatError: when config.json has two values of one key.
     """
     canonical = canonical_config(config, path)
     values, implied = implied_values(path, canonical, tensors)
@@ -127,15 +151,20 @@ def header_from_hf(
         tie=tie_from_index(canonical, tensors),
         tokenizer=tokenizer,
         findings=implied,
-        companions=companions or {},
+        companions=companions if companions is not None else {CONFIG: config_rest(config)} if config_rest(config) else {},
         provenance={"original_format": "safetensors", **(provenance or {})},
     )
 
 
 def canonical_config(config: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Nulls dropped, an activation under its first name, `rope_parameters` taken apart: theta lifted, a scaling that is not
-    `default` under `rope_scaling`."""
+    """Nulls dropped, every key under its first name, an activation too, `rope_parameters` taken apart: theta lifted, a scaling
+    that is not `default` under `rope_scaling`, the theta of sliding layers under `rope_local_base_freq`.
+
+    Raises:
+        FormatError: two values of one key.
+    """
     plain = {key: value for key, value in config.items() if value is not None and key not in ("architectures", "model_type")}
+    plain = one_spelling(plain, path)
     if isinstance(act := plain.get("hidden_act"), str):
         plain["hidden_act"] = ONE_ACTIVATION.get(act, act)
     for key in ("rope_scaling", "rope_parameters"):  # one table under its older and its newer name
@@ -143,26 +172,70 @@ def canonical_config(config: Mapping[str, Any], path: str) -> dict[str, Any]:
         if isinstance(parameters, Mapping):
             del plain[key]
             plain |= _rope_parts(parameters, plain, path, key)
+    return _with_original_length(plain, path)
+
+
+def one_spelling(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The keys under their first names.
+
+    Raises:
+        FormatError: two names of one key with two values.
+    """
+    plain = dict(config)
+    for other, name in SPELLINGS.items():
+        if other in plain:
+            value = plain.pop(other)
+            _agree(plain, name, value, path, other)
+            plain[name] = value
+    for other in ACTIVATION_SPELLINGS:
+        if other in plain and "hidden_act" not in plain:
+            plain["hidden_act"] = plain.pop(other)
     return plain
+
+
+def _agree(plain: Mapping[str, Any], key: str, value: Any, path: str, field: str) -> None:
+    if plain.get(key, value) != value:
+        raise FormatError(f"config.json has two values of {key}", path=path, field=field, expected=plain[key], found=value)
+
+
+def _with_original_length(plain: dict[str, Any], path: str) -> dict[str, Any]:
+    """The config with `original_max_position_embeddings`, which Phi-3 has outside of its scaling, inside."""
+    scaling, length = plain.get("rope_scaling"), plain.get(ORIGINAL_LENGTH)
+    if not isinstance(scaling, Mapping) or length is None or scaling.get("rope_type", scaling.get("type")) not in LONGROPE:
+        return plain
+    _agree(scaling, ORIGINAL_LENGTH, length, path, f"rope_scaling.{ORIGINAL_LENGTH}")
+    return {**plain, "rope_scaling": {**scaling, ORIGINAL_LENGTH: length}}
 
 
 def _rope_parts(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: str, table: str) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in parameters.values()):
-        return {"rope_scaling": {"rope_type": "one RoPE per layer type", **parameters}}
+        return _per_layer_type(parameters, plain, path, table)
     lifted = {key: parameters[key] for key in _LIFTED if parameters.get(key) is not None}
     for key, value in lifted.items():
-        if plain.get(key, value) != value:
-            raise FormatError(
-                f"config.json has two values of {key}",
-                path=path,
-                field=f"{table}.{key}",
-                expected=plain[key],
-                found=value,
-            )
+        _agree(plain, key, value, path, f"{table}.{key}")
     rest = {key: value for key, value in parameters.items() if key not in _LIFTED and value is not None}
     if rest.get("rope_type", rest.get("type", NEUTRAL_ROPE)) == NEUTRAL_ROPE:
         return lifted
     return {**lifted, "rope_scaling": rest}
+
+
+def _per_layer_type(parameters: Mapping[str, Any], plain: Mapping[str, Any], path: str, table: str) -> dict[str, Any]:
+    """One table for each type of layer (transformers 5's Gemma 3): full layers' as one for all, of sliding ones the theta.
+
+    Sliding layers with a scaling, or with another share of the head, have no spelling here and are left for the preflight.
+    """
+    full, sliding = (parameters.get(kind) for kind in PER_LAYER_TYPE)
+    parts = [_rope_parts(item, {}, path, table) for item in (full, sliding) if isinstance(item, Mapping)]
+    share = [part.get("partial_rotary_factor") for part in parts]
+    if set(parameters) != set(PER_LAYER_TYPE) or len(parts) != 2 or "rope_scaling" in parts[1] or share[0] != share[1]:
+        return {"rope_scaling": {"rope_type": "one RoPE per layer type", **parameters}}
+    found = dict(parts[0])
+    if "rope_theta" in parts[1]:
+        found["rope_local_base_freq"] = parts[1]["rope_theta"]
+    for key in ("rope_theta", "rope_local_base_freq", "partial_rotary_factor"):
+        if key in found:
+            _agree(plain, key, found[key], path, f"{table}.{key}")
+    return found
 
 
 def _with_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from apr_train import rules
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.errors import Finding
 
+ORIGINAL_LENGTH = "original_max_position_embeddings"
+LONGROPE = ("longrope", "su")
+SCALED_FROM_LENGTH = ("yarn", *LONGROPE)
+"""Kinds of RoPE scaling that start from a length, which is all of the model's where the file does not say."""
 K_PROJECTIONS = ("self_attn.k_proj.weight", "attn_k.weight")
 
 
@@ -18,8 +22,36 @@ def implied_values(
     """Values for keys that are not there, and a warning for each.
 
     Absent (or null) `num_key_value_heads` are as many as there are query heads: what checkpoints from before grouped-query
-    attention mean by it. A k projection with other rows than that contradicts, and nothing is concluded.
+    attention mean by it. A k projection with other rows than that contradicts, and nothing is concluded. An absent
+    `original_max_position_embeddings` of a scaling is `max_position_embeddings`: `standardize_rope_params` in transformers'
+    modeling_rope_utils.
     """
+    values, findings = _implied_heads(path, config, tensors)
+    more, others = _implied_length(path, config)
+    return {**values, **more}, (*findings, *others)
+
+
+def _implied_length(path: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    scaling, length = config.get("rope_scaling"), config.get("max_position_embeddings")
+    if not isinstance(scaling, Mapping) or scaling.get(ORIGINAL_LENGTH) is not None or type(length) is not int:
+        return {}, ()
+    if scaling.get("rope_type", scaling.get("type")) not in SCALED_FROM_LENGTH:
+        return {}, ()
+    finding = Finding(
+        rule=rules.ARCH_003,
+        subject=path,
+        field=f"rope_scaling.{ORIGINAL_LENGTH}",
+        problem="the file does not say, which means max_position_embeddings",
+        expected="the length that the model was trained on before the scaling",
+        found=f"nothing, read as {length}",
+        severity="warning",
+    )
+    return {"rope_scaling": {**scaling, ORIGINAL_LENGTH: length}}, (finding,)
+
+
+def _implied_heads(
+    path: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Any], tuple[Finding, ...]]:
     heads = config.get("num_attention_heads")
     if "num_key_value_heads" in config or type(heads) is not int or heads < 1:
         return {}, ()

@@ -9,7 +9,7 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header, TensorInfo, Tie
 from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, PluginError
 from apr_train.family.card import API_VERSION, FamilyInfo, Layout
-from apr_train.family.config import ModelConfig, choose_preset
+from apr_train.family.config import ModelConfig, architecture, choose_preset, read_config
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import DECODER_LINES, FRESH_HEAD, Line, decoder_rules, tensors_have
 from apr_train.family.encoder_config import EncoderConfig
@@ -76,6 +76,7 @@ __all__ = [
     "YarnScaling",
     "add_offset",
     "apply",
+    "architecture",
     "boolean",
     "choose_preset",
     "concatenate",
@@ -85,6 +86,7 @@ __all__ = [
     "ignored",
     "positive",
     "positive_int",
+    "read_config",
     "rename",
     "rope_rows",
     "rules",

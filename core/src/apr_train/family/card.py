@@ -59,12 +59,14 @@ class FamilyInfo:
     """Config fields made with `architecture` that this family's files decide (`("sliding_window", "layer_types")`): they are
     read and written; all others are as `fixed` says, or a Llama's, and a file that says otherwise is refused."""
     fixed: Mapping[str, Any] = field(factory=dict, hash=False)
-    """Config fields that the architecture decides and no file of it says, or says otherwise (`{"qk_norm": "head"}`)."""
-    implied: Mapping[str, str] = field(factory=dict, hash=False)
-    """Config field → symbolic size that Hugging Face's class takes where a file leaves the field out
-    (`{"intermediate_size": "4*hidden_size"}`)."""
+    """Config fields that the architecture decides, whether its files have a key for them or not (`{"qk_norm": "head"}`); a
+    file that says otherwise is refused."""
+    implied: Mapping[str, Any] = field(factory=dict, hash=False)
+    """Config field → what Hugging Face's class takes where a file leaves the field out: a symbolic size
+    (`{"intermediate_size": "4*hidden_size"}`), a number or a flag; of a field of text the text itself."""
     config_names: Mapping[str, str] = field(factory=dict, hash=False)
-    """Config field → its key in this class's config.json, where that is another (`{"hidden_size": "n_embd"}`)."""
+    """Config field → its key in this class's config.json, where that is another (`{"hidden_size": "n_embd"}`); several fields
+    may share a key (`use_bias`)."""
     layer_pattern: tuple[str, ...] = ()
     """Types of the layers where a file with a window does not list them, repeated (`("sliding_attention",)`); empty: the
     architecture has no windows."""
@@ -95,6 +97,7 @@ class FamilyInfo:
         ):
             if not isinstance(getattr(self, name), kind):
                 self._refuse(name, expected, getattr(self, name))
+        self._check_fields()
         if not isinstance(self.api_version, str) or not re.fullmatch(r"\d+\.\d+", self.api_version):
             self._refuse("api_version", "a string major.minor", self.api_version)
         if self.kind not in get_args(Kind):
@@ -105,6 +108,21 @@ class FamilyInfo:
             self._refuse("hf_classes", "at least one class", self.hf_classes)
         if self.default_preset not in self.presets:
             self._refuse("default_preset", f"one of the presets: {', '.join(self.presets)}", self.default_preset)
+
+    def _check_fields(self) -> None:
+        """Refuse names of fields that are no text, and a field that the files and the architecture decide both."""
+        for name in ("fixed", "implied", "config_names", "fim_tokens", "absent_keys"):
+            wrong = [key for key in getattr(self, name) if not isinstance(key, str)]
+            if wrong:
+                self._refuse(name, "names as text", wrong[0])
+        for name in ("config_names", "fim_tokens"):
+            wrong = [value for value in getattr(self, name).values() if not isinstance(value, str)]
+            if wrong:
+                self._refuse(name, "text for every name", wrong[0])
+        if both := [name for name in self.config_keys if name in self.fixed]:
+            self._refuse("config_keys", "no field that `fixed` has", both[0])
+        if strange := [kind for kind in self.layer_pattern if kind not in ("full_attention", "sliding_attention")]:
+            self._refuse("layer_pattern", "full_attention or sliding_attention", strange[0])
 
     def claims(self, header: Header) -> bool:
         """Whether a file is this family's: by Hugging Face class, else by architecture; the tensors' structure has a veto."""

@@ -10,14 +10,14 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.checkpoint.header import DIMENSIONS, Header
-from apr_train.errors import ConfigError, Finding
+from apr_train.errors import ConfigError, Finding, PluginError
+from apr_train.family.card import FamilyInfo
+from apr_train.family.reading import QUIET, values_of
 from apr_train.family.validate import boolean, build_strictly, positive, positive_int
 from apr_train.suggest import did_you_mean
 
 METADATA = "metadata"
 """The field of a finding that is about all of the config."""
-QUIET = "quiet"
-"""Key in an attrs field's metadata: see `architecture`."""
 
 
 def architecture(default: Any, **options: Any) -> Any:
@@ -78,7 +78,8 @@ class ModelConfig:
     def said(self) -> dict[str, Any]:
         """The fields that a file of this model must name: all but those of `architecture` that are at their default."""
         quiet = {item.name: item.default for item in attrs.fields(type(self)) if item.metadata.get(QUIET)}
-        return {name: value for name, value in self.to_dict().items() if name not in quiet or value != quiet[name]}
+        silent = {name for name, default in quiet.items() if getattr(self, name) == default}
+        return {name: value for name, value in self.to_dict().items() if name not in silent}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -90,19 +91,19 @@ class ModelConfig:
         return build_strictly(cls, values, where=cls.__name__)
 
     @classmethod
-    def from_header(cls, header: Header, **fixed: Any) -> Self:
-        """Read a config from a checkpoint's header; nothing in `REQUIRED` is defaulted.
+    def from_header(cls, header: Header, *, info: FamilyInfo | None = None, **fixed: Any) -> Self:
+        """Read a config from a checkpoint's header; nothing in `required` is defaulted.
 
-        `fixed` holds what the architecture itself decides (Qwen2's biases, say) and wins over the file.
+        Of the fields made with `architecture` only those are read that the card's `config_keys` name. What the card's `fixed`
+        holds, and after it `fixed` (Qwen2's biases, say), is decided by the architecture and wins over the file. What the file
+        leaves out is as the card's `implied` says. Layers that slide are found as `apr_train.family.layer_patterns` says. A
+        `router_aux_loss_coef` counts where `output_router_logits` is true, as in transformers, and is 0 elsewhere.
 
         Raises:
             ConfigError: with one finding per required field that the file does not have.
+            PluginError: the card names a field that this config does not have.
         """
-        names = {item.name for item in attrs.fields(cls)}
-        values = {key: value for key, value in header.config.items() if key in names}
-        if header.tie.value is not None:
-            values["tie_word_embeddings"] = header.tie.value
-        values.update(fixed)
+        values = values_of(cls, header, info, fixed, cls.required)
         missing = [name for name in cls.required(values) if name not in values]
         if missing:
             raise ConfigError.of(_missing_findings(header, missing))
@@ -152,3 +153,24 @@ def choose_preset(presets: Mapping[str, C], name: str | None, *, family: str) ->
         found = "nothing" if name is None else name
         raise ConfigError("no such preset", where=f"{family} preset", found=found, hint=did_you_mean(str(name), presets))
     return presets[name]
+
+
+def read_config(info: FamilyInfo, presets: Mapping[str, C], preset: str | None, header: Header | None, **fixed: Any) -> C:
+    """The answer of a usual `build_config`: the preset of that name, or the file's numbers in a config of the presets' class.
+
+    Raises:
+        ConfigError: see `choose_preset` and `ModelConfig.from_header`.
+        PluginError: a preset that contradicts the card's `fixed`.
+    """
+    if header is not None:
+        return type(next(iter(presets.values()))).from_header(header, info=info, **fixed)
+    config = choose_preset(presets, preset, family=info.name)
+    for name, value in info.fixed.items():
+        if (found := getattr(config, name, None)) != value:
+            raise PluginError(
+                f"the preset {preset} contradicts FAMILY.fixed",
+                where=info.name,
+                expected=f"{name}={value!r}",
+                found=repr(found),
+            )
+    return config

@@ -16,7 +16,7 @@ from attrs import field, frozen
 from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.errors import Finding, NameMapError, WrongMapError
-from apr_train.family.card import FamilyInfo, Layout
+from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.name_map import (
     EXPERT,
@@ -201,23 +201,6 @@ def decoder_rules(
     for item in add:
         rules += [*item] if isinstance(item, Iterable) else [item]
     return rules
-
-
-def refuse_permuted(info: FamilyInfo, layout: Layout) -> None:
-    """Refuse adjacent rows of q and k for a family whose card says that no converter makes them.
-
-    Raises:
-        NameMapError: (PREFLIGHT-008).
-    """
-    if info.never_permuted and layout.rope_rows == "adjacent":
-        raise NameMapError(
-            f"a {info.name} file never has its rows of q and k in adjacent pairs",
-            field="rope_rows",
-            rule=rules.PREFLIGHT_008,
-            expected="split-half",
-            found=layout.rope_rows,
-            hint="No converter permutes this architecture's rows; leave --rope-layout out.",
-        )
 
 
 def tensors_have(header: Header, *stems: str) -> bool:

@@ -57,8 +57,9 @@ def map_tensor_names(config: ModelConfig, layout: Layout) -> NameMap:  # type: i
 
 @hookspec(firstresult=True)
 def validate_family(header: Header, objective: str) -> list[Finding]:  # type: ignore[empty-body]
-    """Judge a checkpoint that is this family's: can it train this objective, are its numbers consistent?
+    """Optional: judge a checkpoint that is this family's: can it train this objective, are its numbers consistent?
 
+    Without an answer a family finds nothing beyond the core's own rules.
     Called by preflight after the core's own rules. Must return every fault, not the first; must not raise for a bad
     file, read tensor data or import torch. The core already checks tensor names, shapes, tie, tokenizer and the config
     keys that no field of the config stands for.
@@ -72,8 +73,9 @@ def validate_family(header: Header, objective: str) -> list[Finding]:  # type: i
 
 @hookspec(firstresult=True)
 def attention_impl(config: ModelConfig) -> list[str | AttentionBackend]:  # type: ignore[empty-body]
-    """List the attention backends for this architecture, most wanted first.
+    """Optional: list the attention backends for this architecture, most wanted first.
 
+    Without an answer the list is `["xformers", "sdpa", "eager"]`.
     Called when a model is built, and (for the names only) by `apr-train plugins`. The first that can run on the device
     is taken. Names are the core's (`xformers`, `sdpa`, `eager`); an object is a backend of the family's own. Must not
     import torch to answer with names.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import field, frozen
 
+from apr_train import rules
 from apr_train.checkpoint.header import Header
-from apr_train.errors import AprTrainError, ConfigError, Finding, PluginError
+from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, PluginError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.decoder_names import refuse_permuted
 from apr_train.family.discovery import InstalledPlugin
 from apr_train.family.name_map import NameMap
 from apr_train.suggest import nearest
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from apr_train.model.attention import AttentionBackend
 
 T = TypeVar("T")
+ATTENTION = ("xformers", "sdpa", "eager")
+"""The attention backends of a family that does not say: the fastest first."""
 logger = logging.getLogger(__name__)
 
 
@@ -77,17 +79,33 @@ class Family:
         return self._typed("build_config", answer, ModelConfig)
 
     def map_tensor_names(self, config: ModelConfig, layout: Layout) -> NameMap:
-        """The name map of this config for one spelling of checkpoint."""
-        refuse_permuted(self.info, layout)
+        """The name map of this config for one spelling of checkpoint.
+
+        Raises:
+            NameMapError: rows in adjacent pairs, of a family whose card says that no converter permutes them.
+        """
+        if self.info.never_permuted and layout.rope_rows == "adjacent":
+            raise NameMapError(
+                f"a {self.name} file never has its rows of q and k in adjacent pairs",
+                field="rope_rows",
+                rule=rules.PREFLIGHT_008,
+                expected="split-half",
+                found=layout.rope_rows,
+                hint="No converter permutes this architecture's rows; leave --rope-layout out.",
+            )
         return self._typed("map_tensor_names", self._call("map_tensor_names", config=config, layout=layout), NameMap)
 
     def validate_family(self, header: Header, objective: str) -> list[Finding]:
-        """The family's own findings about a checkpoint that is its."""
+        """The family's own findings about a checkpoint that is its; none of a family that does not answer the hook."""
+        if not self._answers("validate_family"):
+            return []
         answer = self._call("validate_family", header=header, objective=objective)
         return [self._typed("validate_family", item, Finding) for item in self._sequence("validate_family", answer)]
 
     def attention_impl(self, config: ModelConfig) -> list[str | AttentionBackend]:
-        """Attention backends by name, or as objects of the family's own, most wanted first."""
+        """Attention backends by name, or as objects of the family's own, most wanted first; `ATTENTION` unless it says."""
+        if not self._answers("attention_impl"):
+            return list(ATTENTION)
         answer = self._sequence("attention_impl", self._call("attention_impl", config=config))
         wrong = [item for item in answer if not _is_backend(item)]
         if wrong or not answer:
@@ -101,6 +119,9 @@ class Family:
 
         answer = self._call("build_model", config=config, attention=attention)
         return None if answer is None else self._typed("build_model", answer, nn.Module)
+
+    def _answers(self, hook: str) -> bool:
+        return bool(getattr(self.manager.hook, hook).get_hookimpls())
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:

@@ -19,7 +19,8 @@ from apr_train.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-MANDATORY = ("build_config", "map_tensor_names", "validate_family", "attention_impl")
+MANDATORY = ("build_config", "map_tensor_names")
+"""The hooks that a family must answer; the others have defaults."""
 
 
 def load_family(plugin: InstalledPlugin) -> Family:
@@ -114,10 +115,10 @@ def spec_arguments() -> dict[str, tuple[str, ...]]:
 
 
 def _check_hooks(plugin: InstalledPlugin, module: ModuleType) -> None:
-    """Refuse unknown hooks, pluggy's wrappers, wrong arguments, and a family that leaves a mandatory hook out.
+    """Refuse unknown hooks, pluggy's wrappers, wrong arguments, a hook without its mark, and a mandatory one left out.
 
     Raises:
-        PluginError: naming the hook, and the closest name that exists, or a function of that name that lacks its mark.
+        PluginError: naming the hook, and the closest name that exists.
     """
     known, implementations = spec_arguments(), _hook_implementations(module)
     for name, implementation in implementations.items():
@@ -125,10 +126,18 @@ def _check_hooks(plugin: InstalledPlugin, module: ModuleType) -> None:
             _check_implementation(plugin, name, implementation, known[name])
         elif not implementation.optionalhook:
             raise plugin.error("there is no such hook", hook=name, hint=did_you_mean(name, known))
+    for name in known:
+        if name not in implementations and _is_own_function(getattr(module, name, None)):
+            problem = "a function has the hook's name and is not marked with @hookimpl: it would never be called"
+            raise plugin.error(problem, hook=name, hint="Mark it, or give it another name.")
     for name in MANDATORY:
         if name not in implementations:
-            hint = f"{name} is there, but not marked with @hookimpl." if callable(getattr(module, name, None)) else None
-            raise plugin.error("a mandatory hook is not implemented", hook=name, hint=hint)
+            raise plugin.error("a mandatory hook is not implemented", hook=name)
+
+
+def _is_own_function(value: object) -> bool:
+    """Whether a module's attribute is code of the plugin's; the core has functions of hooks' names that a plugin may use."""
+    return callable(value) and getattr(value, "__module__", "").split(".")[0] != __name__.split(".")[0]
 
 
 def _check_implementation(plugin: InstalledPlugin, hook: str, implementation: HookImpl, known: tuple[str, ...]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from apr_train.errors import NameMapError
-from apr_train.family.config import ModelConfig
 from apr_train.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from apr_train.family.config import ModelConfig
 
 Shape = tuple[str, ...]
 """Symbolic sizes of a tensor, outermost first: `("num_attention_heads*head_dim", "hidden_size")`."""
@@ -24,16 +27,16 @@ def config_sizes(config: ModelConfig) -> dict[str, int]:
     return {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
 
 
-def evaluate(symbol: str, sizes: Mapping[str, int]) -> int:
+def evaluate(symbol: str, sizes: Mapping[str, Any]) -> int:
     """The number that a symbolic size is, with the given sizes.
 
     Raises:
-        NameMapError: for a name that is no size, or a symbol that is no sum of products.
+        NameMapError: for a name that is no size or has no integer, or a symbol that is no sum of products.
     """
     return sum(math.prod(_factor(factor, symbol, sizes) for factor in term.split("*")) for term in symbol.split("+"))
 
 
-def _factor(factor: str, symbol: str, sizes: Mapping[str, int]) -> int:
+def _factor(factor: str, symbol: str, sizes: Mapping[str, Any]) -> int:
     name = factor.strip()
     if name.isdecimal():
         return int(name)
@@ -41,7 +44,10 @@ def _factor(factor: str, symbol: str, sizes: Mapping[str, int]) -> int:
         raise NameMapError(f"not a size: {symbol!r} is no sum of products of names and numbers")
     if name not in sizes:
         raise NameMapError(f"unknown size {name} ({did_you_mean(name, sizes)})")
-    return sizes[name]
+    value = sizes[name]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise NameMapError(f"unknown size {name}: {value!r} is no integer")
+    return value
 
 
 def names_in(symbol: str) -> tuple[str, ...]:

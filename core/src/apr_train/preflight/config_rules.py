@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -14,10 +15,21 @@ from apr_train.family.plugin import Family
 
 COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "max_position_embeddings", "type_vocab_size",
+    "intermediate_size", "max_position_embeddings", "type_vocab_size", "moe_intermediate_size", "decoder_sparse_step",
 )  # fmt: skip
-POSITIVE = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "initializer_range")
-FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+NATURALS = ("num_experts", "num_experts_per_tok", "shared_expert_intermediate_size", "sliding_window")
+"""Sizes that are 0 where there is no such thing."""
+POSITIVE = (
+    "rope_theta", "rms_norm_eps", "layer_norm_eps", "initializer_range", "rope_local_base_freq", "attention_multiplier",
+    "query_pre_attn_scalar", "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale",
+)  # fmt: skip
+NOT_NEGATIVE = ("attn_logit_softcapping", "final_logit_softcapping", "router_aux_loss_coef")
+FLAGS = (
+    "tie_word_embeddings", "attention_bias", "attention_output_bias", "mlp_bias", "norm_topk_prob", "use_sliding_window",
+    "output_router_logits",
+)  # fmt: skip
+LAYER_NAMES = ("layer_types",)
+LAYER_NUMBERS = ("no_rope_layers", "mlp_only_layers")
 LARGEST = 1 << 31
 """No size of a real model is near; a larger one is a corrupted number."""
 MOST_LAYERS = 10_000
@@ -26,10 +38,15 @@ MOST_LAYERS = 10_000
 
 def bogus_values(header: Header) -> list[Finding]:
     """Every field whose value cannot be; none stops the next from being read."""
-    rules = [
+    rules: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         (COUNTS, _is_count, "an integer > 0"),
+        (NATURALS, lambda value: value == 0 or _is_count(value), "an integer >= 0"),
         (POSITIVE, _is_positive, "a number > 0"),
+        (NOT_NEGATIVE, lambda value: value == 0 or _is_positive(value), "a number >= 0"),
+        (("partial_rotary_factor",), lambda value: _is_positive(value) and value <= 1, "a number in (0, 1]"),
         (FLAGS, _is_flag, "true or false"),
+        (LAYER_NAMES, _is_list_of(lambda item: isinstance(item, str)), "a list of names"),
+        (LAYER_NUMBERS, _is_list_of(lambda item: type(item) is int and item >= 0), "a list of integers >= 0"),
     ]
     return (
         [
@@ -53,6 +70,10 @@ def _is_positive(value: Any) -> bool:
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(fits(item) for item in value)
 
 
 def _finding(header: Header, key: str, expected: str) -> Finding:
@@ -92,6 +113,7 @@ def _heads(header: Header) -> list[Finding]:
 
 
 _UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
+"""Fields whose refused value is mathematics that nobody wrote, not a number that cannot be."""
 
 
 def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None, list[Finding]]:
@@ -104,22 +126,44 @@ def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None
         try:
             return family.build_config(header=header), findings
         except ConfigError as error:
-            findings += error.findings if error.finding.rule else [_refused(error, header.path)]
-            name = _unimplemented(error)
+            new = [_of_file(finding, header.path) for finding in error.findings]
+            findings += [
+                finding for finding in new if finding.field not in {known.field for known in findings} or not finding.field
+            ]
+            names = _droppable(error, family)
         except AprTrainError as error:
             findings.append(_refused(error, header.path))
-            name = None
-        if name not in header.config:
+            names = set()
+        if not names & header.config.keys():
             return None, findings
-        header = attrs.evolve(header, config={key: value for key, value in header.config.items() if key != name})
+        header = attrs.evolve(header, config={key: value for key, value in header.config.items() if key not in names})
 
 
-def _field(error: AprTrainError) -> str:
-    return error.finding.field or error.finding.subject
+def _droppable(error: ConfigError, family: Family) -> set[str]:
+    """The keys that a config without its refused values does not need: what is only not implemented, or contradicts others."""
+    fields = {_place(finding).partition(".")[0] for finding in error.findings if finding.rule == rules.CONFIG_001}
+    fields |= {name for name in (_unimplemented(error),) if name}
+    names = family.info.config_names
+    return fields | {names[name] for name in fields if name in names}
+
+
+def _of_file(finding: Finding, path: str) -> Finding:
+    """A config's fault as the file's; what no rule is about, and an activation that nobody wrote, get the preflight's rule."""
+    if finding.rule not in ("", rules.CONFIG_001):
+        return finding
+    name = next((name for name in _UNIMPLEMENTED_FIELDS if _place(finding).startswith(name)), None)
+    if finding.rule and name != "hidden_act":
+        return attrs.evolve(finding, subject=path)
+    rule, field = (rules.PREFLIGHT_005, _place(finding)) if name is None else (rules.PREFLIGHT_003, name)
+    return attrs.evolve(finding, rule=rule, subject=path, field="" if field == path else field)
+
+
+def _place(finding: Finding) -> str:
+    return finding.field or finding.subject
 
 
 def _unimplemented(error: AprTrainError) -> str | None:
-    return next((name for name in _UNIMPLEMENTED_FIELDS if _field(error).startswith(name)), None)
+    return next((name for name in _UNIMPLEMENTED_FIELDS if _place(error.finding).startswith(name)), None)
 
 
 def config_from_preset(
@@ -134,9 +178,7 @@ def config_from_preset(
 
 
 def _refused(error: AprTrainError, where: str) -> Finding:
-    name = _unimplemented(error)
-    rule, field = (rules.PREFLIGHT_005, _field(error)) if name is None else (rules.PREFLIGHT_003, name)
-    return attrs.evolve(error.finding, rule=rule, subject=where, field="" if field == where else field)
+    return _of_file(error.finding, where)
 
 
 def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:

@@ -62,7 +62,7 @@ NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "residual_multiplier": (ONE, "scaled residual branches"),
     "scale_depth": ((), "scaled residual branches"),
     "use_qk_norm": (OFF, "norms on queries and keys"),
-    "qk_norm": (OFF, "norms on queries and keys"),
+    "qk_norm": ((*OFF, "none"), "norms on queries and keys"),
     "qk_layernorm": (OFF, "norms on queries and keys"),
     "use_query_key_norm": (OFF, "norms on queries and keys"),
     "clip_qkv": (OFF, "clipped queries, keys and values"),
@@ -93,6 +93,7 @@ NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "n_routed_experts": (OFF, "a mixture of experts"),
     "n_shared_experts": (OFF, "a mixture of experts"),
     "quantization_config": (OFF, "weights packed by a quantiser"),
+    "pruned_heads": (({}, [], None), "attention without some of its heads"),
 }
 """Key → neutral values and what any other value asks for; no neutral value means that the key must be absent."""
 
@@ -108,12 +109,32 @@ BY_KIND: Mapping[Kind, Mapping[str, tuple[tuple[Any, ...], str]]] = {
         "is_decoder": (OFF, "causal attention in an encoder"),
         "position_embedding_type": (("absolute",), "relative position embeddings"),
         "attention.causal": ((False,), "causal attention in an encoder"),
+        "decoder_bias": ((True,), "a head without a bias"),
     },
 }
 """Keys whose neutral value depends on the kind of the model: `is_decoder` says nothing new about a decoder."""
 
-EXPERT_SIZES = frozenset({"num_experts_per_tok", "shared_expert_intermediate_size", "moe_intermediate_size"})
-"""Sizes that mean something only where there are experts."""
+EXPERTS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "num_experts_per_tok": (OFF, "a mixture of experts"),
+    "shared_expert_intermediate_size": (OFF, "a mixture of experts"),
+    "moe_intermediate_size": (OFF, "a mixture of experts"),
+    "decoder_sparse_step": (ONE, "dense and sparse layers in turn"),
+    "mlp_only_layers": (((), [], None), "dense layers among the sparse ones"),
+    "norm_topk_prob": ((), "another weight of the chosen experts"),
+    "expert_gating_func": ((0, 1), "a router other than a softmax"),
+    "expert_group_scale": (OFF, "experts in groups"),
+    "expert_group_used_count": (OFF, "experts in groups"),
+    "experts_per_group": (OFF, "experts in groups"),
+    "expert_weights_scale": ((0, 1), "scaled weights of the experts"),
+    "routed_scaling_factor": (ONE, "scaled weights of the experts"),
+    "scoring_func": (("softmax",), "a router other than a softmax"),
+    "topk_method": (("greedy",), "another choice of experts"),
+    "n_group": ((0, 1), "experts in groups"),
+    "topk_group": ((0, 1), "experts in groups"),
+    "first_k_dense_replace": (OFF, "dense layers among the sparse ones"),
+    "moe_layer_freq": (ONE, "dense and sparse layers in turn"),
+}
+"""Keys that mean something only where there are experts, judged like the others there."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts")
 
 GGUF_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -139,9 +160,10 @@ GGUF_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "attention.indexer.top_k": (OFF, "sparse attention"),
     "rope.dimension_sections": ((), "multimodal rotary sections"),
     "rope.dimension_count_swa": (OFF, "rotary embedding that differs between layers"),
-    "rope.freq_base_swa": ((), "a second rotary base for local layers"),
     "rope.scaling.attn_factor": (ONE, "attention scores scaled with the RoPE"),
     "rope.scaling.yarn_attn_factor": (ONE, "attention scores scaled with the RoPE"),
+    "rope.scaling.yarn_ext_factor": ((0, 1, -1), "another ramp of the RoPE scaling"),
+    "rope.scaling.yarn_log_multiplier": (OFF, "attention scores scaled with the RoPE"),
     "rope.scaling.alpha": ((0, 1), "a RoPE scaling"),
     "rope_type": ((0, 2), "another kind of rotary embedding"),
     "use_parallel_residual": (OFF, "attention and MLP in parallel"),
@@ -165,32 +187,37 @@ GGUF_NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
 """The same for keys that only GGUF has, below the architecture's prefix, and for `.apr`'s `rope_type`; llama.cpp reads 0 as
 its default for most."""
 GGUF_HARMLESS = frozenset({
-    "altup.active_idx", "attention.layer_norm_epsilon", "classifier.output_labels", "decoder_start_token_id",
-    "expert_gating_func", "expert_group_scale", "expert_group_used_count", "expert_weights_norm", "expert_weights_scale",
-    "expert_shared_feed_forward_length", "experts_per_group", "nextn_predict_layers", "pooling_type",
+    "altup.active_idx", "classifier.output_labels", "decoder_start_token_id", "nextn_predict_layers", "pooling_type",
     "rope.scaling.finetuned", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_log_multiplier",
-    "tensor_data_layout",
+    "rope.scaling.yarn_beta_slow", "tensor_data_layout",
 })  # fmt: skip
-"""Keys of GGUF that change nothing, or nothing unless another one that is judged does (YaRN's, without YaRN)."""
+"""Keys of GGUF that change nothing, that are read into YaRN's scaling where there is one, or whose tensors tell (the layers
+that predict further tokens)."""
 
 DROPOUTS = frozenset({
     "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout", "emb_pdrop", "embd_pdrop",
     "embedding_dropout", "hidden_dropout", "hidden_dropout_prob", "layerdrop", "mlp_dropout", "resid_pdrop", "residual_dropout",
+    "router_jitter_noise",
 })  # fmt: skip
-"""Regularisation during training: ignoring it does not make the weights wrong, so it is a warning."""
+"""Regularisation during training, noise before the router included: ignoring it does not make the weights wrong, so it is a
+warning."""
 
 ACTIVATIONS = frozenset({"activation", "activation_function", "hidden_activation"})
 """Other spellings of hidden_act: the value must be the one that the block has."""
+SAME_ACTIVATION = (frozenset({"silu", "swish"}), frozenset({"gelu_new", "gelu_pytorch_tanh"}))
+"""Names of one function."""
 
 WINDOW_KEYS = frozenset({
     "use_sliding_window", "sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types",
 })  # fmt: skip
+ROUTER_LOSS = frozenset({"router_aux_loss_coef", "output_router_logits"})
 SPECIAL_KEYS = (
     WINDOW_KEYS
     | ACTIVATIONS
+    | ROUTER_LOSS
     | {
         "rope_scaling",
+        "rope_local_base_freq",
         "attention_multiplier",
         "query_pre_attn_scalar",
         "no_rope_layers",
@@ -200,20 +227,31 @@ SPECIAL_KEYS = (
         "v_head_dim",
     }
 )
+"""Keys that a rule of their own judges, most of them with others."""
 
-HARMLESS = frozenset({
-    "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-    "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "cls_token_id", "cross_attention_hidden_size",
-    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
-    "eos_token_id", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-    "gradient_checkpointing", "id2label", "init_std", "is_llama_config", "label2id", "layer_norm_eps", "length_penalty",
-    "mask_token_id", "max_length", "max_window_layers", "min_length", "model_type", "no_repeat_ngram_size",
-    "norm_topk_prob", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
-    "original_max_position_embeddings", "output_attentions", "output_hidden_states", "output_past", "output_router_logits",
-    "output_scores", "pad_token_id", "prefix", "pretraining_tp", "problem_type", "pruned_heads", "remove_invalid_values",
-    "repetition_penalty", "return_dict", "return_dict_in_generate", "rms_norm_eps", "rope_type", "router_aux_loss_coef",
-    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
-    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
-    "transformers_weights", "typical_p", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
-})  # fmt: skip
-"""Keys of training, generation and bookkeeping that leave the forward pass as it is."""
+_HARMLESS = {
+    "says what the file is": """architectures model_type is_llama_config unsloth_fixed unsloth_version transformers_version
+        transformers_weights transformers.js_config tokenizer_class task_specific_params finetuning_task torch_dtype dtype""",
+    "how the code computes, not what": """attn_implementation use_cache cache_implementation gradient_checkpointing torchscript
+        use_bfloat16 chunk_size_feed_forward pretraining_tp return_dict output_attentions output_hidden_states output_past
+        deterministic_flash_attn reference_compile repad_logits_with_grad reorder_and_upcast_attn""",
+    "ids of tokens, which the preflight judges": """bos_token_id eos_token_id pad_token_id mask_token_id sep_token_id
+        cls_token_id unk_token_id decoder_start_token_id""",
+    "settings of generation": """bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+        encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty
+        max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix
+        remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p""",
+    "heads of other tasks than this one": """classifier_activation classifier_bias classifier_dropout classifier_pooling
+        id2label label2id num_labels problem_type summary_activation summary_first_dropout summary_proj_to_labels summary_type
+        summary_use_proj""",
+    "initialisation of fresh weights": "init_std initializer_cutoff_factor",
+    "means something only with a cross attention or an encoder-decoder, which are judged": """cross_attention_hidden_size
+        tie_encoder_decoder tf_legacy_loss""",
+    "which rows of logits are computed, not their values": "sparse_prediction sparse_pred_ignore_index",
+    "a length that only a scaling uses, which has it": "original_max_position_embeddings",
+    "another name of the number of positions, which no code of transformers reads": "n_ctx",
+    "a kind that only the table of a scaling decides": "rope_type",
+    "the epsilon of a kind of norm that the model does not have; its own is a required field": "layer_norm_eps rms_norm_eps",
+}
+HARMLESS: Mapping[str, str] = {key: reason for reason, keys in _HARMLESS.items() for key in keys.split()}
+"""Keys that leave the forward pass and the loss as they are → why."""

@@ -162,7 +162,7 @@ def dtype_findings(header: Header, plan: LoadPlan) -> list[Finding]:
 
 def rope_row_findings(header: Header, family: Family) -> list[Finding]:
     """The order of the rows of q and k must be known: a wrong one still trains, only worse."""
-    if header.rope_rows is not None or family.info.kind != "decoder":
+    if header.rope_rows is not None or family.info.kind != "decoder" or family.info.never_permuted:
         return []
     return [
         Finding(

@@ -14,9 +14,9 @@ from apr_train.family import (
     NameMap,
     NameMapError,
     Rule,
-    choose_preset,
     hookimpl,
     ignored,
+    read_config,
     rename,
     rules,
     tie,
@@ -79,9 +79,7 @@ _HEAD = "lm_head"
 @hookimpl
 def build_config(preset: str | None, header: Header | None) -> ModelConfig:
     """Look the preset up, or read the file's own numbers."""
-    if header is not None:
-        return EncoderConfig.from_header(header)
-    return choose_preset(PRESETS, preset, family=FAMILY.name)
+    return read_config(FAMILY, PRESETS, preset, header)
 
 
 @hookimpl
@@ -142,9 +140,3 @@ def validate_family(header: Header, objective: str) -> list[Finding]:
             found=str(rows),
         )
     ]
-
-
-@hookimpl
-def attention_impl(config: ModelConfig) -> list[str]:
-    """The fastest first."""
-    return ["xformers", "sdpa", "eager"]

@@ -13,9 +13,9 @@ from apr_train.family import (
     Layout,
     ModelConfig,
     NameMap,
-    choose_preset,
     decoder_rules,
     hookimpl,
+    read_config,
     rules,
     tensors_have,
 )
@@ -65,9 +65,7 @@ FAMILY = FamilyInfo(
 @hookimpl
 def build_config(preset: str | None, header: Header | None) -> ModelConfig:
     """Look the preset up, or read the file's own numbers."""
-    if header is None:
-        return choose_preset(PRESETS, preset, family=FAMILY.name)
-    return DecoderConfig.from_header(header, **_biases(header))
+    return read_config(FAMILY, PRESETS, preset, header, **(_biases(header) if header else {}))
 
 
 def _biases(header: Header) -> dict[str, Any]:
@@ -126,9 +124,3 @@ def _silent_scaling(header: Header) -> Finding:
         hint="Import from the original safetensors, or every position is rotated a little wrong.",
         severity="warning",
     )
-
-
-@hookimpl
-def attention_impl(config: ModelConfig) -> list[str]:
-    """The fastest first."""
-    return ["xformers", "sdpa", "eager"]

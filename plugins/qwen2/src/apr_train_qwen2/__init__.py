@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from apr_train.family import (
     DecoderConfig,
     FamilyInfo,
-    Finding,
     Header,
     Layout,
     ModelConfig,
     NameMap,
-    NameMapError,
-    choose_preset,
     decoder_rules,
     hookimpl,
-    rules,
+    read_config,
 )
 
 
@@ -61,39 +58,24 @@ FAMILY = FamilyInfo(
     presets=tuple(PRESETS),
     default_preset="0.5b",
     absent_keys={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    fixed={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
+    never_permuted=True,
+    fim_tokens={
+        "prefix": "<|fim_prefix|>",
+        "middle": "<|fim_middle|>",
+        "suffix": "<|fim_suffix|>",
+        "pad": "<|fim_pad|>",
+    },
 )
 
 
 @hookimpl
 def build_config(preset: str | None, header: Header | None) -> ModelConfig:
     """Look the preset up, or read the file's own numbers; the biases on q, k and v are the architecture's."""
-    if header is not None:
-        return DecoderConfig.from_header(header, attention_bias=True, attention_output_bias=False, mlp_bias=False)
-    return choose_preset(PRESETS, preset, family=FAMILY.name)
+    return read_config(FAMILY, PRESETS, preset, header)
 
 
 @hookimpl
 def map_tensor_names(config: DecoderConfig, layout: Layout) -> NameMap:
-    """Give the standard decoder's names; no converter permutes the rows of a Qwen2."""
-    if layout.rope_rows == "adjacent":
-        raise NameMapError(
-            "a Qwen2 file never has its rows of q and k in adjacent pairs",
-            field="rope_rows",
-            rule=rules.PREFLIGHT_008,
-            expected="split-half",
-            found=layout.rope_rows,
-            hint="llama.cpp permutes Llama's rows only; leave --rope-layout out.",
-        )
+    """Give the standard decoder's names."""
     return NameMap.for_config(config, decoder_rules(config, layout))
-
-
-@hookimpl
-def validate_family(header: Header, objective: str) -> list[Finding]:
-    """Find nothing: sliding windows, RoPE scaling and the rest of what a Qwen2 may ask for are the core's rules."""
-    return []
-
-
-@hookimpl
-def attention_impl(config: ModelConfig) -> list[str]:
-    """The fastest first."""
-    return ["xformers", "sdpa", "eager"]

@@ -22,8 +22,9 @@ from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
 from apr_train.checkpoint.companions import KEY, from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
-from apr_train.checkpoint.gguf_keys import config_of_keys, keys_of_config, rope_of_keys
+from apr_train.checkpoint.gguf_keys import WINDOW_KEYS, config_of_keys, keys_of_config, rope_of_keys
 from apr_train.checkpoint.header import DIMENSIONS, Header, TensorInfo, kind_of_tensors
+from apr_train.checkpoint.huggingface import one_spelling
 from apr_train.checkpoint.implied import implied_values
 from apr_train.checkpoint.rope_rows import apr_rope_rows
 from apr_train.checkpoint.tie import tie_from_index
@@ -81,9 +82,10 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
     metadata = {key: value for key, value in raw_metadata.items() if value is not None}
     model = model_tensors(path, metadata, tensors)
     hf_class, architecture = _identity(metadata)
-    config, notes = _canonical_config(metadata, model.tensors), model.notes
+    config, notes = _canonical_config(path, metadata, model.tensors), model.notes
     as_gguf = config_of_keys(metadata, architecture)
-    as_gguf.pop("sliding_window", None)  # a GGUF has no switch for it: judged as it stands, among what is further
+    for name in ("sliding_window", "sliding_window_pattern", "layer_types"):
+        as_gguf.pop(name, None)  # a GGUF has no switch for windows: judged as they stand, among what is further
     as_gguf |= rope_of_keys(metadata, architecture, {**as_gguf, **config})
     notes = (*notes, *_contradictions(path, metadata, config, as_gguf))
     config = {**as_gguf, **config}
@@ -115,7 +117,7 @@ def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping
 
 def _further(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
     """Keys as a GGUF spells them that the config was not made of, and the kind of RoPE."""
-    read = keys_of_config(architecture) - {f"{architecture}.attention.sliding_window"}
+    read = keys_of_config(architecture) - {f"{architecture}.{key}" for key in WINDOW_KEYS}
     names = {key for key in metadata if key == "rope_type" or ("." in key and not key.startswith(OUR_PREFIXES))}
     return {key: metadata[key] for key in sorted(names - read)}
 
@@ -155,7 +157,7 @@ def _extra(metadata: Mapping[str, Any], *, with_tokenizer: bool) -> dict[str, An
     }
 
 
-def _canonical_config(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+def _canonical_config(path: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
     elsewhere = {*TYPED, *ALIASES, *KEPT}
     config = {name: value for name, value in metadata.items() if name not in elsewhere and "." not in name}
     for name, hf in HF_NAMES.items():
@@ -163,6 +165,7 @@ def _canonical_config(metadata: Mapping[str, Any], tensors: Mapping[str, TensorI
         if spelled is not None:
             value = metadata[spelled]
             config[hf] = shortest_f32(value) if TYPED[name].type == "float" and isinstance(value, float) else value
+    config = one_spelling(config, path)
     if "rms_norm_eps" in config and kind_of_tensors(tensors) != "decoder":
         config[ENCODER_EPS] = config["rms_norm_eps"]
         if kind_of_tensors(tensors) == "encoder":

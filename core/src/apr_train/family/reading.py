@@ -1,0 +1,115 @@
+"""A config's fields read from a checkpoint's header, by what the family's card says of its files. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from apr_train.checkpoint.companions import CONFIG
+from apr_train.checkpoint.header import Header
+from apr_train.errors import PluginError
+from apr_train.family.card import FamilyInfo
+from apr_train.family.layer_patterns import WINDOW_FIELDS, layer_types, reads_windows, rotary_layers, with_absent
+from apr_train.family.sizes import evaluate, names_in
+from apr_train.suggest import did_you_mean
+
+QUIET = "quiet"
+"""Key in an attrs field's metadata: see `apr_train.family.config.architecture`."""
+AUX_LOSS = "router_aux_loss_coef"
+AUX_SWITCH = "output_router_logits"
+
+
+def values_of(
+    cls: type[attrs.AttrsInstance],
+    header: Header,
+    info: FamilyInfo | None,
+    fixed: Mapping[str, Any],
+    required: Callable[[Mapping[str, Any]], tuple[str, ...]],
+) -> dict[str, Any]:
+    """The values of a config's fields, as far as the file, the card and the caller give them.
+
+    Every field that is no `architecture` is read, and those that the card's `config_keys` name, and what `required` names; what
+    is fixed (by the card, then by the caller) wins over the file; what the file leaves out is as the card's `implied` has it.
+
+    Raises:
+        PluginError: the card names a field that the config does not have.
+    """
+    fields = attrs.fields_dict(cls)
+    if info is not None:
+        _check_card(info, fields)
+    decided = {**(info.fixed if info else {}), **fixed}
+    keys = {*required(decided), *(() if info is None else info.config_keys)}
+    keys |= {"sliding_window"} if reads_windows(info) else set()
+    read = [name for name, item in fields.items() if not item.metadata.get(QUIET) or name in keys]
+    config = with_absent(header, info)
+    values = _read(config, read, {} if info is None else info.config_names)
+    if header.tie.value is not None:
+        values["tie_word_embeddings"] = header.tie.value
+    values.update(decided)
+    if info is None:
+        return values
+    _imply(values, header, info, fields)
+    _expand(values, config, info, fields, set(decided))
+    return values
+
+
+def _read(config: Mapping[str, Any], read: list[str], names: Mapping[str, str]) -> dict[str, Any]:
+    """Each field by its class's own key, else by its own name: a canonical header has either."""
+    values = {}
+    for name in read:
+        key = next((key for key in (names.get(name, name), name) if key in config), None)
+        if key is not None:
+            values[name] = config[key]
+    return values
+
+
+def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Mapping[str, Any]) -> None:
+    """Fill what is left out and not null; a size of what is missing itself stays missing, and is asked for by name."""
+    nulls = {key for key, value in header.companions.get(CONFIG, {}).items() if value is None}
+    for name, implied in info.implied.items():
+        is_null = info.config_names.get(name, name) in nulls and fields[name].default is None
+        if name in values or is_null:
+            continue
+        if not isinstance(implied, str) or fields[name].type == "str":
+            values[name] = implied
+        elif all(type(values.get(symbol)) is int for symbol in names_in(implied)):
+            values[name] = evaluate(implied, values)
+
+
+def _expand(values: dict[str, Any], config: Mapping[str, Any], info: FamilyInfo, fields: Any, decided: set[str]) -> None:
+    """What is said for all layers at once, as one value a layer; a window that no layer has, and a loss that nothing adds."""
+    known, layers = {**config, **values}, values.get("num_hidden_layers")
+    if reads_windows(info) and fields.keys() >= WINDOW_FIELDS and not WINDOW_FIELDS & decided:
+        types = layer_types(known, layers, info)
+        if isinstance(types, list | tuple) and set(map(str, types)) == {"full_attention"}:
+            types = None
+        values |= {"layer_types": types, "sliding_window": None if types is None else values.get("sliding_window")}
+    if "no_rope_layers" in info.config_keys:
+        values["no_rope_layers"] = rotary_layers(known, layers)
+    if AUX_LOSS in values and AUX_LOSS not in decided and not config.get(AUX_SWITCH):
+        values[AUX_LOSS] = 0.0  # as transformers, which adds the loss only where the file switches its logits on
+
+
+def _check_card(info: FamilyInfo, fields: Mapping[str, Any]) -> None:
+    for part in ("config_keys", "fixed", "implied", "config_names"):
+        for name in getattr(info, part):
+            if name not in fields:
+                raise PluginError(
+                    f"FAMILY.{part} names no field of its config",
+                    where=info.name,
+                    expected="a field",
+                    found=name,
+                    hint=did_you_mean(name, fields),
+                )
+    for name, implied in info.implied.items():
+        unknown = [symbol for symbol in names_in(implied) if symbol not in fields] if isinstance(implied, str) else []
+        if unknown and fields[name].type != "str":
+            raise PluginError(
+                f"FAMILY.implied has a size that no field has, for {name}",
+                where=info.name,
+                expected="fields, numbers, products and sums of them",
+                found=implied,
+                hint=did_you_mean(unknown[0], fields),
+            )

@@ -84,10 +84,10 @@ class XformersAttention:
             return f"it has no operator on {request.device}, only on cuda"
         if request.dtype not in DTYPES:
             return f"it has no operator for {request.dtype}, only for {', '.join(DTYPES)}"
-        if not torch.cuda.is_available():
-            return "this torch sees no CUDA device"
         if request.softcap is not None:
             return f"its operators have no soft cap (attn_logit_softcapping {request.softcap})"
+        if not torch.cuda.is_available():
+            return "this torch sees no CUDA device"
         try:
             version("xformers")
             import_module("xformers.ops.fmha")

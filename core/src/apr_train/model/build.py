@@ -52,8 +52,10 @@ class _NoValues(TorchFunctionMode):
 
 def _from_config(config: ModelConfig, attention: AttentionBackend) -> nn.Module:
     if isinstance(config, DecoderConfig):
+        _check_activation(config, DecoderConfig.ACTIVATIONS)
         return Decoder(config, attention)
     if isinstance(config, EncoderConfig):
+        _check_activation(config, EncoderConfig.ACTIVATIONS)
         return Encoder(config, attention)
     raise PluginError(
         "the core cannot build a model from this config",
@@ -61,6 +63,19 @@ def _from_config(config: ModelConfig, attention: AttentionBackend) -> nn.Module:
         expected="DecoderConfig, EncoderConfig, or a module from the family's own build_model",
         found=type(config).__name__,
     )
+
+
+def _check_activation(config: ModelConfig, implemented: tuple[str, ...]) -> None:
+    """Refuse an activation that a family's own config allows and that only a module of its own could compute."""
+    if config.hidden_act not in implemented:
+        raise PluginError(
+            "the core does not compute this activation",
+            where="build_model",
+            field="hidden_act",
+            expected=" or ".join(implemented),
+            found=config.hidden_act,
+            hint=f"A family whose config ({type(config).__name__}) allows more answers build_model with a module that does.",
+        )
 
 
 def _check(model: nn.Module) -> None:

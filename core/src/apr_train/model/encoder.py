@@ -1,4 +1,4 @@
-"""The post-norm encoder with a masked-LM head (RoBERTa: Liu et al. 2019), assembled from a config."""
+"""The post-norm encoder with a masked-LM head (BERT: Devlin et al. 2019; RoBERTa: Liu et al. 2019), assembled from a config."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from apr_train.model.mlp import MLP
 
 
 class Embeddings(nn.Module):
-    """Words + positions + token types, normed."""
+    """Words + positions + token types, normed. The padding's word is not learnt as an input, nor is its position, if any."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         hidden, pad = config.hidden_size, config.pad_token_id
         self.pad = pad
+        self.positions_after_padding = config.positions_after_padding
         self.word_embeddings = nn.Embedding(config.vocab_size, hidden, padding_idx=pad)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden, padding_idx=pad)
+        place = pad if config.positions_after_padding else None
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden, padding_idx=place)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
         self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -35,10 +37,16 @@ class Embeddings(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`; every token is of type 0."""
         if positions is None:
-            positions = position_ids(tokens, self.pad)
+            positions = self.default_positions(tokens)
         x = self.word_embeddings(tokens) + self.token_type_embeddings.weight[0] + self.position_embeddings(positions)
         out: Tensor = self.dropout(self.norm(x))
         return out
+
+    def default_positions(self, tokens: Tensor) -> Tensor:
+        """Rows of the position table for `[batch, length]`: `position_ids`, or 0, 1, … whatever the tokens are (BERT)."""
+        if self.positions_after_padding:
+            return position_ids(tokens, self.pad)
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
 
 
 def position_ids(tokens: Tensor, pad: int) -> Tensor:
@@ -124,7 +132,7 @@ class Encoder(nn.Module):
 
         Args:
             mask: `Bidirectional(keep)`; `keep` is usually `tokens != pad_token_id`.
-            positions: `[batch, length]` rows of the position table; see `position_ids` for what is taken otherwise.
+            positions: `[batch or 1, length]` rows of the position table; `Embeddings.default_positions` when None.
             cache: must be None.
             losses: left as it is; an encoder has no loss of its own.
 

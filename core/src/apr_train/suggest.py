@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -31,10 +31,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class ClosestTensor:
-    """The closest of many tensor names, of the same layer if it has one.
+    """The closest of many tensor names, of the same layer and expert if it has one.
 
-    Names are compared without the layer's number and each such stem once: with 64 layers on both sides, comparing
-    every name with every other would take most of a minute.
+    Names are compared without their numbers and each such stem once: with 64 layers on both sides, comparing every
+    name with every other would take most of a minute.
     """
 
     def __init__(self, known: Iterable[str]) -> None:
@@ -48,12 +48,12 @@ class ClosestTensor:
         if stem not in self._found:
             self._found[stem] = closest(stem, self._stems)
         near = self._found[stem]
-        layer = _LAYER.search(name)
         if near is None:
             return None
-        sibling = near.replace("{layer}", layer.group()) if layer else near
+        numbers = iter(_NUMBER.findall(name))
+        sibling = re.sub("#", lambda mark: next(numbers, "#"), near)
         return sibling if sibling in self._known else self._stems[near]
 
 
 def _stem(name: str) -> str:
-    return _LAYER.sub("{layer}", name, count=1)
+    return _NUMBER.sub("#", name)

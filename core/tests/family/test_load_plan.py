@@ -22,7 +22,9 @@ HEAD = {"head.dense.weight", "head.dense.bias"}
 
 def index(**changes):
     """The tensor index that fits exactly; `changes` replace shapes, None leaves a tensor out."""
-    shapes = {entry.checkpoint: (9,) if isinstance(entry, Ignored) else entry.shape for entry in NAME_MAP.entries} | changes
+    shapes = {
+        entry.checkpoint: (9,) if isinstance(entry, Ignored) else entry.checkpoint_shape for entry in NAME_MAP.entries
+    } | changes
     return {name: TensorInfo(name, "F32", shape, 0) for name, shape in shapes.items() if shape is not None}
 
 

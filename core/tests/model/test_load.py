@@ -12,7 +12,8 @@ from apr_train.checkpoint.checkpoint import TensorView
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import NameMap, RopeRowPermutation, ignored, rename, rope_rows, tie
+from apr_train.family.name_map import NameMap, ignored, rename, rope_rows, tie
+from apr_train.family.operations import RopeRowPermutation
 from apr_train.model.load import load_weights
 from apr_train.model.tensors import to_torch, to_view
 from torch import nn

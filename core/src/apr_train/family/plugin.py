@@ -13,6 +13,7 @@ from apr_train.checkpoint.header import Header
 from apr_train.errors import AprTrainError, ConfigError, Finding, PluginError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
+from apr_train.family.decoder_names import refuse_permuted
 from apr_train.family.discovery import InstalledPlugin
 from apr_train.family.name_map import NameMap
 from apr_train.suggest import nearest
@@ -77,6 +78,7 @@ class Family:
 
     def map_tensor_names(self, config: ModelConfig, layout: Layout) -> NameMap:
         """The name map of this config for one spelling of checkpoint."""
+        refuse_permuted(self.info, layout)
         return self._typed("map_tensor_names", self._call("map_tensor_names", config=config, layout=layout), NameMap)
 
     def validate_family(self, header: Header, objective: str) -> list[Finding]:

@@ -383,13 +383,12 @@ def test_recomputed_activations_give_the_same_gradients(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "phi", "qwen2-moe"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen2-moe"])
 def test_compiled_blocks_compute_the_same(name):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     case = CASES[name]
-    backend = "eager" if case.config().attn_logit_softcapping else "sdpa"
-    plain, compiled = (decoder(case, case.reference(), backend) for _ in range(2))
+    plain, compiled = (decoder(case, case.reference(), "sdpa") for _ in range(2))
     compile_blocks(compiled)
     first, second = (gradients(model, model(tokens(), mask=Causal()), tokens()) for model in (plain, compiled))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1

@@ -147,11 +147,12 @@ def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 def has_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether torch's grouped product takes these: the dtype, aligned rows, and on CUDA a device from Ampere on.
 
-    A compiler takes it for bfloat16 alone (torch 2.13 has no shapes of the others to trace with).
+    On CUDA torch documents it for bfloat16 alone, and a compiler traces it for bfloat16 alone (torch 2.13). On a CPU it
+    takes 0.73 of the loop's time in bfloat16 and as long as that in float32 (16 experts, 4096 rows, 512 to 256, one thread).
     """
     if not hasattr(F, "grouped_mm") or x.dtype not in KERNEL_DTYPES or x.dtype != weight.dtype:
         return False
-    if torch.compiler.is_compiling() and x.dtype != torch.bfloat16:
+    if x.dtype != torch.bfloat16 and (x.device.type == "cuda" or torch.compiler.is_compiling()):
         return False
     if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < (8, 0):
         return False

@@ -19,6 +19,8 @@ from torch import Tensor
 BLOCK_ROWS = 128
 MAX_BLOCKS = 16
 """Rows grow beyond BLOCK_ROWS rather than blocks beyond this: a compiler unrolls them."""
+KEY_STEP = 64
+"""A window's first key is rounded down to a multiple of this: bfloat16's products are a fifth slower on odd widths."""
 
 
 class _Terms(NamedTuple):
@@ -69,13 +71,13 @@ def _unfold(x: Tensor, batch: int) -> Tensor:
 
 
 def _blocks(queries: int, keys: int, terms: _Terms) -> list[tuple[slice, slice]]:
-    """Blocks of queries, each with the keys that at least one of them sees."""
+    """Blocks of queries, each with the keys that at least one of them sees (and up to KEY_STEP before them)."""
     rows = max(BLOCK_ROWS, -(-queries // MAX_BLOCKS))
     blocks = []
     for start in range(0, queries, rows):
         end = min(start + rows, queries)
         first = 0 if terms.window is None else max(0, start + terms.offset - terms.window + 1)
-        blocks.append((slice(start, end), slice(first, min(end + terms.offset, keys))))
+        blocks.append((slice(start, end), slice(first - first % KEY_STEP, min(end + terms.offset, keys))))
     return blocks
 
 

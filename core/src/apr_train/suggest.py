@@ -40,6 +40,7 @@ class ClosestTensor:
     def __init__(self, known: Iterable[str]) -> None:
         self._known = set(known)
         self._stems = {_stem(name): name for name in sorted(self._known)}
+        self._layers = {(_stem(name), tuple(_NUMBER.findall(name)[:1])): name for name in sorted(self._known)}
         self._found: dict[str, str | None] = {}
 
     def __call__(self, name: str) -> str | None:
@@ -50,9 +51,10 @@ class ClosestTensor:
         near = self._found[stem]
         if near is None:
             return None
-        numbers = iter(_NUMBER.findall(name))
-        sibling = re.sub("#", lambda mark: next(numbers, "#"), near)
-        return sibling if sibling in self._known else self._stems[near]
+        numbers = _NUMBER.findall(name)
+        rest = iter(numbers)
+        sibling = re.sub("#", lambda mark: next(rest, "#"), near)
+        return sibling if sibling in self._known else self._layers.get((near, tuple(numbers[:1])), self._stems[near])
 
 
 def _stem(name: str) -> str:

@@ -121,7 +121,12 @@ CASES = {
         ),
         gpt2_rules,
     ),
-    "COMMAND_R": ("Cohere", {}, ours(**LAYER_NORM, norm_bias=False, head_dim=6, parallel_residual=True, tie_word_embeddings=True), decoder_rules),
+    "COMMAND_R": (
+        "Cohere",
+        {},
+        ours(**LAYER_NORM, norm_bias=False, head_dim=6, parallel_residual=True, tie_word_embeddings=True),
+        decoder_rules,
+    ),
     "GRANITE": ("Granite", {}, ours(head_dim=6), decoder_rules),
     "SMOLLM3": ("SmolLM3", {"pad_token_id": 0}, ours(head_dim=6), decoder_rules),
     "QWEN2MOE": (

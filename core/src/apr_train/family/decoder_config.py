@@ -159,6 +159,10 @@ class DecoderConfig(ModelConfig):
             )
         return self.hidden_size // self.num_attention_heads
 
+    def said(self) -> dict[str, Any]:
+        """As of every config; with transformers' switch for the router's loss, without which it does not add it."""
+        return super().said() | ({"output_router_logits": True} if self.router_aux_loss_coef else {})
+
     @classmethod
     def required(cls, values: Mapping[str, Any]) -> tuple[str, ...]:
         """`REQUIRED`, with LayerNorm's epsilon for RMSNorm's, and without the rotary base where positions are learnt."""

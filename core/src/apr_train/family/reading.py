@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from apr_train.checkpoint.apr.keys import ENCODER_EPS
 from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
@@ -42,9 +43,12 @@ def values_of(
     decided = {**(info.fixed if info else {}), **fixed}
     keys = {*required(decided), *(() if info is None else info.config_keys)}
     keys |= {"sliding_window"} if reads_windows(info) else set()
-    read = [name for name, item in fields.items() if not item.metadata.get(QUIET) or name in keys]
+    keys |= {name for name, item in fields.items() if not item.metadata.get(QUIET)}
+    senseless = {*required({})} - {*required(decided)}
     config = with_absent(header, info)
-    values = _read(config, read, {} if info is None else info.config_names)
+    values = _read(config, sorted(keys - senseless), {} if info is None else info.config_names)
+    if header.format == "apr" and ENCODER_EPS in keys and "rms_norm_eps" in config:
+        values.setdefault(ENCODER_EPS, config["rms_norm_eps"])  # the container has one key for both
     if header.tie.value is not None:
         values["tie_word_embeddings"] = header.tie.value
     values.update(decided)

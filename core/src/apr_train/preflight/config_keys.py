@@ -127,6 +127,8 @@ def _private(key: str) -> bool:
 def _judge(case: _Case, key: str, name: str, value: Any, unknown: list[str], *, further: bool = False) -> list[Finding]:
     """One key; `name` is what the tables have it under, and `further` whether it has the container's own spelling."""
     header, config = case.header, case.config
+    if config is not None and name in {*config.REQUIRED} - {*config.required(config.to_dict())}:
+        return []  # the epsilon of the other kind of norm, a rotary base of learned positions: nothing reads it
     if name in case.fields and (further or name == key):
         return [fault for field in case.fields[name] for fault in _field(header, config, key, field, value)]
     if config is not None and isinstance(getattr(type(config), key, None), property):

@@ -112,7 +112,7 @@ def check_card(family: Family) -> None:
 def check_config(family: Family, config: ModelConfig) -> None:
     """A config must survive its dict, and come back unchanged from the header of a file that holds it."""
     faults = []
-    if type(config).from_dict(config.said()) != config:
+    if type(config).from_dict(config.to_dict()) != config:
         faults.append("from_dict(to_dict()) is another config")
     header = header_from(family, config)
     if family.build_config(header=header) != config:
@@ -125,7 +125,7 @@ def check_config(family: Family, config: ModelConfig) -> None:
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
     """Required fields that may be missing from the file without a finding of a ConfigError that names them."""
-    for name in config.REQUIRED:
+    for name in sorted({*config.required(config.to_dict())} - {*family.info.implied}):
         values = {key: value for key, value in header.config.items() if key != name}
         tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie
         try:

@@ -6,32 +6,84 @@ Each check runs the code that the command line runs, on a tiny model, in seconds
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from apr_train.artifact.convert import import_to_apr, plan_conversion
 from apr_train.artifact.export import export_to_folder
 from apr_train.checkpoint.open import open_checkpoint
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.inference.evaluate import batches_for, corpus_for, measure, rows_for
 from apr_train.inference.generate import Ends, Sampling, continue_text
 from apr_train.inference.ready import Ready, Wanted, make_ready, opened
+from apr_train.model.attention import BACKEND_NAMES, MaskKind, Request, load_backend
 from apr_train.run.folder import METRICS, MODEL
 from apr_train.run.json_lines import read_json_lines
 from apr_train.run.metrics import MEASURED
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
-from apr_train.testing.agreement import our_logits
-from apr_train.testing.compare import FLOAT32, check_agreement, fail_on
+from apr_train.testing.agreement import compare_models, compute_in_float64, our_logits, reference_config
+from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
 from apr_train.testing.models import model_from_file
 from apr_train.training.finish import finish
 from apr_train.training.loop import train
 from apr_train.training.setup import prepare
+
+
+def check_reference(
+    family: Family, reference: nn.Module, tokens: Tensor, folder: Path, *, vanishing: tuple[str, ...] = ()
+) -> None:
+    """Compute what a transformers model computes: in float32, in float64, and through files in both directions.
+
+    Logits and the gradient of every parameter are compared, with plain attention and with torch's own where it can run.
+
+    Args:
+        family: whose model it is.
+        reference: a float32 transformers model with weights of its own (`randomize` gives them), eager attention.
+        tokens: `[batch, length]` int64; take more of them than a window is long.
+        folder: an empty one; see `check_files`.
+        vanishing: see `compare_models`.
+
+    Raises:
+        ConformanceError: naming every tensor that differs.
+        AprTrainError: what a user would be told about the files.
+    """
+    config = reference_config(family, reference)
+    stacked = any(name.endswith("experts.gate_up_proj") for name in reference.state_dict())
+    layout = Layout(experts="stacked" if stacked else "separate")
+    wide = compute_in_float64(reference)
+    for attention in _runnable(config):
+        for model, tolerance in ((reference, FLOAT32), (wide, FLOAT64)):
+            compare_models(
+                family,
+                config,
+                model,
+                tokens,
+                layout=layout,
+                attention=attention,
+                tolerance=tolerance,
+                vanishing=vanishing,
+            )
+    check_files(family, reference, tokens, folder)
+
+
+def _runnable(config: ModelConfig) -> Iterator[str]:
+    """The core's backends that can train this config on a CPU."""
+    for name in BACKEND_NAMES:
+        mask: MaskKind = "causal" if isinstance(config, DecoderConfig) else "bidirectional"
+        request = Request.for_config(config, device="cpu", dtype="F32", mask=mask)
+        if load_backend(name).supports(attrs.evolve(request, dropout=0.0)) is None:
+            yield name
 
 
 def check_files(family: Family, reference: nn.Module, tokens: Tensor, folder: Path, *, tolerance: float = FLOAT32) -> None:

@@ -1,5 +1,7 @@
 """Attention backends against torch's own kernel, forward and backward, as ratios of interleaved medians.
 
+The window is a quarter of the length.
+
 python benchmarks/attention.py --dtype bfloat16 --length 512 --heads 9 --kv-heads 3
 """
 
@@ -26,16 +28,20 @@ def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
 
 
-def candidates() -> dict[str, Attend]:
+def candidates(length: int) -> dict[str, Attend]:
     """Name → attention; the first is what the ratios are to."""
+    window = Causal(window=max(1, length // 4))
     kernel, blocked, eager = SdpaAttention(blocked=False), SdpaAttention(blocked=True), EagerAttention()
     plain: dict[str, Attend] = {
         "torch kernel": lambda q, k, v: kernel(q, k, v, Causal()),
         "torch kernel, k and v repeated": repeated,
         "blocked": lambda q, k, v: blocked(q, k, v, Causal()),
+        "blocked, window": lambda q, k, v: blocked(q, k, v, window),
+        "blocked, soft cap": lambda q, k, v: blocked(q, k, v, Causal(), softcap=50.0),
         "eager": lambda q, k, v: eager(q, k, v, Causal()),
+        "eager, soft cap": lambda q, k, v: eager(q, k, v, Causal(), softcap=50.0),
     }
-    compiled = {f"{name}, compiled": torch.compile(plain[name]) for name in ("blocked", "eager")}
+    compiled = {f"{name}, compiled": torch.compile(attend) for name, attend in plain.items() if not name.startswith("torch")}
     return plain | compiled
 
 
@@ -62,7 +68,7 @@ def main(dtype: str, batch: int, length: int, heads: int, kv_heads: int, head_di
     *tensors, upstream = (torch.randn(shape, dtype=getattr(torch, dtype)) for shape in shapes)
     for tensor in tensors:
         tensor.requires_grad_()
-    attends = candidates()
+    attends = candidates(length)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in attends}
     for _ in range(rounds + 3):
         for name, attend in attends.items():

@@ -37,8 +37,8 @@ def write(path: Path, **sizes: int) -> Path:
     """A Qwen2 of some sizes, all zeros."""
     family = Registry.discover().family("qwen2")
     config = attrs.evolve(family.build_config(preset="0.5b"), **sizes)
-    fills = family.map_tensor_names(config, Layout()).fills.values()
-    specs = [TensorSpec(entry.checkpoint, "BF16", entry.shape or ()) for entry in fills]
+    shapes = family.map_tensor_names(config, Layout()).tensors
+    specs = [TensorSpec(name, "BF16", shape) for name, shape in shapes.items()]
     with AprWriter(path, apr_metadata(config, family.info, tokenizer=tokenizer()), specs) as writer:
         for spec in specs:
             whole, rest = divmod(spec.nbytes, len(ZEROS))

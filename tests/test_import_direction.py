@@ -80,7 +80,7 @@ AT_IMPORT = {name: imports_of(path, MODULES, at_import_only=True) for name, path
 
 
 def unit(module):
-    """`apr_train.model.layers` → `model`."""
+    """`apr_train.model.decoder` → `model`."""
     return module.split(".")[1] if "." in module else ""
 
 

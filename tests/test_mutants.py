@@ -12,13 +12,15 @@ import gguf
 import pytest
 import torch
 from apr_train.family.card import Layout
-from apr_train.family.name_map import FillRule, Identity, IgnoreRule, RopeRowPermutation, rope_rows
+from apr_train.family.name_map import FillRule, IgnoreRule, rope_rows
+from apr_train.family.operations import Identity, RopeRowPermutation
 from apr_train.model import encoder as encoder_module
 from apr_train.model.attention import Causal
 from apr_train.model.attention.dense import allowed
 from apr_train.model.attention.eager import EagerAttention
+from apr_train.model.attention_layer import GroupedQueryAttention
 from apr_train.model.decoder import Decoder
-from apr_train.model.layers import GeluMLP, GroupedQueryAttention
+from apr_train.model.mlp import MLP
 from apr_train.testing import (
     FLOAT64,
     ConformanceError,
@@ -234,7 +236,7 @@ def ignore_the_padding(monkeypatch):
 
 
 def approximate_the_gelu(monkeypatch):
-    monkeypatch.setattr(GeluMLP, "forward", lambda self, x: self.down_proj(F.gelu(self.up_proj(x), approximate="tanh")))
+    monkeypatch.setattr(MLP, "forward", lambda self, x: self.down_proj(F.gelu(self.up_proj(x), approximate="tanh")))
     encoder()
 
 

@@ -89,7 +89,7 @@ from apr_train.family.card import Layout
 from apr_train.family.registry import Registry
 family = Registry.discover().family("mistral")
 names = family.map_tensor_names(family.build_config(preset="7b"), Layout())
-print(sum(prod(entry.shape) for entry in names.fills.values()))
+print(sum(prod(shape) for shape in names.parameters.values()))
 """
 
 

@@ -72,8 +72,9 @@ class Builder:
         return attrs.evolve(family.build_config(preset="tiny"), **changes)
 
     def shapes(self, name, config, layout=None):
-        entries = self.registry.family(name).map_tensor_names(config, layout or Layout()).fills.values()
-        return {entry.checkpoint: entry.shape for entry in entries if not (layout and layout.bare and entry.fresh_group)}
+        fills = self.registry.family(name).map_tensor_names(config, layout or Layout()).fills.values()
+        edges = [edge for group in fills for edge in group if not (layout and layout.bare and edge.fresh_group)]
+        return {edge.checkpoint: edge.checkpoint_shape for edge in edges}
 
     def apr(self, name, config=None, *, metadata=None, tensors=None, tokenizer=None, bare=False, drop=(), file="model.apr"):
         """An `.apr`; the arguments add to the metadata and to the tensors' shapes, `drop` takes keys or tensors out."""

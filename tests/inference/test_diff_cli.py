@@ -159,7 +159,7 @@ def write_gguf(path, models):
     with open_checkpoint(models.decoder / "model.apr") as checkpoint:
         config = family.build_config(header=checkpoint.header)
         ours = family.map_tensor_names(config, Layout()).fills
-        arrays = {name: np.array(checkpoint.read(entry.checkpoint).data) for name, entry in ours.items()}
+        arrays = {name: np.array(checkpoint.read(entry.checkpoint).data) for name, (entry,) in ours.items()}
     writer = GGUFWriter(path, "llama")
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -170,7 +170,7 @@ def write_gguf(path, models):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
-    for name, entry in family.map_tensor_names(config, Layout(names="gguf", rope_rows="adjacent")).fills.items():
+    for name, (entry,) in family.map_tensor_names(config, Layout(names="gguf", rope_rows="adjacent")).fills.items():
         array = arrays[name]
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if heads:  # LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py

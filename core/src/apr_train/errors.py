@@ -158,7 +158,11 @@ class ConfigError(AprTrainError):
 
 
 class NameMapError(AprTrainError):
-    """A name map that is wrong in itself, whatever the file: a name twice, a parameter unmapped."""
+    """A name map that there is not: the family's files never have the layout that was asked for."""
+
+
+class WrongMapError(NameMapError):
+    """A name map that is wrong in itself, whatever the file: a name twice, a parameter unmapped, a place left out."""
 
 
 class PluginError(AprTrainError):

@@ -1,7 +1,7 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
-`FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `WRITE-` the refusals to
-write, `APR-` those of `apr-train validate`.
+`FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `TRAIN-` those of a training step,
+`WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ INV_TRAIN_007 = "INV-TRAIN-007"
 """A loss, gradient or weight that is not finite."""
 INV_TRAIN_011 = "INV-TRAIN-011"
 """A step without anything to predict."""
+TRAIN_001 = "TRAIN-001"
+"""A parameter that the loss does not depend on."""
 
 PREFLIGHT_001 = "PREFLIGHT-001"
 """Not exactly one family that the file belongs to."""

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -31,15 +31,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class ClosestTensor:
-    """The closest of many tensor names, of the same layer if it has one.
+    """The closest of many tensor names, of the same layer and expert if it has one.
 
-    Names are compared without the layer's number and each such stem once: with 64 layers on both sides, comparing
-    every name with every other would take most of a minute.
+    Names are compared without their numbers and each such stem once: with 64 layers on both sides, comparing every
+    name with every other would take most of a minute.
     """
 
     def __init__(self, known: Iterable[str]) -> None:
         self._known = set(known)
         self._stems = {_stem(name): name for name in sorted(self._known)}
+        self._layers = {(_stem(name), tuple(_NUMBER.findall(name)[:1])): name for name in sorted(self._known)}
         self._found: dict[str, str | None] = {}
 
     def __call__(self, name: str) -> str | None:
@@ -48,12 +49,13 @@ class ClosestTensor:
         if stem not in self._found:
             self._found[stem] = closest(stem, self._stems)
         near = self._found[stem]
-        layer = _LAYER.search(name)
         if near is None:
             return None
-        sibling = near.replace("{layer}", layer.group()) if layer else near
-        return sibling if sibling in self._known else self._stems[near]
+        numbers = _NUMBER.findall(name)
+        rest = iter(numbers)
+        sibling = re.sub("#", lambda mark: next(rest, "#"), near)
+        return sibling if sibling in self._known else self._layers.get((near, tuple(numbers[:1])), self._stems[near])
 
 
 def _stem(name: str) -> str:
-    return _LAYER.sub("{layer}", name, count=1)
+    return _NUMBER.sub("#", name)

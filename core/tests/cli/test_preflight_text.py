@@ -23,3 +23,10 @@ def test_findings_that_differ_in_more_than_the_layer_stay_apart():
 
 def test_one_finding_is_left_as_it_is():
     assert by_layer([finding(3)]) == [finding(3)]
+
+
+def test_findings_of_many_experts_are_one_with_the_numbers_of_both():
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight" for layer in (1, 2) for expert in range(4)]
+    (joined,) = by_layer([Finding(rule="R", subject="x.apr", field=name, problem="missing", expected=name) for name in names])
+    assert joined.field == joined.expected == "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"
+    assert joined.problem == "missing (8 times, layers 1–2, experts 0–3)"

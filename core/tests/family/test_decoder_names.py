@@ -6,7 +6,8 @@ from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules, tensors_have
-from apr_train.family.name_map import NameMap, RopeRowPermutation, Tied
+from apr_train.family.name_map import NameMap, Tied
+from apr_train.family.operations import RopeRowPermutation
 
 CONFIG = DecoderConfig(
     vocab_size=11,
@@ -53,11 +54,11 @@ GGUF = {
 
 def fills(config=CONFIG, **layout):
     entries = NameMap.for_config(config, decoder_rules(config, Layout(**layout))).fills.values()
-    return {entry.checkpoint: entry for entry in entries}
+    return {entry.checkpoint: entry for group in entries for entry in group}
 
 
 def test_hugging_faces_names_and_shapes():
-    assert {name: entry.shape for name, entry in fills().items()} == HF
+    assert {name: entry.checkpoint_shape for name, entry in fills().items()} == HF
 
 
 def test_parameters_are_hugging_faces_names_without_the_prefix():
@@ -66,8 +67,8 @@ def test_parameters_are_hugging_faces_names_without_the_prefix():
 
 def test_gguf_names_fill_the_same_parameters_with_the_same_shapes():
     hf, gguf = fills(), fills(names="gguf")
-    assert {name: (entry.parameter, entry.shape) for name, entry in gguf.items()} == {
-        name: (hf[theirs].parameter, hf[theirs].shape) for name, theirs in GGUF.items()
+    assert {name: (entry.parameter, entry.checkpoint_shape) for name, entry in gguf.items()} == {
+        name: (hf[theirs].parameter, hf[theirs].checkpoint_shape) for name, theirs in GGUF.items()
     }
 
 
@@ -104,7 +105,7 @@ def test_adjacent_rows_permute_q_and_k_with_their_own_head_counts(names):
 
 def test_tied_head_is_a_tie_and_no_parameter():
     tied = attrs.evolve(CONFIG, tie_word_embeddings=True)
-    entry = NameMap.for_config(tied, decoder_rules(tied, Layout())).by_checkpoint["lm_head.weight"]
+    (entry,) = NameMap.for_config(tied, decoder_rules(tied, Layout())).by_checkpoint["lm_head.weight"]
     assert entry == Tied(checkpoint="lm_head.weight", parameter="embed_tokens.weight", shape=(11, 24))
     assert "lm_head.weight" not in fills(tied)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from apr_train.checkpoint.checkpoint import TensorView
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import NameMap, RopeRowPermutation, ignored, rename, rope_rows, tie
+from apr_train.family.name_map import NameMap, add_offset, concatenate, ignored, rename, rope_rows, split, stack, tie
+from apr_train.family.operations import RopeRowPermutation, Transpose
 from apr_train.model.load import load_weights
 from apr_train.model.tensors import to_torch, to_view
 from torch import nn
@@ -339,3 +341,75 @@ def test_a_dtype_that_a_side_does_not_have_is_a_format_error():
         to_view(torch.zeros(1, dtype=torch.complex64))
     with pytest.raises(FormatError, match="Q4_K"):
         to_torch(TensorView("Q4_K", np.zeros(1, np.uint8)))
+
+
+PARTS_SIZES = {"hidden": 8, "rows": 6, "num_experts": 3}
+PARTS = (
+    *split("qkv", [("q", "hidden"), ("k", "2"), ("v", "2")], "hidden"),
+    *split("c_attn", [("a", "hidden"), ("b", "rows")], "hidden", dim=1, operation=Transpose()),
+    stack("experts.{expert}.w", "experts", "rows", "hidden"),
+    *concatenate([("left", "2"), ("right", "rows")], "joined", "hidden", dim=1),
+    add_offset("norm", "norm", "hidden", offset=1.0),
+)
+
+
+def parted():
+    """Tensors of a file, a meta model and what its parameters must be, by numpy alone."""
+    random = np.random.default_rng(0)
+    shapes = {"qkv": (12, 8), "c_attn": (8, 14), "left": (8, 2), "right": (8, 6), "norm": (8,)}
+    shapes |= {f"experts.{expert}.w": (6, 8) for expert in range(3)}
+    files = {name: (random.integers(-9, 9, shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    expected = {"q": files["qkv"][:8], "k": files["qkv"][8:10], "v": files["qkv"][10:]}
+    expected |= {"a": files["c_attn"][:, :8].T, "b": files["c_attn"][:, 8:].T, "norm": files["norm"] - 1}
+    expected["experts"] = np.stack([files[f"experts.{expert}.w"] for expert in range(3)])
+    expected["joined"] = np.concatenate([files["left"], files["right"]], 1)
+    model = nn.Module()
+    for name, value in expected.items():
+        model.register_parameter(name, nn.Parameter(torch.empty(value.shape, device="meta")))
+    return files, model, {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16"])
+@pytest.mark.parametrize("wanted", [None, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("plain", [True, False])
+def test_parts_and_operations_arrive_where_they_belong(tmp_path, stored, wanted, plain):
+    files, model, expected = parted()
+    table = NameMap(rules=PARTS, sizes=PARTS_SIZES, num_layers=1)
+    with open_apr(write(tmp_path / "x.apr", files, stored)) as reader:
+        checkpoint = Plain(files) if plain else reader
+        report = load_weights(model, checkpoint, plan_load(table, checkpoint.header.tensors, where="x"), dtype=wanted)
+    assert_equal(model, expected, wanted or torch.float32)
+    assert sorted(report.loaded) == sorted(files)
+    assert str(report).startswith("8 of 8 tensors accounted for: 8 loaded")
+
+
+def test_experts_are_read_straight_into_their_stack(tmp_path, monkeypatch):
+    """One that is cut, joined along its columns or changed goes through memory of its own, and no other does."""
+    files, model, _ = parted()
+    staged = []
+    monkeypatch.setattr("apr_train.model.load._Source._staged", note(staged, "apr_train.model.load._Source._staged"))
+    table = NameMap(rules=PARTS, sizes=PARTS_SIZES, num_layers=1)
+    with open_apr(write(tmp_path / "x.apr", files)) as checkpoint:
+        load_weights(model, checkpoint, plan_load(table, checkpoint.header.tensors, where="x"))
+    assert sorted(staged) == ["c_attn", "left", "norm", "qkv", "right"]
+
+
+def note(names, target):
+    original = pkgutil.resolve_name(target.replace(".load.", ".load:"))
+
+    def noting(self, stream, info):
+        names.append(info.name)
+        return original(self, stream, info)
+
+    return noting
+
+
+def test_a_stack_that_lacks_an_expert_leaves_the_model_untouched(tmp_path):
+    files, model, _ = parted()
+    del files["experts.1.w"]
+    files["experts.3.w"] = files["experts.0.w"]
+    table = NameMap(rules=PARTS, sizes=PARTS_SIZES, num_layers=1)
+    with open_apr(write(tmp_path / "x.apr", files)) as checkpoint, pytest.raises(PreflightError) as caught:
+        load_weights(model, checkpoint, plan_load(table, checkpoint.header.tensors, where="x"))
+    assert [finding.field for finding in caught.value.findings] == ["experts.1.w", "experts.3.w"]
+    assert all(parameter.is_meta for parameter in model.parameters())

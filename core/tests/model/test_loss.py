@@ -23,6 +23,13 @@ def reference(hidden, weight, bias, targets):
     return F.cross_entropy(F.linear(hidden, weight, bias), targets, ignore_index=IGNORE, reduction="sum")
 
 
+def squashed_reference(hidden, weight, bias, targets, scale, softcap):
+    """The formula of head_logits, written out in its own order, and torch's cross entropy of it."""
+    logits = scale * F.linear(hidden, weight, bias)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+
+
 def gradients(loss, tensors):
     return torch.autograd.grad(loss, [tensor for tensor in tensors if tensor is not None])
 
@@ -46,6 +53,60 @@ def test_loss_and_gradients_equal_cross_entropy_on_full_logits(chunk, bias):
 def test_gradcheck_in_float64():
     *tensors, targets = make()
     assert torch.autograd.gradcheck(lambda *args: chunked_cross_entropy(*args, targets, chunk=7)[0], tensors)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("scale", "softcap"), [(0.3, None), (1.0, 2.5), (0.3, 2.5), (1.7, 30.0)])
+def test_scale_and_cap_of_the_head_equal_the_formula_on_full_logits(scale, softcap, bias, chunk):
+    *tensors, targets = make(bias=bias)
+    ours, _ = chunked_cross_entropy(*tensors, targets, head_scale=scale, head_softcap=softcap, chunk=chunk, scale=0.25)
+    theirs = 0.25 * squashed_reference(*tensors, targets, scale, softcap)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    for mine, other in zip(gradients(ours, tensors), gradients(theirs, tensors), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+def test_gradcheck_with_scale_and_cap_in_float64():
+    *tensors, targets = make()
+    options = {"head_scale": 0.6, "head_softcap": 3.0, "chunk": 7}
+    assert torch.autograd.gradcheck(lambda *args: chunked_cross_entropy(*args, targets, **options)[0], tensors)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.5])
+def test_a_scale_of_one_is_no_scale_to_the_last_bit(softcap):
+    *tensors, targets = make(torch.float32)
+    plain, _ = chunked_cross_entropy(*tensors, targets, head_softcap=softcap)
+    other, _ = chunked_cross_entropy(*tensors, targets, head_scale=1, head_softcap=softcap)
+    assert plain.item() == other.item()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("scale", "softcap"), [(0.3, None), (1.0, 2.5), (0.3, 2.5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_scale_and_cap_in_narrow_types_are_close_to_float64(dtype, tolerance, scale, softcap, compiled):
+    *tensors, targets = make(dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = squashed_reference(*exact, targets, scale, softcap)
+    options = {"head_scale": scale, "head_softcap": softcap, "compiled": compiled}
+    ours, _ = chunked_cross_entropy(*tensors, targets, chunk=9, **options)
+    assert ours.dtype == torch.float32
+    assert relative(ours, truth) < tolerance
+    for mine, exactly in zip(gradients(ours, tensors), gradients(truth, exact), strict=True):
+        assert mine.dtype == dtype
+        assert relative(mine, exactly) < tolerance
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(0.3, None), (0.3, 2.5)])
+def test_scale_and_cap_under_autocast(scale, softcap):
+    *tensors, targets = make(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, _ = chunked_cross_entropy(*tensors, targets, head_scale=scale, head_softcap=softcap, chunk=9)
+    truth = squashed_reference(*tensors, targets, scale, softcap)
+    for mine, exactly in zip((ours, *gradients(ours, tensors)), (truth, *gradients(truth, tensors)), strict=True):
+        assert mine.dtype == torch.float32
+        assert relative(mine, exactly) < 2e-2
 
 
 def test_scale_multiplies_loss_and_gradients():

@@ -1,6 +1,7 @@
 """The assembled decoder and encoder: equality with transformers, cache, packing, checkpointing, meta device, start values."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import Bidirectional, Causal, Documents, load_backend
+from apr_train.model.attention_layer import GroupedQueryAttention
 from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.cache import KeyValueCache
-from apr_train.model.decoder import Decoder
+from apr_train.model.decoder import Decoder, DecoderBlock
 from apr_train.model.encoder import Encoder, position_ids
 from apr_train.model.protocol import LanguageModel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -338,6 +340,125 @@ def test_only_the_named_parameters_are_drawn_anew():
     assert changed == {"lm_head.weight", "norm.weight"}
     with pytest.raises(ConfigError, match=r"lm_hed\.weight: no such parameter.*lm_head\.weight"):
         model.initialize(seeded(), ["lm_hed.weight"])
+
+
+class OwnNorm(torch.nn.Module):
+    """A family's norm that is no subclass of any that the core knows."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size))
+
+
+class OwnOffsetNorm(OwnNorm):
+    def initial_value(self, leaf):
+        return {"weight": 0.0}[leaf]
+
+
+class OwnMatrix(torch.nn.Module):
+    """A matrix and a gate of its own: one drawn, one set."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.gate = torch.nn.Parameter(torch.zeros(40, 50)), torch.nn.Parameter(torch.zeros(()))
+
+    def initial_value(self, leaf):
+        return {"matrix": None, "gate": 0.5}[leaf]
+
+
+def test_a_foreign_modules_parameters_start_as_it_says_or_not_at_all():
+    model = decoder(decoder_config())
+    model.norm = OwnNorm(48)
+    before = model.embed_tokens.weight.detach().clone()
+    with pytest.raises(ConfigError, match=r"norm\.weight: no rule says.*found OwnNorm\.weight.*initial_value\(self, leaf\)"):
+        model.initialize(seeded(9))
+    assert torch.equal(model.embed_tokens.weight, before)
+    model.initialize(seeded(9), ["embed_tokens.weight"])  # what was read from a file needs no rule
+    model.norm, model.own = OwnOffsetNorm(48), OwnMatrix()
+    torch.nn.init.ones_(model.norm.weight)
+    model.initialize(seeded())
+    assert model.norm.weight.abs().sum() == 0
+    assert model.own.matrix.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.own.gate == 0.5
+
+
+def test_a_matrix_of_a_foreign_module_is_not_guessed_either():
+    model = decoder(decoder_config())
+    model.heads_norm = OwnNorm((6, 8))
+    with pytest.raises(ConfigError, match="heads_norm"):
+        model.initialize(seeded())
+
+
+@pytest.mark.parametrize("changes", [{"norm_offset": 1.0, "qk_norm": "head"}, {"norm": "layer", "layer_norm_eps": 1e-5}])
+def test_norms_multiply_by_one_at_the_start(changes):
+    changes = changes | ({"rms_norm_eps": None} if "norm" in changes else {})
+    model = Decoder(decoder_config(norm_position="both", **changes), load_backend("eager"))
+    for parameter in model.parameters():
+        parameter.data.fill_(7.0)
+    model.initialize(seeded())
+    norms = [(name, p) for name, p in model.named_parameters() if "norm" in name]
+    assert len(norms) == {"norm_offset": 2 * 6 + 1, "norm": 2 * (2 * 4 + 1)}[next(iter(changes))]
+    for name, parameter in norms:
+        offset = 0.0 if name.endswith("bias") else 1.0 - changes.get("norm_offset", 0.0)
+        assert torch.equal(parameter, torch.full_like(parameter, offset)), name
+
+
+class Doubled(GroupedQueryAttention):
+    """What a family overrides: q and k before the rotation."""
+
+    def prepare_heads(self, q, k):
+        self.shapes = tuple(q.shape), tuple(k.shape)
+        return 2 * q, k
+
+
+class DoubledBlock(DecoderBlock):
+    attention_class = Doubled
+
+
+def test_a_familys_own_attention_and_block_take_the_cores_places():
+    config = decoder_config()
+    plain, own = Decoder(config, load_backend("eager")), Decoder(config, load_backend("eager"), block=DoubledBlock)
+    shake(plain)
+    own.load_state_dict(plain.state_dict())
+    assert {type(block.self_attn) for block in own.blocks} == {Doubled}
+    ours = own(tokens(9), mask=Causal())
+    assert own.layers[1].self_attn.shapes == ((2, 9, 6, 8), (2, 9, 2, 8))
+    for block in plain.layers:  # twice q is twice the rows of its projection
+        block.self_attn.q_proj.weight.data.mul_(2)
+    torch.testing.assert_close(ours, plain(tokens(9), mask=Causal()))
+
+
+class Recorder(torch.nn.Module):
+    """A block of a family's own, no subclass: it keeps what it is given."""
+
+    def __init__(self, config, backend, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, rotary, mask, cache=None):
+        self.given = rotary, mask
+        return x
+
+
+def test_every_block_gets_its_layers_tables_and_mask_and_each_kind_is_made_once():
+    config = decoder_config(
+        num_hidden_layers=4,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        rope_local_base_freq=100.0,
+        no_rope_layers=[1, 1, 1, 0],
+    )
+    model = Decoder(config, load_backend("eager"), block=Recorder)
+    model.initialize(seeded())
+    model(tokens(9), mask=Causal())
+    (first, near), (second, far), (third, near_too), (none, far_too) = (block.given for block in model.layers)
+    assert (near.window, far.window) == (5, None)
+    assert near is near_too
+    assert far is far_too
+    assert first is third
+    assert none is None
+    assert first[0][0, 3, 0, 1].item() == pytest.approx(math.cos(3 * 100 ** (-2 / 8)), abs=1e-6)
+    assert second[0][0, 3, 0, 1].item() == pytest.approx(math.cos(3 * 1e6 ** (-2 / 8)), abs=1e-6)
 
 
 class NotAModel(torch.nn.Module):

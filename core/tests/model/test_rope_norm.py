@@ -6,9 +6,11 @@ import pytest
 import torch
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.rope_scaling import Llama3Scaling
-from apr_train.model.layers import RMSNorm, inverse_frequencies, rotary_tables, rotate
+from apr_train.model.norms import RMSNorm
+from apr_train.model.rope import inverse_frequencies, rotary_tables, rotate, table_factor
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -89,3 +91,59 @@ def test_rmsnorm_stays_in_float64():
     norm, x = RMSNorm(32, 1e-6).double(), torch.randn(5, 32, dtype=torch.float64)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rmsnorm_with_an_offset_equals_transformers_gemma(dtype):
+    ours, other = RMSNorm(32, 1e-6, offset=1.0), Gemma2RMSNorm(32, 1e-6)
+    assert torch.equal(ours.weight, other.weight)
+    weight = torch.randn(32)
+    for norm in (ours, other):
+        norm.weight.data.copy_(weight)
+        norm.to(dtype)
+    x = torch.randn(5, 32).to(dtype) * 1e-3
+    assert torch.equal(ours(x), other(x))
+
+
+SCALED = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 4096},
+    "longrope": {
+        "short_factor": [1.0 + i / 7 for i in range(16)],
+        "long_factor": [2.0 + i for i in range(16)],
+        "original_max_position_embeddings": 4096,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("length", [4096, 4097])
+def test_scaled_frequencies_and_their_factor_are_transformers_at_half_rotation(kind, length):
+    scaling = {"rope_type": kind, **SCALED[kind]}
+    ours = config(rope_scaling=scaling, partial_rotary_factor=0.5)
+    reference = theirs(False)
+    reference.rope_parameters = {"rope_theta": 500000.0, "partial_rotary_factor": 0.5} | scaling
+    expected, factor = ROPE_INIT_FUNCTIONS[kind](reference, "cpu", seq_len=length)
+    mine = inverse_frequencies(ours, device=torch.device("cpu"), dtype=torch.float32, longest=length)
+    torch.testing.assert_close(mine, expected, rtol=1e-6, atol=0)
+    assert table_factor(ours) == pytest.approx(factor, rel=1e-12)
+
+
+def test_local_tables_have_their_own_base_and_no_scaling():
+    ours = config(rope_scaling={"rope_type": "yarn", **SCALED["yarn"]}, rope_local_base_freq=10_000.0)
+    plain = config(rope_theta=10_000.0)
+    positions = torch.tensor([[0, 5, 9000]])
+    for mine, expected in zip(
+        rotary_tables(ours, positions, torch.float32, local=True), rotary_tables(plain, positions, torch.float32), strict=True
+    ):
+        assert torch.equal(mine, expected)
+
+
+def test_dimensions_beyond_the_rotated_ones_stay():
+    tables = rotary_tables(config(partial_rotary_factor=0.25), torch.tensor([[7]]), torch.float32)
+    x = torch.randn(1, 1, 3, 64)
+    out = rotate(x, tables)
+    assert tables[0].shape == (1, 1, 1, 8)
+    assert torch.equal(out[..., 16:], x[..., 16:])
+    assert torch.equal(out[..., :16], rotate(x[..., :16], tables))
+    assert (out[..., :16] - x[..., :16]).abs().max() > 0.1

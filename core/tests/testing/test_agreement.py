@@ -145,8 +145,41 @@ def test_masks_of_the_comparison_follow_the_kind(family, config):
     assert relative_error(model(TOKENS, mask=Bidirectional(None)), causal) > 0.01
 
 
-def test_reference_with_a_scaling_that_is_not_written_out_is_refused(config):
-    reference = Reference(config)
-    reference.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e4}
-    with pytest.raises(ConformanceError, match="yarn"):
+class Casts(nn.Module):
+    """A reference with every cast to float32 that transformers' models have, and a table made while it is built."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.full((6,), 0.1))
+        self.table = nn.Buffer(torch.arange(6, dtype=torch.float) / 7, persistent=False)
+        self.scale = nn.Buffer(torch.tensor(2**0.5), persistent=False)
+
+    def forward(self, x):
+        wide = x.float() * self.table.to(device=x.device, dtype=torch.float) * self.scale.to(self.weight.dtype)
+        wide = wide.to(torch.float32) * self.weight.type(torch.float32)
+        wide = nn.functional.softmax(wide, dim=-1, dtype=torch.float32).to(x.dtype)
+        return torch.softmax(wide, -1, dtype=torch.float) + torch.ones(6, dtype=torch.float32) / 3
+
+
+def test_no_cast_to_float32_is_left_in_a_lifted_reference():
+    reference = Casts(SimpleNamespace()).eval()
+    reference.weight.data.copy_(torch.linspace(-1, 1, 6))
+    lifted = compute_in_float64(reference)
+    x = torch.linspace(0, 1, 6, dtype=torch.float64)
+    weight = reference.weight.double()
+    inner = (x * (torch.arange(6, dtype=torch.float64) / 7) * 2**0.5 * weight).softmax(-1)
+    expected = inner.softmax(-1) + 1 / 3
+    torch.testing.assert_close(lifted(x), expected, rtol=1e-15, atol=1e-15)
+    assert (reference(x) - expected).abs().max() > 1e-9
+    assert not lifted.training
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_reference_that_cannot_be_made_again_is_refused():
+    with pytest.raises(ConformanceError, match="Linear: no config"):
+        compute_in_float64(nn.Linear(2, 2))
+    reference = Casts(SimpleNamespace())
+    reference.more = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ConformanceError, match=r"(?s)Casts: made again from its config.*more"):
         compute_in_float64(reference)

@@ -1,11 +1,16 @@
 """The kit passes a sound family, and names the fault of every other."""
 
+import sys
+
 import pytest
-from apr_train.errors import NameMapError
+from apr_train import rules
+from apr_train.errors import NameMapError, WrongMapError
 from apr_train.family.card import Layout
-from apr_train.family.name_map import RopeRowPermutation
+from apr_train.family.decoder_names import decoder_rules
+from apr_train.family.name_map import NameMap, add_offset
+from apr_train.family.operations import RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
-from apr_train.testing.conformance import ALL_LAYOUTS, supported_layouts
+from apr_train.testing.conformance import ALL_LAYOUTS, check_operations, supported_layouts
 
 FAULTS = {
     "torch at import": ("import attrs", "import attrs, torch", "loads torch"),
@@ -51,10 +56,66 @@ def test_map_that_leaves_a_parameter_out_is_named(toy):
         check_family(family)
 
 
+@pytest.mark.rule("NAMES-001")
 def test_operation_that_is_not_its_own_inverse_is_named(toy, monkeypatch):
     monkeypatch.setattr(RopeRowPermutation, "to_checkpoint", RopeRowPermutation.to_parameter)
-    with pytest.raises(ConformanceError, match=r"q_proj\.weight comes back changed"):
+    with pytest.raises(ConformanceError, match=r"q_proj\.weight comes back changed") as caught:
         check_family(toy())
+    first = caught.value.findings[0]
+    assert (first.rule, first.field) == (rules.NAMES_001, "model.layers.0.self_attn.q_proj.weight")
+    assert "RopeRowPermutation does not give back what went through to_parameter" in first.problem
+
+
+OWN = """
+class Scaled:
+    def to_parameter(self, tensor):
+        return {there}
+
+    def to_checkpoint(self, tensor):
+        return {back}
+
+def changed(rule):
+    own = rule.checkpoint == "model.norm.weight"
+    return attrs.evolve(rule, operation=Scaled()) if own else rule
+
+@hookimpl
+def map_tensor_names"""
+
+
+@pytest.mark.rule("NAMES-001")
+@pytest.mark.parametrize(
+    ("there", "back", "problem"),
+    [
+        ("tensor * 2", "tensor / 2", None),
+        ("tensor - 1", "tensor - 1", "Scaled does not give back what went through to_parameter"),
+        ("tensor.clip(0)", "tensor", "Scaled does not give back what went through to_parameter"),
+        ("tensor[:, None]", "tensor[:, 0]", r"Scaled gives \[32, 1\] by to_parameter, where \[32\] belongs"),
+    ],
+)
+def test_operation_of_a_familys_own_that_is_no_inverse_is_named(toy, there, back, problem):
+    family = toy("\n@hookimpl\ndef map_tensor_names", OWN.format(there=there, back=back))
+    config = family.build_config(preset="tiny")
+    module = sys.modules["toy_family"]
+    rules_of = [module.changed(rule) for rule in decoder_rules(config, Layout())]
+    name_map = NameMap.for_config(config, rules_of)
+    if problem is None:
+        check_operations(name_map, where="toy")
+        return
+    with pytest.raises(ConformanceError, match=problem) as caught:
+        check_operations(name_map, where="toy")
+    assert [(item.rule, item.field) for item in caught.value.findings] == [(rules.NAMES_001, "model.norm.weight")]
+
+
+def test_an_offset_comes_back_bit_for_bit():
+    name_map = NameMap(rules=(add_offset("n", "n", "size", offset=1.0),), sizes={"size": 10_000}, num_layers=1)
+    check_operations(name_map, where="toy")
+
+
+def test_a_wrong_map_is_told_as_itself_and_not_as_a_refused_layout(toy):
+    """It was told as "Hugging Face's names are refused"."""
+    family = toy("decoder_rules(config, layout)", "[*decoder_rules(config, layout), *decoder_rules(config, layout)[:1]]")
+    with pytest.raises(WrongMapError, match="two parameters for one place"):
+        check_family(family)
 
 
 def test_layouts_that_a_family_refuses_are_left_out(toy):
@@ -64,7 +125,7 @@ def test_layouts_that_a_family_refuses_are_left_out(toy):
         "    if layout.names == 'gguf': raise NameMapError('no')\n    return NameMap.for_config",
     )
     layouts = supported_layouts(family, family.build_config(preset="tiny"))
-    assert layouts == [layout for layout in ALL_LAYOUTS if layout.names == "hf"]
+    assert layouts == [layout for layout in ALL_LAYOUTS if layout.names == "hf" and layout.experts == "separate"]
     assert Layout() in layouts
 
 

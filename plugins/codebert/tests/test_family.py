@@ -155,9 +155,9 @@ def test_masked_lm_file_without_a_head_is_a_fault():
 def test_untied_decoder_is_a_parameter_of_its_own():
     config = attrs.evolve(family.PRESETS["tiny"], tie_word_embeddings=False)
     name_map = family.map_tensor_names(config, Layout())
-    assert name_map.fills["lm_head.decoder.weight"].checkpoint == "lm_head.decoder.weight"
-    assert name_map.fills["lm_head.bias"].checkpoint == "lm_head.decoder.bias"
-    assert isinstance(name_map.by_checkpoint["lm_head.bias"], Ignored)
+    assert name_map.fills["lm_head.decoder.weight"][0].checkpoint == "lm_head.decoder.weight"
+    assert name_map.fills["lm_head.bias"][0].checkpoint == "lm_head.decoder.bias"
+    assert isinstance(name_map.by_checkpoint["lm_head.bias"][0], Ignored)
 
 
 def test_gguf_names_are_refused():

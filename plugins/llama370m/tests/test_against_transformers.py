@@ -8,7 +8,7 @@ import torch
 from apr_train.cli import cli
 from apr_train.family.card import Layout
 from apr_train.family.name_map import to_checkpoint
-from apr_train.model.layers import rotary_tables
+from apr_train.model.rope import rotary_tables
 from apr_train.testing import (
     FLOAT32,
     FLOAT64,
@@ -244,4 +244,4 @@ def test_370m_is_transformers_model_of_that_config_in_names_and_shapes(family):
             LlamaConfig(**{key: value for key, value in config.to_dict().items() if key != "rope_scaling"})
         )
     shapes = {name: tuple(parameter.shape) for name, parameter in theirs.named_parameters()}
-    assert shapes == {entry.checkpoint: entry.shape for entry in family.map_tensor_names(config, Layout()).fills.values()}
+    assert shapes == family.map_tensor_names(config, Layout()).tensors

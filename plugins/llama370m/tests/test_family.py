@@ -79,7 +79,7 @@ def test_370m_kv_heads_divide_the_heads_four_to_one():
 @pytest.mark.rule("INV-ARCH-370M-004")
 def test_370m_head_is_a_tie_and_fills_no_parameter_of_its_own():
     name_map = family.map_tensor_names(family.PRESETS["370m"], Layout())
-    assert isinstance(name_map.by_checkpoint["lm_head.weight"], Tied)
+    assert isinstance(name_map.by_checkpoint["lm_head.weight"][0], Tied)
     assert "lm_head.weight" not in name_map.fills
 
 
@@ -97,10 +97,10 @@ def test_370m_vocabulary_is_gpt2s():
 def test_370m_mlp_is_swiglu_with_gate_and_up_apart():
     config = family.PRESETS["370m"]
     fills = family.map_tensor_names(config, Layout()).fills
-    gate, up = fills["layers.0.mlp.gate_proj.weight"], fills["layers.0.mlp.up_proj.weight"]
+    (gate,), (up,) = fills["layers.0.mlp.gate_proj.weight"], fills["layers.0.mlp.up_proj.weight"]
     assert config.hidden_act == "silu"
     assert gate.checkpoint != up.checkpoint
-    assert gate.shape == up.shape == (2816, 1024)
+    assert gate.checkpoint_shape == up.checkpoint_shape == (2816, 1024)
 
 
 @pytest.mark.rule("INV-ARCH-370M-008")
@@ -113,7 +113,7 @@ def test_370m_has_no_bias_anywhere(names):
 @pytest.mark.rule("INV-ARCH-370M-009")
 def test_370m_embedding_and_head_are_vocabulary_by_hidden():
     by_checkpoint = family.map_tensor_names(family.PRESETS["370m"], Layout()).by_checkpoint
-    shapes = {name: by_checkpoint[name].shape for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    shapes = {name: by_checkpoint[name][0].checkpoint_shape for name in ("model.embed_tokens.weight", "lm_head.weight")}
     assert set(shapes.values()) == {(50257, 1024)}
 
 
@@ -192,7 +192,7 @@ def test_biases_that_the_metadata_does_not_mention_are_found_in_the_tensors():
 def test_gguf_rows_of_q_and_k_are_permuted_and_no_others():
     config = family.build_config(None, header(SMOLLM2 | {"attention_bias": True}))
     name_map = family.map_tensor_names(config, Layout(names="gguf", rope_rows="adjacent"))
-    fills = [entry for entry in name_map.fills.values() if entry.checkpoint.startswith("blk.0.")]
+    fills = [entry for (entry,) in name_map.fills.values() if entry.checkpoint.startswith("blk.0.")]
     layer0 = {entry.checkpoint: entry.operation.heads for entry in fills if isinstance(entry.operation, RopeRowPermutation)}
     assert layer0 == {f"blk.0.attn_{which}.{part}": {"q": 9, "k": 3}[which] for which in "qk" for part in ("weight", "bias")}
 
@@ -201,13 +201,13 @@ def test_bare_file_has_no_prefix_and_an_untied_head_is_fresh():
     config = family.build_config(None, header(tie=False))
     by_checkpoint = family.map_tensor_names(config, Layout(bare=True)).by_checkpoint
     assert "embed_tokens.weight" in by_checkpoint
-    assert by_checkpoint["lm_head.weight"].fresh_group == "lm_head"
-    assert family.map_tensor_names(config, Layout()).by_checkpoint["lm_head.weight"].fresh_group is None
+    assert by_checkpoint["lm_head.weight"][0].fresh_group == "lm_head"
+    assert family.map_tensor_names(config, Layout()).by_checkpoint["lm_head.weight"][0].fresh_group is None
 
 
 def test_saved_rotary_tables_of_old_files_are_ignored_with_a_reason():
     by_checkpoint = family.map_tensor_names(family.PRESETS["tiny"], Layout()).by_checkpoint
-    entry = by_checkpoint["model.layers.3.self_attn.rotary_emb.inv_freq"]
+    (entry,) = by_checkpoint["model.layers.3.self_attn.rotary_emb.inv_freq"]
     assert isinstance(entry, Ignored)
     assert "rope_theta" in entry.reason
 

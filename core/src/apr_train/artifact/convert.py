@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,9 +14,10 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.artifact.metadata import apr_metadata
+from apr_train.artifact.parts import cover, in_form, read_part
 from apr_train.artifact.targets import check_file
 from apr_train.checkpoint.apr import AprWriter, TensorSpec
-from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
+from apr_train.checkpoint.checkpoint import Checkpoint, Progress
 from apr_train.checkpoint.dtypes import BLOCKS, DTYPES, FLOATS, cast_pieces
 from apr_train.checkpoint.given_name import given_name
 from apr_train.checkpoint.header import Header, TensorInfo
@@ -25,7 +27,8 @@ from apr_train.errors import Finding, FormatError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import Identity, Operation
+from apr_train.family.name_map import Fill
+from apr_train.family.operations import RopeRowPermutation, joined, moves_rows_only, part_of
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_keys import config_key_findings
@@ -39,25 +42,53 @@ Dtype = Literal["F32", "F16", "BF16", "keep"]
 Pieces = Iterator["np.ndarray[Any, Any] | memoryview"]
 
 
-@frozen
+@frozen(kw_only=True)
 class Move:
-    """One tensor of a conversion: what is read, how its rows are reordered, and the name and type it is written with."""
+    """One written tensor of a conversion: the edges that it is made of, and its name, shape and type."""
 
-    source: TensorInfo
     target: str
-    operations: tuple[Operation, Operation]
+    shape: tuple[int, ...]
     dtype: str
     """What is written."""
+    edges: tuple[Fill, ...]
+    """From parts of parameters to the written tensor."""
+    sources: tuple[tuple[Fill, ...], ...]
+    """For each edge, the edges by which the file fills that edge's parameter."""
+    tensors: tuple[TensorInfo, ...]
+    """The file's tensors that the values come from."""
+    nbytes: int
+    """Share of the file's bytes that goes into the tensor."""
 
     @property
     def written(self) -> TensorInfo:
         """The tensor as it is written."""
-        return TensorInfo(self.target, self.dtype, self.source.shape, DTYPES[self.dtype].nbytes(self.source.elements))
+        return TensorInfo(self.target, self.dtype, self.shape, DTYPES[self.dtype].nbytes(math.prod(self.shape)))
 
     @property
     def reorders(self) -> bool:
-        """Whether values change places."""
-        return any(not isinstance(operation, Identity) for operation in self.operations)
+        """Whether the rows of heads change places."""
+        return any(isinstance(edge.operation, RopeRowPermutation) for edge in self._all)
+
+    @property
+    def as_it_lies(self) -> bool:
+        """Whether the written tensor is the file's, in the same order and shape."""
+        return len(self.tensors) == len(self.edges) == 1 and all(edge.unchanged for edge in self._all)
+
+    @property
+    def obstacle(self) -> str:
+        """Why rows of blocks cannot go into the tensor undecoded; empty when they can."""
+        for edge in self._all:
+            if not moves_rows_only(edge.operation):
+                return f"through {type(edge.operation).__name__}"
+            for part, shape in ((edge.checkpoint_part, edge.checkpoint_shape), (edge.parameter_part, edge.parameter_shape)):
+                if part is not None and part.dim == len(shape) - 1:
+                    return "where a row is cut"
+        whole = all(DTYPES[tensor.dtype].has_whole_rows(tensor.shape) for tensor in self.tensors)
+        return "" if whole else "where rows change places"
+
+    @property
+    def _all(self) -> tuple[Fill, ...]:
+        return (*self.edges, *(source for group in self.sources for source in group))
 
 
 @frozen(kw_only=True)
@@ -91,18 +122,46 @@ class Conversion:
             FormatError: for a type that cannot be kept.
         """
         target = Layout(names="hf", rope_rows="split-half", bare=self.layout.bare)
-        by_parameter = self.family.map_tensor_names(self.config, target).fills
+        name_map, filled = self.family.map_tensor_names(self.config, target), self.plan.filled
         moves = []
-        for entry in self.plan.loads:
-            source = self.header.tensors[entry.checkpoint]
-            there = by_parameter[entry.parameter]
-            move = Move(source, there.checkpoint, (entry.operation, there.operation), written_dtype(source.dtype, dtype))
-            _check_kept(move, self.header.path)
-            moves.append(move)
+        for name, shape in name_map.tensors.items():
+            edges = name_map.edges(name)
+            there = [edge for edge in edges if edge.parameter in filled]
+            if there:
+                _check_complete(name, edges, there, self.header.path)
+                moves.append(self._move(name, shape, edges, tuple(filled[edge.parameter] for edge in edges), dtype))
         return sorted(moves, key=lambda move: move.target)
 
+    def _move(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        edges: tuple[Fill, ...],
+        sources: tuple[tuple[Fill, ...], ...],
+        dtype: Dtype | None,
+    ) -> Move:
+        used = [_used(edge, group) for edge, group in zip(edges, sources, strict=True)]
+        tensors = {source.checkpoint: self.header.tensors[source.checkpoint] for group in used for source in group}
+        share = sum(_share(edge, group, self.header) for edge, group in zip(edges, used, strict=True))
+        move = Move(
+            target=name,
+            shape=shape,
+            dtype=_written_dtype(name, tuple(tensors.values()), dtype, self.header.path),
+            edges=edges,
+            sources=sources,
+            tensors=tuple(tensors.values()),
+            nbytes=round(share),
+        )
+        _check_kept(move, self.header.path)
+        return move
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file's tensors that the conversion reads."""
+        return sum(self.header.tensors[name].nbytes for name in self.plan.loaded)
+
     def data(self, move: Move) -> Pieces:
-        """The bytes of one tensor as they are written, in pieces.
+        """The bytes of one tensor as they are written, in pieces; memory is one written tensor.
 
         Raises:
             FormatError: when a value does not fit the type.
@@ -110,17 +169,60 @@ class Conversion:
         if move.dtype in BLOCKS:
             yield self._raw_rows(move)
             return
-        view = self.checkpoint.read(move.source.name)
-        array = move.operations[1].to_checkpoint(move.operations[0].to_parameter(view.data))
-        yield from cast_pieces(TensorView(view.dtype, array), move.dtype, path=self.header.path, name=move.source.name)
+        whole: np.ndarray[Any, Any] | None = None
+        for edge, sources in zip(move.edges, move.sources, strict=True):
+            part = read_part(self.checkpoint, sources, edge.parameter_part)
+            view = in_form(part, edge.operation, edge.operation.to_checkpoint)
+            pieces = cast_pieces(view, move.dtype, path=self.header.path, name=move.tensors[0].name)
+            if edge.checkpoint_part is None:
+                yield from pieces
+                return
+            whole = np.empty(move.shape, DTYPES[move.dtype].numpy) if whole is None else whole
+            edge.checkpoint_part.of(whole)[...] = np.concatenate([*pieces]).reshape(view.data.shape)
+        if whole is not None:
+            yield whole
 
     def _raw_rows(self, move: Move) -> np.ndarray[Any, Any] | memoryview:
-        raw = self.checkpoint.read_raw(move.source.name)
-        if not move.reorders:
-            return raw
-        rows = np.frombuffer(raw, np.uint8).reshape(move.source.shape[0], -1)
-        array: np.ndarray[Any, Any] = move.operations[1].to_checkpoint(move.operations[0].to_parameter(rows))
-        return array
+        if move.as_it_lies:
+            return self.checkpoint.read_raw(move.tensors[0].name)
+        pieces = []
+        for edge, sources in zip(move.edges, move.sources, strict=True):
+            source, inner = cover(sources, edge.parameter_part)
+            if source is not None:
+                parameter = part_of(source.to_parameter(self._rows(source.checkpoint)), inner)
+            else:
+                shape = sources[0].parameter_shape[:-1]
+                rows = [(item.parameter_part, item.to_parameter(self._rows(item.checkpoint))) for item in sources]
+                parameter = part_of(joined((*shape, rows[0][1].shape[-1]), rows), edge.parameter_part)
+            pieces.append((edge.checkpoint_part, edge.operation.to_checkpoint(parameter)))
+        whole: np.ndarray[Any, Any] = joined((*move.shape[:-1], pieces[0][1].shape[-1]), pieces)
+        return whole
+
+    def _rows(self, name: str) -> np.ndarray[Any, Any]:
+        """A tensor of blocks as bytes, `[…, bytes of a row]`."""
+        return np.frombuffer(self.checkpoint.read_raw(name), np.uint8).reshape(*self.header.tensors[name].shape[:-1], -1)
+
+
+def _used(edge: Fill, sources: tuple[Fill, ...]) -> tuple[Fill, ...]:
+    """Those of a parameter's edges that a written part of it needs."""
+    source, _ = cover(sources, edge.parameter_part)
+    return sources if source is None else (source,)
+
+
+def _share(edge: Fill, sources: tuple[Fill, ...], header: Header) -> float:
+    """Bytes of the file that an edge of a written tensor stands for."""
+    elements = sum(math.prod(source.piece) for source in sources)
+    infos = [(source, header.tensors[source.checkpoint]) for source in sources]
+    nbytes = sum(info.nbytes * math.prod(source.piece) / max(1, info.elements) for source, info in infos)
+    return nbytes * min(1.0, math.prod(edge.piece) / max(1, elements))
+
+
+def _check_complete(name: str, edges: tuple[Fill, ...], there: list[Fill], path: str) -> None:
+    lacking = [edge.parameter for edge in edges if edge not in there]
+    if lacking:
+        raise FormatError(
+            "the source has a part of the tensor only", path=path, field=name, expected=", ".join(lacking), found="nothing"
+        )
 
 
 def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | None = None) -> Conversion:
@@ -164,7 +266,7 @@ def plan_conversion(checkpoint: Checkpoint, registry: Registry, *, arch: str | N
 
 
 def _unequal_duplicates(checkpoint: Checkpoint, plan: LoadPlan) -> list[Finding]:
-    fills = {entry.parameter: entry.checkpoint for entry in plan.loads}
+    fills = {name: edges[0].checkpoint for name, edges in plan.filled.items()}
     return [
         Finding(
             rule=rules.INIT_007,
@@ -186,23 +288,38 @@ def written_dtype(source: str, dtype: Dtype | None) -> str:
     return dtype or "F32"
 
 
+def _written_dtype(name: str, tensors: tuple[TensorInfo, ...], dtype: Dtype | None, path: str) -> str:
+    """The type of a written tensor: of several of different types the widest."""
+    found = {written_dtype(tensor.dtype, dtype) for tensor in tensors}
+    if len(found) == 1:
+        return found.pop()
+    if found <= set(FLOATS):
+        return next(kind for kind in FLOATS if kind in found)
+    raise FormatError(
+        "tensors of different types that go into one cannot be kept",
+        path=path,
+        field=name,
+        found=", ".join(f"{tensor.name} {tensor.dtype}" for tensor in tensors[:4]),
+        hint="Take --dtype f32.",
+    )
+
+
 def _check_kept(move: Move, path: str) -> None:
-    name = move.source.dtype
     if move.dtype in FLOATS:
         return
-    if name not in BLOCKS:
+    first = move.tensors[0]
+    if first.dtype not in BLOCKS:
         raise FormatError(
-            f"{name} cannot be kept: .apr has no id for it",
+            f"{first.dtype} cannot be kept: .apr has no id for it",
             path=path,
-            field=move.source.name,
+            field=first.name,
             expected=f"{', '.join(FLOATS)}, {', '.join(BLOCKS)}",
-            found=name,
+            found=first.dtype,
             hint="Leave --dtype out (exact, as F32), or take --dtype f32, f16 or bf16.",
         )
-    if move.reorders and not DTYPES[name].has_whole_rows(move.source.shape):
-        raise FormatError(
-            f"{name} cannot be kept where rows change places", path=path, field=move.source.name, hint="Take --dtype f32."
-        )
+    obstacle = "" if move.as_it_lies else move.obstacle
+    if obstacle:
+        raise FormatError(f"{first.dtype} cannot be kept {obstacle}", path=path, field=first.name, hint="Take --dtype f32.")
 
 
 def provenance_of(header: Header) -> dict[str, Any]:
@@ -222,7 +339,7 @@ def import_to_apr(
 ) -> list[Move]:
     """Write an `.apr` file: split-half rows, Hugging Face names, metadata, tokenizer and provenance of the source.
 
-    Peak memory is one tensor. Returns what was written.
+    Peak memory is one written tensor. Returns what was written.
 
     Raises:
         FormatError: when a tensor cannot be kept or does not fit its type.
@@ -249,5 +366,5 @@ def import_to_apr(
         for move in moves:
             writer.write(move.target, conversion.data(move))
             if progress is not None:
-                progress(move.source.nbytes)
+                progress(move.nbytes)
     return moves

@@ -1,7 +1,8 @@
 """Two checkpoints side by side: what they say about themselves, and tensor by tensor how far their values are apart.
 
 Torch-free. When one installed family claims both files, names and rows are compared in that family's own terms, so that a
-GGUF and the `.apr` made from it agree; otherwise tensors of the same name are. Memory: two tensors at a time.
+GGUF and the `.apr` made from it agree; a parameter that one file has in several tensors (a stack of experts) is compared
+part by part. Otherwise tensors of the same name are compared. Memory: two of these at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from attrs import Factory, evolve, field, frozen
 
+from apr_train.artifact.parts import cover, read_part
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, TensorView
 from apr_train.checkpoint.companions import CONFIG, README
 from apr_train.checkpoint.dtypes import Array, values_of
@@ -20,7 +22,8 @@ from apr_train.checkpoint.header import Header, TensorInfo, TokenizerSpec
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import tokenizer_json
 from apr_train.errors import AprTrainError
-from apr_train.family.name_map import Fill, Identity, Ignored, NameMap, Operation, Tied
+from apr_train.family.name_map import Fill, NameMap
+from apr_train.family.operations import Region
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 
@@ -43,7 +46,7 @@ class TensorDiff:
     """One tensor, on both sides or on one."""
 
     name: str
-    """The family's parameter when both files are its; else the name in the files."""
+    """The family's parameter when both files are its, with the part that is compared; else the name in the files."""
     a: TensorInfo | None
     b: TensorInfo | None
     distance: Distance | None = None
@@ -73,6 +76,28 @@ class Field:
 
 
 @frozen(kw_only=True)
+class Side:
+    """One of two things to compare: a tensor as it lies in its file, or a part of a parameter."""
+
+    info: TensorInfo
+    """The tensor, or the first of those that the part comes from, with the shape of what is compared."""
+    edges: tuple[Fill, ...] = ()
+    """All that fill the parameter; none: the tensor as it lies."""
+    part: Region | None = None
+    """Of the parameter."""
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """What the bytes go through: equal bytes of two sides with one way are equal values."""
+        return tuple((edge.operation, edge.checkpoint_part, edge.parameter_part) for edge in self.edges), self.part
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one tensor of the file is compared, all of it."""
+        return not self.edges or (len(self.edges) == 1 and self.edges[0].checkpoint_part is None and self.part is None)
+
+
+@frozen(kw_only=True)
 class Matching:
     """Which tensors belong together, and in which order of rows."""
 
@@ -80,7 +105,7 @@ class Matching:
     """The family in whose terms they are compared; None: by their names in the files."""
     reason: str
     """Why the tensors are matched so."""
-    sides: tuple[Mapping[str, tuple[TensorInfo, Operation]], Mapping[str, tuple[TensorInfo, Operation]]] = field(repr=False)
+    sides: tuple[Mapping[str, Side], Mapping[str, Side]] = field(repr=False)
     left_out: tuple[str, ...] = ()
     """Tensors that the family does not use or that repeat another one."""
     config: tuple[Mapping[str, Any], Mapping[str, Any]] = field(default=Factory(lambda: ({}, {})), repr=False)
@@ -115,8 +140,8 @@ def _common_family(a: Header, b: Header, registry: Registry, arch: str | None) -
     return None, f"not exactly one installed family claims both ({claims})"
 
 
-def _by_name(header: Header) -> dict[str, tuple[TensorInfo, Operation]]:
-    return {name: (tensor, Identity()) for name, tensor in header.tensors.items()}
+def _by_name(header: Header) -> dict[str, Side]:
+    return {name: Side(info=tensor) for name, tensor in header.tensors.items()}
 
 
 def _by_parameter(family: Family, a: Header, b: Header, reason: str) -> Matching:
@@ -124,28 +149,65 @@ def _by_parameter(family: Family, a: Header, b: Header, reason: str) -> Matching
     maps = [
         family.map_tensor_names(config, family.info.layout_of(header)) for config, header in zip(configs, (a, b), strict=True)
     ]
-    sides = (_parameters(a, maps[0]), _parameters(b, maps[1]))
+    sides = (_parameters(a, maps[0], maps[1]), _parameters(b, maps[1], maps[0]))
     left_out = tuple(
         f"{name} ({letter})"
         for letter, header, name_map in (("A", a, maps[0]), ("B", b, maps[1]))
         for name in header.tensors
-        if isinstance(name_map.by_checkpoint.get(name), Tied | Ignored)
+        if name in name_map.by_checkpoint and not name_map.edges(name)
     )
     config = (configs[0].to_dict(), configs[1].to_dict())
     return Matching(family=family.name, reason=reason, sides=sides, left_out=left_out, config=config)
 
 
-def _parameters(header: Header, name_map: NameMap) -> dict[str, tuple[TensorInfo, Operation]]:
-    """Parameter → tensor; one that the family does not know keeps its own name."""
-    found: dict[str, tuple[TensorInfo, Operation]] = {}
+def _parameters(header: Header, name_map: NameMap, other: NameMap) -> dict[str, Side]:
+    """Parts of parameters, in the file's order; a tensor that the family does not know, or of another shape, as it lies."""
+    found: dict[str, Side] = {}
+    done: set[str] = set()
     for name, tensor in header.tensors.items():
-        entry = name_map.by_checkpoint.get(name)
-        if entry is None:
-            found[name] = (tensor, Identity())
-        elif isinstance(entry, Fill):
-            fits = entry.shape == tensor.shape
-            found[entry.parameter] = (tensor, entry.operation if fits else Identity())
+        if name not in name_map.by_checkpoint:
+            found[name] = Side(info=tensor)
+        for parameter in {edge.parameter: None for edge in name_map.edges(name)}:
+            if parameter not in done:
+                found |= _sides(header, name_map.fills[parameter], other.fills.get(parameter, ()))
+                done.add(parameter)
     return found
+
+
+def _sides(header: Header, edges: tuple[Fill, ...], other: tuple[Fill, ...]) -> dict[str, Side]:
+    """The parts of one parameter; where a tensor is missing or of another shape, the tensors as they lie."""
+    parameter = edges[0].parameter
+    if not all(_fits(edge, header) for edge in edges):
+        there = [edge for edge in edges if edge.checkpoint in header.tensors]
+        return {_named(parameter, edge.parameter_part): Side(info=header.tensors[edge.checkpoint]) for edge in there}
+    parts = _parts(edges, other)
+    sources = [cover(edges, part)[0] or edges[0] for part in parts]
+    return {
+        _named(parameter, part): _side(header.tensors[source.checkpoint], edges, part)
+        for part, source in zip(parts, sources, strict=True)
+    }
+
+
+def _fits(edge: Fill, header: Header) -> bool:
+    tensor = header.tensors.get(edge.checkpoint)
+    return tensor is not None and tensor.shape == edge.checkpoint_shape
+
+
+def _parts(mine: tuple[Fill, ...], other: tuple[Fill, ...]) -> list[Region | None]:
+    """The parts in which a parameter is compared: those of the file that has more; all at once if they overlap."""
+    parts = [edge.parameter_part for edge in max(mine, other, key=len)]
+    covered = all(cover(side, part)[0] is not None for side in (mine, other) if side for part in parts)
+    return parts if covered else [None]
+
+
+def _named(parameter: str, part: Region | None) -> str:
+    return parameter if part is None else f"{parameter} [{part}]"
+
+
+def _side(tensor: TensorInfo, edges: tuple[Fill, ...], part: Region | None) -> Side:
+    shape = edges[0].parameter_shape if part is None else part.shape_of(edges[0].parameter_shape)
+    share = tensor.nbytes * math.prod(shape) // max(1, tensor.elements)
+    return Side(info=TensorInfo(tensor.name, tensor.dtype, shape, share), edges=edges, part=part)
 
 
 def tensor_diffs(a: Checkpoint, b: Checkpoint, matching: Matching, *, progress: Progress | None = None) -> Iterator[TensorDiff]:
@@ -157,24 +219,27 @@ def tensor_diffs(a: Checkpoint, b: Checkpoint, matching: Matching, *, progress: 
     mine, other = matching.sides
     for name in [*mine, *(name for name in other if name not in mine)]:
         left, right = mine.get(name), other.get(name)
-        found = TensorDiff(name=name, a=left[0] if left else None, b=right[0] if right else None)
-        if left is not None and right is not None and left[0].shape == right[0].shape:
+        found = TensorDiff(name=name, a=left.info if left else None, b=right.info if right else None)
+        if left is not None and right is not None and left.info.shape == right.info.shape:
             found = evolve(found, distance=_distance(a, b, left, right))
         yield found
         if progress is not None and left is not None:
-            progress(left[0].nbytes)
+            progress(left.info.nbytes)
 
 
-def _distance(
-    a: Checkpoint, b: Checkpoint, left: tuple[TensorInfo, Operation], right: tuple[TensorInfo, Operation]
-) -> Distance:
-    stored_alike = left[0].dtype == right[0].dtype and left[1] == right[1]
-    if stored_alike and _same_bytes(a.read_raw(left[0].name), b.read_raw(right[0].name)):
+def _distance(a: Checkpoint, b: Checkpoint, left: Side, right: Side) -> Distance:
+    stored_alike = left.info.dtype == right.info.dtype and left.is_whole and right.is_whole and left.way == right.way
+    if stored_alike and _same_bytes(a.read_raw(left.info.name), b.read_raw(right.info.name)):
         return Distance(max_abs=0.0, mean_abs=0.0, cosine=1.0)
     sums = _Sums()
-    for pieces in zip(_pieces(a.read(left[0].name), left[1]), _pieces(b.read(right[0].name), right[1]), strict=True):
+    for pieces in zip(_pieces(_view(a, left)), _pieces(_view(b, right)), strict=True):
         sums = sums.plus(*pieces)
     return sums.distance()
+
+
+def _view(checkpoint: Checkpoint, side: Side) -> TensorView:
+    """What is compared, in the family's order."""
+    return read_part(checkpoint, side.edges, side.part) if side.edges else checkpoint.read(side.info.name)
 
 
 def _same_bytes(a: memoryview, b: memoryview) -> bool:
@@ -183,9 +248,9 @@ def _same_bytes(a: memoryview, b: memoryview) -> bool:
     return len(a) == len(b) and all(np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8)) for x, y in pieces)
 
 
-def _pieces(view: TensorView, operation: Operation) -> Iterator[Array]:
-    """The values in the family's order as float64, some at a time."""
-    flat = np.ascontiguousarray(operation.to_parameter(view.data)).reshape(-1)
+def _pieces(view: TensorView) -> Iterator[Array]:
+    """The values as float64, some at a time."""
+    flat = np.ascontiguousarray(view.data).reshape(-1)
     for start in range(0, max(1, flat.size), PIECE):
         piece = flat[start : start + PIECE]
         yield values_of(piece, view.dtype).astype(np.float64)

@@ -81,7 +81,7 @@ def fill_folder(
     def pieces(name: str) -> Pieces:
         yield from conversion.data(by_name[name])
         if progress is not None:
-            progress(by_name[name].source.nbytes)
+            progress(by_name[name].nbytes)
 
     _write_json(folder / companions.CONFIG, config)
     if generation := conversion.header.companions.get(companions.GENERATION):

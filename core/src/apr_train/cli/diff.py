@@ -162,5 +162,9 @@ def _row(item: TensorDiff) -> tuple[str, ...]:
 def _print_verdict(found: dict[str, Any]) -> None:
     differing, total = len(found["differing"]), len(found["tensors"])
     within = f" beyond {found['tolerance']:g}" if found["tolerance"] else ""
-    verdict = "the same model" if found["same"] else "different"
-    click.echo(f"\n{verdict}: {differing} of {total} tensors differ{within}")
+    counts = f"{differing} of {total} tensors differ{within}"
+    if found["same"] or differing:
+        click.echo(f"\n{'the same model' if found['same'] else 'different'}: {counts}")
+        return
+    titles = [title for title, name in _TITLES.items() if found[name] and name != "about"]
+    click.echo(f"\ndifferent in {' and '.join(titles)} only: {counts}")

@@ -32,7 +32,7 @@ def command(
     from apr_train.cli.conversion import describe_result, prepared
 
     with prepared(source, arch=arch, rope_layout=rope_layout, verify=verify) as conversion:
-        total = sum(conversion.header.tensors[entry.checkpoint].nbytes for entry in conversion.plan.loads)
+        total = conversion.nbytes
         with progress_bar(f"writing {output.name}", total) as progress:
             moves = import_to_apr(conversion, output, dtype=dtype, progress=progress)
         describe_result(conversion, moves, output)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from apr_train.errors import Finding
     from apr_train.preflight import Report
 
-_LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_COUNTED = (("{layer}", "layers"), ("{expert}", "experts"))
+"""What the numbers in a tensor's name count, in order."""
 
 
 def print_report(report: Report) -> None:
@@ -38,7 +40,7 @@ def print_report(report: Report) -> None:
 
 
 def by_layer(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings that differ in the layer's number only, as one that counts them."""
+    """Findings that differ in the numbers of layer and expert only, as one that counts them."""
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
         same = (finding.rule, finding.subject, finding.problem)
@@ -48,24 +50,26 @@ def by_layer(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _mask(text: str) -> str:
-    return _LAYER.sub("{layer}", text)
+    numbers = iter(_COUNTED)
+    return _NUMBER.sub(lambda found: next(numbers, (found.group(),))[0], text)
 
 
 def _joined(group: list[Finding]) -> Finding:
     first = group[0]
     if len(group) == 1:
         return first
-    layers = [int(found.group()) for finding in group if (found := _LAYER.search(finding.field))]
+    numbers = zip(*([int(number) for number in _NUMBER.findall(finding.field)] for finding in group), strict=True)
+    ranges = [f"{words} {_ranges(found)}" for (_, words), found in zip(_COUNTED, numbers, strict=False)]
     return attrs.evolve(
         first,
         field=_mask(first.field),
-        problem=f"{first.problem} ({len(group)} times, layers {_ranges(layers)})",
+        problem=f"{first.problem} ({', '.join([f'{len(group)} times', *ranges])})",
         expected=_mask(first.expected),
         found=_mask(first.found),
     )
 
 
-def _ranges(numbers: list[int]) -> str:
+def _ranges(numbers: Iterable[int]) -> str:
     """0, 1, 2, 5 → `0–2, 5`."""
     parts: list[list[int]] = []
     for number in sorted(set(numbers)):

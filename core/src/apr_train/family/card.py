@@ -134,9 +134,11 @@ class FamilyInfo:
         return header.architecture is not None and header.architecture in (self.model_type, *self.gguf_architectures)
 
     def layout_of(self, header: Header) -> Layout:
-        """The layout of a file of this family; a file without a name under `base_prefix` is a base model's."""
+        """The layout of a file of this family: bare without a name under `base_prefix`, stacked by its experts' name."""
         bare = header.names == "hf" and not any(name.startswith(self.base_prefix) for name in header.tensors)
-        return Layout(names=header.names, rope_rows=header.rope_rows or "split-half", bare=bare)
+        stacked = header.names == "hf" and any(name.endswith("experts.gate_up_proj") for name in header.tensors)
+        experts: Literal["separate", "stacked"] = "stacked" if stacked else "separate"
+        return Layout(names=header.names, rope_rows=header.rope_rows or "split-half", experts=experts, bare=bare)
 
     def _refuse(self, field_name: str, expected: str, found: object) -> None:
         problem = f"FAMILY.{field_name} is wrong"

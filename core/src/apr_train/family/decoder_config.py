@@ -17,8 +17,6 @@ optional = validators.optional
 
 LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[LayerType, ...] = ("full_attention", "sliding_attention")
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu2", "relu")
-"""Activations of an MLP, by transformers' names; gelu_new and gelu_pytorch_tanh are one function."""
 
 
 def _tuple(value: Any) -> Any:
@@ -46,6 +44,11 @@ class DecoderConfig(ModelConfig):
         "tie_word_embeddings",
     )
     """Of a decoder with RMSNorm and rotary positions; see `required`."""
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu2", "relu")
+    """What `hidden_act` may be, by transformers' names; gelu_new and gelu_pytorch_tanh are one function.
+
+    A family's own config may widen it, with a `build_model` that computes what it adds.
+    """
 
     # sizes
     num_key_value_heads: int = field(validator=positive_int)
@@ -156,6 +159,10 @@ class DecoderConfig(ModelConfig):
             )
         return self.hidden_size // self.num_attention_heads
 
+    def said(self) -> dict[str, Any]:
+        """As of every config; with transformers' switch for the router's loss, without which it does not add it."""
+        return super().said() | ({"output_router_logits": True} if self.router_aux_loss_coef else {})
+
     @classmethod
     def required(cls, values: Mapping[str, Any]) -> tuple[str, ...]:
         """`REQUIRED`, with LayerNorm's epsilon for RMSNorm's, and without the rotary base where positions are learnt."""
@@ -199,8 +206,8 @@ class DecoderConfig(ModelConfig):
         window, sparse, chosen = self.sliding_window, self.num_experts > 0, self.num_experts_per_tok
         both = "pre" if self.parallel_residual else self.norm_position
         checks = (
-            (self.hidden_act in ACTIVATIONS, "hidden_act", "activation not implemented", " or ".join(ACTIVATIONS),
-             self.hidden_act),
+            (self.hidden_act in self.ACTIVATIONS, "hidden_act", "activation not implemented",
+             " or ".join(self.ACTIVATIONS), self.hidden_act),
             (self.norm_eps is not None, epsilon, f"{self.norm} norm without its epsilon", "a number > 0", None),
             (not rotary or self.rope_theta is not None, "rope_theta", "rotary positions without a base", "a number > 0", None),
             (self.norm_offset in ((0.0, 1.0) if rms else (0.0,)), "norm_offset", "not an offset of this norm",

@@ -10,8 +10,6 @@ from apr_train.errors import ConfigError
 from apr_train.family.config import ModelConfig, architecture
 from apr_train.family.validate import boolean, fraction, positive, positive_int, token_id
 
-ACTIVATIONS = ("gelu",)
-
 
 @frozen(kw_only=True)
 class EncoderConfig(ModelConfig):
@@ -29,9 +27,12 @@ class EncoderConfig(ModelConfig):
         "pad_token_id",
         "tie_word_embeddings",
     )
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ("gelu",)
+    """What `hidden_act` may be, in the blocks and in the head; a family's own config may widen it, with a `build_model`
+    that computes what it adds."""
 
     hidden_act: str = "gelu"
-    """Only the exact (erf) GELU."""
+    """One of `ACTIVATIONS`; gelu is the exact (erf) one."""
     positions_after_padding: bool = architecture(True, validator=boolean)
     """Whether position ids start at pad_token_id + 1, padding at pad_token_id (RoBERTa), or at 0 everywhere (BERT)."""
     type_vocab_size: int = field(validator=positive_int)
@@ -52,12 +53,12 @@ class EncoderConfig(ModelConfig):
                 where=type(self).__name__,
                 found=f"{self.hidden_size} / {self.num_attention_heads}",
             )
-        if self.hidden_act not in ACTIVATIONS:
+        if self.hidden_act not in self.ACTIVATIONS:
             raise ConfigError(
                 "activation not implemented",
                 where=type(self).__name__,
                 field="hidden_act",
-                expected=" or ".join(ACTIVATIONS),
+                expected=" or ".join(self.ACTIVATIONS),
                 found=self.hidden_act,
             )
         if self.pad_token_id >= self.vocab_size:

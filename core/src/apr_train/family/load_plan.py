@@ -19,46 +19,70 @@ class LoadPlan:
     """The fate of every tensor of a file and of every parameter of a model."""
 
     loads: tuple[Fill, ...]
-    """Entries whose tensor is in the file and fills a parameter."""
+    """Edges from the file's tensors to parameters, those of one tensor behind each other, in the file's order."""
     duplicates: tuple[Tied, ...]
     """Tied names stored a second time; the load compares them byte for byte."""
     ignored: tuple[Ignored, ...]
     """Tensors of the file that the model does not use, each with its reason."""
     fresh: tuple[Fill, ...]
-    """Parameters that the file does not have and that are initialised instead."""
+    """Edges to parameters that the file does not have and that are initialised instead."""
     findings: tuple[Finding, ...]
     """Everything that does not fit; a plan with findings must not be carried out."""
+
+    @property
+    def loaded(self) -> dict[str, tuple[Fill, ...]]:
+        """Tensors of the file that fill parameters, with their edges."""
+        groups: dict[str, list[Fill]] = defaultdict(list)
+        for edge in self.loads:
+            groups[edge.checkpoint].append(edge)
+        return {name: tuple(edges) for name, edges in groups.items()}
+
+    @property
+    def filled(self) -> dict[str, tuple[Fill, ...]]:
+        """Parameters that the file fills, with their edges."""
+        groups: dict[str, list[Fill]] = defaultdict(list)
+        for edge in self.loads:
+            groups[edge.parameter].append(edge)
+        return {name: tuple(edges) for name, edges in groups.items()}
+
+    @property
+    def fresh_parameters(self) -> tuple[str, ...]:
+        """Parameters that are initialised, each once."""
+        return tuple(dict.fromkeys(edge.parameter for edge in self.fresh))
 
 
 def plan_load(name_map: NameMap, tensors: Mapping[str, TensorInfo], *, where: str) -> LoadPlan:
     """Match every tensor and every parameter; leftovers on either side become findings, all of them."""
-    present = [entry for entry in name_map.entries if entry.checkpoint in tensors]
-    fresh = _fresh(name_map, tensors)
-    absent = [entry for entry in name_map.fills.values() if entry.checkpoint not in tensors]
-    missing = [entry.checkpoint for entry in absent if entry not in fresh]
+    present = [entry for name, entries in name_map.by_checkpoint.items() if name in tensors for entry in entries]
+    groups = _fresh_groups(name_map, tensors)
+    wanted = [edge for edges in name_map.fills.values() for edge in edges]
+    absent = dict.fromkeys(
+        edge.checkpoint for edge in wanted if edge.checkpoint not in tensors and edge.fresh_group not in groups
+    )
+    missing = list(absent)
     unused = [name for name in tensors if name not in name_map.by_checkpoint]
-    shaped = [entry for entry in present if isinstance(entry, Fill | Tied)]
+    shapes = {entry.checkpoint: entry.checkpoint_shape for entry in present if isinstance(entry, Fill | Tied)}
     return LoadPlan(
         loads=tuple(entry for entry in present if isinstance(entry, Fill)),
         duplicates=tuple(entry for entry in present if isinstance(entry, Tied)),
         ignored=tuple(entry for entry in present if isinstance(entry, Ignored)),
-        fresh=tuple(fresh),
+        fresh=tuple(edge for edge in wanted if edge.fresh_group in groups),
         findings=(
             *_missing_findings(missing, unused, where),
             *_unused_findings(unused, missing, name_map, where),
-            *(_shape(item, tensors[item.checkpoint], where) for item in shaped if item.shape != tensors[item.checkpoint].shape),
+            *(_shape(name, shape, tensors[name], where) for name, shape in shapes.items() if shape != tensors[name].shape),
         ),
     )
 
 
-def _fresh(name_map: NameMap, tensors: Mapping[str, TensorInfo]) -> list[Fill]:
-    """Fresh groups that are absent as a whole; a group that is there in part is a fault, not fresh."""
-    groups: dict[str, list[Fill]] = defaultdict(list)
-    for entry in name_map.fills.values():
-        if entry.fresh_group is not None:
-            groups[entry.fresh_group].append(entry)
-    absent = [group for group in groups.values() if not any(entry.checkpoint in tensors for entry in group)]
-    return [entry for group in absent for entry in group]
+def _fresh_groups(name_map: NameMap, tensors: Mapping[str, TensorInfo]) -> set[str]:
+    """Groups that are absent as a whole; a group that is there in part is a fault, not fresh."""
+    groups: dict[str, bool] = {}
+    for edges in name_map.fills.values():
+        for edge in edges:
+            if edge.fresh_group is not None:
+                groups[edge.fresh_group] = groups.get(edge.fresh_group, False) or edge.checkpoint in tensors
+    return {name for name, there in groups.items() if not there}
 
 
 def _missing_findings(missing: list[str], unused: list[str], where: str) -> list[Finding]:
@@ -99,13 +123,13 @@ def _unused(name: str, near: str | None, where: str) -> Finding:
     )
 
 
-def _shape(entry: Fill | Tied, tensor: TensorInfo, where: str) -> Finding:
+def _shape(name: str, shape: tuple[int, ...], tensor: TensorInfo, where: str) -> Finding:
     return Finding(
         rule=rules.INIT_005,
         subject=where,
-        field=entry.checkpoint,
+        field=name,
         problem="wrong shape",
-        expected=str(list(entry.shape)),
+        expected=str(list(shape)),
         found=str(list(tensor.shape)),
         hint="Nothing is reshaped, transposed, cut or padded.",
     )

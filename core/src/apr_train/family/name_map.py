@@ -1,87 +1,100 @@
 """The name map between a checkpoint's tensors and a model's parameters: declared once, read in both directions.
 
-A family writes a short table of rules with `{layer}` in the names and symbolic shapes; `NameMap` expands the table for one
-config and checks it while doing so. `apr_train.family.load_plan` matches the result against a real file. Torch-free.
+A family writes a short table of rules with `{layer}` and `{expert}` in the names and symbolic shapes; `NameMap` expands the
+table for one config and checks it while doing so. An entry is an edge between a part of a tensor of the file and a part of a
+parameter: a fused matrix is several edges from one tensor, a stack of experts several edges into one parameter.
+`apr_train.family.load_plan` matches the result against a real file. Torch-free.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import attrs
 from attrs import field, frozen
 
-from apr_train.errors import Finding, NameMapError
+from apr_train import rules
+from apr_train.errors import Finding, NameMapError, WrongMapError
 from apr_train.family.config import ModelConfig
+from apr_train.family.operations import (
+    AddOffset,
+    Identity,
+    Operation,
+    Region,
+    RopeRowPermutation,
+    Transpose,
+    checkpoint_shape,
+    joined,
+    part_of,
+)
+from apr_train.family.sizes import Shape, config_sizes, evaluate, total
 from apr_train.suggest import did_you_mean
 
-
-class Operation(Protocol):
-    """A change of one tensor's values between file and model; the two directions are exact inverses."""
-
-    def to_parameter(self, tensor: Any) -> Any:
-        """Bring a tensor from the file's order into the model's; the shape stays."""
-        ...
-
-    def to_checkpoint(self, tensor: Any) -> Any:
-        """Bring a tensor from the model's order into the file's; the shape stays."""
-        ...
+LAYER, EXPERT = "{layer}", "{expert}"
+EXPERTS = "num_experts"
+"""The size that `{expert}` counts up to."""
+Layers = Sequence[int] | Callable[[int], bool]
+"""The layers that a rule is for: their numbers, or a function that says it of one."""
 
 
-@frozen
-class Identity:
-    """No change: only the name differs."""
+@frozen(kw_only=True)
+class Part:
+    """A part of a tensor along one axis, in symbols."""
 
-    def to_parameter(self, tensor: Any) -> Any:
-        """Return the tensor as it is."""
-        return tensor
-
-    def to_checkpoint(self, tensor: Any) -> Any:
-        """Return the tensor as it is."""
-        return tensor
+    dim: int
+    start: str
+    length: str
+    whole: str
+    """Size of the whole tensor along the axis."""
 
 
 @frozen
-class RopeRowPermutation:
-    """Rows of q or k: adjacent pairs (GGUF's llama order) in the file, split halves in the model.
-
-    Source: `LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py, and its inverse.
-    """
-
-    heads: int
-    """Heads in this tensor: query heads for q, kv heads for k."""
-
-    def to_parameter(self, tensor: Any) -> Any:
-        """`[heads*head_dim, …]` with rows 2i, 2i+1 a pair → rows i, i + head_dim/2 a pair."""
-        rows = tensor.shape[0]
-        return tensor.reshape(self.heads, rows // self.heads // 2, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
-
-    def to_checkpoint(self, tensor: Any) -> Any:
-        """The inverse of `to_parameter`."""
-        rows = tensor.shape[0]
-        return tensor.reshape(self.heads, 2, rows // self.heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
-
-
-Shape = tuple[str, ...]
-"""Symbolic sizes: config fields, or products of them: `("num_attention_heads*head_dim", "hidden_size")`."""
+class Slot:
+    """A part that is one expert of a stack: the axis in front, `[num_experts, …]`, which the part does not have."""
 
 
 @frozen(kw_only=True)
 class FillRule:
-    """A tensor that fills a parameter; make it with `rename` or `rope_rows`."""
+    """An edge between a tensor of the file and a parameter; make it with `rename`, `split`, `stack` and their like."""
 
     checkpoint: str
     """Name template in the file."""
     parameter: str
     """Name template in the model."""
     shape: Shape
+    """Of the piece, as the model has it."""
+    operation: Operation = field(factory=Identity)
+    """Between the two pieces."""
     heads: str | None = None
-    """The config field that counts the heads whose rows are in adjacent pairs in the file; None: rows stay in order."""
+    """The size that counts the heads whose rows are in adjacent pairs in the file; None: rows stay in order."""
+    checkpoint_part: Part | Slot | None = None
+    parameter_part: Part | Slot | None = None
+    layers: Layers | None = None
+    """The layers that the rule is for; None: all of them."""
+    experts: tuple[int, ...] | None = None
+    """The experts that the rule is for; None: all of them."""
     fresh_group: str | None = None
     """Tensors of one group may all be absent from a file; then they are freshly initialised, and the user is told."""
+
+    @property
+    def checkpoint_shape(self) -> Shape:
+        """Of the whole tensor in the file, in symbols."""
+        return _whole(checkpoint_shape(self.operation, self.shape), self.checkpoint_part)
+
+    @property
+    def parameter_shape(self) -> Shape:
+        """Of the whole parameter, in symbols."""
+        return _whole(self.shape, self.parameter_part)
+
+
+def _whole(piece: Shape, part: Part | Slot | None) -> Shape:
+    if part is None:
+        return piece
+    if isinstance(part, Slot):
+        return (EXPERTS, *piece)
+    return (*piece[: part.dim], part.whole, *piece[part.dim + 1 :])
 
 
 @frozen(kw_only=True)
@@ -91,6 +104,11 @@ class TieRule:
     checkpoint: str
     parameter: str
     shape: Shape
+
+    @property
+    def checkpoint_shape(self) -> Shape:
+        """Of the tensor in the file, in symbols."""
+        return self.shape
 
 
 @frozen(kw_only=True)
@@ -106,14 +124,119 @@ Rule = FillRule | TieRule | IgnoreRule
 """One line of a family's table."""
 
 
-def rename(checkpoint: str, parameter: str, *shape: str, fresh_group: str | None = None) -> Rule:
+def rename(checkpoint: str, parameter: str, *shape: str, fresh_group: str | None = None, layers: Layers | None = None) -> Rule:
     """The same values under another name."""
-    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, fresh_group=fresh_group)
+    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, fresh_group=fresh_group, layers=layers)
 
 
-def rope_rows(checkpoint: str, parameter: str, *shape: str, heads: str) -> Rule:
-    """Rows of q or k that are in adjacent-pair order in the file; `heads` is the config field that counts the heads."""
-    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, heads=heads)
+def rope_rows(checkpoint: str, parameter: str, *shape: str, heads: str, layers: Layers | None = None) -> Rule:
+    """Rows of q or k that are in adjacent-pair order in the file; `heads` is the size that counts the heads."""
+    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, heads=heads, layers=layers)
+
+
+def transpose(checkpoint: str, parameter: str, *shape: str, layers: Layers | None = None) -> Rule:
+    """A matrix that lies in the file as its transpose; `shape` is the parameter's."""
+    return apply(Transpose(), checkpoint, parameter, *shape, layers=layers)
+
+
+def add_offset(checkpoint: str, parameter: str, *shape: str, offset: float, layers: Layers | None = None) -> Rule:
+    """A tensor of the file that is the parameter plus `offset`."""
+    return apply(AddOffset(offset), checkpoint, parameter, *shape, layers=layers)
+
+
+def apply(operation: Operation, checkpoint: str, parameter: str, *shape: str, layers: Layers | None = None) -> Rule:
+    """A tensor that an operation, which may be the family's own, makes into the parameter; `shape` is the parameter's."""
+    return FillRule(checkpoint=checkpoint, parameter=parameter, shape=shape, operation=operation, layers=layers)
+
+
+def split(
+    checkpoint: str,
+    parts: Sequence[tuple[str, str]],
+    *others: str,
+    dim: int = 0,
+    operation: Operation | None = None,
+    fresh_group: str | None = None,
+    layers: Layers | None = None,
+) -> list[Rule]:
+    """A tensor of the file whose parts are parameters of their own: a fused qkv, gate and up in one.
+
+    Args:
+        checkpoint: name template of the fused tensor.
+        parts: (parameter, size along the cut), in the file's order.
+        others: the parameters' other sizes.
+        dim: the axis of the file along which is cut.
+        operation: between a part of the file and a parameter, which then has the cut along its first axis
+            (`Transpose()` with `dim=1` for the `[hidden_size, 3*hidden_size]` of GPT-2's c_attn).
+    """
+    axis, whole = (dim if operation is None else 0), total([size for _, size in parts])
+    return [
+        FillRule(
+            checkpoint=checkpoint,
+            parameter=parameter,
+            shape=(*others[:axis], size, *others[axis:]),
+            operation=operation or Identity(),
+            checkpoint_part=Part(dim=dim, start=total([size for _, size in parts[:number]]), length=size, whole=whole),
+            fresh_group=fresh_group,
+            layers=layers,
+        )
+        for number, (parameter, size) in enumerate(parts)
+    ]
+
+
+def concatenate(
+    parts: Sequence[tuple[str, str]],
+    parameter: str,
+    *others: str,
+    dim: int = 0,
+    operation: Operation | None = None,
+    fresh_group: str | None = None,
+    layers: Layers | None = None,
+) -> list[Rule]:
+    """A parameter whose parts are tensors of their own in the file.
+
+    Args:
+        parts: (name template in the file, size along the seam), in the parameter's order.
+        parameter: name template of the joined parameter.
+        others: the parameter's other sizes.
+        dim: the axis of the parameter along which the parts are joined.
+        operation: between a tensor of the file and a part of the parameter.
+    """
+    whole = total([size for _, size in parts])
+    return [
+        FillRule(
+            checkpoint=checkpoint,
+            parameter=parameter,
+            shape=(*others[:dim], size, *others[dim:]),
+            operation=operation or Identity(),
+            parameter_part=Part(dim=dim, start=total([size for _, size in parts[:number]]), length=size, whole=whole),
+            fresh_group=fresh_group,
+            layers=layers,
+        )
+        for number, (checkpoint, size) in enumerate(parts)
+    ]
+
+
+def stack(
+    checkpoint: str,
+    parameter: str,
+    *shape: str,
+    operation: Operation | None = None,
+    experts: Sequence[int] | None = None,
+    layers: Layers | None = None,
+) -> Rule:
+    """A tensor of the file for each expert, and one parameter `[num_experts, *shape]`.
+
+    `checkpoint` has `{expert}` in it; `experts` restricts the rule to some of them.
+    """
+    return FillRule(
+        checkpoint=checkpoint,
+        parameter=parameter,
+        shape=shape,
+        operation=operation or Identity(),
+        parameter_part=Slot(),
+        experts=None if experts is None else tuple(experts),
+        layers=layers,
+    )
 
 
 def tie(checkpoint: str, parameter: str, *shape: str) -> Rule:
@@ -128,14 +251,40 @@ def ignored(checkpoint: str, reason: str) -> Rule:
 
 @frozen(kw_only=True)
 class Fill:
-    """A `FillRule` for one layer, its shape in numbers."""
+    """A `FillRule` for one layer and one expert, in numbers: an edge from a part of a tensor to a part of a parameter."""
 
     checkpoint: str
+    checkpoint_shape: tuple[int, ...]
+    """Of the whole tensor in the file."""
+    checkpoint_part: Region | None = None
+    """The part of it that goes along this edge; None: all of it."""
     parameter: str
-    shape: tuple[int, ...]
-    """The same in the file and in the model."""
+    parameter_shape: tuple[int, ...]
+    """Of the whole parameter."""
+    parameter_part: Region | None = None
+    """The part of it that this edge fills; None: all of it."""
+    piece: tuple[int, ...]
+    """Shape of what this edge fills, as the model has it."""
     operation: Operation
     fresh_group: str | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the tensor in the file and the parameter are the same numbers in the same shape."""
+        return isinstance(self.operation, Identity) and self.checkpoint_part is None and self.parameter_part is None
+
+    @property
+    def checkpoint_piece(self) -> tuple[int, ...]:
+        """Shape of what goes along this edge, as the file has it."""
+        return tuple(checkpoint_shape(self.operation, self.piece))
+
+    def to_parameter(self, tensor: Any) -> Any:
+        """The piece of the parameter that comes from the file's whole tensor; a view where the operation allows."""
+        return self.operation.to_parameter(part_of(tensor, self.checkpoint_part))
+
+    def to_checkpoint(self, parameter: Any) -> Any:
+        """The piece of the file's tensor that comes from the whole parameter; a view where the operation allows."""
+        return self.operation.to_checkpoint(part_of(parameter, self.parameter_part))
 
 
 @frozen(kw_only=True)
@@ -145,6 +294,11 @@ class Tied:
     checkpoint: str
     parameter: str
     shape: tuple[int, ...]
+
+    @property
+    def checkpoint_shape(self) -> tuple[int, ...]:
+        """Of the tensor in the file."""
+        return self.shape
 
 
 @frozen(kw_only=True)
@@ -156,14 +310,7 @@ class Ignored:
 
 
 Entry = Fill | Tied | Ignored
-"""One tensor that a file may hold."""
-
-
-def config_sizes(config: ModelConfig) -> dict[str, int]:
-    """Every integer field and property of a config that a symbolic shape may name."""
-    names = [item.name for item in attrs.fields(type(config))] + ["head_dim", "num_key_value_heads"]
-    values = {name: getattr(config, name, None) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
+"""One edge from a tensor that a file may hold, or the reason why there is none."""
 
 
 @frozen(kw_only=True)
@@ -171,9 +318,9 @@ class NameMap:
     """The expanded and checked table of one config.
 
     Raises:
-        NameMapError: with one finding per fault: a template with a stray placeholder, an unknown size, a checkpoint name
-            or a parameter twice, a tie to a parameter that nothing fills or of another shape, a row permutation whose
-            period does not fit.
+        WrongMapError: with one finding per fault: a template with a stray placeholder, an unknown size, two tensors for one
+            place of a parameter or two parameters for one of a tensor (NAMES-002), a place that nothing fills (NAMES-003), a
+            tie to a parameter that nothing fills or of another shape, a row permutation whose period does not fit.
     """
 
     rules: tuple[Rule, ...]
@@ -181,140 +328,332 @@ class NameMap:
     """What the symbolic shapes refer to; see `config_sizes`."""
     num_layers: int
     entries: tuple[Entry, ...] = field(init=False, repr=False)
-    by_checkpoint: Mapping[str, Entry] = field(init=False, repr=False)
-    fills: Mapping[str, Fill] = field(init=False, repr=False)
-    """Parameter name → the entry that fills it; ties fill nothing."""
+    by_checkpoint: Mapping[str, tuple[Entry, ...]] = field(init=False, repr=False)
+    """Name in the file → its edges (several when its parts fill several parameters), or its tie, or why it is ignored."""
+    fills: Mapping[str, tuple[Fill, ...]] = field(init=False, repr=False)
+    """Parameter name → the edges that fill it, several when it is joined or stacked; ties fill nothing."""
 
     def __attrs_post_init__(self) -> None:
-        faults: list[str] = []
+        faults: list[_Fault] = []
         entries: list[Entry] = []
         for rule in self.rules:
             try:
                 entries += _expand(rule, self.sizes, self.num_layers)
             except NameMapError as error:
-                faults.append(error.finding.problem)
-        _refuse("the name map is wrong", [*faults, *_clashes(entries)])
+                faults.append(_Fault(f"{_arrow(rule)}: {error.finding.problem}"))
+        named, filled = defaultdict(list), defaultdict(list)
+        for entry in entries:
+            named[entry.checkpoint].append(entry)
+            if isinstance(entry, Fill):
+                filled[entry.parameter].append(entry)
+        _refuse("the name map is wrong", [*faults, *_clashes(named, filled)])
         object.__setattr__(self, "entries", tuple(entries))
-        object.__setattr__(self, "by_checkpoint", {entry.checkpoint: entry for entry in entries})
-        object.__setattr__(self, "fills", {entry.parameter: entry for entry in entries if isinstance(entry, Fill)})
+        object.__setattr__(self, "by_checkpoint", {name: tuple(group) for name, group in named.items()})
+        object.__setattr__(self, "fills", {name: tuple(group) for name, group in filled.items()})
 
     @classmethod
     def for_config(cls, config: ModelConfig, rules: Iterable[Rule]) -> NameMap:
         """Expand `rules` with a config's sizes and layer count."""
         return cls(rules=tuple(rules), sizes=config_sizes(config), num_layers=config.num_hidden_layers)
 
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter that is filled, with its shape."""
+        return {name: edges[0].parameter_shape for name, edges in self.fills.items()}
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a complete file, with its shape; ties and what is ignored left out."""
+        return {
+            edge.checkpoint: edge.checkpoint_shape
+            for edges in self.by_checkpoint.values()
+            for edge in edges[:1]
+            if isinstance(edge, Fill)
+        }
+
+    def edges(self, checkpoint: str) -> tuple[Fill, ...]:
+        """The edges from a tensor of the file; none for a tie, for what is ignored, and for an unknown name."""
+        return tuple(entry for entry in self.by_checkpoint.get(checkpoint, ()) if isinstance(entry, Fill))
+
     def check_against(self, parameters: Mapping[str, tuple[int, ...]]) -> None:
         """Compare the map with a model's own parameter names and shapes (a meta-device model will do).
 
         Raises:
-            NameMapError: with one finding per parameter without a rule, rule without a parameter, and wrong shape.
+            WrongMapError: with one finding per parameter without a rule, rule without a parameter, and wrong shape.
         """
-        fills = self.fills
-        faults = [f"no rule fills {name} ({did_you_mean(name, fills)})" for name in parameters if name not in fills]
+        known = self.parameters
+        faults = [f"no rule fills {name} ({did_you_mean(name, known)})" for name in parameters if name not in known]
         faults += [
-            f"{entry.checkpoint} goes to {name}, which the model does not have ({did_you_mean(name, parameters)})"
-            for name, entry in fills.items()
+            f"{edges[0].checkpoint} goes to {name}, which the model does not have ({did_you_mean(name, parameters)})"
+            for name, edges in self.fills.items()
             if name not in parameters
         ]
         faults += [
-            f"{name}: the map says {list(entry.shape)}, the model has {list(parameters[name])}"
-            for name, entry in fills.items()
-            if name in parameters and entry.shape != tuple(parameters[name])
+            f"{name}: the map says {list(shape)}, the model has {list(parameters[name])}"
+            for name, shape in known.items()
+            if name in parameters and shape != tuple(parameters[name])
         ]
-        _refuse("the name map does not fit the model", faults)
+        _refuse("the name map does not fit the model", [_Fault(fault) for fault in faults])
 
 
-def _refuse(what: str, faults: list[str]) -> None:
+@frozen
+class _Fault:
+    problem: str
+    rule: str = ""
+    hint: str = ""
+
+
+def _arrow(rule: Rule) -> str:
+    """A rule as messages name it."""
+    return rule.checkpoint if isinstance(rule, IgnoreRule) else f"{rule.checkpoint} → {rule.parameter}"
+
+
+def _refuse(what: str, faults: list[_Fault]) -> None:
     if faults:
-        raise NameMapError.of(Finding(problem=f"{what}: {fault}") for fault in faults)
+        raise WrongMapError.of(
+            Finding(problem=f"{what}: {fault.problem}", rule=fault.rule, hint=fault.hint) for fault in faults
+        )
 
 
 def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int) -> list[Entry]:
-    """The rule's entries: one per layer when its names have `{layer}`, else one.
+    """The rule's entries: one for each layer and each expert that its names have placeholders for, else one.
 
     Raises:
         NameMapError: a stray placeholder, an unknown size, or a row permutation whose period does not fit.
     """
-    layers = range(num_layers if _is_per_layer(rule) else 1)
+    _check_placeholders(rule)
+    places = [
+        (layer, expert)
+        for layer in (_layers(rule, num_layers) if LAYER in rule.checkpoint else (None,))
+        for expert in (_experts(rule, sizes) if _has_experts(rule) else (None,))
+    ]
     if isinstance(rule, IgnoreRule):
-        return [Ignored(checkpoint=_at(rule.checkpoint, layer), reason=rule.reason) for layer in layers]
-    names = [(_at(rule.checkpoint, layer), _at(rule.parameter, layer)) for layer in layers]
-    shape = tuple(_size(symbol, sizes, rule.checkpoint) for symbol in rule.shape)
+        return [Ignored(checkpoint=_at(rule.checkpoint, *place), reason=rule.reason) for place in places]
     if isinstance(rule, TieRule):
-        return [Tied(checkpoint=checkpoint, parameter=parameter, shape=shape) for checkpoint, parameter in names]
-    operation, group = _operation(rule, shape, sizes), rule.fresh_group
+        shape = _numbers(rule.shape, sizes)
+        return [
+            Tied(checkpoint=_at(rule.checkpoint, *place), parameter=_at(rule.parameter, *place), shape=shape)
+            for place in places
+        ]
+    piece = _numbers(rule.shape, sizes)
+    shapes = _numbers(rule.checkpoint_shape, sizes), _numbers(rule.parameter_shape, sizes)
+    operation = _operation(rule, piece, sizes)
+    cuts = [_region(part, sizes) for part in (rule.checkpoint_part, rule.parameter_part)]
+    _check_cut(rule)
     return [
-        Fill(checkpoint=checkpoint, parameter=parameter, shape=shape, operation=operation, fresh_group=group)
-        for checkpoint, parameter in names
+        Fill(
+            checkpoint=_at(rule.checkpoint, layer, expert),
+            checkpoint_shape=shapes[0],
+            checkpoint_part=Region(0, expert or 0, 1, index=True) if isinstance(rule.checkpoint_part, Slot) else cuts[0],
+            parameter=_at(rule.parameter, layer, expert),
+            parameter_shape=shapes[1],
+            parameter_part=Region(0, expert or 0, 1, index=True) if isinstance(rule.parameter_part, Slot) else cuts[1],
+            piece=piece,
+            operation=operation,
+            fresh_group=rule.fresh_group,
+        )
+        for layer, expert in places
     ]
 
 
-def _is_per_layer(rule: Rule) -> bool:
+def _check_placeholders(rule: Rule) -> None:
     names = [rule.checkpoint] if isinstance(rule, IgnoreRule) else [rule.checkpoint, rule.parameter]
-    per_layer = {"{layer}" in name for name in names}
-    if len(per_layer) > 1:
-        raise NameMapError(f"{' → '.join(names)}: {{layer}} on one side only")
-    if any(brace in name.replace("{layer}", "") for name in names for brace in "{}"):
-        raise NameMapError(f"{' → '.join(names)}: {{layer}} is the only placeholder")
-    return per_layer == {True}
+    if len({LAYER in name for name in names}) > 1:
+        raise NameMapError(f"{LAYER} on one side only")
+    if any(brace in name.replace(LAYER, "").replace(EXPERT, "") for name in names for brace in "{}"):
+        raise NameMapError(f"{LAYER} and {EXPERT} are the only placeholders")
+    if isinstance(rule, IgnoreRule):
+        return
+    stacked = [
+        isinstance(part, Slot) for part in (getattr(rule, "checkpoint_part", None), getattr(rule, "parameter_part", None))
+    ]
+    sides = [(EXPERT in name, slot) for name, slot in zip(names, stacked, strict=True)]
+    if any(stacked) and sides not in ([(True, False), (False, True)], [(False, True), (True, False)]):
+        raise NameMapError(f"a stack has {EXPERT} on the side that has a tensor for each expert, and there only")
+    if not any(stacked) and sides[0] != sides[1]:
+        raise NameMapError(f"{EXPERT} on one side only; stack() makes one parameter of them")
 
 
-def _at(template: str, layer: int) -> str:
-    return template.replace("{layer}", str(layer))
+def _check_cut(rule: FillRule) -> None:
+    """Whether the cut of a split goes along the axis that has the part's size in the file."""
+    for part, piece in (
+        (rule.checkpoint_part, checkpoint_shape(rule.operation, rule.shape)),
+        (rule.parameter_part, rule.shape),
+    ):
+        if isinstance(part, Part) and (part.dim >= len(piece) or piece[part.dim] != part.length):
+            raise NameMapError(f"a part of size {part.length} does not lie along axis {part.dim} of [{', '.join(piece)}]")
 
 
-def _size(symbol: str, sizes: Mapping[str, int], checkpoint: str) -> int:
-    """`a*b` → the product of the sizes named a and b."""
-    names = symbol.split("*")
-    for name in names:
-        if name not in sizes:
-            raise NameMapError(f"{checkpoint}: unknown size {name} ({did_you_mean(name, sizes)})")
-    return math.prod(sizes[name] for name in names)
+def _has_experts(rule: Rule) -> bool:
+    return EXPERT in rule.checkpoint or (not isinstance(rule, IgnoreRule) and EXPERT in rule.parameter)
+
+
+def _layers(rule: Rule, count: int) -> Iterable[int]:
+    wanted = getattr(rule, "layers", None)
+    if wanted is None:
+        return range(count)
+    return [layer for layer in range(count) if (wanted(layer) if callable(wanted) else layer in wanted)]
+
+
+def _experts(rule: Rule, sizes: Mapping[str, int]) -> Iterable[int]:
+    count = sizes.get(EXPERTS, 0)
+    if count < 1:
+        raise NameMapError(f"{EXPERT} stands in a name, and the config has no {EXPERTS}")
+    wanted = getattr(rule, "experts", None)
+    return range(count) if wanted is None else [expert for expert in wanted if expert < count]
+
+
+def _at(template: str, layer: int | None, expert: int | None) -> str:
+    return template.replace(LAYER, str(layer)).replace(EXPERT, str(expert))
+
+
+def _numbers(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(evaluate(symbol, sizes) for symbol in shape)
+
+
+def _region(part: Part | Slot | None, sizes: Mapping[str, int]) -> Region | None:
+    return Region(part.dim, evaluate(part.start, sizes), evaluate(part.length, sizes)) if isinstance(part, Part) else None
 
 
 def _operation(rule: FillRule, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Operation:
     if rule.heads is None:
-        return Identity()
-    heads = _size(rule.heads, sizes, rule.checkpoint)
+        return rule.operation
+    heads = evaluate(rule.heads, sizes)
     head_dim = sizes.get("head_dim", 0)
     rows = shape[0] if shape else 0
     if head_dim % 2 or rows != heads * head_dim:
-        problem = f"row permutation of the wrong period: {rows} rows are not {heads} heads of {head_dim}"
-        raise NameMapError(f"{rule.checkpoint}: {problem}")
+        raise NameMapError(f"row permutation of the wrong period: {rows} rows are not {heads} heads of {head_dim}")
     return RopeRowPermutation(heads)
 
 
-def _clashes(entries: list[Entry]) -> list[str]:
-    fills = [entry for entry in entries if isinstance(entry, Fill)]
-    ties = [entry for entry in entries if isinstance(entry, Tied)]
-    filled = {entry.parameter: entry for entry in fills}
-    sources = Counter(entry.checkpoint for entry in entries)
-    targets = Counter(entry.parameter for entry in fills)
-    faults = [f"{name} has {count} rules" for name, count in sources.items() if count > 1]
-    faults += [f"{name} is filled by {count} rules" for name, count in targets.items() if count > 1]
-    faults += [
-        f"{tie.checkpoint} is tied to {tie.parameter}, which nothing fills" for tie in ties if tie.parameter not in filled
-    ]
-    return faults + [
-        f"{tie.checkpoint} is tied to {tie.parameter} in another shape"
-        for tie in ties
-        if tie.parameter in filled and tie.shape != filled[tie.parameter].shape
-    ]
+_TILE_HINT = "Every place of a tensor and of a parameter belongs to exactly one rule."
+
+
+def _clashes(named: Mapping[str, list[Entry]], filled: Mapping[str, list[Fill]]) -> list[_Fault]:
+    faults: list[_Fault] = []
+    for name, entries in named.items():
+        edges = [entry for entry in entries if isinstance(entry, Fill)]
+        if len(entries) > 1 and len(edges) < len(entries):
+            faults.append(_Fault(f"{name} has {len(entries)} rules", rules.NAMES_002, _TILE_HINT))
+        elif edges:
+            ends = [(edge.checkpoint_part, edge.checkpoint_shape, edge.parameter) for edge in edges]
+            faults += _tiling(name, ends, "two parameters for one place")
+    for name, edges in filled.items():
+        ends = [(edge.parameter_part, edge.parameter_shape, edge.checkpoint) for edge in edges]
+        faults += _tiling(name, ends, "two tensors for one place")
+        if len({edge.fresh_group for edge in edges}) > 1:
+            faults.append(_Fault(f"{name} is filled by tensors of different fresh groups"))
+    ties = [entry for entries in named.values() for entry in entries if isinstance(entry, Tied)]
+    return faults + [_Fault(problem) for tied in ties if (problem := _wrong_tie(tied, filled))]
+
+
+def _wrong_tie(tied: Tied, filled: Mapping[str, list[Fill]]) -> str | None:
+    edges = filled.get(tied.parameter)
+    where = f"{tied.checkpoint} is tied to {tied.parameter}"
+    if not edges:
+        return f"{where}, which nothing fills"
+    if tied.shape != edges[0].parameter_shape:
+        return f"{where} in another shape"
+    if edges[0].parameter_part is not None or edges[0].checkpoint_part is not None:
+        return f"{where}, which is not one tensor of the file"
+    return None
+
+
+def _tiling(name: str, ends: list[tuple[Region | None, tuple[int, ...], str]], twice: str) -> list[_Fault]:
+    """Faults of the parts of one tensor or parameter: `ends` has each edge's part, whole shape and other end."""
+    if len(ends) == 1 and ends[0][0] is None:
+        return []
+    shapes = {shape for _, shape, _ in ends}
+    if len(shapes) > 1:
+        return [_Fault(f"{name} has two shapes: {' and '.join(str(list(shape)) for shape in sorted(shapes))}")]
+    cuts = {(region.dim, region.index) for region, _, _ in ends if region is not None}
+    if len(cuts) > 1:
+        return [_Fault(f"{name} is cut along two axes", rules.NAMES_002, _TILE_HINT)]
+    shape = ends[0][1]
+    dim, index = next(iter(cuts), (0, False))
+    size = shape[dim] if shape else 1
+    whole = Region(dim, 0, size)
+    parts = sorted(((region or whole, other) for region, _, other in ends), key=lambda item: (item[0].start, item[0].stop))
+    faults: list[_Fault] = []
+    covered, last = 0, ""
+    for region, other in parts:
+        if region.start > covered:
+            faults.append(_nothing(name, Region(dim, covered, region.start - covered, index)))
+        if region.start < covered:
+            stop = min(covered, region.stop)
+            place = "" if (region.start, stop) == (0, size) else f", {Region(dim, region.start, stop - region.start, index)}"
+            faults.append(_Fault(f"{name}{place}: {twice}, {last} and {other}", rules.NAMES_002, _TILE_HINT))
+        if region.stop > covered:
+            covered, last = region.stop, other
+    if covered < size:
+        faults.append(_nothing(name, Region(dim, covered, size - covered, index)))
+    return faults
+
+
+def _nothing(name: str, region: Region) -> _Fault:
+    return _Fault(f"{name}, {region}: no rule is about this place", rules.NAMES_003, _TILE_HINT)
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.)\d+$")
+
+
+class RuleIndex:
+    """Finds the rules that are about a tensor's name in a file, whatever its layer and expert.
+
+    For files of which it is not known that they have the layers and experts that a map was expanded for.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._templates: dict[str, dict[str, list[Rule]]] = defaultdict(lambda: defaultdict(list))
+        for rule in rules:
+            self._templates[_masked(rule.checkpoint)][rule.checkpoint].append(rule)
+
+    def find(self, name: str) -> Match | None:
+        """The rules of a tensor's name, with its layer and expert; None for a name that no rule is about."""
+        numbers = _NUMBER.findall(name)
+        for template, found in self._templates.get(_masked(name), {}).items():
+            holes = _HOLE.findall(template)
+            pairs = list(zip(holes, numbers, strict=True))
+            if all(hole in (LAYER, EXPERT) or hole == number for hole, number in pairs):
+                at = {hole: int(number) for hole, number in pairs if hole in (LAYER, EXPERT)}
+                return Match(template=template, rules=tuple(found), layer=at.get(LAYER), expert=at.get(EXPERT))
+        return None
+
+
+@frozen(kw_only=True)
+class Match:
+    """What `RuleIndex.find` found."""
+
+    template: str
+    rules: tuple[Rule, ...]
+    layer: int | None
+    expert: int | None
+
+
+_HOLE = re.compile(r"(?<=\.)(?:\d+|\{layer\}|\{expert\})(?=\.)|(?<=\.)(?:\d+|\{layer\}|\{expert\})$")
+
+
+def _masked(name: str) -> str:
+    """A name or template with a mark for every number and placeholder between dots."""
+    return _HOLE.sub("#", name)
 
 
 def to_parameters(name_map: NameMap, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename and reorder a whole checkpoint's tensors into parameters; used by converters and tests."""
+    """Bring a whole checkpoint's tensors into parameters; one that lacks a tensor is left out. For tests and small models."""
     return {
-        name: entry.operation.to_parameter(tensors[entry.checkpoint])
-        for name, entry in name_map.fills.items()
-        if entry.checkpoint in tensors
+        name: joined(
+            edges[0].parameter_shape, ((edge.parameter_part, edge.to_parameter(tensors[edge.checkpoint])) for edge in edges)
+        )
+        for name, edges in name_map.fills.items()
+        if all(edge.checkpoint in tensors for edge in edges)
     }
 
 
 def to_checkpoint(name_map: NameMap, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The exact inverse of `to_parameters`; ties are not written."""
+    groups = ((name, shape, name_map.edges(name)) for name, shape in name_map.tensors.items())
     return {
-        entry.checkpoint: entry.operation.to_checkpoint(parameters[name])
-        for name, entry in name_map.fills.items()
-        if name in parameters
+        name: joined(shape, ((edge.checkpoint_part, edge.to_checkpoint(parameters[edge.parameter])) for edge in edges))
+        for name, shape, edges in groups
+        if all(edge.parameter in parameters for edge in edges)
     }

@@ -7,11 +7,12 @@ from typing import Any
 
 import attrs
 
+from apr_train.checkpoint.apr.keys import ENCODER_EPS
 from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.layer_patterns import WINDOW_FIELDS, layer_types, null_keys, reads_windows, rotary_layers, with_absent
-from apr_train.family.symbolic import names_of, size_of
+from apr_train.family.sizes import evaluate, names_in
 from apr_train.suggest import did_you_mean
 
 QUIET = "quiet"
@@ -41,13 +42,15 @@ def values_of(
     decided = {**(info.fixed if info else {}), **fixed}
     keys = {*required(decided), *(() if info is None else info.config_keys)}
     keys |= {"sliding_window"} if reads_windows(info) else set()
-    read = [name for name, item in fields.items() if not item.metadata.get(QUIET) or name in keys]
+    keys |= {name for name, item in fields.items() if not item.metadata.get(QUIET)}
+    senseless = {*required({})} - {*required(decided)}
     config = with_absent(header, info)
-    values = _read(config, read, {} if info is None else info.config_names)
+    values = _read(config, sorted(keys - senseless), {} if info is None else info.config_names)
+    if header.format == "apr" and ENCODER_EPS in keys and "rms_norm_eps" in config:
+        values.setdefault(ENCODER_EPS, config["rms_norm_eps"])  # the container has one key for both
     if header.tie.value is not None:
         values["tie_word_embeddings"] = header.tie.value
     values.update(decided)
-    _one_epsilon(values, header, config)
     if info is None:
         return values
     _imply(values, header, info, fields)
@@ -65,15 +68,6 @@ def _read(config: Mapping[str, Any], read: list[str], names: Mapping[str, str]) 
     return values
 
 
-def _one_epsilon(values: dict[str, Any], header: Header, config: Mapping[str, Any]) -> None:
-    """Of a LayerNorm's model the epsilon of LayerNorm alone; an `.apr` has one key for either, which is named after RMSNorm."""
-    if values.get("norm") != "layer":
-        return
-    values.pop("rms_norm_eps", None)
-    if header.format == "apr" and "rms_norm_eps" in config:
-        values.setdefault("layer_norm_eps", config["rms_norm_eps"])
-
-
 def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Mapping[str, Any]) -> None:
     """Fill what is left out and not null; a size of what is missing itself stays missing, and is asked for by name."""
     nulls = null_keys(header)
@@ -83,8 +77,8 @@ def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Map
             continue
         if not isinstance(implied, str) or fields[name].type == "str":
             values[name] = implied
-        elif all(symbol in values for symbol in names_of(implied)):
-            values[name] = size_of(implied, values)
+        elif all(type(values.get(symbol)) is int for symbol in names_in(implied)):
+            values[name] = evaluate(implied, values)
 
 
 def _expand(values: dict[str, Any], config: Mapping[str, Any], info: FamilyInfo, fields: Any, decided: set[str]) -> None:
@@ -114,7 +108,7 @@ def _check_card(info: FamilyInfo, fields: Mapping[str, Any]) -> None:
                     hint=did_you_mean(name, fields),
                 )
     for name, implied in info.implied.items():
-        unknown = [symbol for symbol in names_of(implied) if symbol not in fields] if isinstance(implied, str) else []
+        unknown = [symbol for symbol in names_in(implied) if symbol not in fields] if isinstance(implied, str) else []
         if unknown and fields[name].type != "str":
             raise PluginError(
                 f"FAMILY.implied has a size that no field has, for {name}",

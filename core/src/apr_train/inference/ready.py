@@ -213,7 +213,7 @@ def _attention(examined: Opened, precision: Precision, mask: MaskKind) -> Choice
 
 
 def _lacking(examined: Opened) -> Finding:
-    names = ", ".join(entry.parameter for entry in examined.plan.fresh)
+    names = ", ".join(examined.plan.fresh_parameters)
     return Finding(
         rule=rules.INIT_007,
         subject=examined.wanted.path,

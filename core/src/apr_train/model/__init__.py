@@ -16,25 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apr_train.model.attention.backend import AttentionBackend, PreparingBackend, Request, prepare_mask
-    from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, PreparedMask
+    from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, PreparedMask, windowed
+    from apr_train.model.attention_layer import FullAttention, GroupedQueryAttention
     from apr_train.model.cache import KeyValueCache
     from apr_train.model.decoder import Decoder, DecoderBlock
     from apr_train.model.encoder import Embeddings, Encoder, EncoderBlock, MaskedHead, position_ids
-    from apr_train.model.layers import (
-        FullAttention,
-        GeluMLP,
-        GroupedQueryAttention,
-        RMSNorm,
-        Rotary,
-        SwiGLU,
-        initialize,
-        inverse_frequencies,
-        rotary_tables,
-        rotate,
-    )
+    from apr_train.model.head import head_logits
+    from apr_train.model.init import HasStartValues, initialize
+    from apr_train.model.mlp import MLP
+    from apr_train.model.moe import Experts, RouterStatistics, SparseMLP, load_balancing_loss
+    from apr_train.model.norms import RMSNorm, make_norm
     from apr_train.model.protocol import LanguageModel
+    from apr_train.model.rope import Rotary, inverse_frequencies, rotary_tables, rotate
 
 __all__ = [
+    "MLP",
     "AttentionBackend",
     "Bidirectional",
     "Causal",
@@ -44,9 +40,10 @@ __all__ = [
     "Embeddings",
     "Encoder",
     "EncoderBlock",
+    "Experts",
     "FullAttention",
-    "GeluMLP",
     "GroupedQueryAttention",
+    "HasStartValues",
     "KeyValueCache",
     "LanguageModel",
     "Mask",
@@ -57,16 +54,22 @@ __all__ = [
     "RMSNorm",
     "Request",
     "Rotary",
-    "SwiGLU",
+    "RouterStatistics",
+    "SparseMLP",
+    "head_logits",
     "initialize",
     "inverse_frequencies",
+    "load_balancing_loss",
+    "make_norm",
     "position_ids",
     "prepare_mask",
     "rotary_tables",
     "rotate",
+    "windowed",
 ]
 
 _MODULES = {
+    "MLP": "mlp",
     "AttentionBackend": "attention.backend",
     "Bidirectional": "attention.masks",
     "Causal": "attention.masks",
@@ -76,9 +79,10 @@ _MODULES = {
     "Embeddings": "encoder",
     "Encoder": "encoder",
     "EncoderBlock": "encoder",
-    "FullAttention": "layers",
-    "GeluMLP": "layers",
-    "GroupedQueryAttention": "layers",
+    "Experts": "moe",
+    "FullAttention": "attention_layer",
+    "GroupedQueryAttention": "attention_layer",
+    "HasStartValues": "init",
     "KeyValueCache": "cache",
     "LanguageModel": "protocol",
     "Mask": "attention.masks",
@@ -86,16 +90,21 @@ _MODULES = {
     "MaskedHead": "encoder",
     "PreparedMask": "attention.masks",
     "PreparingBackend": "attention.backend",
-    "RMSNorm": "layers",
+    "RMSNorm": "norms",
     "Request": "attention.backend",
-    "Rotary": "layers",
-    "SwiGLU": "layers",
-    "initialize": "layers",
-    "inverse_frequencies": "layers",
+    "Rotary": "rope",
+    "RouterStatistics": "moe",
+    "SparseMLP": "moe",
+    "head_logits": "head",
+    "initialize": "init",
+    "inverse_frequencies": "rope",
+    "load_balancing_loss": "moe",
+    "make_norm": "norms",
     "position_ids": "encoder",
     "prepare_mask": "attention.backend",
-    "rotary_tables": "layers",
-    "rotate": "layers",
+    "rotary_tables": "rope",
+    "rotate": "rope",
+    "windowed": "attention.masks",
 }
 """Name → its module in this package."""
 

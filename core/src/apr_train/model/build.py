@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend
 from apr_train.model.decoder import Decoder
 from apr_train.model.encoder import Encoder
+from apr_train.model.head import head_logits
 from apr_train.model.protocol import LanguageModel
 
 BuildHook = Callable[[ModelConfig, AttentionBackend], nn.Module | None]
@@ -28,8 +30,8 @@ def build_model(hook: BuildHook | None, config: ModelConfig, attention: Attentio
     """Make the model on the meta device: the family's own module if its hook answers, else the core's.
 
     Raises:
-        PluginError: when the family's module does not satisfy `LanguageModel`, or has allocated memory, or when
-            neither the family nor the core can build this kind of config.
+        PluginError: when the family's module does not satisfy `LanguageModel`, computes its logits in a way of its own,
+            or has allocated memory, or when neither the family nor the core can build this kind of config.
     """
     with torch.device("meta"), _NoValues():
         own = hook(config, attention) if hook is not None else None
@@ -50,8 +52,10 @@ class _NoValues(TorchFunctionMode):
 
 def _from_config(config: ModelConfig, attention: AttentionBackend) -> nn.Module:
     if isinstance(config, DecoderConfig):
+        _check_activation(config, DecoderConfig.ACTIVATIONS)
         return Decoder(config, attention)
     if isinstance(config, EncoderConfig):
+        _check_activation(config, EncoderConfig.ACTIVATIONS)
         return Encoder(config, attention)
     raise PluginError(
         "the core cannot build a model from this config",
@@ -59,6 +63,19 @@ def _from_config(config: ModelConfig, attention: AttentionBackend) -> nn.Module:
         expected="DecoderConfig, EncoderConfig, or a module from the family's own build_model",
         found=type(config).__name__,
     )
+
+
+def _check_activation(config: ModelConfig, implemented: tuple[str, ...]) -> None:
+    """Refuse an activation that a family's own config allows and that only a module of its own could compute."""
+    if config.hidden_act not in implemented:
+        raise PluginError(
+            "the core does not compute this activation",
+            where="build_model",
+            field="hidden_act",
+            expected=" or ".join(implemented),
+            found=config.hidden_act,
+            hint=f"A family whose config ({type(config).__name__}) allows more answers build_model with a module that does.",
+        )
 
 
 def _check(model: nn.Module) -> None:
@@ -70,9 +87,36 @@ def _check(model: nn.Module) -> None:
             expected="an nn.Module with the members of apr_train.model.protocol.LanguageModel",
             found=f"{type(model).__name__} without {', '.join(lacking)}",
         )
+    _check_head(model)
     real = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_meta]
     if real:
         raise PluginError("memory was allocated", where="build_model", expected="meta tensors only", found=", ".join(real))
+
+
+def _check_head(model: LanguageModel) -> None:
+    """Refuse logits that training would never see, and a model that could not hand over a loss of its own."""
+    name = type(model).__name__
+    if getattr(model.logits, "__func__", None) is not head_logits:
+        raise PluginError(
+            "logits is a function of the model's own, which training and evaluation do not call",
+            where=f"build_model: {name}",
+            field="logits",
+            expected="logits = apr_train.model.head_logits",
+            found="another function",
+            hint="Training computes from head_weight, head_bias, head_scale, head_softcap and head_input, and never holds "
+            "the logits of a batch: put the cap or the scale there.",
+        )
+    signature = inspect.signature(model.hidden_states)
+    try:
+        signature.bind(None, mask=None, positions=None, cache=None, losses=None)
+    except TypeError as error:
+        raise PluginError(
+            f"hidden_states cannot be called: {error}",
+            where=f"build_model: {name}",
+            field="hidden_states",
+            expected="hidden_states(tokens, *, mask, positions=None, cache=None, losses=None)",
+            found=f"hidden_states{signature}",
+        ) from error
 
 
 def recompute_activations(model: LanguageModel) -> None:

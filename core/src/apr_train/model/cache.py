@@ -9,7 +9,10 @@ from apr_train.errors import ConfigError
 
 
 class KeyValueCache:
-    """Per layer, k and v `[batch, up to max_length, kv heads, head dim]`, allocated at the first append."""
+    """Per layer, k and v `[batch, up to max_length, kv heads, head dim]`, allocated at the first append.
+
+    Sliding layers keep all keys, too: their mask hides those before the window.
+    """
 
     def __init__(self, num_layers: int, max_length: int) -> None:
         self.max_length = max_length

@@ -1,4 +1,4 @@
-"""The post-norm encoder with a masked-LM head (RoBERTa: Liu et al. 2019), assembled from a config."""
+"""The post-norm encoder with a masked-LM head (BERT: Devlin et al. 2019; RoBERTa: Liu et al. 2019), assembled from a config."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from apr_train.errors import ConfigError
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
+from apr_train.model.attention_layer import FullAttention
 from apr_train.model.cache import KeyValueCache
-from apr_train.model.layers import FullAttention, GeluMLP, initialize
+from apr_train.model.head import head_logits
+from apr_train.model.init import initialize
+from apr_train.model.mlp import MLP
 
 
 class Embeddings(nn.Module):
-    """Words + positions + token types, normed."""
+    """Words + positions + token types, normed. The padding's word is not learnt as an input, nor is its position, if any."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         hidden, pad = config.hidden_size, config.pad_token_id
         self.pad = pad
+        self.positions_after_padding = config.positions_after_padding
         self.word_embeddings = nn.Embedding(config.vocab_size, hidden, padding_idx=pad)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden, padding_idx=pad)
+        place = pad if config.positions_after_padding else None
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden, padding_idx=place)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
         self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -32,10 +37,16 @@ class Embeddings(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`; every token is of type 0."""
         if positions is None:
-            positions = position_ids(tokens, self.pad)
+            positions = self.default_positions(tokens)
         x = self.word_embeddings(tokens) + self.token_type_embeddings.weight[0] + self.position_embeddings(positions)
         out: Tensor = self.dropout(self.norm(x))
         return out
+
+    def default_positions(self, tokens: Tensor) -> Tensor:
+        """Rows of the position table for `[batch, length]`: `position_ids`, or 0, 1, … whatever the tokens are (BERT)."""
+        if self.positions_after_padding:
+            return position_ids(tokens, self.pad)
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
 
 
 def position_ids(tokens: Tensor, pad: int) -> Tensor:
@@ -51,7 +62,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention = FullAttention(config, backend)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = GeluMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, activation="gelu", gated=False, bias=True)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -82,6 +93,9 @@ class MaskedHead(nn.Module):
 class Encoder(nn.Module):
     """A masked language model; satisfies `apr_train.model.protocol.LanguageModel`."""
 
+    head_scale: float = 1.0
+    head_softcap: float | None = None
+
     def __init__(self, config: EncoderConfig, attention: AttentionBackend) -> None:
         super().__init__()
         self.config = config
@@ -106,14 +120,21 @@ class Encoder(nn.Module):
         return self.lm_head.bias
 
     def hidden_states(
-        self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens: Tensor,
+        *,
+        mask: Mask,
+        positions: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`.
 
         Args:
             mask: `Bidirectional(keep)`; `keep` is usually `tokens != pad_token_id`.
-            positions: `[batch, length]` rows of the position table; see `position_ids` for what is taken otherwise.
+            positions: `[batch or 1, length]` rows of the position table; `Embeddings.default_positions` when None.
             cache: must be None.
+            losses: left as it is; an encoder has no loss of its own.
 
         Raises:
             ConfigError: for a cache, or for a sequence longer than the position table allows.
@@ -137,14 +158,12 @@ class Encoder(nn.Module):
         out: Tensor = self.lm_head(hidden)
         return out
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., hidden]` → `[..., vocab]`."""
-        return F.linear(self.head_input(hidden), self.head_weight, self.head_bias)
+    logits = head_logits
 
     def forward(self, tokens: Tensor, *, mask: Mask, positions: Tensor | None = None) -> Tensor:
         """Tokens → logits `[batch, length, vocab]`."""
         return self.logits(self.hidden_states(tokens, mask=mask, positions=positions))
 
     def initialize(self, generator: torch.Generator, names: Collection[str] | None = None) -> None:
-        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.layers`."""
+        """Draw fresh values for all parameters, or for the named ones; see `apr_train.model.init`."""
         initialize(self, self.config.initializer_range, generator, names)

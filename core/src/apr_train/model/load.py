@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, Stream, Streaming
+from apr_train.checkpoint.header import TensorInfo
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
-from apr_train.family.name_map import Fill, Identity
+from apr_train.family.name_map import Fill
+from apr_train.family.operations import Identity, part_of
 from apr_train.model.tensors import TORCH_DTYPES, to_torch
 
 _COMPARE = 1 << 20
@@ -59,9 +61,11 @@ def load_weights(
 ) -> LoadReport:
     """Give every parameter of a (meta-device) model its memory and its values, streaming one tensor at a time.
 
-    Peak memory is the model and one tensor that needs converting. Values are rounded to `dtype` (default: each
-    parameter's own). `verify` None does as the checkpoint was opened. On any error the model is left as it was. Parameters
-    are replaced by new ones: make the optimizer afterwards. `generator` (default: seed 0) draws what the file does not have.
+    A tensor that fills a parameter, or a part of one that lies in one piece (an expert of a stack), is read straight into
+    its place; one that is cut or changed goes through memory of its own. Peak memory is the model and one such tensor.
+    Values are rounded to `dtype` (default: each parameter's own). `verify` None does as the checkpoint was opened. On any
+    error the model is left as it was. Parameters are replaced by new ones: make the optimizer afterwards. `generator`
+    (default: seed 0) draws what the file does not have.
 
     Raises:
         PreflightError: with the plan's findings if it has any, or FALSIFY-APR-PRETRAIN-INIT-007 when parameters and plan
@@ -78,12 +82,12 @@ def load_weights(
     stream = checkpoint.stream(verify=verify) if isinstance(checkpoint, Streaming) else None
     source = _Source(checkpoint, stream, progress or _silent)
     with stream if stream is not None else nullcontext():
-        for entry in plan.loads:
-            source.fill(entry, values[entry.parameter])
+        for name, edges in plan.loaded.items():
+            source.fill(name, edges, values)
         source.compare(plan)
     _adopt(model, parameters, values)
     if plan.fresh:
-        names = [entry.parameter for entry in plan.fresh]
+        names = plan.fresh_parameters
         model.initialize(generator or torch.Generator().manual_seed(0), names)  # type: ignore[operator] # LanguageModel's
     checked = isinstance(checkpoint, Streaming) and (checkpoint.verify_data if verify is None else verify)
     return _report(plan, source.bytes_read, verified=checked)
@@ -96,10 +100,10 @@ def _empty_like(parameter: Tensor, dtype: torch.dtype | None, device: torch.devi
 
 def _report(plan: LoadPlan, bytes_read: int, *, verified: bool) -> LoadReport:
     return LoadReport(
-        loaded=tuple(entry.checkpoint for entry in plan.loads),
+        loaded=tuple(plan.loaded),
         duplicates=tuple(entry.checkpoint for entry in plan.duplicates),
         ignored=tuple((entry.checkpoint, entry.reason) for entry in plan.ignored),
-        fresh=tuple(entry.parameter for entry in plan.fresh),
+        fresh=plan.fresh_parameters,
         bytes_read=bytes_read,
         verified=verified,
     )
@@ -117,9 +121,9 @@ def _check_coverage(parameters: Mapping[str, Tensor], plan: LoadPlan, where: str
         (name, "a rule fills a parameter that the model does not have", name) for name in filled if name not in parameters
     ]
     faults += [
-        (entry.checkpoint, "the tensor does not have the parameter's shape", str(list(entry.shape)))
-        for entry in plan.loads
-        if entry.parameter in parameters and entry.shape != tuple(parameters[entry.parameter].shape)
+        (edges[0].checkpoint, "the tensor does not have the parameter's shape", str(list(edges[0].parameter_shape)))
+        for name, edges in plan.filled.items()
+        if name in parameters and edges[0].parameter_shape != tuple(parameters[name].shape)
     ]
     if faults:
         raise PreflightError(
@@ -141,6 +145,11 @@ def _check_buffers(model: nn.Module) -> None:
         )
 
 
+def _as_it_lies(edges: tuple[Fill, ...]) -> bool:
+    """Whether a tensor goes to one place only, and is there what it is in the file."""
+    return len(edges) == 1 and isinstance(edges[0].operation, Identity) and edges[0].checkpoint_part is None
+
+
 class _Source:
     """Where values come from: a stream straight into memory where it can, views of the file where not."""
 
@@ -149,18 +158,23 @@ class _Source:
         self._tensors = checkpoint.header.tensors
         self.bytes_read = 0
 
-    def fill(self, entry: Fill, parameter: Tensor) -> None:
-        """Put a tensor's values, in the model's row order, into the parameter's memory."""
-        info = self._tensors[entry.checkpoint]
-        if self._stream is None:
-            parameter.copy_(entry.operation.to_parameter(to_torch(self._checkpoint.read(entry.checkpoint))))
-        elif isinstance(entry.operation, Identity):
-            self._read(self._stream, entry.checkpoint, parameter)
+    def fill(self, name: str, edges: tuple[Fill, ...], parameters: Mapping[str, Tensor]) -> None:
+        """Put a tensor's values, as the model has them, into the memory of the parameters that it fills."""
+        info = self._tensors[name]
+        places = [(edge, part_of(parameters[edge.parameter], edge.parameter_part)) for edge in edges]
+        if self._stream is not None and _as_it_lies(edges) and places[0][1].is_contiguous():
+            self._read(self._stream, name, places[0][1])
         else:
-            staging = torch.empty(info.shape, dtype=TORCH_DTYPES.get(info.dtype, torch.float32))
-            self._read(self._stream, entry.checkpoint, staging)
-            parameter.copy_(entry.operation.to_parameter(staging))
+            whole = to_torch(self._checkpoint.read(name)) if self._stream is None else self._staged(self._stream, info)
+            for edge, place in places:
+                place.copy_(edge.to_parameter(whole))
         self._consumed(info.nbytes)
+
+    def _staged(self, stream: Stream, info: TensorInfo) -> Tensor:
+        """The whole tensor in memory of its own."""
+        staging = torch.empty(info.shape, dtype=TORCH_DTYPES.get(info.dtype, torch.float32))
+        self._read(stream, info.name, staging)
+        return staging
 
     def _read(self, stream: Stream, name: str, target: Tensor) -> None:
         """The bytes themselves where they are what the target holds, else a cache-sized piece after the other, converted."""

@@ -29,7 +29,7 @@ def head_loss(model: LanguageModel, hidden: Tensor, targets: Tensor, *, scale: f
     """Cross entropy of the model's head, summed over the targets that are not `IGNORE`, times `scale`.
 
     Args:
-        model: gives the head's matrix, its bias, and what stands in front of them.
+        model: gives the head's matrix, its bias, what stands in front of them, and the scale and cap behind them.
         hidden: `[positions, hidden]`.
         targets: `[positions]` int64.
         scale: factor on the sum.
@@ -40,7 +40,16 @@ def head_loss(model: LanguageModel, hidden: Tensor, targets: Tensor, *, scale: f
     """
     inputs = model.head_input(hidden)
     loss: Tensor
-    loss, _ = chunked_cross_entropy(inputs, model.head_weight, model.head_bias, targets, scale=scale, compiled=compiled)
+    loss, _ = chunked_cross_entropy(
+        inputs,
+        model.head_weight,
+        model.head_bias,
+        targets,
+        head_scale=model.head_scale,
+        head_softcap=model.head_softcap,
+        scale=scale,
+        compiled=compiled,
+    )
     return loss
 
 
@@ -67,12 +76,15 @@ def chunked_cross_entropy(
     bias: Tensor | None,
     targets: Tensor,
     *,
+    head_scale: float = 1.0,
+    head_softcap: float | None = None,
     scale: float = 1.0,
     chunk: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of -log softmax(hidden weightᵀ + bias)[target] over the rows that count, times `scale`.
+    """Sum of -log softmax(y)[target] over the rows that count, times `scale`; y = cap · tanh(z / cap).
 
+    z = head_scale · (hidden weightᵀ + bias), and y = z without a cap: the formula of `apr_train.model.head.head_logits`.
     Logits are computed once, some rows at a time, in the autocast dtype if there is one, else in hidden's dtype; the
     softmax is in float32 at least. The gradients of hidden, weight and bias are made on the way and kept for
     the backward pass, as in Liger's fused linear cross-entropy (Hsu et al. 2024). Rows that do not count cost nothing.
@@ -82,6 +94,8 @@ def chunked_cross_entropy(
         weight: `[vocab, hidden]`; may be the embedding matrix.
         bias: `[vocab]` or None.
         targets: `[rows]` int64; `IGNORE` where a row does not count.
+        head_scale: factor on the logits; one pass over them, in the softmax's dtype, where it is not 1.
+        head_softcap: cap of the logits; a pass over them and, not compiled, one more chunk of them in the softmax's dtype.
         scale: factor on the sum, 1 / tokens of the step, say; free here, a pass over weight's gradient afterwards.
         chunk: rows at a time; by default half of them or `CHUNK_ROWS`, but never more than `CHUNK_ELEMENTS` logits.
         compiled: fuse the softmax with torch.compile (takes seconds the first time, and a C++ compiler on a CPU).
@@ -95,7 +109,16 @@ def chunked_cross_entropy(
         hidden, targets = hidden[keep], targets[keep]
     rows = chunk or _chunk_rows(targets.numel(), weight.shape[0])
     loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-        hidden, weight, bias, targets, scale, _even(targets.numel(), rows), compiled, torch.is_grad_enabled()
+        hidden,
+        weight,
+        bias,
+        targets,
+        head_scale,
+        head_softcap,
+        scale,
+        _even(targets.numel(), rows),
+        compiled,
+        torch.is_grad_enabled(),
     )
     return loss, count
 
@@ -111,30 +134,53 @@ def _even(total: int, rows: int) -> int:
     return -(-total // chunks) or 1
 
 
-def _softmax_step(logits: Tensor, targets: Tensor) -> Tensor:
-    """Loss sum of one chunk `[rows, vocab]`; overwrites `logits` with their gradient."""
+def _softmax_step(logits: Tensor, targets: Tensor, head_scale: float, softcap: float | None) -> Tensor:
+    """Loss sum of one chunk; to be compiled.
+
+    Args:
+        logits: `[rows, vocab]`, the products p of the head's matrix; overwritten with dloss/dp, but for the constant factor
+            `head_scale` of it: `_Gradients.add` has it for nothing.
+        targets: `[rows]`.
+        head_scale: z = head_scale · p.
+        softcap: the softmax is of softcap · tanh(z / softcap), whose derivative is 1 - tanh²; of z when None.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tanh = None
+    if softcap is not None:
+        tanh = (wide * (head_scale / softcap)).tanh()
+        wide = tanh * softcap
+    elif head_scale != 1.0:
+        wide = wide * head_scale
     total = wide.logsumexp(-1, keepdim=True)
     loss = (total - wide.gather(1, targets[:, None])).sum()
     target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    logits.copy_((wide - total).exp() - target)
+    gradient = (wide - total).exp() - target
+    logits.copy_(gradient if tanh is None else gradient * (1 - tanh.square()))
     return loss
 
 
-def _softmax_step_eager(logits: Tensor, targets: Tensor) -> Tensor:
+def _softmax_step_eager(logits: Tensor, targets: Tensor, head_scale: float, softcap: float | None) -> Tensor:
     """The same with fewer passes over memory where nothing fuses them."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tanh = None
+    if softcap is not None:
+        tanh = wide.mul_(head_scale / softcap).tanh_()
+        wide = tanh * softcap
+    elif head_scale != 1.0:
+        wide.mul_(head_scale)
     total = wide.logsumexp(-1, keepdim=True)
     loss = (total - wide.gather(1, targets[:, None])).sum()
     wide.sub_(total).exp_()
     wide.scatter_add_(1, targets[:, None], wide.new_full((1, 1), -1.0).expand(targets.numel(), 1))
+    if tanh is not None:
+        wide.addcmul_(wide, tanh.square_(), value=-1)
     if wide is not logits:
         logits.copy_(wide)
     return loss
 
 
 @cache
-def _compiled_step() -> Callable[[Tensor, Tensor], Tensor]:
+def _compiled_step() -> Callable[[Tensor, Tensor, float, float | None], Tensor]:
     return torch.compile(_softmax_step)
 
 
@@ -183,6 +229,8 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        head_scale: float,
+        softcap: float | None,
         scale: float,
         chunk: int,
         compiled: bool,
@@ -200,9 +248,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                 piece = hidden[rows].to(dtype)
                 logits = torch.mm(piece, matrix.T, out=buffer[: len(piece)])
                 logits = logits if offset is None else logits.add_(offset)
-                loss += step(logits, targets[rows])
+                loss += step(logits, targets[rows], head_scale, softcap)
                 if gradients is not None:
-                    gradients.add(rows, logits, piece, matrix, scale)
+                    gradients.add(rows, logits, piece, matrix, scale * head_scale)
         if gradients is not None:
             _save(ctx, gradients, weight, bias)
         return loss * scale
@@ -213,7 +261,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         saved = ctx.saved_tensors
         if factor.item() != 1.0:
             saved = [tensor if tensor is None else tensor * factor.to(tensor.dtype) for tensor in saved]
-        return (*saved, None, None, None, None, None)
+        return (*saved, *(None,) * 7)
 
 
 def _save(ctx: Any, gradients: _Gradients, weight: Tensor, bias: Tensor | None) -> None:

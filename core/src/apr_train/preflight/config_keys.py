@@ -107,11 +107,10 @@ def _classes(config: ModelConfig | None, kind: Kind | None) -> tuple[type[ModelC
 def _is_read(item: Any, config: ModelConfig | None, info: FamilyInfo | None, experts: bool) -> bool:
     """Whether a file's key must agree with the field: it is read, decided by the family, or set to what only the family knows.
 
-    A field that is None, as the rotary base of a model without rotation, has no key to agree with. Where there are experts, the
-    config has a value of everything that says how they are used, whoever set it.
+    Where there are experts, the config has a value of everything that says how they are used, whoever set it.
     """
     if not item.metadata.get(QUIET):
-        return config is None or item.default is not None or getattr(config, item.name) is not None
+        return True
     if info is not None and (item.name in info.config_keys or item.name in info.fixed):
         return True
     if config is None:
@@ -128,6 +127,8 @@ def _private(key: str) -> bool:
 def _judge(case: _Case, key: str, name: str, value: Any, unknown: list[str], *, further: bool = False) -> list[Finding]:
     """One key; `name` is what the tables have it under, and `further` whether it has the container's own spelling."""
     header, config = case.header, case.config
+    if config is not None and name in {*config.REQUIRED} - {*config.required(config.to_dict())}:
+        return []  # the epsilon of the other kind of norm, a rotary base of learned positions: nothing reads it
     if name in case.fields and (further or name == key):
         return [fault for field in case.fields[name] for fault in _field(header, config, key, field, value)]
     if config is not None and isinstance(getattr(type(config), key, None), property):

@@ -42,7 +42,7 @@ def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding
 
 def parameter_count(name_map: NameMap) -> int:
     """Stored parameters of the model, tied ones once."""
-    return sum(math.prod(entry.shape) for entry in name_map.fills.values())
+    return sum(math.prod(shape) for shape in name_map.parameters.values())
 
 
 def out_findings(out: Path) -> list[Finding]:

@@ -192,17 +192,17 @@ def tensor_facts(header: Header | None, report: TensorReport | None) -> dict[str
     if header is None or report is None or report.plan is None or report.name_map is None:
         return {}
     plan = report.plan
-    used = len(plan.loads) + len(plan.duplicates) + len(plan.ignored)
+    used = len(plan.loaded) + len(plan.duplicates) + len(plan.ignored)
     return {
         "parameters": parameter_count(report.name_map),
         "tensors": {
             "used": used,
             "total": len(header.tensors),
-            "filled": len(plan.loads),
+            "filled": len(plan.filled),
             "parameters": len(report.name_map.fills),
         },
         "ignored": {entry.checkpoint: entry.reason for entry in plan.ignored},
-        "fresh": [entry.parameter for entry in plan.fresh],
+        "fresh": list(plan.fresh_parameters),
         "tie": {"value": header.tie.value, "reason": header.tie.reason},
         "rope_rows": header.rope_rows,
     }

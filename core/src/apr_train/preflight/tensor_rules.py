@@ -6,8 +6,6 @@ symbolic shapes say which field each dimension stands for, so the tensors vote o
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,8 +21,9 @@ from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import Fill, IgnoreRule, NameMap, Rule, Tied
+from apr_train.family.name_map import EXPERTS, IgnoreRule, Match, NameMap, Rule, RuleIndex
 from apr_train.family.plugin import Family
+from apr_train.family.sizes import Shape, evaluate, names_in
 
 _QUANTISED = ("Q", "IQ", "TQ", "APR_Q", "MXFP")
 
@@ -45,7 +44,7 @@ def tensor_report(header: Header, family: Family, config: ModelConfig | None) ->
     layout, name_map, refused = _name_map(header, family, config)
     if name_map is None:
         return TensorReport(layout=layout, findings=refused)
-    sizes = compare_sizes(header, name_map.rules)
+    sizes = compare_sizes(header, name_map.rules, name_map.sizes if config is not None else {})
     findings = (*refused, *rope_row_findings(header, family))
     if config is None:
         return TensorReport(layout=layout, findings=(*sizes.findings, *findings))
@@ -86,40 +85,44 @@ def _without_explained(
 ) -> tuple[list[Finding], tuple[Finding, ...]]:
     """Take out what one wrong metadata field (or a wrong tie flag) already explains."""
     corrected = {**name_map.sizes, **sizes.sizes}
+    index = RuleIndex(name_map.rules)
     left: list[Finding] = []
     explained: list[Finding] = []
     for finding in plan.findings:
         name = finding.field
-        caused = _fits_corrected(header, name_map, name, corrected) or _beyond_layers(name, name_map, sizes)
+        match = index.find(name)
+        caused = match is not None and (
+            _fits_corrected(header, name_map, name, match, corrected) or _beyond(match, name_map, sizes)
+        )
         caused = caused or (bool(tie) and name in HEAD_NAMES)
         (explained if caused else left).append(finding)
     return left, tuple(explained)
 
 
-def _fits_corrected(header: Header, name_map: NameMap, name: str, corrected: dict[str, int]) -> bool:
+def _fits_corrected(header: Header, name_map: NameMap, name: str, match: Match, corrected: dict[str, int]) -> bool:
     """Whether a misshapen tensor has exactly the shape that the file's real sizes give."""
     if name not in header.tensors or name not in name_map.by_checkpoint or corrected == dict(name_map.sizes):
         return False
-    table = {rule.checkpoint: rule for rule in name_map.rules if not isinstance(rule, IgnoreRule)}
-    rule = table.get(name) or table.get(template_of(name))
-    if rule is None:
-        return False
     shape = header.tensors[name].shape
-    return shape == tuple(_value(symbol, corrected) for symbol in rule.shape)
+    return any(shape == tuple(_value(symbol, corrected) for symbol in _shape(rule)) for rule in match.rules)
+
+
+def _shape(rule: Rule) -> Shape:
+    """The symbolic shape of a rule's tensor in the file; empty where any shape will do."""
+    return () if isinstance(rule, IgnoreRule) else rule.checkpoint_shape
 
 
 def _value(symbol: str, sizes: dict[str, int]) -> int:
-    """A symbol that contradicts as a whole (a product) has its own entry; else the product of its factors."""
-    return sizes[symbol] if symbol in sizes else math.prod(sizes[name] for name in symbol.split("*"))
+    """A symbol that contradicts as a whole (a product, a sum) has its own entry; else what it comes to."""
+    return sizes[symbol] if symbol in sizes else evaluate(symbol, sizes)
 
 
-def _beyond_layers(name: str, name_map: NameMap, sizes: Contradictions) -> bool:
-    """Missing layers of a file that has fewer than its metadata says, or the unused ones of a file that has more."""
-    layers = sizes.sizes.get("num_hidden_layers")
-    if layers is None or template_of(name) == name:
-        return False
-    number = int(name[len(template_of(name).partition("{layer}")[0]) :].partition(".")[0])
-    return template_of(name) in {rule.checkpoint for rule in name_map.rules} and number >= min(layers, name_map.num_layers)
+def _beyond(match: Match, name_map: NameMap, sizes: Contradictions) -> bool:
+    """Missing layers or experts of a file that has fewer than its metadata says, or the unused ones of one that has more."""
+    ends = ((match.layer, LAYERS, name_map.num_layers), (match.expert, EXPERTS, name_map.sizes.get(EXPERTS, 0)))
+    return any(
+        number is not None and name in sizes.sizes and number >= min(sizes.sizes[name], stated) for number, name, stated in ends
+    )
 
 
 def tie_findings(header: Header, plan: LoadPlan) -> list[Finding]:
@@ -142,8 +145,7 @@ def tie_findings(header: Header, plan: LoadPlan) -> list[Finding]:
 
 def dtype_findings(header: Header, plan: LoadPlan) -> list[Finding]:
     """Weights are floats, or blocks that can be dequantised."""
-    entries: tuple[Fill | Tied, ...] = (*plan.loads, *plan.duplicates)
-    used = [header.tensors[entry.checkpoint] for entry in entries]
+    used = [header.tensors[name] for name in (*plan.loaded, *(entry.checkpoint for entry in plan.duplicates))]
     return [
         Finding(
             rule=rules.PREFLIGHT_006,
@@ -182,7 +184,7 @@ def provisional_tie(header: Header) -> Header:
     return attrs.evolve(header, tie=attrs.evolve(header.tie, value=True))
 
 
-_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+LAYERS = "num_hidden_layers"
 
 
 @define
@@ -212,91 +214,92 @@ class Contradictions:
     """What the tensors have, for the symbols in contradiction (`num_hidden_layers` among them) and what follows from them."""
 
 
-def compare_sizes(header: Header, table: Iterable[Rule]) -> Contradictions:
-    """Compare every symbol of the shapes in a family's table with the file's tensors."""
-    table = tuple(table)
-    votes = _votes(header.tensors, table)
-    declared = _declared(header.config)
+def compare_sizes(header: Header, table: Iterable[Rule], sizes: Mapping[str, int] | None = None) -> Contradictions:
+    """Compare every symbol of the shapes in a family's table with the file's tensors.
+
+    A product or a sum is compared as a whole: which of its factors is wrong is said by the tensors that have that factor
+    alone. `sizes` are those of the config that was made of the metadata, for what follows from other fields there.
+    """
+    index, known = RuleIndex(table), sizes or {}
+    matches = [(tensor, match) for name, tensor in header.tensors.items() if (match := index.find(name)) is not None]
+    votes = _votes(matches)
+    declared = _declared(header.config, known)
     wrong: dict[str, int] = {}
-    for symbol, vote in sorted(votes.items(), key=lambda item: item[0].count("*")):  # products last: they follow from the rest
-        value, stated = vote.winner(), _product(symbol, declared)
+    for symbol, vote in sorted(votes.items(), key=lambda item: _depth(item[0])):  # products last: they follow from the rest
+        value, stated = vote.winner(), _stated(symbol, declared)
         if value is None or stated is None or value == stated:
             continue
-        if "*" in symbol and value == _product(symbol, _declared({**header.config, **wrong})):
+        if _depth(symbol) > 1 and value == _stated(symbol, _declared({**header.config, **wrong}, known)):
             continue
         wrong[symbol] = value
     findings = [_finding(header, symbol, value, declared, votes[symbol].witness[value]) for symbol, value in wrong.items()]
-    layers = _layers(header.tensors, table)
-    stated = declared.get("num_hidden_layers")
-    if layers and stated is not None and layers != stated:
-        wrong["num_hidden_layers"] = layers
-        findings.append(_layer_finding(header, layers, stated))
-    derived = _declared({**header.config, **wrong}) if wrong else {}
+    for name, numbers in ((LAYERS, [match.layer for _, match in matches]), (EXPERTS, [match.expert for _, match in matches])):
+        found = max((number + 1 for number in numbers if number is not None), default=0)
+        stated = declared.get(name)
+        if found and stated is not None and found != stated and name not in wrong:
+            wrong[name] = found
+            findings.append(_count_finding(header, name, found, stated))
+    derived = _declared({**header.config, **wrong}, known) if wrong else {}
     head_dim = {"head_dim": derived["head_dim"]} if "head_dim" in derived else {}
     return Contradictions(findings=tuple(findings), sizes=head_dim | wrong)
 
 
-def template_of(name: str) -> str:
-    """The tensor's name with its first number replaced by `{layer}`."""
-    return _NUMBER.sub("{layer}", name, count=1)
-
-
-def _votes(tensors: Mapping[str, TensorInfo], table: tuple[Rule, ...]) -> dict[str, Votes]:
-    by_name = {rule.checkpoint: rule for rule in table if not isinstance(rule, IgnoreRule)}
+def _votes(matches: list[tuple[TensorInfo, Match]]) -> dict[str, Votes]:
+    """What each dimension of each tensor says of its symbol; a number stands for itself and is asked nothing."""
     votes: dict[str, Votes] = defaultdict(Votes)
-    for name, tensor in tensors.items():
-        rule = by_name.get(name) or by_name.get(template_of(name))
-        if rule is None or len(rule.shape) != len(tensor.shape):
-            continue
-        for symbol, size in zip(rule.shape, tensor.shape, strict=True):
-            votes[symbol].add(size, tensor)
+    for tensor, match in matches:
+        shapes = {_shape(rule) for rule in match.rules}
+        for shape in shapes:
+            if len(shape) == len(tensor.shape):
+                for symbol, size in zip(shape, tensor.shape, strict=True):
+                    if names_in(symbol):
+                        votes[symbol].add(size, tensor)
     return votes
 
 
-def _declared(config: Mapping[str, Any]) -> dict[str, int]:
-    """The metadata's sizes; a head's width and the number of kv heads follow from others where they are not given."""
+def _depth(symbol: str) -> int:
+    """How many names and numbers a symbolic size is made of."""
+    return symbol.count("*") + symbol.count("+") + 1
+
+
+def _declared(config: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
+    """The metadata's sizes; a head's width and the number of kv heads follow from others where they are not given.
+
+    What neither says is as in `known`.
+    """
     sizes = {key: value for key, value in config.items() if isinstance(value, int) and not isinstance(value, bool)}
     hidden, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
     if hidden and heads and hidden % heads == 0:
         sizes.setdefault("head_dim", hidden // heads)
     if heads:
         sizes.setdefault("num_key_value_heads", heads)
-    return sizes
+    return {**known, **sizes}
 
 
-def _product(symbol: str, sizes: Mapping[str, int]) -> int | None:
-    factors = [sizes.get(name) for name in symbol.split("*")]
-    return None if None in factors else math.prod(factor for factor in factors if factor is not None)
-
-
-def _layers(tensors: Mapping[str, TensorInfo], table: tuple[Rule, ...]) -> int:
-    """How many layers the tensors have, by the largest number in a per-layer name."""
-    templates = {rule.checkpoint for rule in table if "{layer}" in rule.checkpoint}
-    numbers = [found.group() for name in tensors if (found := _NUMBER.search(name)) and template_of(name) in templates]
-    return max((int(number) + 1 for number in numbers), default=0)
+def _stated(symbol: str, sizes: Mapping[str, int]) -> int | None:
+    return evaluate(symbol, sizes) if all(name in sizes for name in names_in(symbol)) else None
 
 
 def _finding(header: Header, symbol: str, value: int, declared: Mapping[str, int], witness: TensorInfo) -> Finding:
-    factors = " and ".join(f"{name} {declared.get(name)}" for name in symbol.split("*"))
-    stated = _product(symbol, declared)
+    factors = " and ".join(f"{name} {declared.get(name)}" for name in names_in(symbol))
     return Finding(
         rule=rules.INIT_005,
         subject=header.path,
         field=symbol,
         problem="the metadata contradicts the tensors",
         expected=f"{value}, as in the tensors ({witness.name} is {list(witness.shape)})",
-        found=f"{stated} in the metadata" + (f" ({factors})" if "*" in symbol else ""),
+        found=f"{_stated(symbol, declared)} in the metadata" + (f" ({factors})" if _depth(symbol) > 1 else ""),
         hint="Nothing is reshaped, cut or padded: re-import the file from its source.",
     )
 
 
-def _layer_finding(header: Header, layers: int, stated: int) -> Finding:
+def _count_finding(header: Header, name: str, found: int, stated: int) -> Finding:
     return Finding(
         rule=rules.INIT_005,
         subject=header.path,
-        field="num_hidden_layers",
+        field=name,
         problem="the metadata contradicts the tensors",
-        expected=f"{layers}, as in the tensors",
+        expected=f"{found}, as in the tensors",
         found=f"{stated} in the metadata",
         hint="The file is incomplete, or its metadata is another model's.",
     )

@@ -17,8 +17,8 @@ from apr_train.checkpoint.tie import tie_from_index
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
+from apr_train.family.name_map import RuleIndex
 from apr_train.family.plugin import Family
-from apr_train.preflight.tensor_rules import template_of
 
 WRAPPERS = {
     "_orig_mod": "torch.compile",
@@ -62,15 +62,16 @@ class _Known:
 
     def __init__(self, header: Header, family: Family) -> None:
         config = _config(header, family)
-        self.templates = {
-            rule.checkpoint
+        rules = [
+            rule
             for bare in (False, True)
             for rule in family.map_tensor_names(config, Layout(names=header.names, bare=bare)).rules
-        }
-        self.words = {word for template in self.templates for word in template.split(".")}
+        ]
+        self.index = RuleIndex(rules)
+        self.words = {word for rule in rules for word in rule.checkpoint.split(".")}
 
     def has(self, name: str) -> bool:
-        return name in self.templates or template_of(name) in self.templates
+        return self.index.find(name) is not None
 
     def count(self, names: Iterable[str]) -> int:
         return sum(self.has(name) for name in names)
@@ -79,13 +80,15 @@ class _Known:
 def _config(header: Header, family: Family) -> ModelConfig:
     """The file's, for the tensors that only some configs have; else a preset's, which shares all other names.
 
-    With one layer: the names of all are the same, and the file's number may be any.
+    A config of more layers than the file has tensors is a preset's, too: its number may be any, and a map has them all.
     """
     try:
         config = family.build_config(header=header)
     except AprTrainError:
-        config = family.build_config(preset=family.info.default_preset)
-    return attrs.evolve(config, num_hidden_layers=1)
+        return family.build_config(preset=family.info.default_preset)
+    if config.num_hidden_layers > len(header.tensors):
+        return family.build_config(preset=family.info.default_preset)
+    return config
 
 
 def _prefix(names: list[str], known: _Known, fitting: int) -> str:

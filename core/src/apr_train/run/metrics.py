@@ -32,6 +32,7 @@ class Metrics:
 
     step: int = _unit("steps", "Optimizer steps done; 0 is before the first one and has a validation only.")
     loss: float | None = _unit("nats", "Mean loss per target token over the step, before its update.", default=None)
+    aux_loss: float | None = _unit("", "Experts: mean load-balancing loss of the router, without its factor.", default=None)
     lr: float | None = _unit("", "Learning rate of the step.", default=None)
     grad_norm: float | None = _unit("", "Norm of the whole gradient, before clipping.", default=None)
     targets: int | None = _unit("tokens", "Target tokens of the step: those that the loss counts.", default=None)

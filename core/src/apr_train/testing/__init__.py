@@ -12,6 +12,7 @@ same model (transformers, usually), since a name map that is wrong in both direc
 from apr_train.testing.agreement import Agreement, compare_models, compute_in_float64, our_logits, reference_config
 from apr_train.testing.compare import FLOAT32, FLOAT64, ConformanceError, check_agreement, relative_error, relative_errors
 from apr_train.testing.conformance import check_family, header_from, installed_family
+from apr_train.testing.lifecycle import check_files, check_reference, check_run
 from apr_train.testing.models import (
     meta_model,
     model_from_file,
@@ -28,6 +29,9 @@ __all__ = [
     "ConformanceError",
     "check_agreement",
     "check_family",
+    "check_files",
+    "check_reference",
+    "check_run",
     "compare_models",
     "compute_in_float64",
     "header_from",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import types
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf
@@ -118,53 +119,71 @@ def _gradients(model: nn.Module, logits: Tensor, tokens: Tensor, keep: Tensor | 
     return {name: grad for name, grad in zip(named, grads, strict=True) if grad is not None}
 
 
-def compute_in_float64(reference: nn.Module) -> nn.Module:
-    """Make a transformers decoder (Llama's and its kin) compute norms and rotary tables in float64, in place.
+class _LiftedCasts(TorchFunctionMode):
+    """Every call that asks for float32 gets float64: `.float()`, `.to(torch.float32)`, `softmax(dtype=torch.float32)`,
+    `torch.arange(…, dtype=torch.float32)`; the grouped product, which torch has not in float64, goes group by group."""
 
-    transformers casts both to float32 whatever the weights are, which stops every comparison near 1e-7. The formulas are
-    written out here from the papers (Zhang & Sennrich 2019; Su et al. 2021; Llama 3.1's stretch from Meta's
-    `apply_scaling`), not taken from the code under test.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        elif func is getattr(torch, "_grouped_mm", None):
+            func = _grouped_product
+        return func(*map(_lifted, args), **{name: _lifted(value) for name, value in (kwargs or {}).items()})
+
+
+def _grouped_product(rows: Tensor, matrices: Tensor, offs: Tensor, **unused: Any) -> Tensor:
+    """`[rows, in]`, those up to `offs[0]` times the first of `[groups, in, out]`, and so on: `[rows, out]`."""
+    pieces = torch.tensor_split(rows, offs[:-1].tolist())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, matrices.unbind(0), strict=True)])
+
+
+@contextmanager
+def _everything_in_float64() -> Iterator[None]:
+    """Lift casts to float32, and make tensors without a dtype in float64."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _LiftedCasts():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _lifted(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+def compute_in_float64(reference: nn.Module) -> nn.Module:
+    """Make a transformers model again so that all of it is computed in float64, casts to float32 included.
+
+    transformers casts norms, rotary tables, softmax and routers to float32 whatever the weights are, which stops every
+    comparison near 1e-7. Each such cast is lifted when it is called, in any class, while the model is made (tables that it
+    keeps are made then) and whenever it is called afterwards.
+
+    Args:
+        reference: a model that its class makes of `reference.config` alone; it stays as it is.
+
+    Returns:
+        Another model with the same weights and in the same mode, in float64.
 
     Raises:
-        ConformanceError: for rotary scaling of another kind: it would be left out.
+        ConformanceError: for a model without a config, or whose class makes other parameters of it.
     """
-    config: Any = reference.config
-    kind = config.rope_parameters.get("rope_type", "default")
-    fail_on([f"rope_type {kind} is not written out here"] if kind not in ("default", "llama3") else [], where="reference")
-    reference.double()
-    for module in reference.modules():
-        kind = type(module).__name__
-        if kind.endswith("RMSNorm"):
-            module.forward = types.MethodType(_rms_norm, module)
-        elif kind.endswith("RotaryEmbedding"):
-            module.forward = types.MethodType(_rotary, module)
-    return reference
+    config = getattr(reference, "config", None)
+    fail_on([] if config is not None else ["no config to make it again from"], where=type(reference).__name__)
+    make: Callable[[Any], nn.Module] = type(reference)
+    with _everything_in_float64():
+        lifted = make(copy.deepcopy(config)).double().train(reference.training)
+    state = {name: tensor.double() for name, tensor in reference.state_dict().items()}
+    try:
+        lifted.load_state_dict(state)
+    except RuntimeError as error:
+        fail_on([f"made again from its config, it has other parameters: {error}"], where=type(reference).__name__)
+    own = lifted.forward
 
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _everything_in_float64():
+            return own(*args, **kwargs)
 
-def _rms_norm(self: Any, x: Tensor) -> Tensor:
-    scaled: Tensor = self.weight * x / (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
-    return scaled
-
-
-def _rotary(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    rope = self.config.rope_parameters
-    theta = float(rope["rope_theta"])
-    head_dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
-    frequencies = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
-    if rope.get("rope_type", "default") == "llama3":
-        frequencies = [_llama3(frequency, rope) for frequency in frequencies]
-    angles = position_ids[..., None].double() * torch.tensor(frequencies, dtype=torch.float64)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def _llama3(frequency: float, rope: Mapping[str, Any]) -> float:
-    """One frequency as Meta's `apply_scaling` (llama-models) stretches it."""
-    low, high, context = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-    turns = context * frequency / (2 * math.pi)
-    if turns > high:
-        return frequency
-    if turns < low:
-        return float(frequency / rope["factor"])
-    smooth = (turns - low) / (high - low)
-    return float((1 - smooth) * frequency / rope["factor"] + smooth * frequency)
+    lifted.forward = forward
+    return lifted

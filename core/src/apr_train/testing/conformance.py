@@ -10,16 +10,18 @@ from collections.abc import Iterator
 import numpy as np
 from attrs import evolve
 
+from apr_train import rules
 from apr_train.checkpoint.header import Header, RopeRows, TensorInfo, Tie
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.errors import ConfigError, NameMapError
+from apr_train.errors import ConfigError, Finding, NameMapError, WrongMapError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.name_map import to_checkpoint, to_parameters
+from apr_train.family.name_map import EXPERTS, Fill, NameMap, to_checkpoint, to_parameters
+from apr_train.family.operations import Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
-from apr_train.testing.compare import fail_on
-from apr_train.testing.models import meta_model, parameter_shapes, random_tensors
+from apr_train.testing.compare import ConformanceError, fail_on
+from apr_train.testing.models import meta_model, parameter_shapes, random_array, random_tensors
 
 
 def header_from(family: Family, config: ModelConfig, layout: Layout | None = None) -> Header:
@@ -29,15 +31,19 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
     """
     layout = layout or Layout()
     values = {key: value for key, value in config.said().items() if value is not None}
-    fills = family.map_tensor_names(config, layout).fills.values()
-    entries = [entry for entry in fills if not (layout.bare and entry.fresh_group)]
+    name_map = family.map_tensor_names(config, layout)
+    shapes = {
+        name: shape
+        for name, shape in name_map.tensors.items()
+        if not (layout.bare and any(edge.fresh_group for edge in name_map.edges(name)))
+    }
     return Header(
         path=f"<{family.name}>",
         format="gguf" if layout.names == "gguf" else "safetensors",
         hf_class=family.info.hf_classes[-1 if layout.bare else 0] if layout.names == "hf" else None,
         architecture=family.info.model_type if layout.names == "hf" else family.info.gguf_architectures[0],
         config=values,
-        tensors={entry.checkpoint: _info(entry.checkpoint, entry.shape) for entry in entries},
+        tensors={name: _info(name, shape) for name, shape in shapes.items()},
         names=layout.names,
         rope_rows=layout.rope_rows if family.info.kind == "decoder" else None,
         tie=Tie(config.tie_word_embeddings, "metadata"),
@@ -52,8 +58,9 @@ _ROWS: tuple[RopeRows, ...] = ("split-half", "adjacent")
 ALL_LAYOUTS = (
     *(Layout(rope_rows=rows, bare=bare) for rows in _ROWS for bare in (False, True)),
     *(Layout(names="gguf", rope_rows=rows) for rows in _ROWS),
+    *(Layout(experts="stacked", bare=bare) for bare in (False, True)),
 )
-"""Every spelling that a checkpoint may come in."""
+"""Every spelling that a checkpoint may come in; the stacked ones of a model with experts only."""
 EXACT_BELOW = 1 << 22
 """Parameters up to which there-and-back is tried with real numbers: presets above are checked by name and shape."""
 
@@ -105,7 +112,7 @@ def check_card(family: Family) -> None:
 def check_config(family: Family, config: ModelConfig) -> None:
     """A config must survive its dict, and come back unchanged from the header of a file that holds it."""
     faults = []
-    if type(config).from_dict(config.said()) != config:
+    if type(config).from_dict(config.to_dict()) != config:
         faults.append("from_dict(to_dict()) is another config")
     header = header_from(family, config)
     if family.build_config(header=header) != config:
@@ -118,7 +125,7 @@ def check_config(family: Family, config: ModelConfig) -> None:
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
     """Required fields that may be missing from the file without a finding of a ConfigError that names them."""
-    for name in config.REQUIRED:
+    for name in sorted({*config.required(config.to_dict())} - {*family.info.implied}):
         values = {key: value for key, value in header.config.items() if key != name}
         tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie
         try:
@@ -144,11 +151,20 @@ def check_hooks(family: Family, config: ModelConfig) -> None:
 
 
 def supported_layouts(family: Family, config: ModelConfig) -> list[Layout]:
-    """The layouts that the family's files have: it refuses the others with a `NameMapError`."""
+    """The layouts that the family's files have: it refuses the others with a `NameMapError`.
+
+    Raises:
+        WrongMapError: for a map that is wrong in itself, which is no refusal of a layout.
+        ConformanceError: when the layout of `.apr` files is refused.
+    """
     layouts = []
     for layout in ALL_LAYOUTS:
+        if layout.experts == "stacked" and not getattr(config, EXPERTS, 0):
+            continue
         try:
             family.map_tensor_names(config, layout)
+        except WrongMapError:
+            raise
         except NameMapError:
             continue
         layouts.append(layout)
@@ -163,20 +179,69 @@ def check_name_map(family: Family, config: ModelConfig, layout: Layout) -> None:
 
 
 def check_there_and_back(family: Family, config: ModelConfig, layout: Layout) -> None:
-    """Checkpoint → parameters → checkpoint must give every bit back, and leave no tensor out.
+    """Checkpoint → parameters → checkpoint must give every bit back, and leave no tensor out; so must each operation alone.
 
     Models above `EXACT_BELOW` parameters are compared by name only.
+
+    Raises:
+        ConformanceError: NAMES-001 for an operation whose two directions are not each other's inverse.
     """
     name_map = family.map_tensor_names(config, layout)
-    names = {entry.checkpoint for entry in name_map.fills.values()}
-    count = sum(int(np.prod(entry.shape)) for entry in name_map.fills.values())
-    if count > EXACT_BELOW:
+    names = set(name_map.tensors)
+    if sum(math.prod(shape) for shape in name_map.tensors.values()) > EXACT_BELOW:
         return
+    where = f"{family.name} {layout}"
+    check_operations(name_map, where=where)
     before = random_tensors(name_map)
     after = to_checkpoint(name_map, to_parameters(name_map, before))
     faults = [f"{name} does not come back" for name in sorted(names ^ set(after))]
     faults += [f"{name} comes back changed" for name in sorted(names & set(after)) if not _same(before[name], after[name])]
-    fail_on(faults, where=f"{family.name} {layout}")
+    fail_on(faults, where=where)
+
+
+def check_operations(name_map: NameMap, *, where: str) -> None:
+    """Every operation of a map must undo itself, bit for bit, starting from the file and starting from the model.
+
+    Raises:
+        ConformanceError: (NAMES-001) naming tensor, operation and direction.
+    """
+    source = np.random.default_rng(1)
+    faults = []
+    for edges in name_map.fills.values():
+        for edge in edges:
+            operation = edge.operation
+            if problem := _not_inverse(operation, edge, source):
+                faults.append(_broken(f"{type(operation).__name__} {problem}", where, edge))
+    if faults:
+        raise ConformanceError.of(faults)
+
+
+def _not_inverse(operation: Operation, edge: Fill, source: np.random.Generator) -> str:
+    """What is wrong with an operation, in words; empty when both directions give back what they were given."""
+    ends = (
+        ("to_parameter", operation.to_parameter, operation.to_checkpoint, edge.checkpoint_piece, edge.piece),
+        ("to_checkpoint", operation.to_checkpoint, operation.to_parameter, edge.piece, edge.checkpoint_piece),
+    )
+    for name, there, back, shape, other in ends:
+        given = random_array(source, shape)
+        made = np.asarray(there(given))
+        if made.shape != other:
+            return f"gives {list(made.shape)} by {name}, where {list(other)} belongs"
+        if not _same(given, back(made)):
+            return f"does not give back what went through {name}"
+    return ""
+
+
+def _broken(problem: str, where: str, edge: Fill) -> Finding:
+    return Finding(
+        rule=rules.NAMES_001,
+        subject=where,
+        field=edge.checkpoint,
+        problem=problem,
+        expected="two directions that are each other's exact inverse",
+        found=f"{edge.checkpoint} comes back changed ({edge.parameter})",
+        hint="A file that is written and read again would not be the same model.",
+    )
 
 
 def _same(a: object, b: object) -> bool:

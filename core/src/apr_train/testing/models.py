@@ -35,9 +35,17 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def random_tensors(name_map: NameMap, *, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """A float32 tensor of independent random numbers for every checkpoint name that fills a parameter."""
+    """A float32 tensor of independent random numbers for every checkpoint name that fills a parameter.
+
+    They are multiples of 2⁻¹², so that an offset added and taken away again leaves no rounding.
+    """
     source = np.random.default_rng(seed)
-    return {entry.checkpoint: source.standard_normal(entry.shape, dtype=np.float32) for entry in name_map.fills.values()}
+    return {name: random_array(source, shape) for name, shape in name_map.tensors.items()}
+
+
+def random_array(source: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Normally distributed float32 multiples of 2⁻¹²; a zero is positive, for an offset does not keep the sign of one."""
+    return np.round(source.standard_normal(shape, dtype=np.float32) * 4096) / np.float32(4096) + np.float32(0)
 
 
 @torch.no_grad()
@@ -80,8 +88,8 @@ def model_from_tensors(
         raise ConformanceError.of(plan.findings)
     parameters = {name: tensor.detach().clone() for name, tensor in to_parameters(name_map, tensors).items()}
     model = meta_model(family, config, attention=attention)
-    fresh = [entry.parameter for entry in plan.fresh]
-    parameters |= {entry.parameter: torch.empty(entry.shape) for entry in plan.fresh}
+    fresh = plan.fresh_parameters
+    parameters |= {edge.parameter: torch.empty(edge.parameter_shape) for edge in plan.fresh}
     model.load_state_dict(parameters, strict=True, assign=True)
     if fresh:
         model.initialize(torch.Generator().manual_seed(seed), fresh)  # type: ignore[operator] # LanguageModel's

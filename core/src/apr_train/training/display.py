@@ -70,7 +70,8 @@ def step_line(line: Metrics, steps: int) -> str:
     """`step 12/30  loss 2.104  lr 3.1e-05  grad 1.32  812 tokens/s  1.9 GB  val 2.051 (perplexity 7.78)`."""
     parts = [f"step {line.step}/{steps}"]
     if line.loss is not None:
-        parts += [f"loss {line.loss:.4f}", f"lr {line.lr:.2e}", f"grad {line.grad_norm:.3f}"]
+        parts += [f"loss {line.loss:.4f}", *([] if line.aux_loss is None else [f"aux {line.aux_loss:.3f}"])]
+        parts += [f"lr {line.lr:.2e}", f"grad {line.grad_norm:.3f}"]
         parts += [f"{line.tokens_per_s:,.0f} tokens/s", size(line.memory)]
     if line.val_loss is not None:
         shown = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"

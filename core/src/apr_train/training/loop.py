@@ -125,6 +125,7 @@ def _step(run: Run) -> Metrics:
     return Metrics(
         step=step,
         loss=result.loss,
+        aux_loss=result.aux_loss,
         lr=rate,
         grad_norm=result.grad_norm,
         targets=result.targets,

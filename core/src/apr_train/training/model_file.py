@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from torch import Tensor, nn
+from torch import nn
 
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr.keys import FORMAT
@@ -16,6 +17,7 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
+from apr_train.family.operations import joined
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.provenance import RUN_KEY, stamp_in
 
@@ -40,26 +42,29 @@ class ModelFile:
         Raises:
             OutputError: when it cannot be written; an old file is then as it was.
         """
-        tensors = {
-            entry.checkpoint: entry.operation.to_checkpoint(model.get_parameter(name).detach())
-            for name, entry in self.name_map.fills.items()
-        }
-        specs = [TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-        with AprWriter(path, self._metadata(tensors, step, self.provenance(path)), specs) as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, to_view(tensor).data)
+        parameters = {name: model.get_parameter(name).detach() for name in self.name_map.fills}
+        specs = [
+            TensorSpec(name, DTYPE_NAMES[parameters[edges[0].parameter].dtype], shape)
+            for name, shape in self.name_map.tensors.items()
+            if (edges := self.name_map.edges(name))
+        ]
+        with AprWriter(path, self._metadata(specs, step, self.provenance(path)), specs) as writer:
+            for spec in specs:
+                edges = self.name_map.edges(spec.name)
+                pieces = ((edge.checkpoint_part, edge.to_checkpoint(parameters[edge.parameter])) for edge in edges)
+                writer.write(spec.name, to_view(joined(spec.shape, pieces)).data)
 
     def provenance(self, path: Path) -> dict[str, Any]:
         """Licence, data, author and so on of the file that is written to `path`."""
         inherited = self.header.provenance if self.header is not None else {}
         return {**inherited, **stamp_in(path, self.origin)}
 
-    def _metadata(self, tensors: Mapping[str, Tensor], step: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    def _metadata(self, tensors: Sequence[TensorSpec], step: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
         inherited = apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer, provenance=provenance)
         inherited.pop(FORMAT, None)
         return {
             **inherited,
-            "total_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-            "param_count": sum(tensor.numel() for tensor in tensors.values()),
+            "total_size": sum(tensor.nbytes for tensor in tensors),
+            "param_count": sum(math.prod(tensor.shape) for tensor in tensors),
             RUN_KEY: {**self.origin, "step": step},
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from apr_train import rules
 from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
-from apr_train.errors import RunError
+from apr_train.errors import PluginError, RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
 from apr_train.model.protocol import LanguageModel
@@ -34,6 +35,8 @@ class StepResult:
     """L2 norm of the whole gradient, before clipping."""
     targets: int
     tokens: int
+    aux_loss: float | None = None
+    """Mean of the model's auxiliary loss over the step's tokens, without its factor; None for a model that has none."""
 
 
 def train_step(
@@ -49,22 +52,37 @@ def train_step(
 ) -> StepResult:
     """Take one step on the batches together: each target token has the same weight, whichever batch it is in.
 
+    What the model has of auxiliary loss is added to the cross entropy with its factor; `StepResult.loss` is the latter alone.
+
+    Args:
+        step: its number, from 1 on; after the backward pass of step 1 every parameter must have a gradient.
+
     Raises:
         NonFiniteError: before the optimizer has changed anything.
-        RunError: when no position is to be predicted (INV-TRAIN-011).
+        RunError: when no position is to be predicted (INV-TRAIN-011), or when the loss does not depend on a parameter
+            (TRAIN-001); the optimizer has changed nothing.
+        PluginError: for an auxiliary loss that is none.
     """
     targets = sum(batch.target_count for batch in batches)
     if targets == 0:
         raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
-    loss = _accumulate(model, batches, targets, objective, precision, compiled)
+    loss, auxiliary = _accumulate(model, batches, targets, objective, precision, compiled)
+    if step == 1:
+        require_gradients(model, step)
     norm = clip(model, clip_norm)
-    measured = torch.stack([loss, norm.to(loss.device)]).tolist()
+    measured = torch.stack([loss, norm.to(loss.device), *([] if auxiliary is None else [auxiliary])]).tolist()
     if not all(map(math.isfinite, measured)):
         raise _non_finite(model, step, *measured)
     optimizer.step()
     tokens = sum(batch.tokens.numel() for batch in batches)
-    return StepResult(loss=measured[0], grad_norm=measured[1], targets=targets, tokens=tokens)
+    return StepResult(
+        loss=measured[0],
+        grad_norm=measured[1],
+        targets=targets,
+        tokens=tokens,
+        aux_loss=None if auxiliary is None else measured[2],
+    )
 
 
 def _accumulate(
@@ -74,29 +92,87 @@ def _accumulate(
     objective: Objective,
     precision: Precision,
     compiled: bool,
-) -> Tensor:
-    """Backward through each batch; the summed gradients are those of the mean loss over all of them."""
+) -> tuple[Tensor, Tensor | None]:
+    """Backward through each batch; the summed gradients are those of the mean loss over all of them.
+
+    Returns:
+        The mean cross entropy over the targets, and the mean auxiliary loss over the tokens, without its factor.
+    """
     language_model = cast(LanguageModel, model)
-    total = None
+    tokens = sum(batch.tokens.numel() for batch in batches)
+    entropies, auxiliaries = [], []
     for batch in batches:
+        losses: dict[str, Tensor] = {}
         with precision.context(batch.tokens.device):
-            hidden, wanted = objective.predicted(language_model, batch)
+            hidden, wanted = objective.predicted(language_model, batch, losses)
             loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
+        entropies.append(loss.detach())
+        if losses:
+            auxiliary, factor = auxiliary_loss(language_model, losses)
+            share = batch.tokens.numel() / tokens
+            auxiliaries.append(share * auxiliary.detach())
+            loss = loss + factor * share * auxiliary if factor else loss
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        part = loss.detach().float()
-        total = part if total is None else total + part
-    return total if total is not None else torch.zeros(())
+    return _sum(entropies), _sum(auxiliaries) if auxiliaries else None
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
+
+
+AUXILIARY, FACTOR = "aux_loss", "router_aux_loss_coef"
+"""The one loss beside the cross entropy that training knows, and the field of the config that holds its factor."""
+
+
+def auxiliary_loss(model: LanguageModel, losses: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The auxiliary loss that a model has written, in float32 at least, and its factor; at 0.0 it is only measured.
+
+    Raises:
+        PluginError: when it is no scalar, when its name is another, or when the config has no factor for it.
+    """
+    where, config = f"{type(model).__name__}.hidden_states", model.config
+    if set(losses) != {AUXILIARY}:
+        problem = "losses gets one entry at most"
+        raise PluginError(problem, where=where, expected=AUXILIARY, found=", ".join(sorted(losses)))
+    loss, factor = losses[AUXILIARY], getattr(config, FACTOR, None)
+    if loss.dim():
+        raise PluginError(f"{AUXILIARY} is no scalar", where=where, expected="the mean over the batch", found=tuple(loss.shape))
+    if factor is None:
+        problem = f"{AUXILIARY} without its factor"
+        raise PluginError(problem, where=where, expected=f"a field {FACTOR} in the config", found=type(config).__name__)
+    return loss.to(torch.promote_types(loss.dtype, torch.float32)), factor
+
+
+def require_gradients(model: nn.Module, step: int) -> None:
+    """Refuse parameters that the backward pass has not reached; frozen ones are left alone.
+
+    A gradient that is zero is one: of a stack of experts, those that no token went to have it.
+
+    Raises:
+        RunError: TRAIN-001, naming all of them.
+    """
+    silent = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if silent:
+        raise RunError(
+            "the loss does not depend on every parameter: these would never be trained",
+            rule=rules.TRAIN_001,
+            where=f"step {step}",
+            expected="a gradient for each",
+            found=f"none for {len(silent)} of them: {', '.join(silent)}",
+            hint="Use them in the model's forward pass, or leave them out of the model and of its name map; one that shall "
+            "stay as it is has requires_grad False.",
+        )
 
 
 def clip(model: nn.Module, limit: float) -> Tensor:
-    """Scale the gradients down to norm `limit` if they are above it (0: never); returns the norm before, float32.
+    """Scale the gradients down to norm `limit` if they are above it (0: never); returns the norm before, in float32 at least.
 
     Gradients with a non-finite norm are left as they are.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     value = float(norm)
     if limit > 0 and math.isfinite(value) and value > limit:
@@ -104,14 +180,14 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     return norm
 
 
-def _non_finite(model: nn.Module, step: int, loss: float, norm: float) -> NonFiniteError:
+def _non_finite(model: nn.Module, step: int, loss: float, norm: float, auxiliary: float | None = None) -> NonFiniteError:
     names = [
         name
         for name, parameter in model.named_parameters()
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
     ]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    what = f"loss {loss}, gradient norm {norm}"
+    what = f"loss {loss}, gradient norm {norm}" + ("" if auxiliary is None else f", auxiliary loss {auxiliary}")
     return NonFiniteError(
         "the loss or a gradient is not finite",
         rule=rules.INV_TRAIN_007,

@@ -18,10 +18,12 @@ BY_NAME = pytest.mark.parametrize("name", get_args(ObjectiveName))
 
 
 class Echo:
-    """A model whose hidden states are the tokens themselves."""
+    """A model whose hidden states are the tokens themselves; its loss is how many there are."""
 
-    def hidden_states(self, tokens, *, mask):
+    def hidden_states(self, tokens, *, mask, losses=None):
         self.mask = mask
+        if losses is not None:
+            losses["aux_loss"] = tokens.numel()
         return torch.stack((tokens, -tokens), dim=-1)
 
 
@@ -59,6 +61,13 @@ def test_every_target_is_among_the_predicted_positions_with_its_own_hidden_state
     wanted = batch.targets != IGNORED
     assert targets[targets != IGNORED].tolist() == batch.targets[wanted].tolist()
     assert hidden[targets != IGNORED, 0].tolist() == batch.tokens[wanted].tolist()
+
+
+@BY_NAME
+def test_losses_of_the_models_own_come_through(batch_of, name):
+    batch, losses = batch_of(name), {}
+    OBJECTIVES[name].predicted(Echo(), batch, losses)
+    assert losses == {"aux_loss": batch.tokens.numel()}
 
 
 @BY_NAME

@@ -11,7 +11,7 @@ BATCH, LENGTH, DIM = 2, 13, 8
 LENGTHS = ((5, 1, 7), (13,))
 
 
-def stand_in(q, k, v, attn_bias=None, p=0.0):
+def stand_in(q, k, v, attn_bias=None, p=0.0, scale=None):
     """xformers' documented equivalent code, with its own bias objects; refuses what 0.0.35 refuses."""
     if p != 0.0:
         raise NotImplementedError("dropout")
@@ -25,7 +25,7 @@ def stand_in(q, k, v, attn_bias=None, p=0.0):
             raise ValueError("block-diagonal masks want batch 1")
         bias = bias.materialize((q.shape[1], k.shape[1]), dtype=q.dtype)
     q, k, v = (tensor.movedim(1, -2) for tensor in (q, k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     weights = (scores if bias is None else scores + bias).softmax(-1)
     return (weights @ v).movedim(-2, 1)
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import attrs
 import pytest
 from apr_train.errors import AttentionError
 from apr_train.family.decoder_config import DecoderConfig
@@ -25,7 +26,7 @@ class Own:
     def supports(self, request):
         return self.reason
 
-    def __call__(self, q, k, v, mask, *, dropout=0.0):
+    def __call__(self, q, k, v, mask, *, dropout=0.0, scale=None, softcap=None):
         return q
 
 
@@ -71,7 +72,11 @@ def test_a_family_may_bring_and_force_its_own_backend():
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({}, "no operator on cpu"), ({"device": "cuda", "dtype": "F64"}, "no operator for F64, only for F16, BF16, F32")],
+    [
+        ({}, "no operator on cpu"),
+        ({"device": "cuda", "dtype": "F64"}, "no operator for F64, only for F16, BF16, F32"),
+        ({"device": "cuda", "softcap": 50.0}, "no soft cap (attn_logit_softcapping 50.0)"),
+    ],
 )
 def test_xformers_says_why_not(changes, reason):
     assert reason in load_backend("xformers").supports(request_for(**changes))
@@ -82,6 +87,27 @@ def test_sdpa_says_why_not():
     assert load_backend("sdpa").supports(request_for(mask="documents")) is None
 
 
+@pytest.mark.parametrize("changes", [{}, {"training": False}, {"mask": "documents"}, {"dtype": "BF16"}, {"dtype": "F64"}])
+def test_sdpa_has_soft_caps_for_causal_attention_on_a_cpu(changes):
+    assert load_backend("sdpa").supports(request_for(softcap=50.0, **changes)) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"device": "cuda"}, {"device": "cuda", "training": False}, {"mask": "bidirectional"}, {"dtype": "F16"}, {"dropout": 0.1}],
+)
+def test_without_a_soft_cap_sdpa_is_passed_over_with_the_value(changes):
+    choice = choose_backend(["xformers", "sdpa", "eager"], request_for(softcap=50.0, **changes))
+    assert choice.backend.name == "eager"
+    assert choice.rejected["sdpa"].startswith(
+        "it has no soft cap (attn_logit_softcapping 50.0) but for causal attention on cpu"
+    )
+
+
+def test_windows_and_scales_are_no_reason_against_torch():
+    assert load_backend("sdpa").supports(request_for(device="cuda", window=4096, scale=0.1)) is None
+
+
 @pytest.mark.parametrize("name", BACKEND_NAMES)
 def test_the_cores_backends_satisfy_the_protocol(name):
     backend = load_backend(name)
@@ -89,21 +115,35 @@ def test_the_cores_backends_satisfy_the_protocol(name):
     assert backend.name == name
 
 
+CONFIG = DecoderConfig(
+    vocab_size=10,
+    hidden_size=56,
+    num_hidden_layers=2,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    intermediate_size=8,
+    max_position_embeddings=8,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+)
+
+
 def test_a_request_is_made_from_a_config():
-    config = DecoderConfig(
-        vocab_size=10,
-        hidden_size=56,
-        num_hidden_layers=1,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=8,
-        rope_theta=1e4,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
+    request = Request.for_config(CONFIG, device="cpu", dtype="BF16", mask="causal")
+    assert (request.query_heads, request.kv_heads, request.head_dim, request.dropout) == (14, 2, 4, 0.0)
+    assert (request.scale, request.softcap, request.window) == (0.5, None, None)
+
+
+def test_a_request_says_what_gemma_2_needs():
+    sliding = ("sliding_attention", "full_attention")
+    config = attrs.evolve(
+        CONFIG, query_pre_attn_scalar=256, attn_logit_softcapping=50.0, sliding_window=4096, layer_types=sliding
     )
     request = Request.for_config(config, device="cpu", dtype="BF16", mask="causal")
-    assert (request.query_heads, request.kv_heads, request.head_dim, request.dropout) == (14, 2, 4, 0.0)
+    assert (request.scale, request.softcap, request.window) == (0.0625, 50.0, 4096)
+    full = attrs.evolve(config, layer_types=("full_attention",) * 2)
+    assert Request.for_config(full, device="cpu", dtype="BF16", mask="causal").window is None
 
 
 def test_asking_for_names_imports_neither_torch_nor_xformers():

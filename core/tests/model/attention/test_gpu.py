@@ -3,7 +3,7 @@
 import pytest
 import torch
 from apr_train.errors import AttentionError
-from apr_train.model.attention import Causal, Documents, Request, load_backend
+from apr_train.model.attention import Causal, Documents, Request, load_backend, windowed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
@@ -11,9 +11,11 @@ TOLERANCE = {"BF16": 2e-2, "F16": 4e-3}
 LENGTHS = ((100, 28, 128), (256,))
 
 
-def runnable(name, dtype, heads, mask):
+def runnable(name, dtype, heads, mask, window=None):
     backend = load_backend(name)
-    request = Request(device="cuda", dtype=dtype, query_heads=heads[0], kv_heads=heads[1], head_dim=64, mask=mask)
+    request = Request(
+        device="cuda", dtype=dtype, query_heads=heads[0], kv_heads=heads[1], head_dim=64, mask=mask, window=window
+    )
     reason = backend.supports(request)
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
@@ -46,6 +48,27 @@ def test_fused_kernels_agree_with_eager(draw, name, heads, dtype, kind):
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.nn.functional.cosine_similarity(mine.float().flatten(), other.flatten(), dim=0) >= 0.9999
         assert ((mine.float() - other).norm() / other.norm()).item() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["causal", "documents"])
+@pytest.mark.parametrize("name", ["sdpa", "xformers"])
+def test_sliding_windows_agree_with_eager(draw, name, kind):
+    backend, mask = runnable(name, "BF16", (14, 2), kind, window=50), windowed(mask_of(kind), 50)
+    tensors = draw(14, 2, torch.bfloat16, query_length=256, length=256, dim=64, device="cuda")
+    exact = [tensor.detach().float().requires_grad_() for tensor in tensors]
+    ours, theirs = run(backend, tensors, mask), run(load_backend("eager"), exact, mask)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert ((mine.float() - other).norm() / other.norm()).item() < TOLERANCE["BF16"]
+
+
+@pytest.mark.parametrize("queries", [1, 8])
+@pytest.mark.parametrize("name", ["sdpa", "xformers"])
+def test_generation_past_a_window_agrees_with_eager(draw, name, queries):
+    backend, mask = runnable(name, "BF16", (14, 2), "causal", window=20), Causal(64 - queries, window=20)
+    tensors = draw(14, 2, torch.bfloat16, query_length=queries, length=64, dim=64, device="cuda")
+    q, k, v = (tensor.detach() for tensor in tensors)
+    ours, theirs = backend(q, k, v, mask), load_backend("eager")(q.float(), k.float(), v.float(), mask)
+    assert ((ours.float() - theirs).norm() / theirs.norm()).item() < 2e-2
 
 
 @pytest.mark.parametrize("name", ["sdpa", "xformers"])

@@ -38,6 +38,7 @@ class Quantity:
 QUANTITIES = (
     Quantity(name="loss", title="Training loss", unit="nats per token", smooth=True),
     Quantity(name="val_loss", title="Validation loss", unit="nats per token"),
+    Quantity(name="aux_loss", title="Auxiliary loss of the experts' router", unit="without its factor", smooth=True),
     Quantity(name="val_accuracy", title="Validation accuracy", unit="share of masked tokens", from_zero=True),
     Quantity(name="lr", title="Learning rate", unit="per step", from_zero=True),
     Quantity(name="grad_norm", title="Gradient norm", unit="before clipping", smooth=True, may_be_log=True),

@@ -65,8 +65,11 @@ class Objective(Protocol):
         """The attention mask of one batch."""
         ...
 
-    def predicted(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    def predicted(self, model: LanguageModel, batch: Batch, losses: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run the model over a batch, and choose the positions that are predicted.
+
+        Args:
+            losses: gets what the model has of losses beside the cross entropy; see `LanguageModel.hidden_states`.
 
         Returns:
             Hidden states `[positions, hidden]` and targets `[positions]` int64; an `IGNORED` target does not count.

@@ -50,9 +50,9 @@ class CausalLM:
         """Causal, inside documents where the batch numbers them."""
         return Causal() if batch.document_ids is None else Documents(batch.document_ids, batch.document_lengths)
 
-    def predicted(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    def predicted(self, model: LanguageModel, batch: Batch, losses: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Every position: hidden states `[batch * length, hidden]` and targets `[batch * length]`."""
-        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch))
+        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch), losses=losses)
         return hidden.flatten(0, 1), batch.targets.flatten()
 
 

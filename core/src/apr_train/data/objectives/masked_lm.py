@@ -74,9 +74,9 @@ class MaskedLM:
         """Everything but padding."""
         return Bidirectional(batch.keep)
 
-    def predicted(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    def predicted(self, model: LanguageModel, batch: Batch, losses: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The hidden tokens' positions only: hidden states `[positions, hidden]` and targets `[positions]`."""
-        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch))
+        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch), losses=losses)
         chosen = batch.targets != IGNORED
         return hidden[chosen], batch.targets[chosen]
 

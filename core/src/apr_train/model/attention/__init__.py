@@ -2,7 +2,7 @@
 
 from apr_train.model.attention.backend import AttentionBackend, PreparingBackend, Request
 from apr_train.model.attention.choose import BACKEND_NAMES, Choice, choose_backend, load_backend
-from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, PreparedMask
+from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, MaskKind, PreparedMask, windowed
 
 __all__ = [
     "BACKEND_NAMES",
@@ -18,4 +18,5 @@ __all__ = [
     "Request",
     "choose_backend",
     "load_backend",
+    "windowed",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from apr_train.family.config import ModelConfig
-from apr_train.family.validate import positive_int
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.validate import positive, positive_int
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +33,18 @@ class Request:
     """Probability of dropping an attention weight."""
     training: bool = True
     """Whether gradients are needed."""
+    scale: float | None = field(default=None, validator=validators.optional(positive))
+    """Factor on q·k; None: 1/√head_dim."""
+    softcap: float | None = field(default=None, validator=validators.optional(positive))
+    """c in c·tanh(scores/c), before the mask; None: scores as they are."""
+    window: int | None = field(default=None, validator=validators.optional(positive_int))
+    """The smallest window of a layer, in keys; None: no layer slides."""
 
     @classmethod
     def for_config(cls, config: ModelConfig, *, device: str, dtype: str, mask: MaskKind, training: bool = True) -> Request:
         """Ask for what a config's attention needs; dropout counts in training only."""
         dropout = getattr(config, "attention_probs_dropout_prob", 0.0) if training else 0.0
+        scores = _scores_of(config) if isinstance(config, DecoderConfig) else {}
         return cls(
             device=device,
             dtype=dtype,
@@ -46,21 +54,52 @@ class Request:
             mask=mask,
             dropout=dropout,
             training=training,
+            **scores,
         )
+
+
+def _scores_of(config: DecoderConfig) -> dict[str, Any]:
+    """A decoder's scale, soft cap and smallest window."""
+    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+    return {
+        "scale": config.attention_scale,
+        "softcap": config.attn_logit_softcapping,
+        "window": min((window for window in windows if window is not None), default=None),
+    }
 
 
 @runtime_checkable
 class AttentionBackend(Protocol):
-    """Softmax attention with scale 1/√head_dim; query head h reads kv head h // (query heads / kv heads)."""
+    """Softmax attention; query head h reads kv head h // (query heads / kv heads)."""
 
     name: str
 
     def supports(self, request: Request) -> str | None:
-        """None if it can run, else the reason why not."""
+        """None if it can run, else the reason why not, naming the value that it cannot serve.
+
+        Who says that it can run a request in training runs it in the evaluations and samples of that training, too:
+        without gradients, and for `Causal` with an offset.
+        """
         ...
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
-        """Attend: q `[batch, query length, heads, head dim]`, k and v with kv heads and the key length; as q back."""
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Attend: q `[batch, query length, heads, head dim]`, k and v with kv heads and the key length; as q back.
+
+        Args:
+            dropout: probability of dropping an attention weight.
+            scale: factor on q·k; 1/√head_dim when None.
+            softcap: c in c·tanh(scores/c), after the scale and before the mask (Gemma Team 2024, Gemma 2).
+        """
         ...
 
 

@@ -12,17 +12,18 @@ from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Ma
 def allowed(mask: Mask, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
     """Say which query may see which key: `[batch or 1, 1, query length, key length]` bool, or None for all."""
     match mask:
-        case Causal(offset=offset):
-            return causal(query_length, key_length, offset, device)[None, None]
+        case Causal(offset=offset, window=window):
+            return causal(query_length, key_length, offset, device, window)[None, None]
         case Bidirectional(keep=keep):
             return None if keep is None else keep[:, None, None, :].expand(-1, 1, query_length, -1)
-        case Documents(ids=ids):
+        case Documents(ids=ids, window=window):
             same = ids[:, None, :, None] == ids[:, None, None, :]
-            return same & causal(query_length, key_length, 0, device)
+            return same & causal(query_length, key_length, 0, device, window)
     raise AttentionError("this mask was prepared for another backend", where="attention", found=type(mask).__name__)
 
 
-def causal(query_length: int, key_length: int, offset: int, device: torch.device) -> Tensor:
-    """`[query length, key length]` bool: key ≤ offset + query."""
+def causal(query_length: int, key_length: int, offset: int, device: torch.device, window: int | None = None) -> Tensor:
+    """`[query length, key length]` bool: offset + query - window < key ≤ offset + query."""
     queries = torch.arange(query_length, device=device)[:, None] + offset
-    return torch.arange(key_length, device=device)[None, :] <= queries
+    keys = torch.arange(key_length, device=device)[None, :]
+    return keys <= queries if window is None else (keys <= queries) & (keys > queries - window)

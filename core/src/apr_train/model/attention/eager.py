@@ -12,7 +12,7 @@ from apr_train.model.attention.masks import Mask
 
 
 class EagerAttention:
-    """softmax(q kᵀ / √d) v in float32 (float64 for float64), kv heads shared by broadcasting."""
+    """softmax(q kᵀ · scale) v in float32 (float64 for float64), kv heads shared by broadcasting."""
 
     name = "eager"
 
@@ -20,13 +20,25 @@ class EagerAttention:
         """Everything runs."""
         return None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         """See `AttentionBackend`."""
         batch, length, heads, head_dim = q.shape
         groups = k.shape[2]
         wide = torch.promote_types(q.dtype, torch.float32)
         q = q.reshape(batch, length, groups, heads // groups, head_dim)
-        scores = torch.einsum("bqgrd,bkgd->bgrqk", q.to(wide), k.to(wide)) * head_dim**-0.5
+        scores = torch.einsum("bqgrd,bkgd->bgrqk", q.to(wide), k.to(wide)) * (head_dim**-0.5 if scale is None else scale)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
         weights = _masked_softmax(scores, allowed(mask, length, k.shape[1], q.device))
         weights = F.dropout(weights, dropout)
         return torch.einsum("bgrqk,bkgd->bqgrd", weights, v.to(wide)).flatten(2, 3).to(q.dtype)

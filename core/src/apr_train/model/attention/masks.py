@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen, validators
+
+from apr_train.errors import AttentionError
+from apr_train.family.validate import positive_int
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,10 +17,13 @@ MaskKind = Literal["causal", "bidirectional", "documents"]
 
 @frozen
 class Causal:
-    """Query i sees keys 0 … offset + i; `offset` is the number of keys that a cache already held."""
+    """Query i sees keys up to offset + i: all of them, or the last `window`."""
 
     kind: ClassVar[MaskKind] = "causal"
     offset: int = 0
+    """Keys that a cache already held."""
+    window: int | None = field(default=None, validator=validators.optional(positive_int))
+    """Keys that a query sees at most, its own included, as transformers' `sliding_window`; None: no limit."""
 
 
 @frozen(eq=False)
@@ -34,13 +40,15 @@ class Bidirectional:
 
 @frozen(eq=False)
 class Documents:
-    """Causal inside each of the documents packed into a row, nothing across them."""
+    """Causal inside each of the documents packed into a row, nothing across them; with a window as in `Causal`."""
 
     kind: ClassVar[MaskKind] = "documents"
     ids: Tensor
     """`[batch, length]` int32: the document's number within its row; equal numbers stand side by side."""
     lengths: tuple[tuple[int, ...], ...] | None = None
     """Per row, the documents' lengths, adding up to the row's; spares a backend a copy from the device."""
+    window: int | None = field(default=None, validator=validators.optional(positive_int))
+    """Keys that a query sees at most, its own included; None: all of its document that came before."""
 
 
 @frozen(eq=False)
@@ -49,6 +57,36 @@ class PreparedMask:
 
     kind: MaskKind
     value: Any = field(repr=False)
+    offset: int = 0
+    """The offset of the mask that was prepared."""
+    window: int | None = None
+    """The window of the mask that was prepared."""
 
 
 Mask = Causal | Bidirectional | Documents | PreparedMask
+
+
+def windowed(mask: Mask, window: int | None) -> Mask:
+    """Give a mask the window of a sliding layer; the narrower one stays where it has one already. None: the mask itself.
+
+    Raises:
+        AttentionError: for a mask that is not causal, or that was prepared already.
+    """
+    if window is None:
+        return mask
+    if not isinstance(mask, Causal | Documents):
+        raise AttentionError(
+            "no sliding window on this mask",
+            where="attention",
+            expected="Causal or Documents, not yet prepared",
+            found=type(mask).__name__,
+        )
+    return evolve(mask, window=window if mask.window is None else min(window, mask.window))
+
+
+def hiding_window(mask: Mask, query_length: int) -> int | None:
+    """The window of a causal mask, or None if it hides nothing from that many queries: plain masks have faster kernels."""
+    if isinstance(mask, Bidirectional) or mask.window is None:
+        return None
+    offset = 0 if isinstance(mask, Documents) else mask.offset
+    return mask.window if mask.window < offset + query_length else None

@@ -6,7 +6,9 @@ What its layouts can do in version 0.0.35 decides how grouped queries are passed
 - in training the groups are folded into the batch, `[batch * groups, length, heads per group, dim]`, and k and v, with
   one head each, are expanded by stride (no memory) over the group's heads;
 - block-diagonal masks want batch 1, so for packed documents rows and groups are folded into the length and each
-  document's length is repeated, once per group.
+  document's length is repeated, once per group;
+- a sliding window is a mask of its own, `LowerTriangularFromBottomRightLocalAttentionMask`, or for packed documents
+  `BlockDiagonalCausalLocalAttentionMask`; both count the query's own key into the window, as `Causal` does.
 
 In the backward pass its operators give a gradient for every query head's view of k and v, which autograd then adds up:
 those two gradients, of one layer at a time, are the only tensors that are as large as expanded k and v would be.
@@ -24,13 +26,23 @@ from torch import Tensor
 from apr_train.errors import AttentionError
 from apr_train.model.acceleration import never_compiled
 from apr_train.model.attention.backend import Request
-from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask, PreparedMask
+from apr_train.model.attention.masks import (
+    Bidirectional,
+    Causal,
+    Documents,
+    Mask,
+    PreparedMask,
+    hiding_window,
+    windowed,
+)
 from apr_train.model.tensors import TORCH_DTYPES
 
 DTYPES = {name: TORCH_DTYPES[name] for name in ("F16", "BF16", "F32")}
 """The dtypes that its operators take."""
 PROBE = (24, 40)
 """Documents of the row that is tried out before this backend says that it can run."""
+PROBE_WINDOW = 8
+"""The window that is tried out for a model with sliding layers: small enough to hide some of the row's keys."""
 
 
 Lengths = tuple[tuple[int, ...], ...]
@@ -40,8 +52,8 @@ Lengths = tuple[tuple[int, ...], ...]
 class Packed:
     """A batch's documents, and xformers' mask of them, made at the first layer: it holds a tensor on the device."""
 
-    def __init__(self, lengths: Lengths) -> None:
-        self.lengths = lengths
+    def __init__(self, lengths: Lengths, window: int | None = None) -> None:
+        self.lengths, self.window = lengths, window
         self._masks: dict[int, Any] = {}
 
     def mask(self, groups: int, device: torch.device) -> Any:
@@ -49,7 +61,8 @@ class Packed:
         if groups not in self._masks:
             repeated = [length for row in self.lengths for _ in range(groups) for length in row]
             biases = import_module("xformers.ops.fmha.attn_bias")
-            self._masks[groups] = biases.BlockDiagonalCausalMask.from_seqlens(repeated, device=device)
+            mask = biases.BlockDiagonalCausalMask.from_seqlens(repeated, device=device)
+            self._masks[groups] = mask if self.window is None else mask.make_local_attention(self.window)
         return self._masks[groups]
 
 
@@ -71,6 +84,8 @@ class XformersAttention:
             return f"it has no operator on {request.device}, only on cuda"
         if request.dtype not in DTYPES:
             return f"it has no operator for {request.dtype}, only for {', '.join(DTYPES)}"
+        if request.softcap is not None:
+            return f"its operators have no soft cap (attn_logit_softcapping {request.softcap})"
         if not torch.cuda.is_available():
             return "this torch sees no CUDA device"
         try:
@@ -85,51 +100,69 @@ class XformersAttention:
     def prepare(self, mask: Mask, query_length: int, key_length: int, device: torch.device) -> Mask:
         """Read the documents' lengths once for all layers, and make the kernel's mask of them once."""
         if isinstance(mask, Documents):
-            return PreparedMask("documents", Packed(mask.lengths or document_lengths(mask.ids)))
+            window = hiding_window(mask, query_length)
+            return PreparedMask("documents", Packed(mask.lengths or document_lengths(mask.ids), window), window=window)
         return mask
 
     # A compiler would trace into the import of xformers, and again for each batch's lengths.
     @never_compiled
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0) -> Tensor:
-        """See `AttentionBackend`."""
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """See `AttentionBackend`.
+
+        Raises:
+            AttentionError: for a soft cap; `supports` refuses it, too.
+        """
+        if softcap is not None:
+            raise AttentionError("xformers' operators have no soft cap", where="attention", found=softcap)
         mask = self.prepare(mask, q.shape[1], k.shape[1], q.device)
         q, k, v = _in_autocast_dtype(q, k, v)
+        how = {"p": dropout, "scale": scale}
         if isinstance(mask, PreparedMask):
-            return self._packed(q, k, v, mask.value, dropout)
+            return self._packed(q, k, v, mask.value, how)
         if q.shape[2] != k.shape[2] and not _needs_gradient(q, k, v) and isinstance(mask, Causal):
-            return self._grouped(q, k, v, mask, dropout)
-        out = self._folded(q, k, v, mask, dropout)
+            return self._grouped(q, k, v, mask, how)
+        out = self._folded(q, k, v, mask, how)
         if isinstance(mask, Bidirectional) and mask.keep is not None:
             out = out * mask.keep.any(1)[:, None, None, None]  # a row of padding alone gives zeros
         return out
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, bias: Any, dropout: float) -> Tensor:
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, bias: Any, how: dict[str, Any]) -> Tensor:
         attend = self._attend or import_module("xformers.ops").memory_efficient_attention
-        out: Tensor = attend(q, k, v, attn_bias=bias, p=dropout)
+        out: Tensor = attend(q, k, v, attn_bias=bias, **how)
         return out
 
-    def _grouped(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+    def _grouped(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, how: dict[str, Any]) -> Tensor:
         """Five dimensions, forward only."""
         groups, per_group = k.shape[2], q.shape[2] // k.shape[2]
         bias = _bias(mask, q.shape[1], k.shape[1], per_group, q)
         q, k, v = q.detach(), *(x.detach()[:, :, :, None].expand(-1, -1, -1, per_group, -1) for x in (k, v))
         q = q.reshape(*q.shape[:2], groups, per_group, q.shape[3])
-        return self._run(q, k, v, bias, dropout).flatten(2, 3)
+        return self._run(q, k, v, bias, how).flatten(2, 3)
 
-    def _folded(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+    def _folded(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, how: dict[str, Any]) -> Tensor:
         """Four dimensions, kv groups in the batch unless each query head has its own k and v: forward and backward."""
         batch, groups = q.shape[0], k.shape[2]
         if q.shape[2] == groups:
-            return self._run(q, k, v, _bias(mask, q.shape[1], k.shape[1], groups, q), dropout)
+            return self._run(q, k, v, _bias(mask, q.shape[1], k.shape[1], groups, q), how)
         q, k, v = fold_into_batch(q, k, v)
-        out = self._run(q, k, v, _bias(mask, q.shape[1], k.shape[1], q.shape[2], q), dropout)
+        out = self._run(q, k, v, _bias(mask, q.shape[1], k.shape[1], q.shape[2], q), how)
         return _unfold(out, batch, groups)
 
-    def _packed(self, q: Tensor, k: Tensor, v: Tensor, documents: Packed, dropout: float) -> Tensor:
+    def _packed(self, q: Tensor, k: Tensor, v: Tensor, documents: Packed, how: dict[str, Any]) -> Tensor:
         """Batch 1, rows and kv groups in the length, each row's documents once per group: forward and backward."""
         batch, groups = q.shape[0], k.shape[2]
         q, k, v = fold_into_length(q, k, v)
-        return _unfold(self._run(q, k, v, documents.mask(groups, q.device), dropout), batch, groups)
+        return _unfold(self._run(q, k, v, documents.mask(groups, q.device), how), batch, groups)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -172,10 +205,12 @@ def document_lengths(ids: Tensor) -> Lengths:
 def _bias(mask: Mask, query_length: int, key_length: int, per_group: int, like: Tensor) -> Any:
     """xformers' object for a mask; padding becomes an additive `[batch, heads per group, q, k]`, expanded by stride."""
     biases = import_module("xformers.ops.fmha.attn_bias")
-    if isinstance(mask, Causal) and mask.offset == 0:
+    window = hiding_window(mask, query_length)
+    if isinstance(mask, Causal) and mask.offset == 0 and window is None:
         return biases.LowerTriangularMask()
     if isinstance(mask, Causal) and mask.offset == key_length - query_length:
-        return biases.LowerTriangularFromBottomRightMask()
+        lower = biases.LowerTriangularFromBottomRightMask()
+        return lower if window is None else lower.make_local_attention(window)
     if isinstance(mask, Bidirectional):
         return None if mask.keep is None else _padding(mask.keep, query_length, per_group, like)
     raise AttentionError("xformers cannot express this mask", where="attention", found=f"{mask} for {key_length} keys")
@@ -198,22 +233,40 @@ def _in_autocast_dtype(*tensors: Tensor) -> list[Tensor]:
 
 
 def _try_out(backend: XformersAttention, request: Request) -> str | None:
-    """Run the smallest such attention: the operators' own answer, for this device, head size and layout."""
-    length = sum(PROBE)
-    with torch.enable_grad(), torch.autocast("cuda", enabled=False):
-        shapes = [(1, length, heads, request.head_dim) for heads in (request.query_heads, request.kv_heads, request.kv_heads)]
-        q, k, v = (torch.zeros(s, device="cuda", dtype=DTYPES[request.dtype], requires_grad=request.training) for s in shapes)
-        ids = torch.repeat_interleave(torch.arange(len(PROBE), device="cuda"), torch.tensor(PROBE, device="cuda"))
-        keep = torch.ones(1, length, dtype=torch.bool, device="cuda")
-        masks: dict[str, Mask] = {
-            "causal": Causal(),
-            "bidirectional": Bidirectional(keep),
-            "documents": Documents(ids[None], (PROBE,)),
-        }
-        try:
-            out = backend(q, k, v, masks[request.mask], dropout=request.dropout)
-            if request.training:
-                out.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-        except (NotImplementedError, ValueError, RuntimeError) as error:
-            return " ".join(str(error).split())[:300]
+    """Run the smallest such attention: the operators' own answer, for this device, head size, window and layout.
+
+    What trains is evaluated, too: without gradients other layouts and operators serve.
+    """
+    masks = _probe_masks(request)
+    for mask in masks if request.window is None else (*masks, *(windowed(mask, PROBE_WINDOW) for mask in masks)):
+        for training in (True, False) if request.training else (False,):
+            try:
+                _probe(backend, request, mask, training)
+            except (NotImplementedError, ValueError, RuntimeError) as error:
+                what = f"head_dim {request.head_dim}, {request.query_heads} heads over {request.kv_heads}"
+                how = ", a sliding window" if getattr(mask, "window", None) else ""
+                phase = "training" if training else "evaluation"
+                return f"no operator for {what}{how} in {request.dtype} in {phase}: {' '.join(str(error).split())[:300]}"
     return None
+
+
+def _probe_masks(request: Request) -> tuple[Mask, ...]:
+    length = sum(PROBE)
+    if request.mask == "causal":
+        return (Causal(),)
+    if request.mask == "bidirectional":
+        return (Bidirectional(torch.ones(1, length, dtype=torch.bool, device=request.device)),)
+    ids = torch.repeat_interleave(torch.arange(len(PROBE)), torch.tensor(PROBE)).to(request.device)
+    return Documents(ids[None], (PROBE,)), Causal()
+
+
+def _probe(backend: XformersAttention, request: Request, mask: Mask, training: bool) -> None:
+    with torch.set_grad_enabled(training), torch.autocast(request.device, enabled=False):
+        heads = (request.query_heads, request.kv_heads, request.kv_heads)
+        shapes = [(1, sum(PROBE), count, request.head_dim) for count in heads]
+        q, k, v = (
+            torch.zeros(shape, device=request.device, dtype=DTYPES[request.dtype], requires_grad=training) for shape in shapes
+        )
+        out = backend(q, k, v, mask, dropout=request.dropout if training else 0.0, scale=request.scale)
+        if training:
+            out.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped

@@ -1,0 +1,198 @@
+"""A family through all that one does with a model: files in both directions, a training with its resume, what comes after.
+
+Each check runs the code that the command line runs, on a tiny model, in seconds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from apr_train.artifact.convert import import_to_apr, plan_conversion
+from apr_train.artifact.export import export_to_folder
+from apr_train.checkpoint.open import open_checkpoint
+from apr_train.family.card import Layout
+from apr_train.family.config import ModelConfig
+from apr_train.family.decoder_config import DecoderConfig
+from apr_train.family.plugin import Family
+from apr_train.family.registry import Registry
+from apr_train.inference.evaluate import batches_for, corpus_for, measure, rows_for
+from apr_train.inference.generate import Ends, Sampling, continue_text
+from apr_train.inference.ready import Ready, Wanted, make_ready, opened
+from apr_train.model.attention import BACKEND_NAMES, MaskKind, Request, load_backend
+from apr_train.run.folder import METRICS, MODEL
+from apr_train.run.json_lines import read_json_lines
+from apr_train.run.metrics import MEASURED
+from apr_train.run.resume import plan_resume
+from apr_train.run.settings import Settings
+from apr_train.run.settings_file import with_values
+from apr_train.testing.agreement import compare_models, compute_in_float64, our_logits, reference_config
+from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
+from apr_train.testing.models import model_from_file
+from apr_train.training.finish import finish
+from apr_train.training.loop import train
+from apr_train.training.setup import prepare
+
+
+def check_reference(
+    family: Family, reference: nn.Module, tokens: Tensor, folder: Path, *, vanishing: tuple[str, ...] = ()
+) -> None:
+    """Compute what a transformers model computes: in float32, in float64, and through files in both directions.
+
+    Logits and the gradient of every parameter are compared, with plain attention and with torch's own where it can run.
+
+    Args:
+        family: whose model it is.
+        reference: a float32 transformers model with weights of its own (`randomize` gives them), eager attention.
+        tokens: `[batch, length]` int64; take more of them than a window is long.
+        folder: an empty one; see `check_files`.
+        vanishing: see `compare_models`.
+
+    Raises:
+        ConformanceError: naming every tensor that differs.
+        AprTrainError: what a user would be told about the files.
+    """
+    config = reference_config(family, reference)
+    stacked = any(name.endswith("experts.gate_up_proj") for name in reference.state_dict())
+    layout = Layout(experts="stacked" if stacked else "separate")
+    wide = compute_in_float64(reference)
+    for attention in _runnable(config):
+        for model, tolerance in ((reference, FLOAT32), (wide, FLOAT64)):
+            compare_models(
+                family,
+                config,
+                model,
+                tokens,
+                layout=layout,
+                attention=attention,
+                tolerance=tolerance,
+                vanishing=vanishing,
+            )
+    check_files(family, reference, tokens, folder)
+
+
+def _runnable(config: ModelConfig) -> Iterator[str]:
+    """The core's backends that can train this config on a CPU."""
+    for name in BACKEND_NAMES:
+        mask: MaskKind = "causal" if isinstance(config, DecoderConfig) else "bidirectional"
+        request = Request.for_config(config, device="cpu", dtype="F32", mask=mask)
+        if load_backend(name).supports(attrs.evolve(request, dropout=0.0)) is None:
+            yield name
+
+
+def check_files(family: Family, reference: nn.Module, tokens: Tensor, folder: Path, *, tolerance: float = FLOAT32) -> None:
+    """A transformers model saved, loaded, imported, exported and loaded there again must compute the same all the way.
+
+    Args:
+        family: whose files they are.
+        reference: a transformers model: `save_pretrained`, `from_pretrained`, and `reference(input_ids=…).logits`.
+        tokens: `[batch, length]` int64.
+        folder: an empty one; files of the model's size are written into it, three times.
+        tolerance: largest relative error of the logits. What comes back is compared bit for bit.
+
+    Raises:
+        ConformanceError: naming the step at which something changed.
+        AprTrainError: what a user would be told about the files.
+    """
+    typed: Any = reference
+    typed.save_pretrained(folder / "theirs")
+    theirs = {"logits": typed(input_ids=tokens).logits}
+    apr, ours = folder / "imported.apr", folder / "ours"
+    with open_checkpoint(folder / "theirs") as checkpoint:
+        import_to_apr(plan_conversion(checkpoint, Registry.discover(), arch=family.name), apr)
+    with open_checkpoint(apr) as checkpoint:
+        export_to_folder(plan_conversion(checkpoint, Registry.discover(), arch=family.name), ours)
+    for path in (folder / "theirs", apr, ours):
+        logits = our_logits(family, model_from_file(family, path)[0], tokens)
+        check_agreement({"logits": logits}, theirs, tolerance=tolerance, where=f"{family.name} from {path.name}")
+    again, notes = type(typed).from_pretrained(ours, output_loading_info=True, attn_implementation="eager")
+    fail_on(
+        (f"{what}: {', '.join(sorted(names))}" for what, names in notes.items() if names),
+        where=f"{type(typed).__name__} loads the export",
+    )
+    returned, state = again.state_dict(), typed.state_dict()
+    fail_on(
+        (f"{name} comes back changed" for name, tensor in state.items() if not torch.equal(tensor, returned[name])),
+        where=f"{family.name} export",
+    )
+    check_agreement({"logits": again.eval()(input_ids=tokens).logits}, theirs, tolerance=tolerance, where="the export, there")
+
+
+STEPS = 4
+"""Of the training in `check_run`; it is resumed after half of them."""
+_TEXT = "".join(f"def scale_{n}(values):\n    return [value * {n} + {n % 7} for value in values]\n\n\n" for n in range(400))
+
+
+def check_run(family: Family, folder: Path, *, preset: str = "tiny", **settings: Any) -> Path:
+    """Train a preset, go on from the middle, evaluate and write: the resume must end in the same bits.
+
+    Args:
+        family: an installed one.
+        folder: an empty one; a corpus, two runs of the preset's size are written into it.
+        preset: the config to train, small.
+        settings: further ones, by their names in config.toml (`document_mask=True`, `recompute=True`, `compile=True`).
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ConformanceError: when the resumed run differs, or the evaluation of its model is not the run's own.
+        AprTrainError: what a user would be told.
+    """
+    corpus = folder / "text"
+    corpus.mkdir()
+    for number in range(20):
+        (corpus / f"{number}.py").write_text(f"# part {number}\n{_TEXT[number * 900 : number * 900 + 2400]}", encoding="utf-8")
+    values = {
+        "arch": family.name, "preset": preset, "vocab_size": 320, "data": (str(corpus),), "sequence_length": 48,
+        "batch_size": 2, "steps": STEPS, "val_every": 0, "val_batches": 2, "save_every": STEPS // 2, "keep": 0,
+        "precision": "fp32", "device": "cpu", "threads": 1, "seed": 3, "sample_tokens": 0, "lr": 1e-3,
+        "warmup_steps": 1, "out": str(folder / "runs"), "run": "whole",
+    }  # fmt: skip
+    whole = _train(with_values(Settings(), values | settings), None)
+    resumed = folder / "runs" / "resumed"
+    shutil.copytree(whole, resumed)
+    plan = plan_resume(resumed / f"step-{STEPS // 2:06d}", Settings(), ())
+    _train(plan.settings, plan)
+    faults = [f"{name} differs" for name in (MODEL,) if (whole / name).read_bytes() != (resumed / name).read_bytes()]
+    faults += ["the metrics differ"] if _curve(whole) != _curve(resumed) else []
+    fail_on(faults, where=f"{family.name} resumed")
+    _check_afterwards(family, whole, values | settings)
+    return whole
+
+
+def _train(settings: Settings, plan: Any) -> Path:
+    with prepare(settings, plan, lambda text: None) as prepared:
+        train(prepared.run)
+        finish(prepared)
+        return prepared.run.folder
+
+
+def _curve(run: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in read_json_lines(run / METRICS)]
+
+
+def _check_afterwards(family: Family, run: Path, values: dict[str, Any]) -> None:
+    """Evaluation of the written model gives the run's last validation loss; a decoder continues a text."""
+    ready = _ready(run)
+    settings = with_values(Settings(), values)
+    rows = rows_for(settings, {}, config=ready.config, device=ready.device)
+    found = measure(ready, batches_for(rows, ready, corpus_for(rows, ready, progress=None, say=lambda text: None)))
+    last = [line["val_loss"] for line in read_json_lines(run / METRICS) if "val_loss" in line][-1]
+    fail_on(
+        [f"eval gives {found.loss}, the run had {last}"] if abs(found.loss - last) > 1e-4 else [], where=f"{family.name} eval"
+    )
+    if family.info.kind == "decoder":
+        made = continue_text(ready, "def scale", sampling=Sampling(temperature=0), ends=Ends(max_tokens=8))
+        fail_on([] if made.tokens else ["generate writes nothing"], where=family.name)
+
+
+def _ready(run: Path) -> Ready:
+    with opened(Wanted(path=str(run), device="cpu"), say=lambda text: None) as examined:
+        return make_ready(examined, precision="fp32")

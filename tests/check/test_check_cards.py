@@ -11,6 +11,7 @@ from apr_train.checkpoint.apr.metadata import header_from_apr
 from apr_train.checkpoint.gguf import header_from_gguf
 from apr_train.checkpoint.header import Tie
 from apr_train.checkpoint.huggingface import header_from_hf
+from apr_train.errors import FormatError
 from apr_train.family import DecoderConfig, EncoderConfig, FamilyInfo, read_config
 from apr_train.family.rope_scaling import LinearScaling, LongRopeScaling, YarnScaling
 from apr_train.preflight.config_keys import config_key_findings
@@ -515,3 +516,37 @@ def test_gguf_keys_of_experts_are_judged_where_there_are_experts(keys, field):
     assert [finding.field for finding in findings if finding.severity == "error"] == [field]
     dense = {key.removeprefix("mixtral."): value for key, value in keys.items()}
     assert errors(read_gguf("MistralForCausalLM", "mistral", dense)[1]) == []
+
+
+@pytest.mark.rule("CONFIG-001", "PREFLIGHT-003")
+def test_a_files_contradictions_are_findings_beside_the_others(tmp_path):
+    values = written("Gemma2ForCausalLM", tmp_path) | {"layer_types": ["full_attention"], "hidden_activation": "mish"}
+    values |= {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "rope_theta": 1e4, "num_experts": 4, "flux": 1}
+    config, findings = read("Gemma2ForCausalLM", values)
+    assert config is not None
+    found = {(finding.rule, finding.subject, finding.field) for finding in findings}
+    assert found >= {
+        ("CONFIG-001", "config.json", "layer_types"),
+        ("PREFLIGHT-003", "config.json", "hidden_act"),
+        ("PREFLIGHT-003", "config.json", "rope_scaling"),
+        ("PREFLIGHT-003", "config.json", "num_experts"),
+        ("PREFLIGHT-004", "config.json", "config"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"n_embd": 32, "hidden_size": 64}, "n_embd"),
+        ({"num_local_experts": 4, "num_experts": 8}, "num_local_experts"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "rope_parameters.rope_theta"),
+        (
+            {"original_max_position_embeddings": 8, "rope_scaling": {"type": "su", "original_max_position_embeddings": 16}},
+            "rope_scaling.original_max_position_embeddings",
+        ),
+    ],
+)
+def test_two_spellings_with_two_values_are_refused(values, field):
+    with pytest.raises(FormatError, match="two values of") as caught:
+        header_from_hf("config.json", values, {})
+    assert caught.value.finding.field == field

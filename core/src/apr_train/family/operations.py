@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import numpy as np
 from attrs import frozen
 
 
@@ -154,6 +153,8 @@ def joined(shape: tuple[int, ...], pieces: Iterable[tuple[Region | None, Any]]) 
 
     A single whole piece is returned as it is.
     """
+    import numpy as np  # a list of plugins is told without it
+
     whole: Any = None
     for region, piece in pieces:
         if region is None:

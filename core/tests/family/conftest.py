@@ -73,3 +73,16 @@ def make_registry(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if name.startswith("reg_"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def without():
+    """`without(hook)` → the text of a family's module that does not have that hook."""
+
+    def make(hook):
+        text = FAMILY.format(**{**ANSWERS, "name": "one"})
+        place = text.index(f"def {hook}(")
+        start, end = text.rindex("@hookimpl", 0, place), text.find("@hookimpl", place)
+        return text[:start] + (text[end:] if end >= 0 else "")
+
+    return make

@@ -6,6 +6,7 @@ import pytest
 from apr_train.checkpoint.header import Header, Tie
 from apr_train.errors import ConfigError
 from apr_train.family.card import FamilyInfo
+from apr_train.family.config import read_config
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.rope_scaling import Llama3Scaling
@@ -243,6 +244,15 @@ CARD = {
         ("hf_classes", "XForCausalLM"),
         ("presets", ["tiny"]),
         ("default_preset", "huge"),
+        ("config_keys", ["sliding_window"]),
+        ("fixed", ("qk_norm",)),
+        ("fixed", {1: "head"}),
+        ("implied", {None: 1}),
+        ("config_names", {"hidden_size": 1}),
+        ("fim_tokens", {"prefix": 7}),
+        ("layer_pattern", ("chunked_attention",)),
+        ("never_permuted", "yes"),
+        ("adapter_targets", "q_proj"),
     ],
 )
 def test_a_data_card_that_contradicts_itself_names_the_field(name, value):
@@ -251,3 +261,134 @@ def test_a_data_card_that_contradicts_itself_names_the_field(name, value):
     FamilyInfo(**CARD)
     with pytest.raises(PluginError, match=rf"FAMILY\.{name} is wrong"):
         FamilyInfo(**{**CARD, name: value})
+
+
+LAYER = {"norm": "layer", "layer_norm_eps": 1e-5}
+SPARSE = {"num_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.rule("CONFIG-001")
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("hidden_act", {"hidden_act": "mish"}),
+        ("layer_norm_eps", {"norm": "layer"}),
+        ("rms_norm_eps", {"rms_norm_eps": None}),
+        ("rope_theta", {"rope_theta": None}),
+        ("norm_offset", {"norm_offset": 0.5}),
+        ("norm_offset", {**LAYER, "norm_offset": 1.0}),
+        ("qk_norm", {**LAYER, "qk_norm": "head"}),
+        ("norm_position", {"parallel_residual": True, "norm_position": "post"}),
+        ("learned_positions", {"learned_positions": True}),
+        ("attention_multiplier", {"attention_multiplier": 0.1, "query_pre_attn_scalar": 4.0}),
+        ("lm_head_bias", {"lm_head_bias": True}),
+        ("layer_types", {"layer_types": ["full_attention"]}),
+        ("layer_types", {"layer_types": ["full_attention", "chunked_attention"]}),
+        ("sliding_window", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("no_rope_layers", {"no_rope_layers": [1]}),
+        ("num_experts_per_tok", {**SPARSE, "num_experts_per_tok": 5}),
+        ("gated_mlp", {**SPARSE, "gated_mlp": False}),
+        ("mlp_bias", {**SPARSE, "mlp_bias": True}),
+        ("mlp_only_layers", {**SPARSE, "mlp_only_layers": ["0"]}),
+        ("router_aux_loss_coef", {"router_aux_loss_coef": -0.1}),
+        (
+            "rope_scaling.short_factor",
+            {
+                "rope_scaling": {
+                    **{"rope_type": "longrope", "original_max_position_embeddings": 8},
+                    **{"short_factor": [1.0], "long_factor": [1.0, 2.0]},
+                }
+            },
+        ),
+    ],
+)
+def test_a_combination_that_nothing_implements_is_named(name, values):
+    with pytest.raises(ConfigError) as caught:
+        DecoderConfig(**{**DECODER, **values})
+    assert [(finding.rule, finding.field) for finding in caught.value.findings] == [("CONFIG-001", name)]
+
+
+@pytest.mark.rule("CONFIG-001")
+def test_several_contradictions_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        DecoderConfig(**DECODER, lm_head_bias=True, layer_types=["full_attention"], norm_offset=0.5)
+    assert {finding.field for finding in caught.value.findings} == {"lm_head_bias", "layer_types", "norm_offset"}
+
+
+def test_files_mention_only_what_is_not_a_llamas():
+    config = DecoderConfig(**DECODER, qk_norm="head", mlp_only_layers=[])
+    extra = set(config.said()) - set(DecoderConfig(**DECODER).said())
+    assert extra == {"qk_norm"}
+    assert "mlp_only_layers" not in config.said()
+
+
+INFO = FamilyInfo(
+    **CARD,
+    config_keys=("sliding_window", "layer_types"),
+    fixed={"qk_norm": "head"},
+    implied={"intermediate_size": "4*hidden_size", "num_key_value_heads": "num_attention_heads", "rope_theta": 5000.0},
+    config_names={"num_attention_heads": "heads"},
+)
+
+
+def of(values, info=INFO, **more):
+    return DecoderConfig.from_header(Header(path="x", format="safetensors", config=values), info=info, **more)
+
+
+def test_a_card_says_what_is_read_fixed_implied_and_how_it_is_called():
+    absent = ("intermediate_size", "num_key_value_heads", "rope_theta", "num_attention_heads")
+    values = {key: value for key, value in DECODER.items() if key not in absent}
+    values |= {"heads": 4, "attn_logit_softcapping": 30.0, "qk_norm": "none", "sliding_window": 8}
+    values["layer_types"] = ["sliding_attention", "full_attention"]
+    wanted = {"intermediate_size": 64, "num_key_value_heads": 4, "rope_theta": 5000.0, "qk_norm": "head", "sliding_window": 8}
+    assert of(values) == DecoderConfig(**{**DECODER, **wanted}, layer_types=("sliding_attention", "full_attention"))
+    assert of(values, qk_norm="projection").qk_norm == "projection"
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
+def test_a_size_of_what_is_missing_itself_is_asked_for_with_it():
+    with pytest.raises(ConfigError) as caught:
+        of({key: value for key, value in DECODER.items() if key not in ("hidden_size", "intermediate_size")})
+    assert [finding.field for finding in caught.value.findings] == ["hidden_size", "intermediate_size"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "name"),
+    [
+        ("config_keys", ("sliding_windw",), "sliding_windw"),
+        ("fixed", {"qk_nrm": "head"}, "qk_nrm"),
+        ("implied", {"head_dims": 4}, "head_dims"),
+        ("implied", {"intermediate_size": "4*hidden_sise"}, r"4\*hidden_sise"),
+        ("config_names", {"hiddn_size": "n_embd"}, "hiddn_size"),
+    ],
+)
+def test_a_card_that_names_no_field_is_refused_with_the_closest(part, value, name):
+    from apr_train.errors import PluginError
+
+    card = {**CARD, "config_keys": (), part: value}
+    with pytest.raises(PluginError, match=rf"FAMILY\.{part} .*found {name}\. .*did you mean"):
+        of(DECODER, info=FamilyInfo(**card))
+
+
+def test_a_usual_build_config_is_one_call():
+    presets = {"tiny": DecoderConfig(**DECODER, qk_norm="head")}
+    header = Header(path="x", format="safetensors", config=DECODER)
+    assert read_config(INFO, presets, "tiny", None) is presets["tiny"]
+    assert read_config(INFO, presets, None, header) == presets["tiny"]
+    assert read_config(INFO, presets, None, header, attention_bias=True).attention_bias is True
+    with pytest.raises(ConfigError, match="did you mean tiny"):
+        read_config(INFO, presets, "tyny", None)
+
+
+def test_a_preset_that_contradicts_the_card_is_refused():
+    from apr_train.errors import PluginError
+
+    with pytest.raises(PluginError, match=r"the preset tiny contradicts FAMILY\.fixed, expected qk_norm='head', found 'none'"):
+        read_config(INFO, {"tiny": DecoderConfig(**DECODER)}, "tiny", None)
+
+
+def test_what_files_decide_is_not_fixed():
+    from apr_train.errors import PluginError
+
+    with pytest.raises(PluginError, match=r"FAMILY\.config_keys is wrong, expected no field that `fixed` has, found 'qk_norm'"):
+        FamilyInfo(**CARD, config_keys=("qk_norm",), fixed={"qk_norm": "head"})

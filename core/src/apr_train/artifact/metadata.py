@@ -102,9 +102,7 @@ def _said(config: ModelConfig, info: FamilyInfo) -> dict[str, Any]:
         said.pop("layer_types", None)  # made of the window again, by the class's rule and the card's pattern
     if isinstance(scaling := said.get("rope_scaling"), Mapping):
         said["rope_scaling"] = {key: value for key, value in scaling.items() if value is not None}
-    for name, every in (("layer_types", "full_attention"), ("no_rope_layers", 1)):
-        if name in said and said[name] is None:
-            said[name] = [every] * config.num_hidden_layers
+    said |= {name: config.stated(name) for name, value in said.items() if value is None}
     for name, switch, is_one in (("sliding_window", SWITCH, SWITCH in info.absent_keys), (AUX_LOSS, AUX_SWITCH, True)):
         if is_one and name in said:
             said[switch] = bool(said[name])

@@ -81,6 +81,10 @@ class ModelConfig:
         silent = {name for name, default in quiet.items() if getattr(self, name) == default}
         return {name: value for name, value in self.to_dict().items() if name not in silent}
 
+    def stated(self, name: str) -> Any:
+        """The value of a field as a file can state it: where None stands for a number, that number."""
+        return getattr(self, name)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote.

@@ -287,6 +287,18 @@ class DecoderConfig(ModelConfig):
         on_step = (layer + 1) % self.decoder_sparse_step == 0
         return self.num_experts > 0 and on_step and layer not in self.mlp_only_layers
 
+    def stated(self, name: str) -> Any:
+        """The value of a field as a file can state it: where None stands for a number, or for one a layer, that."""
+        value, layers = getattr(self, name), self.num_hidden_layers
+        meant = {
+            "layer_types": ("full_attention",) * layers,
+            "no_rope_layers": (1,) * layers,
+            "query_pre_attn_scalar": self.head_dim,
+            "attention_multiplier": self.head_dim**-0.5,
+            "moe_intermediate_size": self.intermediate_size,
+        }
+        return meant.get(name) if value is None else value
+
     @property
     def expert_size(self) -> int:
         """Width inside an expert; for symbolic shapes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.header import Header
 from apr_train.family.card import FamilyInfo
 
@@ -18,9 +19,18 @@ def reads_windows(info: FamilyInfo | None) -> bool:
 
 
 def with_absent(header: Header, info: FamilyInfo | None) -> dict[str, Any]:
-    """The file's keys, and what Hugging Face's class takes for those that are absent; a GGUF has no such class."""
+    """The file's keys, and what Hugging Face's class takes for those that are absent; a GGUF has no such class.
+
+    A null is not absent: it means none.
+    """
     absent = {} if info is None or header.names == "gguf" else info.absent_keys
-    return {**absent, **header.config}
+    nulls = null_keys(header)
+    return {**{key: value for key, value in absent.items() if key not in nulls}, **header.config}
+
+
+def null_keys(header: Header) -> set[str]:
+    """The keys that are null in the file's config.json."""
+    return {key for key, value in header.companions.get(CONFIG, {}).items() if value is None}
 
 
 def layer_types(config: Mapping[str, Any], layers: Any, info: FamilyInfo) -> Any:

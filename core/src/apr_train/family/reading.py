@@ -7,17 +7,16 @@ from typing import Any
 
 import attrs
 
-from apr_train.checkpoint.apr.keys import ENCODER_EPS
-from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
 from apr_train.family.card import FamilyInfo
-from apr_train.family.layer_patterns import WINDOW_FIELDS, layer_types, reads_windows, rotary_layers, with_absent
+from apr_train.family.layer_patterns import WINDOW_FIELDS, layer_types, null_keys, reads_windows, rotary_layers, with_absent
 from apr_train.family.sizes import evaluate, names_in
 from apr_train.suggest import did_you_mean
 
 QUIET = "quiet"
 """Key in an attrs field's metadata: see `apr_train.family.config.architecture`."""
+LAYER_NORM_EPS = "layer_norm_eps"
 AUX_LOSS = "router_aux_loss_coef"
 AUX_SWITCH = "output_router_logits"
 
@@ -47,8 +46,8 @@ def values_of(
     senseless = {*required({})} - {*required(decided)}
     config = with_absent(header, info)
     values = _read(config, sorted(keys - senseless), {} if info is None else info.config_names)
-    if header.format == "apr" and ENCODER_EPS in keys and "rms_norm_eps" in config:
-        values.setdefault(ENCODER_EPS, config["rms_norm_eps"])  # the container has one key for both
+    if header.format == "apr" and LAYER_NORM_EPS in keys and "rms_norm_eps" in config:
+        values.setdefault(LAYER_NORM_EPS, config["rms_norm_eps"])  # the container has one key for both
     if header.tie.value is not None:
         values["tie_word_embeddings"] = header.tie.value
     values.update(decided)
@@ -71,7 +70,7 @@ def _read(config: Mapping[str, Any], read: list[str], names: Mapping[str, str]) 
 
 def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Mapping[str, Any]) -> None:
     """Fill what is left out and not null; a size of what is missing itself stays missing, and is asked for by name."""
-    nulls = {key for key, value in header.companions.get(CONFIG, {}).items() if value is None}
+    nulls = null_keys(header)
     for name, implied in info.implied.items():
         is_null = info.config_names.get(name, name) in nulls and fields[name].default is None
         if name in values or is_null:
@@ -87,13 +86,18 @@ def _expand(values: dict[str, Any], config: Mapping[str, Any], info: FamilyInfo,
     known, layers = {**config, **values}, values.get("num_hidden_layers")
     if reads_windows(info) and fields.keys() >= WINDOW_FIELDS and not WINDOW_FIELDS & decided:
         types = layer_types(known, layers, info)
-        if isinstance(types, list | tuple) and set(map(str, types)) == {"full_attention"}:
-            types = None
+        types = None if _is_all(types, "full_attention", layers) else types
         values |= {"layer_types": types, "sliding_window": None if types is None else values.get("sliding_window")}
     if "no_rope_layers" in info.config_keys:
-        values["no_rope_layers"] = rotary_layers(known, layers)
+        rotary = rotary_layers(known, layers)
+        values["no_rope_layers"] = None if _is_all(rotary, 1, layers) else rotary
     if AUX_LOSS in values and AUX_LOSS not in decided and not config.get(AUX_SWITCH):
         values[AUX_LOSS] = 0.0  # as transformers, which adds the loss only where the file switches its logits on
+
+
+def _is_all(values: Any, value: Any, layers: Any) -> bool:
+    """Whether a list has one value for every layer; one of another length is left to the validators."""
+    return isinstance(values, list | tuple) and len(values) == layers and all(item == value for item in values)
 
 
 def _check_card(info: FamilyInfo, fields: Mapping[str, Any]) -> None:

@@ -161,7 +161,7 @@ def _neutral(case: _Case, name: str, *, further: bool) -> Neutral | None:
 
 def _field(header: Header, config: ModelConfig | None, key: str, name: str, value: Any) -> list[Finding]:
     """A field that the family fixes itself must not contradict the file."""
-    if config is None or _same(getattr(config, name), value):
+    if config is None or _same(getattr(config, name), value) or _same(config.stated(name), value):
         return []
     return [
         Finding(
@@ -250,10 +250,9 @@ def _read_windows(case: _Case, config: Mapping[str, Any], kinds: set[str], windo
     found, slides = case.config, _window_slides(config)
     if found is None:
         return []
-    if "layer_types" in case.header.config and (kinds - {"full_attention"} or slides):
-        types = getattr(found, "layer_types", None) or ["full_attention"] * found.num_hidden_layers
-        if not _same(types, config["layer_types"]):
-            return _field(case.header, found, "layer_types", "layer_types", config["layer_types"])
+    listed = "layer_types" in case.header.config and (kinds - {"full_attention"} or slides)
+    if listed and (faults := _field(case.header, found, "layer_types", "layer_types", config["layer_types"])):
+        return faults
     if slides and not kinds and getattr(found, "layer_types", None) is None:
         return [_harmful(case.header, "sliding_window", config["sliding_window"], (), window)]
     used = getattr(found, "sliding_window", None)

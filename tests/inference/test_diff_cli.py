@@ -132,6 +132,9 @@ def test_config_and_tokenizer_count_and_provenance_does_not(apr, models, copy):
     answer = compare(apr, models.decoder, copy("a.apr", metadata={"rope_theta": 5e5}))
     assert answer["config"] == [{"name": "rope_theta", "a": 10000.0, "b": 500000.0}]
     assert not any(item["differs"] for item in answer["tensors"])
+    said = apr("diff", models.decoder, "a.apr", code=1).stdout.splitlines()[-1]
+    total = len(answer["tensors"])
+    assert said == f"different in architecture only: 0 of {total} tensors differ"
     answer = compare(apr, models.decoder, copy("b.apr", metadata={"license": "MIT", "author": "someone"}), code=0)
     assert {item["name"] for item in answer["about"]} == {"provenance.license", "provenance.author"}
 

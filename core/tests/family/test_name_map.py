@@ -25,7 +25,7 @@ from apr_train.family.name_map import (
     transpose,
 )
 from apr_train.family.operations import Transpose
-from apr_train.family.sizes import config_sizes, evaluate
+from apr_train.family.sizes import config_sizes, evaluate, solved
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -386,3 +386,20 @@ def test_a_tensors_rules_are_found_whatever_its_layer_and_expert():
     assert index.find("block.0.norm").template == "block.0.norm"
     assert index.find("block.1.norm") is None
     assert index.find("h.qkv") is None
+
+
+@pytest.mark.parametrize(
+    ("symbol", "value", "found"),
+    [
+        ("width", 5, ("width", 5)),
+        ("3*width", 72, ("width", 24)),
+        ("2*width+width+1", 7, ("width", 2)),
+        ("3*width", 71, None),
+        ("width*width", 9, None),
+        ("width*vocab", 9, None),
+        ("width+vocab", 9, None),
+        ("7", 7, None),
+    ],
+)
+def test_a_size_of_one_name_can_be_solved_for_it(symbol, value, found):
+    assert solved(symbol, value) == found

@@ -21,8 +21,8 @@ def family():
     return installed_family("bert")
 
 
-def reference():
-    return randomize(BertForMaskedLM._from_config(BertConfig(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(BertForMaskedLM._from_config(BertConfig(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -1,6 +1,6 @@
 """Gemma 2: norms before and behind each branch, soft caps, and a sliding window in every other layer."""
 
-from apr_train.family import DecoderConfig, FamilyInfo, NameMap, decoder_rules, hookimpl, read_config
+from apr_train.family import DecoderConfig, FamilyInfo, Finding, NameMap, decoder_rules, hookimpl, read_config, rules
 
 FAMILY = FamilyInfo(
     name="gemma2",
@@ -20,6 +20,7 @@ FAMILY = FamilyInfo(
         "final_logit_softcapping",
     ),
     config_names={"hidden_act": "hidden_activation"},
+    implied={"rope_theta": 10_000.0},
     fixed={"norm_position": "both", "norm_offset": 1.0, "scale_embedding": True},
     layer_pattern=("sliding_attention", "full_attention"),
     never_permuted=True,
@@ -73,3 +74,13 @@ def build_config(preset, header):
 @hookimpl
 def map_tensor_names(config, layout):
     return NameMap.for_config(config, decoder_rules(config, layout))
+
+
+@hookimpl
+def validate_family(header, objective):
+    """A GGUF has no key for the scale of the attention scores, and in the 27B it is not that of a head's width."""
+    if header.names == "hf" or header.config.get("num_hidden_layers") != 46:
+        return []
+    problem, hint = "the file does not say how attention scores are scaled", "Import the 27B from its safetensors."
+    where = {"subject": header.path, "field": "query_pre_attn_scalar"}
+    return [Finding(rule=rules.PREFLIGHT_003, problem=problem, expected="a value", found="nothing", hint=hint, **where)]

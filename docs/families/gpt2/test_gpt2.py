@@ -35,8 +35,8 @@ def family():
     return installed_family("gpt2")
 
 
-def reference():
-    return randomize(GPT2LMHeadModel._from_config(GPT2Config(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(GPT2LMHeadModel._from_config(GPT2Config(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -38,8 +38,8 @@ def family():
     return installed_family("granite")
 
 
-def reference():
-    return randomize(GraniteForCausalLM._from_config(GraniteConfig(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(GraniteForCausalLM._from_config(GraniteConfig(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -24,8 +24,8 @@ def family():
     return installed_family("mixtral")
 
 
-def reference():
-    return randomize(MixtralForCausalLM._from_config(MixtralConfig(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(MixtralForCausalLM._from_config(MixtralConfig(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -37,8 +37,8 @@ def family():
     return installed_family("olmo2")
 
 
-def reference():
-    return randomize(Olmo2ForCausalLM._from_config(Olmo2Config(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(Olmo2ForCausalLM._from_config(Olmo2Config(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -34,8 +34,8 @@ def family():
     return installed_family("phi")
 
 
-def reference():
-    return randomize(PhiForCausalLM._from_config(PhiConfig(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(PhiForCausalLM._from_config(PhiConfig(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -38,8 +38,8 @@ def family():
     return installed_family("phi3")
 
 
-def reference():
-    return randomize(Phi3ForCausalLM._from_config(Phi3Config(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(Phi3ForCausalLM._from_config(Phi3Config(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

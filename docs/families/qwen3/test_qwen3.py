@@ -35,8 +35,8 @@ def family():
     return installed_family("qwen3")
 
 
-def reference():
-    return randomize(Qwen3ForCausalLM._from_config(Qwen3Config(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(Qwen3ForCausalLM._from_config(Qwen3Config(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -37,8 +37,8 @@ def family():
     return installed_family("smollm3")
 
 
-def reference():
-    return randomize(SmolLM3ForCausalLM._from_config(SmolLM3Config(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(SmolLM3ForCausalLM._from_config(SmolLM3Config(**CONFIG | changes), attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

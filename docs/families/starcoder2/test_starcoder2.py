@@ -38,8 +38,10 @@ def family():
     return installed_family("starcoder2")
 
 
-def reference():
-    return randomize(Starcoder2ForCausalLM._from_config(Starcoder2Config(**CONFIG), attn_implementation="eager")).eval()
+def reference(**changes):
+    return randomize(
+        Starcoder2ForCausalLM._from_config(Starcoder2Config(**CONFIG | changes), attn_implementation="eager")
+    ).eval()
 
 
 def test_the_contract_is_kept(family):

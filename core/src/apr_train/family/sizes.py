@@ -56,6 +56,22 @@ def names_in(symbol: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(factor for factor in factors if not factor.isdecimal()))
 
 
+def solved(symbol: str, value: int) -> tuple[str, int] | None:
+    """The one name in a symbolic size and what it is where the whole is `value`: `3*hidden_size` of 72 is 24.
+
+    None where that is not determined: several names, a power of one, or no whole number.
+    """
+    names = names_in(symbol)
+    factors = [[factor.strip() for factor in term.split("*")] for term in symbol.split("+")]
+    if len(names) != 1 or any(term.count(names[0]) > 1 for term in factors):
+        return None
+    slope, rest = 0, 0
+    for term in factors:
+        number = math.prod(int(factor) for factor in term if factor != names[0])
+        slope, rest = (slope + number, rest) if names[0] in term else (slope, rest + number)
+    return (names[0], (value - rest) // slope) if slope and (value - rest) % slope == 0 else None
+
+
 def total(symbols: list[str] | tuple[str, ...]) -> str:
     """The sum of several symbolic sizes; `0` of none."""
     return "+".join(symbols) or "0"

@@ -23,7 +23,7 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
 from apr_train.family.name_map import EXPERTS, IgnoreRule, Match, NameMap, Rule, RuleIndex
 from apr_train.family.plugin import Family
-from apr_train.family.sizes import Shape, evaluate, names_in
+from apr_train.family.sizes import Shape, evaluate, names_in, solved
 
 _QUANTISED = ("Q", "IQ", "TQ", "APR_Q", "MXFP")
 
@@ -217,8 +217,8 @@ class Contradictions:
 def compare_sizes(header: Header, table: Iterable[Rule], sizes: Mapping[str, int] | None = None) -> Contradictions:
     """Compare every symbol of the shapes in a family's table with the file's tensors.
 
-    A product or a sum is compared as a whole: which of its factors is wrong is said by the tensors that have that factor
-    alone. `sizes` are those of the config that was made of the metadata, for what follows from other fields there.
+    A product or a sum of several names is compared as a whole: which of them is wrong is said by the tensors that have that
+    name alone. `sizes` are those of the config that was made of the metadata, for what follows from other fields there.
     """
     index, known = RuleIndex(table), sizes or {}
     matches = [(tensor, match) for name, tensor in header.tensors.items() if (match := index.find(name)) is not None]
@@ -252,8 +252,9 @@ def _votes(matches: list[tuple[TensorInfo, Match]]) -> dict[str, Votes]:
         for shape in shapes:
             if len(shape) == len(tensor.shape):
                 for symbol, size in zip(shape, tensor.shape, strict=True):
-                    if names_in(symbol):
-                        votes[symbol].add(size, tensor)
+                    name, value = solved(symbol, size) or (symbol, size)
+                    if names_in(name):
+                        votes[name].add(value, tensor)
     return votes
 
 

@@ -74,6 +74,8 @@ class SdpaAttention:
         visible = _matrix(mask, q.shape[1], k.shape[1], q.device)
         window = hiding_window(mask, q.shape[1])
         if self._takes_blocks(q, k, mask, dropout, softcap):
+            if mask.kind == "causal" and window is not None:
+                visible = None  # offset and window say all of it, and cost less than to read a matrix
             return blocked_attention(q, k, v, visible, offset=_offset(mask), window=window, scale=scale, softcap=softcap)
         if softcap is not None:
             raise AttentionError("torch's kernels have no soft cap", where="attention", found=f"{softcap} on {q.device.type}")

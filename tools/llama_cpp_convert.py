@@ -3,6 +3,7 @@
 The converter insists on a vocabulary that it knows, and the tensors do not need one.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ def main(llama_cpp: str, folder: str, target: str) -> None:
     sys.path[:0] = [llama_cpp, str(Path(llama_cpp) / "gguf-py")]
     import convert_hf_to_gguf as converter
 
+    size = json.loads(Path(folder, "config.json").read_text())["vocab_size"]
+    vocabulary = {str(index): index for index in range(size)}  # some converters count its entries
+    Path(folder, "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
     find = converter.get_model_class
 
     def without_vocabulary(*arguments, **named):

@@ -6,6 +6,7 @@ The converter insists on a vocabulary that it knows, and the tensors do not need
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(llama_cpp: str, folder: str, target: str) -> None:
@@ -18,7 +19,7 @@ def main(llama_cpp: str, folder: str, target: str) -> None:
     Path(folder, "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
     find = converter.get_model_class
 
-    def without_vocabulary(*arguments, **named):
+    def without_vocabulary(*arguments: Any, **named: Any) -> Any:
         found = find(*arguments, **named)
         found.set_vocab = lambda self: None
         return found

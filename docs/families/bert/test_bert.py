@@ -22,7 +22,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(BertForMaskedLM._from_config(BertConfig(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = BertConfig(**CONFIG | changes)
+    return randomize(BertForMaskedLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -20,7 +20,7 @@ FAMILY = FamilyInfo(
         "final_logit_softcapping",
     ),
     config_names={"hidden_act": "hidden_activation"},
-    implied={"rope_theta": 10_000.0},
+    implied={"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10_000.0},
     fixed={"norm_position": "both", "norm_offset": 1.0, "scale_embedding": True},
     layer_pattern=("sliding_attention", "full_attention"),
     never_permuted=True,

@@ -40,7 +40,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(Gemma2ForCausalLM._from_config(Gemma2Config(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = Gemma2Config(**CONFIG | changes)
+    return randomize(Gemma2ForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -40,7 +40,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(Gemma3ForCausalLM._from_config(Gemma3TextConfig(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = Gemma3TextConfig(**CONFIG | changes)
+    return randomize(Gemma3ForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

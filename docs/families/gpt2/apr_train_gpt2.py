@@ -43,7 +43,7 @@ FAMILY = FamilyInfo(
         "attention_output_bias": True,
         "mlp_bias": True,
     },
-    implied={"num_key_value_heads": "num_attention_heads", "intermediate_size": "4*hidden_size"},
+    implied={"hidden_act": "gelu_new", "num_key_value_heads": "num_attention_heads", "intermediate_size": "4*hidden_size"},
     never_permuted=True,
 )
 SHARED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "tie_word_embeddings": True, **FAMILY.fixed}

@@ -24,9 +24,12 @@ CONFIG = {
     "n_layer": 2,
     "n_head": 4,
     "n_positions": 64,
+    "n_ctx": 64,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+IN_GGUF = {"n_inner": 128}
+"""The converter takes no other width than four times the model's."""
 TOKENS = torch.randint(3, 61, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -36,7 +39,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(GPT2LMHeadModel._from_config(GPT2Config(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = GPT2Config(**CONFIG | changes)
+    return randomize(GPT2LMHeadModel._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):
@@ -55,7 +59,7 @@ def test_a_gguf_file_of_llama_cpp_computes_the_same(family):
     model, _ = model_from_file(family, Path(__file__).with_name("llama-cpp.gguf"))
     check_agreement(
         {"logits": our_logits(family, model, TOKENS)},
-        {"logits": reference()(input_ids=TOKENS).logits},
+        {"logits": reference(**IN_GGUF)(input_ids=TOKENS).logits},
         tolerance=FLOAT32,
         where="llama-cpp.gguf",
     )

@@ -39,7 +39,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(GraniteForCausalLM._from_config(GraniteConfig(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = GraniteConfig(**CONFIG | changes)
+    return randomize(GraniteForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

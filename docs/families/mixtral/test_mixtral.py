@@ -25,7 +25,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(MixtralForCausalLM._from_config(MixtralConfig(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = MixtralConfig(**CONFIG | changes)
+    return randomize(MixtralForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -38,7 +38,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(Olmo2ForCausalLM._from_config(Olmo2Config(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = Olmo2Config(**CONFIG | changes)
+    return randomize(Olmo2ForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

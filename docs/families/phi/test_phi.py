@@ -26,6 +26,8 @@ CONFIG = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     "max_position_embeddings": 64,
 }
+IN_GGUF = {"intermediate_size": 128}
+"""The converter takes no other width than four times the model's."""
 TOKENS = torch.randint(3, 61, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -35,7 +37,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(PhiForCausalLM._from_config(PhiConfig(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = PhiConfig(**CONFIG | changes)
+    return randomize(PhiForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):
@@ -54,7 +57,7 @@ def test_a_gguf_file_of_llama_cpp_computes_the_same(family):
     model, _ = model_from_file(family, Path(__file__).with_name("llama-cpp.gguf"))
     check_agreement(
         {"logits": our_logits(family, model, TOKENS)},
-        {"logits": reference()(input_ids=TOKENS).logits},
+        {"logits": reference(**IN_GGUF)(input_ids=TOKENS).logits},
         tolerance=FLOAT32,
         where="llama-cpp.gguf",
     )

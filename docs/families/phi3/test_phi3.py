@@ -39,7 +39,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(Phi3ForCausalLM._from_config(Phi3Config(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = Phi3Config(**CONFIG | changes)
+    return randomize(Phi3ForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -36,7 +36,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(Qwen3ForCausalLM._from_config(Qwen3Config(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = Qwen3Config(**CONFIG | changes)
+    return randomize(Qwen3ForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

@@ -13,7 +13,7 @@ FAMILY = FamilyInfo(
     presets=("3b", "tiny"),
     default_preset="3b",
     config_keys=("no_rope_layers",),
-    absent_keys={"use_sliding_window": False},
+    absent_keys={"use_sliding_window": False, "no_rope_layer_interval": 4},
 )
 PATTERN = (1, 1, 1, 0)
 SHARED = {"rms_norm_eps": 1e-6, "tie_word_embeddings": True}
@@ -47,7 +47,11 @@ PRESETS = {
 
 @hookimpl
 def build_config(preset, header):
-    return read_config(FAMILY, PRESETS, preset, header)
+    if header is None or header.names == "hf":
+        return read_config(FAMILY, PRESETS, preset, header)
+    layers = header.config.get("num_hidden_layers")  # a GGUF has no key for it, every SmolLM3 is so
+    rotary = (PATTERN * layers)[:layers] if isinstance(layers, int) and 0 < layers < 1000 else None
+    return read_config(FAMILY, PRESETS, preset, header, no_rope_layers=rotary)
 
 
 @hookimpl

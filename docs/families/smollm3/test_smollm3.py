@@ -38,7 +38,8 @@ def family():
 
 
 def reference(**changes):
-    return randomize(SmolLM3ForCausalLM._from_config(SmolLM3Config(**CONFIG | changes), attn_implementation="eager")).eval()
+    config = SmolLM3Config(**CONFIG | changes)
+    return randomize(SmolLM3ForCausalLM._from_config(config, attn_implementation="eager")).eval()
 
 
 def test_the_contract_is_kept(family):

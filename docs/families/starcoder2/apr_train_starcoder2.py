@@ -16,6 +16,7 @@ FAMILY = FamilyInfo(
     config_keys=("sliding_window", "layer_norm_eps"),
     config_names={"layer_norm_eps": "norm_epsilon", **dict.fromkeys(BIASES, "use_bias")},
     fixed={"norm": "layer", "gated_mlp": False, **BIASES},
+    implied={"hidden_act": "gelu_pytorch_tanh"},
     layer_pattern=("sliding_attention",),
     never_permuted=True,
     fim_tokens={"prefix": "<fim_prefix>", "middle": "<fim_middle>", "suffix": "<fim_suffix>", "pad": "<fim_pad>"},

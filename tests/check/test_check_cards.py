@@ -490,6 +490,7 @@ def read_gguf(name, architecture, keys):
         ("Qwen2MoeForCausalLM", "qwen2moe", {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24,
          "expert_shared_feed_forward_length": 40},
          {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "norm_topk_prob": False}),
+        ("SmolLM3ForCausalLM", "smollm3", {"block_count": 5}, {"no_rope_layers": (1, 1, 1, 0, 1)}),
         ("Qwen2MoeForCausalLM", "qwen2moe", {"expert_count": 4, "expert_used_count": 2, "expert_weights_norm": True},
          {"norm_topk_prob": True, "moe_intermediate_size": None}),
     ],

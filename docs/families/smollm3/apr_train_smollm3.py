@@ -47,11 +47,7 @@ PRESETS = {
 
 @hookimpl
 def build_config(preset, header):
-    if header is None or header.names == "hf":
-        return read_config(FAMILY, PRESETS, preset, header)
-    layers = header.config.get("num_hidden_layers")  # a GGUF has no key for it, every SmolLM3 is so
-    rotary = (PATTERN * layers)[:layers] if isinstance(layers, int) and 0 < layers < 1000 else None
-    return read_config(FAMILY, PRESETS, preset, header, no_rope_layers=rotary)
+    return read_config(FAMILY, PRESETS, preset, header)
 
 
 @hookimpl

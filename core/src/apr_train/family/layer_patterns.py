@@ -11,6 +11,8 @@ from apr_train.family.card import FamilyInfo
 
 WINDOW_FIELDS = frozenset({"sliding_window", "layer_types"})
 SWITCH = "use_sliding_window"
+WINDOW_SWITCHES = frozenset({SWITCH, "sliding_window", "max_window_layers"})
+"""Keys by which Hugging Face's classes turn a window off that the file mentions."""
 
 
 def reads_windows(info: FamilyInfo | None) -> bool:
@@ -19,11 +21,13 @@ def reads_windows(info: FamilyInfo | None) -> bool:
 
 
 def with_absent(header: Header, info: FamilyInfo | None) -> dict[str, Any]:
-    """The file's keys, and what Hugging Face's class takes for those that are absent; a GGUF has no such class.
+    """The file's keys, and what Hugging Face's class takes for those that are absent; a null is not absent, it means none.
 
-    A null is not absent: it means none.
+    A GGUF has no switch for a window: one that it has is used.
     """
-    absent = {} if info is None or header.names == "gguf" else info.absent_keys
+    absent = {} if info is None else info.absent_keys
+    if header.names == "gguf":
+        absent = {key: value for key, value in absent.items() if key not in WINDOW_SWITCHES}
     nulls = null_keys(header)
     return {**{key: value for key, value in absent.items() if key not in nulls}, **header.config}
 

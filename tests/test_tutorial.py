@@ -72,7 +72,7 @@ def test_the_first_step_fails_the_kit_as_the_page_says(followed):
 def test_the_finished_family_passes_the_kit_and_agrees_with_transformers(followed):
     done = followed[2].pytest()
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 def test_the_finished_family_trains(followed, tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 
+import attrs
 import pytest
 from apr_train import rules
 from apr_train.errors import NameMapError, WrongMapError
@@ -10,7 +11,7 @@ from apr_train.family.decoder_names import decoder_rules
 from apr_train.family.name_map import NameMap, add_offset
 from apr_train.family.operations import RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
-from apr_train.testing.conformance import ALL_LAYOUTS, check_operations, supported_layouts
+from apr_train.testing.conformance import ALL_LAYOUTS, check_gguf_config, check_operations, supported_layouts
 
 FAULTS = {
     "torch at import": ("import attrs", "import attrs, torch", "loads torch"),
@@ -48,6 +49,17 @@ def test_fault_is_named(toy, fault):
     old, new, message = FAULTS[fault]
     with pytest.raises(ConformanceError, match=message):
         check_family(toy(old, new))
+
+
+def test_an_activation_that_a_gguf_has_no_key_for_is_named(toy):
+    """A reader of llama.cpp's file would take the default: another model."""
+    with_gguf = 'model_type="toy", gguf_architectures=("toy",),'
+    family = toy('model_type="toy",', with_gguf)
+    check_family(family)
+    with pytest.raises(ConformanceError, match="no key for hidden_act, which is read as 'silu' where it is 'gelu'"):
+        check_gguf_config(
+            toy('model_type="toy",', with_gguf), attrs.evolve(toy().build_config(preset="tiny"), hidden_act="gelu")
+        )
 
 
 def test_map_that_leaves_a_parameter_out_is_named(toy):

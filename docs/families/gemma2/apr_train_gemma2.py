@@ -2,6 +2,7 @@
 
 from apr_train.family import DecoderConfig, FamilyInfo, Finding, NameMap, decoder_rules, hookimpl, read_config, rules
 
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 FAMILY = FamilyInfo(
     name="gemma2",
     api_version="1.0",
@@ -12,13 +13,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("gemma2",),
     presets=("2b", "tiny"),
     default_preset="2b",
-    config_keys=(
-        "sliding_window",
-        "layer_types",
-        "query_pre_attn_scalar",
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-    ),
+    config_keys=("sliding_window", "layer_types", "query_pre_attn_scalar", *CAPS),
     config_names={"hidden_act": "hidden_activation"},
     implied={"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10_000.0},
     fixed={"norm_position": "both", "norm_offset": 1.0, "scale_embedding": True},
@@ -30,8 +25,7 @@ SHARED = {
     "rope_theta": 10_000.0,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
+    **CAPS,
     **FAMILY.fixed,
 }
 PRESETS = {

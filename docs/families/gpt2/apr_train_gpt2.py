@@ -14,6 +14,7 @@ from apr_train.family import (
     transpose,
 )
 
+BIASES = dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), True)
 FAMILY = FamilyInfo(
     name="gpt2",
     api_version="1.0",
@@ -35,42 +36,25 @@ FAMILY = FamilyInfo(
         "hidden_act": "activation_function",
         "layer_norm_eps": "layer_norm_epsilon",
     },
-    fixed={
-        "norm": "layer",
-        "learned_positions": True,
-        "gated_mlp": False,
-        "attention_bias": True,
-        "attention_output_bias": True,
-        "mlp_bias": True,
-    },
+    fixed={"norm": "layer", "learned_positions": True, "gated_mlp": False, **BIASES},
     implied={"hidden_act": "gelu_new", "num_key_value_heads": "num_attention_heads", "intermediate_size": "4*hidden_size"},
     never_permuted=True,
 )
-SHARED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "tie_word_embeddings": True, **FAMILY.fixed}
 SIZES = {"124m": (50_257, 768, 12, 12, 1024), "tiny": (1024, 64, 2, 4, 512)}
 PRESETS = {
     name: DecoderConfig(
+        **dict(zip(FAMILY.config_names, (hidden, layers, heads, 4 * hidden, positions, "gelu_new", 1e-5), strict=True)),
+        **FAMILY.fixed | {"tie_word_embeddings": True},
         vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
         num_key_value_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=positions,
-        **SHARED,
     )
     for name, (vocabulary, hidden, layers, heads, positions) in SIZES.items()
 }
-NAMES = {
-    "layers": "h",
-    "embed_tokens": "wte",
-    "embed_positions": "wpe",
-    "input_layernorm": "ln_1",
-    "post_attention_layernorm": "ln_2",
-    "norm": "ln_f",
-}
-MATRICES = {"self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}
-SHAPES = {"mlp.up_proj": ("intermediate_size", "hidden_size"), "mlp.down_proj": ("hidden_size", "intermediate_size")}
+TABLES = {"layers": "h", "embed_tokens": "wte", "embed_positions": "wpe"}
+NORMS = {"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "norm": "ln_f"}
+H, I = "hidden_size", "intermediate_size"  # noqa: E741
+MATRICES = {"self_attn.o_proj": ("attn.c_proj", H, H), "mlp.up_proj": ("mlp.c_fc", I, H), "mlp.down_proj": ("mlp.c_proj", H, I)}
+FUSED = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 
 
 @hookimpl
@@ -80,19 +64,15 @@ def build_config(preset, header):
 
 @hookimpl
 def map_tensor_names(config, layout):
-    prefix = FAMILY.base_prefix
-    fused = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    drop, add, in_gguf = [*fused], [], layout.names == "gguf"
+    prefix, in_gguf = FAMILY.base_prefix, layout.names == "gguf"
     block = "blk.{layer}." if in_gguf else f"{'' if layout.bare else prefix}h.{{layer}}."
-    qkv = block + ("attn_qkv" if in_gguf else "attn.c_attn")
-    weights, biases = ([(f"layers.{{layer}}.{stem}.{part}", "hidden_size") for stem in fused] for part in ("weight", "bias"))
-    turned = {} if in_gguf else {"dim": 1, "operation": Transpose()}
-    add += [split(f"{qkv}.weight", weights, "hidden_size", **turned), split(f"{qkv}.bias", biases)]
+    qkv, turned = (block + "attn_qkv", {}) if in_gguf else (block + "attn.c_attn", {"dim": 1, "operation": Transpose()})
+    weights, biases = ([(f"layers.{{layer}}.{stem}.{part}", H) for stem in FUSED] for part in ("weight", "bias"))
+    drop = FUSED if in_gguf else [*FUSED, *MATRICES]
+    add = [split(f"{qkv}.weight", weights, H, **turned), split(f"{qkv}.bias", biases)]
     if not in_gguf:
         add += [ignored(f"{block}attn.{name}", "a saved causal mask") for name in ("bias", "masked_bias")]
-        for ours, theirs in MATRICES.items():
-            rows, columns = SHAPES.get(ours, ("hidden_size", "hidden_size"))
+        for ours, (theirs, rows, columns) in MATRICES.items():
             add.append(transpose(f"{block}{theirs}.weight", f"layers.{{layer}}.{ours}.weight", rows, columns))
             add.append(rename(f"{block}{theirs}.bias", f"layers.{{layer}}.{ours}.bias", rows))
-        drop += MATRICES
-    return NameMap.for_config(config, decoder_rules(config, layout, prefix=prefix, names=NAMES, add=add, drop=drop))
+    return NameMap.for_config(config, decoder_rules(config, layout, prefix=prefix, names=TABLES | NORMS, add=add, drop=drop))

@@ -11,6 +11,7 @@ import numpy as np
 from attrs import evolve
 
 from apr_train import rules
+from apr_train.checkpoint.gguf_keys import KEYS
 from apr_train.checkpoint.header import Header, RopeRows, TensorInfo, Tie
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import ConfigError, Finding, NameMapError, WrongMapError
@@ -86,6 +87,7 @@ def check_family(family: Family) -> None:
         config = family.build_config(preset=preset)
         layouts = supported_layouts(family, config)
         check_config(family, config)
+        check_gguf_config(family, config)
         check_hooks(family, config)
         for layout in layouts:
             check_name_map(family, config, layout)
@@ -121,6 +123,31 @@ def check_config(family: Family, config: ModelConfig) -> None:
         faults.append("the family does not claim its own file")
     faults += [f"{name} is guessed when the file lacks it" for name in _guessed(family, config, header)]
     fail_on(faults, where=f"{family.name} build_config")
+
+
+def check_gguf_config(family: Family, config: ModelConfig) -> None:
+    """What a GGUF has no key for (an activation, layers without rotary positions) must be on the card, or it is read wrong."""
+    layout = next((layout for layout in supported_layouts(family, config) if layout.names == "gguf"), None)
+    if layout is None or not family.info.gguf_architectures:
+        return
+    header = header_from(family, config, layout)
+    known = {key: value for key, value in header.config.items() if key in IN_GGUF}
+    read = family.build_config(header=evolve(header, config=known))
+    same = getattr(read, "attention_scale", None) == getattr(config, "attention_scale", None)
+    told = {"initializer_range", *(("query_pre_attn_scalar", "attention_multiplier") if same else ())}
+    ours, theirs = config.to_dict(), read.to_dict()
+    fail_on(
+        (
+            f"a GGUF has no key for {name}, which is read as {theirs[name]!r} where it is {value!r}: say it in FAMILY.implied"
+            for name, value in ours.items()
+            if name not in told and theirs[name] != value
+        ),
+        where=f"{family.name} build_config",
+    )
+
+
+IN_GGUF = frozenset({*KEYS.values(), "logits_scaling", "partial_rotary_factor", "rope_scaling"})
+"""Keys of a config that a GGUF can say."""
 
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:

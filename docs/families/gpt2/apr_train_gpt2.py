@@ -14,6 +14,9 @@ from apr_train.family import (
     transpose,
 )
 
+SIZE_KEYS = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+SIZE_KEYS |= {"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"}
+OTHER_KEYS = {"hidden_act": "activation_function", "layer_norm_eps": "layer_norm_epsilon"}
 BIASES = dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), True)
 FAMILY = FamilyInfo(
     name="gpt2",
@@ -27,15 +30,7 @@ FAMILY = FamilyInfo(
     default_preset="124m",
     base_prefix="transformer.",
     config_keys=("layer_norm_eps",),
-    config_names={
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "intermediate_size": "n_inner",
-        "max_position_embeddings": "n_positions",
-        "hidden_act": "activation_function",
-        "layer_norm_eps": "layer_norm_epsilon",
-    },
+    config_names=SIZE_KEYS | OTHER_KEYS,
     fixed={"norm": "layer", "learned_positions": True, "gated_mlp": False, **BIASES},
     implied={"hidden_act": "gelu_new", "num_key_value_heads": "num_attention_heads", "intermediate_size": "4*hidden_size"},
     never_permuted=True,
@@ -43,8 +38,8 @@ FAMILY = FamilyInfo(
 SIZES = {"124m": (50_257, 768, 12, 12, 1024), "tiny": (1024, 64, 2, 4, 512)}
 PRESETS = {
     name: DecoderConfig(
-        **dict(zip(FAMILY.config_names, (hidden, layers, heads, 4 * hidden, positions, "gelu_new", 1e-5), strict=True)),
-        **FAMILY.fixed | {"tie_word_embeddings": True},
+        **dict(zip(SIZE_KEYS, (hidden, layers, heads, 4 * hidden, positions), strict=True)),
+        **FAMILY.fixed | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "tie_word_embeddings": True},
         vocab_size=vocabulary,
         num_key_value_heads=heads,
     )

@@ -282,6 +282,8 @@ SPARSE = {"num_experts": 4, "num_experts_per_tok": 2}
         ("learned_positions", {"learned_positions": True}),
         ("attention_multiplier", {"attention_multiplier": 0.1, "query_pre_attn_scalar": 4.0}),
         ("lm_head_bias", {"lm_head_bias": True}),
+        ("layer_types", {"sliding_window": 8}),
+        ("router_aux_loss_coef", {"router_aux_loss_coef": "x"}),
         ("layer_types", {"layer_types": ["full_attention"]}),
         ("layer_types", {"layer_types": ["full_attention", "chunked_attention"]}),
         ("sliding_window", {"layer_types": ["full_attention", "sliding_attention"]}),

@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     presets=("3.3-2b", "tiny"),
     default_preset="3.3-2b",
     config_keys=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+    implied={"attention_multiplier": 1.0},
 )
 SHARED = {"rope_theta": 10_000_000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "embedding_multiplier": 12.0}
 PRESETS = {

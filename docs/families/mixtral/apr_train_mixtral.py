@@ -13,9 +13,17 @@ FAMILY = FamilyInfo(
     default_preset="8x7b",
     config_keys=("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "sliding_window"),
     config_names={"num_experts": "num_local_experts"},
+    implied={"num_experts": 8, "num_experts_per_tok": 2},
+    fixed={"norm_topk_prob": True},
     layer_pattern=("sliding_attention",),
 )
-SHARED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.02}
+SHARED = {
+    **FAMILY.fixed,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.02,
+}
 PRESETS = {
     "8x7b": DecoderConfig(
         vocab_size=32_000,

@@ -224,6 +224,8 @@ class DecoderConfig(ModelConfig):
              f"{layers} of {' or '.join(LAYER_TYPES)}", self.layer_types),
             (window is not None or "sliding_attention" not in (self.layer_types or ()), "sliding_window",
              "sliding layers without a window", "an integer > 0", None),
+            (window is None or "sliding_attention" in (self.layer_types or ()), "layer_types", "a window that no layer has",
+             "sliding_attention somewhere, or no sliding_window", self.layer_types),
             (_one_a_layer(self.no_rope_layers, layers, (0, 1)), "no_rope_layers", "not one number a layer",
              f"{layers} of 1 (rotary) or 0 (none)", self.no_rope_layers),
             (not sparse or 1 <= chosen <= self.num_experts, "num_experts_per_tok", "not a number of experts",
@@ -232,7 +234,8 @@ class DecoderConfig(ModelConfig):
             (not sparse or not self.mlp_bias, "mlp_bias", "experts have no biases", "false", True),
             (all(type(layer) is int for layer in self.mlp_only_layers), "mlp_only_layers", "not numbers of layers",
              "integers", self.mlp_only_layers),
-            (self.router_aux_loss_coef >= 0, "router_aux_loss_coef", "a negative factor", ">= 0", self.router_aux_loss_coef),
+            (_is_factor(self.router_aux_loss_coef), "router_aux_loss_coef", "not a factor", "a number >= 0",
+             self.router_aux_loss_coef),
             *self._longrope_lists(),
         )  # fmt: skip
         return [check[1:] for check in checks if not check[0]]
@@ -303,6 +306,11 @@ class DecoderConfig(ModelConfig):
     def expert_size(self) -> int:
         """Width inside an expert; for symbolic shapes."""
         return self.moe_intermediate_size or self.intermediate_size
+
+
+def _is_factor(value: Any) -> bool:
+    """Whether a value is a number that is not negative."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _one_a_layer(values: Any, layers: int, allowed: tuple[Any, ...]) -> bool:

@@ -34,7 +34,7 @@ def build_config(preset: str | None, header: Header | None) -> ModelConfig:  # t
     Example:
         >>> @hookimpl
         ... def build_config(preset, header):
-        ...     return DecoderConfig.from_header(header) if header else DecoderConfig(**PRESETS[preset])
+        ...     return read_config(FAMILY, PRESETS, preset, header)
     """
 
 

@@ -142,7 +142,7 @@ def test_a_request_says_what_gemma_2_needs():
     )
     request = Request.for_config(config, device="cpu", dtype="BF16", mask="causal")
     assert (request.scale, request.softcap, request.window) == (0.0625, 50.0, 4096)
-    full = attrs.evolve(config, layer_types=("full_attention",) * 2)
+    full = attrs.evolve(config, layer_types=("full_attention",) * 2, sliding_window=None)
     assert Request.for_config(full, device="cpu", dtype="BF16", mask="causal").window is None
 
 

@@ -100,6 +100,7 @@ CARDS = {
     "MixtralForCausalLM": card(
         "mixtral", "MixtralForCausalLM", config_keys=("sliding_window", *EXPERTS), layer_pattern=("sliding_attention",),
         config_names={"num_experts": "num_local_experts"},
+        fixed={"norm_topk_prob": True},
         implied={"num_experts": 8, "num_experts_per_tok": 2},
     ),
     "Qwen2MoeForCausalLM": card(
@@ -363,16 +364,21 @@ def test_the_routers_loss_counts_where_transformers_adds_it(switch, tmp_path):
     assert exported["output_router_logits"] is bool(switch)
 
 
-@pytest.mark.rule("PREFLIGHT-003")
-def test_a_family_of_experts_that_forgets_how_they_are_weighed_is_refused_such_files(tmp_path):
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
+def test_how_experts_are_weighed_is_read_or_asked_for_whatever_a_card_forgets(tmp_path):
     whole = CARDS["Qwen2MoeForCausalLM"]
     keys = tuple(key for key in whole.info.config_keys if key != "norm_topk_prob")
     implied = {key: value for key, value in whole.info.implied.items() if key != "norm_topk_prob"}
     forgetful = attrs.evolve(whole, info=attrs.evolve(whole.info, config_keys=keys, implied=implied))
-    header = header_of(header_from_hf("x", {**written("Qwen2MoeForCausalLM", tmp_path), "norm_topk_prob": False}, {}), False)
+    said = {**written("Qwen2MoeForCausalLM", tmp_path), "norm_topk_prob": False}
+    header = header_of(header_from_hf("x", said, {}), False)
     config, _ = config_from_file(forgetful, header)
-    (finding,) = [item for item in config_key_findings(header, config, forgetful.info) if item.severity == "error"]
-    assert (finding.rule, finding.field, finding.expected) == ("PREFLIGHT-003", "norm_topk_prob", "True")
+    assert config.norm_topk_prob is False
+    assert [item for item in config_key_findings(header, config, forgetful.info) if item.severity == "error"] == []
+    del said["norm_topk_prob"]
+    config, findings = config_from_file(forgetful, header_of(header_from_hf("x", said, {}), False))
+    assert config is None
+    assert [(item.rule, item.field) for item in findings] == [("FALSIFY-APR-PRETRAIN-ARCH-003", "norm_topk_prob")]
 
 
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-005")

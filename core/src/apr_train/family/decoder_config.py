@@ -165,11 +165,13 @@ class DecoderConfig(ModelConfig):
 
     @classmethod
     def required(cls, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """`REQUIRED`, with LayerNorm's epsilon for RMSNorm's, and without the rotary base where positions are learnt."""
+        """`REQUIRED`, with LayerNorm's epsilon for RMSNorm's, without the rotary base where positions are learnt, and with
+        `norm_topk_prob` where there are experts: classes differ in what they take for it."""
         names = cls.REQUIRED
         if values.get("norm") == "layer":
             names = tuple("layer_norm_eps" if name == "rms_norm_eps" else name for name in names)
-        return tuple(name for name in names if name != "rope_theta" or not values.get("learned_positions"))
+        names = tuple(name for name in names if name != "rope_theta" or not values.get("learned_positions"))
+        return (*names, "norm_topk_prob") if values.get("num_experts") else names
 
     def __attrs_post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:

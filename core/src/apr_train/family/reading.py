@@ -45,7 +45,9 @@ def values_of(
     keys |= {name for name, item in fields.items() if not item.metadata.get(QUIET)}
     senseless = {*required({})} - {*required(decided)}
     config = with_absent(header, info)
-    values = _read(config, sorted(keys - senseless), {} if info is None else info.config_names)
+    names: Mapping[str, str] = {} if info is None else info.config_names
+    values = _read(config, sorted(keys - senseless), names)
+    values |= _read(config, sorted({*required({**values, **decided})} - keys), names)  # what those values ask for
     if header.format == "apr" and LAYER_NORM_EPS in keys and "rms_norm_eps" in config:
         values.setdefault(LAYER_NORM_EPS, config["rms_norm_eps"])  # the container has one key for both
     if header.tie.value is not None:

@@ -152,7 +152,7 @@ IN_GGUF = frozenset({*KEYS.values(), "logits_scaling", "partial_rotary_factor", 
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
     """Required fields that may be missing from the file without a finding of a ConfigError that names them."""
-    for name in sorted({*config.required(config.to_dict())} - {*family.info.implied}):
+    for name in sorted({*config.required(config.to_dict())} - {*family.info.implied, *family.info.fixed}):
         values = {key: value for key, value in header.config.items() if key != name}
         tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie
         try:

@@ -87,7 +87,8 @@ def measure(side: str, folder: Path, size_mb: int) -> None:
     import torch
     from apr_train.checkpoint.apr import open_apr
     from apr_train.family.load_plan import plan_load
-    from apr_train.family.name_map import NameMap, rename
+    from apr_train.family.name_map import NameMap
+    from apr_train.family.name_rules import rename
     from apr_train.model.load import load_weights
     from safetensors.torch import load_file
 

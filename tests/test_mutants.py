@@ -12,7 +12,7 @@ import gguf
 import pytest
 import torch
 from apr_train.family.card import Layout
-from apr_train.family.name_map import FillRule, IgnoreRule, rope_rows
+from apr_train.family.name_rules import FillRule, IgnoreRule, rope_rows
 from apr_train.family.operations import Identity, RopeRowPermutation
 from apr_train.model import encoder as encoder_module
 from apr_train.model.attention import Causal

@@ -19,7 +19,8 @@ from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules
 from apr_train.family.load_plan import plan_load
-from apr_train.family.name_map import NameMap, split, transpose
+from apr_train.family.name_map import NameMap
+from apr_train.family.name_rules import split, transpose
 from apr_train.family.operations import Transpose
 from safetensors.numpy import save_file
 

@@ -12,7 +12,8 @@ from apr_train.errors import NameMapError, WrongMapError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.name_map import NameMap, Tied, apply, rename, split, to_checkpoint, to_parameters, transpose
+from apr_train.family.name_map import NameMap, Tied, to_checkpoint, to_parameters
+from apr_train.family.name_rules import apply, rename, split, transpose
 from apr_train.family.operations import AddOffset, Transpose
 from safetensors.torch import load_file
 

@@ -4,7 +4,8 @@ import pytest
 from apr_train import rules
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.family.load_plan import plan_load
-from apr_train.family.name_map import Ignored, NameMap, ignored, rename, split, stack, tie
+from apr_train.family.name_map import Ignored, NameMap
+from apr_train.family.name_rules import ignored, rename, split, stack, tie
 from hypothesis import given
 from hypothesis import strategies as st
 

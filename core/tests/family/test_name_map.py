@@ -8,9 +8,8 @@ import torch
 from apr_train import rules as contract
 from apr_train.errors import NameMapError, WrongMapError
 from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.name_map import (
-    NameMap,
-    RuleIndex,
+from apr_train.family.name_map import NameMap, to_checkpoint, to_parameters
+from apr_train.family.name_rules import (
     add_offset,
     apply,
     concatenate,
@@ -20,11 +19,10 @@ from apr_train.family.name_map import (
     split,
     stack,
     tie,
-    to_checkpoint,
-    to_parameters,
     transpose,
 )
 from apr_train.family.operations import Transpose
+from apr_train.family.rule_index import RuleIndex
 from apr_train.family.sizes import config_sizes, evaluate, solved
 from hypothesis import given
 from hypothesis import strategies as st

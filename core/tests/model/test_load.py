@@ -13,7 +13,8 @@ from apr_train.checkpoint.checkpoint import TensorView
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import NameMap, add_offset, concatenate, ignored, rename, rope_rows, split, stack, tie
+from apr_train.family.name_map import NameMap
+from apr_train.family.name_rules import add_offset, concatenate, ignored, rename, rope_rows, split, stack, tie
 from apr_train.family.operations import RopeRowPermutation, Transpose
 from apr_train.model.load import load_weights
 from apr_train.model.tensors import to_torch, to_view

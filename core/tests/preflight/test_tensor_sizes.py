@@ -10,7 +10,8 @@ from apr_train.checkpoint.header import Header, TensorInfo, Tie
 from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.name_map import NameMap, split
+from apr_train.family.name_map import NameMap
+from apr_train.family.name_rules import split
 from apr_train.preflight.tensor_rules import compare_sizes, tensor_report
 
 CONFIG = DecoderConfig(

@@ -8,7 +8,8 @@ from apr_train import rules
 from apr_train.errors import NameMapError, WrongMapError
 from apr_train.family.card import Layout
 from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.name_map import NameMap, add_offset
+from apr_train.family.name_map import NameMap
+from apr_train.family.name_rules import add_offset
 from apr_train.family.operations import RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
 from apr_train.testing.conformance import ALL_LAYOUTS, check_gguf_config, check_operations, supported_layouts

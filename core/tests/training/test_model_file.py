@@ -9,7 +9,8 @@ from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules
-from apr_train.family.name_map import NameMap, split, to_checkpoint
+from apr_train.family.name_map import NameMap, to_checkpoint
+from apr_train.family.name_rules import split
 from apr_train.training.model_file import ModelFile
 from torch import nn
 

@@ -14,14 +14,11 @@ from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import DECODER_LINES, FRESH_HEAD, Line, decoder_rules, tensors_have
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.hooks import hookimpl
-from apr_train.family.name_map import (
-    Fill,
+from apr_train.family.name_map import Fill, Ignored, NameMap, Tied
+from apr_train.family.name_rules import (
     FillRule,
-    Ignored,
     IgnoreRule,
-    NameMap,
     Rule,
-    Tied,
     TieRule,
     add_offset,
     apply,

@@ -18,7 +18,7 @@ from apr_train.checkpoint.header import Header
 from apr_train.errors import Finding, NameMapError, WrongMapError
 from apr_train.family.card import Layout
 from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.name_map import (
+from apr_train.family.name_rules import (
     EXPERT,
     LAYER,
     Layers,

@@ -21,8 +21,10 @@ from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
-from apr_train.family.name_map import EXPERTS, IgnoreRule, Match, NameMap, Rule, RuleIndex
+from apr_train.family.name_map import NameMap
+from apr_train.family.name_rules import EXPERTS, IgnoreRule, Rule
 from apr_train.family.plugin import Family
+from apr_train.family.rule_index import Match, RuleIndex
 from apr_train.family.sizes import Shape, evaluate, names_in, solved
 
 _QUANTISED = ("Q", "IQ", "TQ", "APR_Q", "MXFP")

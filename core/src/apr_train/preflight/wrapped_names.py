@@ -17,8 +17,8 @@ from apr_train.checkpoint.tie import tie_from_index
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.name_map import RuleIndex
 from apr_train.family.plugin import Family
+from apr_train.family.rule_index import RuleIndex
 
 WRAPPERS = {
     "_orig_mod": "torch.compile",

@@ -17,7 +17,8 @@ from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import ConfigError, Finding, NameMapError, WrongMapError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.name_map import EXPERTS, Fill, NameMap, to_checkpoint, to_parameters
+from apr_train.family.name_map import Fill, NameMap, to_checkpoint, to_parameters
+from apr_train.family.name_rules import EXPERTS
 from apr_train.family.operations import Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry

@@ -43,6 +43,7 @@ class Carded:
 def card(model_type, hf_class, kind="decoder", **more):
     """A family with one preset, of the core's config of its kind; `more` is the card's."""
     config = DecoderConfig if kind == "decoder" else EncoderConfig
+    more["implied"] = {"hidden_act": "silu" if kind == "decoder" else "gelu", **more.get("implied", {})}
     info = FamilyInfo(
         name=model_type, api_version="1.0", kind=kind, objectives=("causal-lm",) if kind == "decoder" else ("masked-lm",),
         hf_classes=(hf_class,), model_type=model_type, presets=("tiny",), default_preset="tiny", never_permuted=True, **more,
@@ -80,7 +81,8 @@ CARDS = {
         "gemma2", "Gemma2ForCausalLM",
         config_keys=(*WINDOWS, "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
         fixed={"norm_offset": 1.0, "scale_embedding": True, "norm_position": "both"},
-        implied={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256},
+        implied={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256,
+                 "hidden_act": "gelu_pytorch_tanh"},
         config_names={"hidden_act": "hidden_activation", **ONE_BIAS},
         layer_pattern=("sliding_attention", "full_attention"),
     ),
@@ -89,7 +91,7 @@ CARDS = {
         config_keys=(*WINDOWS, "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping",
                      "rope_local_base_freq"),
         fixed={"norm_offset": 1.0, "scale_embedding": True, "norm_position": "both", "qk_norm": "head"},
-        implied={"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 256},
+        implied={"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 256, "hidden_act": "gelu_pytorch_tanh"},
         absent_keys={"sliding_window_pattern": 6},
         config_names={"hidden_act": "hidden_activation", **ONE_BIAS},
     ),
@@ -101,25 +103,25 @@ CARDS = {
         "mixtral", "MixtralForCausalLM", config_keys=("sliding_window", *EXPERTS), layer_pattern=("sliding_attention",),
         config_names={"num_experts": "num_local_experts"},
         fixed={"norm_topk_prob": True},
-        implied={"num_experts": 8, "num_experts_per_tok": 2},
+        implied={"num_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
     ),
     "Qwen2MoeForCausalLM": card(
         "qwen2_moe", "Qwen2MoeForCausalLM",
         config_keys=(*EXPERTS, "moe_intermediate_size", "norm_topk_prob", "shared_expert_intermediate_size",
                      "decoder_sparse_step", "mlp_only_layers"),
         config_names={"attention_bias": "qkv_bias"},
-        implied={"norm_topk_prob": False, "attention_bias": True},
+        implied={"norm_topk_prob": False, "attention_bias": True, "decoder_sparse_step": 1, "mlp_only_layers": ()},
         absent_keys=NO_WINDOW,
     ),
     "PhiForCausalLM": card(
         "phi", "PhiForCausalLM", config_keys=("partial_rotary_factor",),
         fixed={**LAYER_NORM, "parallel_residual": True, "attention_bias": True, "attention_output_bias": True,
                "mlp_bias": True, "lm_head_bias": True},
-        implied={"partial_rotary_factor": 0.5, "num_key_value_heads": "num_attention_heads"},
+        implied={"partial_rotary_factor": 0.5, "hidden_act": "gelu_new", "num_key_value_heads": "num_attention_heads"},
     ),
     "Phi3ForCausalLM": card(
         "phi3", "Phi3ForCausalLM", config_keys=("sliding_window", "partial_rotary_factor"),
-        layer_pattern=("sliding_attention",),
+        layer_pattern=("sliding_attention",), implied={"partial_rotary_factor": 1.0},
     ),
     "GPT2LMHeadModel": card(
         "gpt2", "GPT2LMHeadModel",

@@ -2,6 +2,7 @@
 
 import math
 
+import attrs
 import pytest
 from apr_train.checkpoint.header import Header, Tie
 from apr_train.errors import ConfigError
@@ -10,6 +11,7 @@ from apr_train.family.config import read_config
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.family.rope_scaling import Llama3Scaling
+from apr_train.family.writing import said
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ DECODER = {
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
+    "hidden_act": "silu",
 }
 ENCODER = {
     "vocab_size": 100,
@@ -36,6 +39,7 @@ ENCODER = {
     "layer_norm_eps": 1e-5,
     "pad_token_id": 1,
     "tie_word_embeddings": True,
+    "hidden_act": "gelu",
 }
 LLAMA3 = {
     "rope_type": "llama3",
@@ -317,18 +321,17 @@ def test_several_contradictions_are_told_at_once():
     assert {finding.field for finding in caught.value.findings} == {"lm_head_bias", "layer_types", "norm_offset"}
 
 
-def test_files_mention_only_what_is_not_a_llamas():
-    config = DecoderConfig(**DECODER, qk_norm="head", mlp_only_layers=[])
-    extra = set(config.said()) - set(DecoderConfig(**DECODER).said())
-    assert extra == {"qk_norm"}
-    assert "mlp_only_layers" not in config.said()
-
-
 INFO = FamilyInfo(
     **CARD,
     config_keys=("sliding_window", "layer_types"),
     fixed={"qk_norm": "head"},
-    implied={"intermediate_size": "4*hidden_size", "num_key_value_heads": "num_attention_heads", "rope_theta": 5000.0},
+    implied={
+        "intermediate_size": "4*hidden_size",
+        "num_key_value_heads": "num_attention_heads",
+        "rope_theta": 5000.0,
+        "hidden_act": "silu",
+        "sliding_window": None,
+    },
     config_names={"num_attention_heads": "heads"},
 )
 
@@ -347,6 +350,73 @@ def test_a_card_says_what_is_read_fixed_implied_and_how_it_is_called():
     assert of(values, qk_norm="projection").qk_norm == "projection"
 
 
+def test_files_mention_only_what_is_not_a_llamas():
+    config = DecoderConfig(**DECODER, qk_norm="head", mlp_only_layers=[])
+    plain = FamilyInfo(**CARD)
+    assert set(said(config, plain)) - set(said(DecoderConfig(**DECODER), plain)) == {"qk_norm"}
+    assert {"sliding_window", "layer_types"} <= set(said(config, INFO))
+    assert "qk_norm" not in said(config, INFO)
+
+
+SOUND = {**DECODER, "norm_topk_prob": True}
+DECIDED = {
+    "sliding_window": 8, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 50.0, "residual_multiplier": 0.5,
+    "partial_rotary_factor": 0.5, "num_experts": 4, "num_experts_per_tok": 2, "hidden_act": "gelu",
+}  # fmt: skip
+FILES = {"sliding_window", "query_pre_attn_scalar", "attn_logit_softcapping"}
+"""Of them those of which a null is an answer: there is none."""
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_files_decide_is_asked_for_where_a_file_is_silent(name):
+    """No default of ours stands in: the class that wrote the file may mean another."""
+    info = FamilyInfo(**CARD, config_keys=tuple(set(DECIDED) - {"hidden_act"}), layer_pattern=("sliding_attention",))
+    whole = {**SOUND, **DECIDED}
+    assert getattr(of(whole, info=info), name) == DECIDED[name]
+    silent = {key: value for key, value in whole.items() if key != name}
+    with pytest.raises(ConfigError) as caught:
+        of(silent, info=info)
+    (finding,) = caught.value.findings
+    assert (finding.rule, finding.field) == ("FALSIFY-APR-PRETRAIN-ARCH-003", name)
+    assert f'FAMILY.implied["{name}"]' in finding.hint
+    implied = attrs.evolve(info, implied={name: DECIDED[name]})
+    assert getattr(of(silent, info=implied), name) == DECIDED[name]
+    nulls = Header(path="x", format="safetensors", config=silent, companions={"config.json": {name: None}})
+    if name in FILES:
+        assert getattr(DecoderConfig.from_header(nulls, info=info), name) is None
+    else:
+        with pytest.raises(ConfigError, match=f"a value for {name}"):
+            DecoderConfig.from_header(nulls, info=info)
+
+
+def test_what_experts_ask_for_is_read_where_their_number_is_implied():
+    info = FamilyInfo(
+        **CARD,
+        config_keys=("num_experts", "num_experts_per_tok"),
+        implied={"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    )
+    assert of({**DECODER, "norm_topk_prob": False}, info=info).norm_topk_prob is False
+    assert of(DECODER, info=info).norm_topk_prob is True
+
+
+def test_a_gguf_means_what_llama_cpp_takes_for_a_key_that_is_not_there():
+    """No such thing, unless the card knows better; what a GGUF has no key for is asked for as of every file."""
+    info = FamilyInfo(**CARD, config_keys=("partial_rotary_factor", "residual_multiplier", "query_pre_attn_scalar"))
+    silent = {key: value for key, value in DECODER.items() if key != "hidden_act"} | {"head_dim": 4}
+    gguf = Header(path="x", format="gguf", names="gguf", config=silent)
+    with pytest.raises(ConfigError) as caught:
+        DecoderConfig.from_header(gguf, info=info)
+    assert [finding.field for finding in caught.value.findings] == ["hidden_act", "query_pre_attn_scalar"]
+    assert all("FAMILY.gguf_implied" in finding.hint for finding in caught.value.findings)
+    own = {"query_pre_attn_scalar": "head_dim", "residual_multiplier": 2.0}
+    meant = attrs.evolve(info, implied={"hidden_act": "gelu", "residual_multiplier": 3.0}, gguf_implied=own)
+    read = DecoderConfig.from_header(gguf, info=meant)
+    assert (read.partial_rotary_factor, read.residual_multiplier, read.query_pre_attn_scalar) == (1.0, 2.0, 4)
+    with pytest.raises(ConfigError, match="a value for query_pre_attn_scalar"):
+        of(DECODER, info=attrs.evolve(meant, implied={**meant.implied, "partial_rotary_factor": 1.0}))
+
+
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-003")
 def test_a_size_of_what_is_missing_itself_is_asked_for_with_it():
     with pytest.raises(ConfigError) as caught:
@@ -361,6 +431,8 @@ def test_a_size_of_what_is_missing_itself_is_asked_for_with_it():
         ("fixed", {"qk_nrm": "head"}, "qk_nrm"),
         ("implied", {"head_dims": 4}, "head_dims"),
         ("implied", {"intermediate_size": "4*hidden_sise"}, r"4\*hidden_sise"),
+        ("gguf_implied", {"head_dims": 4}, "head_dims"),
+        ("gguf_implied", {"intermediate_size": "4*hidden_sise"}, r"4\*hidden_sise"),
         ("config_names", {"hiddn_size": "n_embd"}, "hiddn_size"),
     ],
 )

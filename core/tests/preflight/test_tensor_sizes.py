@@ -47,7 +47,7 @@ def report(real, said, *, layout=None, table=decoder_rules, drop=()):
     shapes = NameMap.for_config(real, table(real, layout)).tensors
     tensors = {name: TensorInfo(name, "F32", shape, 4 * math.prod(shape)) for name, shape in shapes.items() if name not in drop}
     header = Header(
-        path="f", format="safetensors", config=said.said(), tensors=tensors, names=layout.names, rope_rows="split-half",
+        path="f", format="safetensors", config=said.to_dict(), tensors=tensors, names=layout.names, rope_rows="split-half",
         tie=Tie(False, "metadata"),
     )  # fmt: skip
     family = SimpleNamespace(

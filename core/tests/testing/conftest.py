@@ -23,7 +23,7 @@ FAMILY = FamilyInfo(
 
 @hookimpl
 def build_config(preset, header):
-    return DecoderConfig.from_header(header) if header else choose_preset(PRESETS, preset, family="toy")
+    return DecoderConfig.from_header(header, info=FAMILY) if header else choose_preset(PRESETS, preset, family="toy")
 
 @hookimpl
 def map_tensor_names(config, layout):

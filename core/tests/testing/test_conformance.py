@@ -18,12 +18,12 @@ FAULTS = {
     "torch at import": ("import attrs", "import attrs, torch", "loads torch"),
     "objective of the other kind": ('("causal-lm",)', '("masked-lm",)', "masked-lm does not fit kind decoder"),
     "another config from the header": (
-        "DecoderConfig.from_header(header)",
-        "attrs.evolve(DecoderConfig.from_header(header), rope_theta=5.0)",
-        "the config read from its own header is another one",
+        "DecoderConfig.from_header(header, info=FAMILY)",
+        "attrs.evolve(DecoderConfig.from_header(header, info=FAMILY), rope_theta=5.0)",
+        "rope_theta is 10000.0, and is read from the config's own header as 5.0",
     ),
     "a field that is guessed": (
-        "DecoderConfig.from_header(header)",
+        "DecoderConfig.from_header(header, info=FAMILY)",
         "DecoderConfig.from_header(attrs.evolve(header, config={'rope_theta': 1e4, **header.config}))",
         "rope_theta is guessed",
     ),
@@ -55,12 +55,14 @@ def test_fault_is_named(toy, fault):
 def test_an_activation_that_a_gguf_has_no_key_for_is_named(toy):
     """A reader of llama.cpp's file would take the default: another model."""
     with_gguf = 'model_type="toy", gguf_architectures=("toy",),'
-    family = toy('model_type="toy",', with_gguf)
+    with pytest.raises(
+        ConformanceError, match=r"no key for hidden_act, and nothing is guessed: say what is meant in FAMILY\.implied"
+    ):
+        check_family(toy('model_type="toy",', with_gguf))
+    family = toy('model_type="toy",', with_gguf + 'implied={"hidden_act": "silu"},')
     check_family(family)
     with pytest.raises(ConformanceError, match="no key for hidden_act, which is read as 'silu' where it is 'gelu'"):
-        check_gguf_config(
-            toy('model_type="toy",', with_gguf), attrs.evolve(toy().build_config(preset="tiny"), hidden_act="gelu")
-        )
+        check_gguf_config(family, attrs.evolve(toy().build_config(preset="tiny"), hidden_act="gelu"))
 
 
 def test_map_that_leaves_a_parameter_out_is_named(toy):

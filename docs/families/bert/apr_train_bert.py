@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     presets=("base-uncased", "tiny"),
     default_preset="base-uncased",
     base_prefix="bert.",
+    implied={"hidden_act": "gelu"},
     fixed={"positions_after_padding": False},
 )
 SHARED = {"type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "tie_word_embeddings": True, **FAMILY.fixed}

@@ -2,6 +2,7 @@
 
 from apr_train.family import DecoderConfig, FamilyInfo, NameMap, decoder_rules, hookimpl, read_config
 
+FACTORS = dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"), 1.0)
 FAMILY = FamilyInfo(
     name="granite",
     api_version="1.0",
@@ -12,8 +13,9 @@ FAMILY = FamilyInfo(
     gguf_architectures=("granite",),
     presets=("3.3-2b", "tiny"),
     default_preset="3.3-2b",
-    config_keys=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
-    implied={"attention_multiplier": 1.0},
+    config_keys=tuple(FACTORS),
+    implied={"hidden_act": "silu", **FACTORS},
+    gguf_implied={"attention_multiplier": None},
 )
 SHARED = {"rope_theta": 10_000_000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "embedding_multiplier": 12.0}
 PRESETS = {

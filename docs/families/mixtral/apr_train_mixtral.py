@@ -13,7 +13,13 @@ FAMILY = FamilyInfo(
     default_preset="8x7b",
     config_keys=("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "sliding_window"),
     config_names={"num_experts": "num_local_experts"},
-    implied={"num_experts": 8, "num_experts_per_tok": 2},
+    implied={
+        "hidden_act": "silu",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
+        "sliding_window": None,
+    },
     fixed={"norm_topk_prob": True},
     layer_pattern=("sliding_attention",),
 )

@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("olmo2",),
     presets=("1b", "tiny"),
     default_preset="1b",
+    implied={"hidden_act": "silu"},
     fixed={"norm_position": "post", "qk_norm": "projection"},
     never_permuted=True,
 )

@@ -15,6 +15,7 @@ FAMILY = FamilyInfo(
     default_preset="2",
     config_keys=("layer_norm_eps", "partial_rotary_factor"),
     implied={"hidden_act": "gelu_new", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    gguf_implied={"partial_rotary_factor": 1.0},
     fixed={"norm": "layer", "parallel_residual": True, "gated_mlp": False, **BIASES},
     never_permuted=True,
 )

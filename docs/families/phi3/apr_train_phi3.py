@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     presets=("mini-4k", "tiny"),
     default_preset="mini-4k",
     config_keys=("sliding_window", "partial_rotary_factor"),
+    implied={"hidden_act": "silu", "sliding_window": None, "partial_rotary_factor": 1.0},
     layer_pattern=("sliding_attention",),
     never_permuted=True,
 )

@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     presets=("3b", "tiny"),
     default_preset="3b",
     config_keys=("no_rope_layers",),
+    implied={"hidden_act": "silu"},
     absent_keys={"use_sliding_window": False, "no_rope_layer_interval": 4},
 )
 PATTERN = (1, 1, 1, 0)

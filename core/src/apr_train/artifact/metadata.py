@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
-
 from apr_train.checkpoint.apr.keys import ALIASES, ENCODER_EPS, HF_NAMES, PROVENANCE, TYPED
 from apr_train.checkpoint.companions import CONFIG, to_apr
 from apr_train.checkpoint.dtypes import DTYPES
@@ -18,8 +16,7 @@ from apr_train.checkpoint.tokenizer_metadata import PREFIX, spec_to_apr
 from apr_train.errors import FormatError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
-from apr_train.family.layer_patterns import SWITCH
-from apr_train.family.reading import AUX_LOSS, AUX_SWITCH, QUIET
+from apr_train.family.writing import nulls, said
 
 _HOUSEKEEPING = frozenset({
     "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "_name_or_path",
@@ -60,7 +57,7 @@ def apr_metadata(
     custom = {key: value for key, value in values.items() if key not in TYPED and key not in ALIASES}
     inherited = header.extra if header else {}
     extra = {key: value for key, value in inherited.items() if tokenizer is None or not key.startswith(PREFIX)}
-    hidden = {key: value for key, value in values.items() if key not in custom} | _nulls(config, info)
+    hidden = {key: value for key, value in values.items() if key not in custom} | nulls(config, info)
     return {
         **extra,
         "model_type": info.model_type,
@@ -77,7 +74,7 @@ def apr_metadata(
 
 
 def _config_values(config: ModelConfig, info: FamilyInfo, header: Header | None) -> dict[str, Any]:
-    own = _said(config, info)
+    own = said(config, info)
     values = {key: value for key, value in (header.config if header else {}).items() if key not in _HOUSEKEEPING}
     values.pop("rms_norm_eps" if ENCODER_EPS in own else ENCODER_EPS, None)
     values |= {key: value for key, value in own.items() if value is not None}
@@ -85,38 +82,6 @@ def _config_values(config: ModelConfig, info: FamilyInfo, header: Header | None)
         if value is None:
             values.pop(key, None)
     return values
-
-
-def _said(config: ModelConfig, info: FamilyInfo) -> dict[str, Any]:
-    """The fields that a file of the family names, and the switches of Hugging Face's without which some of them are not read.
-
-    What the architecture decides is left out where a file of a Llama would not mention it; what the family's files decide is
-    there at every value, since a class may take another for a key that is absent.
-    """
-    quiet = {item.name for item in attrs.fields(type(config)) if item.metadata.get(QUIET)}
-    said: dict[str, Any] = {name: value for name, value in config.said().items() if not (name in quiet and name in info.fixed)}
-    values = config.to_dict()
-    said |= {name: values[name] for name in info.config_keys}
-    said |= {"sliding_window": values["sliding_window"]} if info.layer_pattern and "sliding_window" in values else {}
-    if "layer_types" not in info.config_keys and info.layer_pattern:
-        said.pop("layer_types", None)  # made of the window again, by the class's rule and the card's pattern
-    if isinstance(scaling := said.get("rope_scaling"), Mapping):
-        said["rope_scaling"] = {key: value for key, value in scaling.items() if value is not None}
-    said |= {name: config.stated(name) for name, value in said.items() if value is None}
-    for name, switch, is_one in (("sliding_window", SWITCH, SWITCH in info.absent_keys), (AUX_LOSS, AUX_SWITCH, True)):
-        if is_one and name in said:
-            said[switch] = bool(said[name])
-            said = {
-                key: value for key, value in said.items() if key != name or value
-            }  # a number that is switched off may stand
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
-
-
-def _nulls(config: ModelConfig, info: FamilyInfo) -> dict[str, None]:
-    """The keys that must say null: an absent one would mean what the card says of it."""
-    meant = {*info.implied, *info.absent_keys}
-    empty = [name for name, value in _said(config, info).items() if value is None and name in meant]
-    return {info.config_names.get(name, name): None for name in empty}
 
 
 def _checked_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,8 +99,8 @@ def hf_config(
     `header` is where the model came from: its further keys (dropout, token ids, explicit nulls, …) are kept. `dtype` is the
     name of most weights' type; it stands under its older name too where the source had that.
     """
-    said, names = _said(config, info), info.config_names
-    own = {name: value for name, value in said.items() if (value is not None or name in info.config_keys)}
+    names = info.config_names
+    own = {name: value for name, value in said(config, info).items() if value is not None or name in info.config_keys}
     written = _spelled({name: value for name, value in own.items() if name in names or name not in _OWN_WORDS}, info)
     kept = {key: value for key, value in (header.config if header else {}).items() if key not in _DROPPED and "." not in key}
     kept = {key: value for key, value in kept.items() if key not in names or names[key] == key}

@@ -45,6 +45,8 @@ _ZERO_IS_NONE = frozenset({
     "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq",
 })  # fmt: skip
 """Where llama.cpp reads 0 as: not used."""
+NOT_USED_WHERE_ABSENT = _ZERO_IS_NONE | {"partial_rotary_factor"}
+"""What llama.cpp does without where a file has no key for it; some of its architectures take a number instead."""
 YARN_KEYS = {
     "rope.scaling.original_context_length": "original_max_position_embeddings",
     "rope.scaling.yarn_beta_fast": "beta_fast",

@@ -20,7 +20,7 @@ DEFAULT_OBJECTIVE: ObjectiveName = "causal-lm"
 """The objective of a run whose family is not known."""
 
 _TEXTS = ("name", "model_type", "base_prefix")
-_OBJECTS = ("absent_keys", "fixed", "implied", "config_names", "fim_tokens")
+_OBJECTS = ("absent_keys", "fixed", "implied", "gguf_implied", "config_names", "fim_tokens")
 
 
 @frozen(kw_only=True)
@@ -57,13 +57,16 @@ class FamilyInfo:
 
     config_keys: tuple[str, ...] = ()
     """Config fields made with `architecture` that this family's files decide (`("sliding_window", "layer_types")`): they are
-    read and written; all others are as `fixed` says, or a Llama's, and a file that says otherwise is refused."""
+    read and written, and a file must have them unless `implied` does; all others are as `fixed` says, or a Llama's, and a file
+    that says otherwise is refused."""
     fixed: Mapping[str, Any] = field(factory=dict, hash=False)
     """Config fields that the architecture decides, whether its files have a key for them or not (`{"qk_norm": "head"}`); a
     file that says otherwise is refused."""
     implied: Mapping[str, Any] = field(factory=dict, hash=False)
     """Config field → what Hugging Face's class takes where a file leaves the field out: a symbolic size
-    (`{"intermediate_size": "4*hidden_size"}`), a number or a flag; of a field of text the text itself."""
+    (`{"intermediate_size": "4*hidden_size"}`), a number, a flag or None; of a field of text (`hidden_act`) the text itself."""
+    gguf_implied: Mapping[str, Any] = field(factory=dict, hash=False)
+    """The same of GGUF files, where llama.cpp means something else by a key that is not there, or has none."""
     config_names: Mapping[str, str] = field(factory=dict, hash=False)
     """Config field → its key in this class's config.json, where that is another (`{"hidden_size": "n_embd"}`); several fields
     may share a key (`use_bias`)."""
@@ -111,7 +114,7 @@ class FamilyInfo:
 
     def _check_fields(self) -> None:
         """Refuse names of fields that are no text, and a field that the files and the architecture decide both."""
-        for name in ("fixed", "implied", "config_names", "fim_tokens", "absent_keys"):
+        for name in _OBJECTS:
             wrong = [key for key in getattr(self, name) if not isinstance(key, str)]
             if wrong:
                 self._refuse(name, "names as text", wrong[0])

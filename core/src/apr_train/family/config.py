@@ -75,12 +75,6 @@ class ModelConfig:
         """All fields as plain JSON-able data; `from_dict` reads it back to an equal config."""
         return attrs.asdict(self)
 
-    def said(self) -> dict[str, Any]:
-        """The fields that a file of this model must name: all but those of `architecture` that are at their default."""
-        quiet = {item.name: item.default for item in attrs.fields(type(self)) if item.metadata.get(QUIET)}
-        silent = {name for name, default in quiet.items() if getattr(self, name) == default}
-        return {name: value for name, value in self.to_dict().items() if name not in silent}
-
     def stated(self, name: str) -> Any:
         """The value of a field as a file can state it: where None stands for a number, that number."""
         return getattr(self, name)
@@ -96,7 +90,7 @@ class ModelConfig:
 
     @classmethod
     def from_header(cls, header: Header, *, info: FamilyInfo | None = None, **fixed: Any) -> Self:
-        """Read a config from a checkpoint's header; nothing in `required` is defaulted.
+        """Read a config from a checkpoint's header; nothing in `required`, and of the card's `config_keys`, is defaulted.
 
         Of the fields made with `architecture` only those are read that the card's `config_keys` name. What the card's `fixed`
         holds, and after it `fixed` (Qwen2's biases, say), is decided by the architecture and wins over the file. What the file
@@ -107,40 +101,44 @@ class ModelConfig:
             ConfigError: with one finding per required field that the file does not have.
             PluginError: the card names a field that this config does not have.
         """
-        values = values_of(cls, header, info, fixed, cls.required)
-        missing = [name for name in cls.required(values) if name not in values]
+        values, missing = values_of(cls, header, info, fixed, cls.required)
         if missing:
-            raise ConfigError.of(_missing_findings(header, missing))
+            raise ConfigError.of(_missing_findings(header, missing, info))
         return cls(**values)
 
 
-def _missing_findings(header: Header, names: list[str]) -> list[Finding]:
+def _missing_findings(header: Header, names: tuple[str, ...], info: FamilyInfo | None) -> list[Finding]:
     """One finding for each field; one for all of them in an `.apr` that says nothing of its model's size."""
+    own_keys = {} if info is None or header.names == "gguf" else info.config_names
+    keys = {name: own_keys.get(name, name) for name in names}
     if header.format != "apr" or any(key in header.config for key in DIMENSIONS):
-        return [_missing(header, name) for name in names]
+        return [_missing(header, name, key, info) for name, key in keys.items()]
     return [
         Finding(
             rule=rules.ARCH_003,
             subject=header.path,
             field=METADATA,
             problem="the checkpoint does not say how large its model is, and no config.json lies beside it",
-            expected=f"values of {', '.join(names)}",
+            expected=f"values of {', '.join(keys.values())}",
             found="none of them",
             hint="Put the model's config.json, as Hugging Face has it, into the file's folder; no option stands in for it.",
         )
     ]
 
 
-def _missing(header: Header, name: str) -> Finding:
-    add = f'Add "{name}" to config.json, with the value of the model\'s own config.'
+def _missing(header: Header, name: str, key: str, info: FamilyInfo | None) -> Finding:
+    add = f'Add "{key}" to config.json, with the value of the model\'s own config.'
+    part = "gguf_implied" if header.names == "gguf" else "implied"
+    meant = f' If every such file means the same by it, the family says so: FAMILY.{part}["{name}"].'
+    always = "" if info is None or key in DIMENSIONS else meant
     return Finding(
         rule=rules.ARCH_003,
         subject=header.path,
-        field=name,
+        field=key,
         problem="the checkpoint's metadata does not say",
-        expected=f"a value for {name}",
+        expected=f"a value for {key}",
         found="nothing",
-        hint=add if header.format == "safetensors" else "No value is guessed: re-import the file from its source.",
+        hint=(add if header.format == "safetensors" else "No value is guessed: re-import the file from its source.") + always,
     )
 
 

@@ -42,6 +42,7 @@ class DecoderConfig(ModelConfig):
         "rope_theta",
         "rms_norm_eps",
         "tie_word_embeddings",
+        "hidden_act",
     )
     """Of a decoder with RMSNorm and rotary positions; see `required`."""
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu2", "relu")
@@ -158,10 +159,6 @@ class DecoderConfig(ModelConfig):
                 found=f"{self.hidden_size} / {self.num_attention_heads}",
             )
         return self.hidden_size // self.num_attention_heads
-
-    def said(self) -> dict[str, Any]:
-        """As of every config; with transformers' switch for the router's loss, without which it does not add it."""
-        return super().said() | ({"output_router_logits": True} if self.router_aux_loss_coef else {})
 
     @classmethod
     def required(cls, values: Mapping[str, Any]) -> tuple[str, ...]:

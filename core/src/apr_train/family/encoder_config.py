@@ -26,6 +26,7 @@ class EncoderConfig(ModelConfig):
         "layer_norm_eps",
         "pad_token_id",
         "tie_word_embeddings",
+        "hidden_act",
     )
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ("gelu",)
     """What `hidden_act` may be, in the blocks and in the head; a family's own config may widen it, with a `build_model`

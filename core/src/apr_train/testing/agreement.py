@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from apr_train.checkpoint.header import TensorInfo
+from apr_train.checkpoint.companions import CONFIG, config_rest
+from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
@@ -87,12 +88,17 @@ def _check_vanishing(
 
 def reference_config(family: Family, reference: Any) -> ModelConfig:
     """The family's config of a transformers model, read as it would be from that model's config.json."""
+    return family.build_config(header=header_of_reference(reference, reference.config.to_dict()))
+
+
+def header_of_reference(reference: nn.Module, config: dict[str, Any]) -> Header:
+    """The header of a folder that holds a transformers model with this config.json."""
     infos = {
         name: TensorInfo(name, "F32", tuple(tensor.shape), 4 * tensor.numel())
         for name, tensor in reference.state_dict().items()
     }
-    header = header_from_hf(type(reference).__name__, reference.config.to_dict(), infos)
-    return family.build_config(header=header)
+    header = header_from_hf(type(reference).__name__, config, infos)
+    return evolve(header, companions={CONFIG: config_rest(config)})
 
 
 def our_logits(family: Family, model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from attrs import evolve
 
 from apr_train import rules
+from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.gguf_keys import KEYS
 from apr_train.checkpoint.header import Header, RopeRows, TensorInfo, Tie
 from apr_train.data.objectives import OBJECTIVES
@@ -21,7 +22,9 @@ from apr_train.family.name_map import Fill, NameMap, to_checkpoint, to_parameter
 from apr_train.family.name_rules import EXPERTS
 from apr_train.family.operations import Operation
 from apr_train.family.plugin import Family
+from apr_train.family.reading import AUX_LOSS
 from apr_train.family.registry import Registry
+from apr_train.family.writing import nulls, said
 from apr_train.testing.compare import ConformanceError, fail_on
 from apr_train.testing.models import meta_model, parameter_shapes, random_array, random_tensors
 
@@ -32,7 +35,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
     A tied head is stored once; ignored tensors are left out.
     """
     layout = layout or Layout()
-    values = {key: value for key, value in config.said().items() if value is not None}
+    values = {key: value for key, value in said(config, family.info).items() if value is not None}
     name_map = family.map_tensor_names(config, layout)
     shapes = {
         name: shape
@@ -49,6 +52,7 @@ def header_from(family: Family, config: ModelConfig, layout: Layout | None = Non
         names=layout.names,
         rope_rows=layout.rope_rows if family.info.kind == "decoder" else None,
         tie=Tie(config.tie_word_embeddings, "metadata"),
+        companions={CONFIG: nulls(config, family.info)},
     )
 
 
@@ -118,12 +122,21 @@ def check_config(family: Family, config: ModelConfig) -> None:
     if type(config).from_dict(config.to_dict()) != config:
         faults.append("from_dict(to_dict()) is another config")
     header = header_from(family, config)
-    if family.build_config(header=header) != config:
-        faults.append("the config read from its own header is another one")
+    faults += _read_otherwise(config, family.build_config(header=header))
     if not family.info.claims(header):
         faults.append("the family does not claim its own file")
     faults += [f"{name} is guessed when the file lacks it" for name in _guessed(family, config, header)]
     fail_on(faults, where=f"{family.name} build_config")
+
+
+def _read_otherwise(config: ModelConfig, read: ModelConfig) -> Iterator[str]:
+    """The fields of a config that its own file does not give back."""
+    ours, theirs = config.to_dict(), read.to_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        if (before := ours.get(name)) != (after := theirs.get(name)):
+            yield f"{name} is {before!r}, and is read from the config's own header as {after!r}"
+    if type(config) is not type(read):
+        yield f"the config is a {type(config).__name__}, and is read from its own header as a {type(read).__name__}"
 
 
 def check_gguf_config(family: Family, config: ModelConfig) -> None:
@@ -133,33 +146,42 @@ def check_gguf_config(family: Family, config: ModelConfig) -> None:
         return
     header = header_from(family, config, layout)
     known = {key: value for key, value in header.config.items() if key in IN_GGUF}
-    read = family.build_config(header=evolve(header, config=known))
+    where = f"{family.name} build_config"
+    try:
+        read = family.build_config(header=evolve(header, config=known, companions={}))
+    except ConfigError as error:
+        unread = [finding.field for finding in error.findings]
+        fail_on((f"a GGUF has no key for {name}, and nothing is guessed: {IMPLY_IT}" for name in unread), where=where)
+        raise
     same = getattr(read, "attention_scale", None) == getattr(config, "attention_scale", None)
     told = {"initializer_range", *(("query_pre_attn_scalar", "attention_multiplier") if same else ())}
     ours, theirs = config.to_dict(), read.to_dict()
     fail_on(
         (
-            f"a GGUF has no key for {name}, which is read as {theirs[name]!r} where it is {value!r}: say it in FAMILY.implied"
+            f"a GGUF has no key for {name}, which is read as {theirs[name]!r} where it is {value!r}: {IMPLY_IT}"
             for name, value in ours.items()
             if name not in told and theirs[name] != value
         ),
-        where=f"{family.name} build_config",
+        where=where,
     )
 
 
+IMPLY_IT = "say what is meant in FAMILY.implied, or in FAMILY.gguf_implied where only GGUF files mean it"
 IN_GGUF = frozenset({*KEYS.values(), "logits_scaling", "partial_rotary_factor", "rope_scaling"})
 """Keys of a config that a GGUF can say."""
 
 
 def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[str]:
-    """Required fields that may be missing from the file without a finding of a ConfigError that names them."""
-    for name in sorted({*config.required(config.to_dict())} - {*family.info.implied, *family.info.fixed}):
+    """Fields that a file must give, and that may be missing from it without a finding of a ConfigError that names them."""
+    info = family.info
+    of_files = {*info.config_keys} - {*info.absent_keys, "layer_types", "no_rope_layers", AUX_LOSS}  # other keys tell of these
+    for name in sorted({*config.required(config.to_dict()), *of_files} - {*info.implied, *info.fixed}):
         values = {key: value for key, value in header.config.items() if key != name}
         tie = Tie(None, "decided at load") if name == "tie_word_embeddings" else header.tie
         try:
-            family.build_config(header=evolve(header, config=values, tie=tie))
+            family.build_config(header=evolve(header, config=values, tie=tie, companions={}))
         except ConfigError as error:
-            if any(finding.field == name for finding in error.findings):
+            if any(finding.field in (name, info.config_names.get(name)) for finding in error.findings):
                 continue
         yield name
 

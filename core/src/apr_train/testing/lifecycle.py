@@ -5,6 +5,7 @@ Each check runs the code that the command line runs, on a tiny model, in seconds
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from apr_train.artifact.convert import import_to_apr, plan_conversion
 from apr_train.artifact.export import export_to_folder
 from apr_train.checkpoint.open import open_checkpoint
+from apr_train.errors import ConfigError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
@@ -32,7 +34,7 @@ from apr_train.run.metrics import MEASURED
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
-from apr_train.testing.agreement import compare_models, compute_in_float64, our_logits, reference_config
+from apr_train.testing.agreement import compare_models, compute_in_float64, header_of_reference, our_logits, reference_config
 from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
 from apr_train.testing.models import model_from_file
 from apr_train.training.finish import finish
@@ -45,7 +47,8 @@ def check_reference(
 ) -> None:
     """Compute what a transformers model computes: in float32, in float64, and through files in both directions.
 
-    Logits and the gradient of every parameter are compared, with plain attention and with torch's own where it can run.
+    Logits and the gradient of every parameter are compared, with plain attention and with torch's own where it can run; and
+    what the family reads where a file leaves a key out, with what the reference's class takes.
 
     Args:
         family: whose model it is.
@@ -59,6 +62,7 @@ def check_reference(
         AprTrainError: what a user would be told about the files.
     """
     config = reference_config(family, reference)
+    check_absent_keys(family, reference)
     stacked = any(name.endswith("experts.gate_up_proj") for name in reference.state_dict())
     layout = Layout(experts="stacked" if stacked else "separate")
     wide = compute_in_float64(reference)
@@ -75,6 +79,48 @@ def check_reference(
                 vanishing=vanishing,
             )
     check_files(family, reference, tokens, folder)
+
+
+def check_absent_keys(family: Family, reference: nn.Module) -> None:
+    """Each key of the reference's config.json left out in turn: the family must take what the class takes, or ask for it.
+
+    Args:
+        family: whose config it is.
+        reference: a transformers model; its config stays as it is.
+
+    Raises:
+        ConformanceError: naming every key that is read otherwise, with both values.
+    """
+    typed: Any = reference
+    whole, faults = typed.config.to_dict(), []
+    for key in sorted(whole):
+        silent = {name: value for name, value in whole.items() if name != key}
+        meant, read = _taken(typed.config, silent), _read(family, reference, silent)
+        wanted = None if meant is None else _read(family, reference, meant)
+        if read is None or wanted is None:
+            continue  # it is asked for, or without it the class makes no config, or none of the family's
+        faults += [
+            f"without {key} in a file the class takes {name} {wanted[name]!r}, and {value!r} is read: say it in FAMILY.implied"
+            for name, value in read.items()
+            if value != wanted[name]
+        ]
+    fail_on(faults, where=f"{family.name} build_config")
+
+
+def _taken(config: Any, silent: dict[str, Any]) -> dict[str, Any] | None:
+    """What the class of a config makes of a file; None when it refuses it."""
+    try:
+        found: dict[str, Any] = type(config).from_dict(copy.deepcopy(silent)).to_dict()
+    except Exception:  # another library's class refuses a config in ways of its own
+        return None
+    return found
+
+
+def _read(family: Family, reference: nn.Module, config: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        return family.build_config(header=header_of_reference(reference, config)).to_dict()
+    except ConfigError:
+        return None
 
 
 def _runnable(config: ModelConfig) -> Iterator[str]:

@@ -60,6 +60,7 @@ FAMILY = FamilyInfo(
     presets=tuple(PRESETS),
     default_preset="base",
     base_prefix="roberta.",
+    implied={"hidden_act": "gelu"},
 )
 
 # (Hugging Face's stem, our stem, rows, columns) of every linear layer of a block: all have biases

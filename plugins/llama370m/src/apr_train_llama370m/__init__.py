@@ -58,6 +58,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("llama",),
     presets=tuple(PRESETS),
     default_preset="370m",
+    implied={"hidden_act": "silu"},
     absent_keys={"use_sliding_window": False},
 )
 

@@ -57,6 +57,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("qwen2",),
     presets=tuple(PRESETS),
     default_preset="0.5b",
+    implied={"hidden_act": "silu"},
     absent_keys={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
     fixed={"attention_bias": True, "attention_output_bias": False, "mlp_bias": False},
     never_permuted=True,

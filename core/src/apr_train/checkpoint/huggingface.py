@@ -228,7 +228,8 @@ def _per_layer_type(parameters: Mapping[str, Any], plain: Mapping[str, Any], pat
     parts = [_rope_parts(item, {}, path, table) for item in (full, sliding) if isinstance(item, Mapping)]
     share = [part.get("partial_rotary_factor") for part in parts]
     if set(parameters) != set(PER_LAYER_TYPE) or len(parts) != 2 or "rope_scaling" in parts[1] or share[0] != share[1]:
-        return {"rope_scaling": {"rope_type": "one RoPE per layer type", **parameters}}
+        base = {key: value for key, value in (parts[0] if parts else {}).items() if key == "rope_theta"}
+        return {**base, "rope_scaling": {"rope_type": "one RoPE per layer type", **parameters}}
     found = dict(parts[0])
     if "rope_theta" in parts[1]:
         found["rope_local_base_freq"] = parts[1]["rope_theta"]

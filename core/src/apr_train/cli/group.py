@@ -119,8 +119,17 @@ def _fail(ctx: click.Context, error: Exception, exit_code: int, *, debug: bool) 
     """Say what is wrong on stderr, under the traceback when `--debug` asks for it, and leave."""
     if debug:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    click.echo(f"Error: {error}", err=True)
+    click.echo(f"Error: {_told(error)}", err=True)
     ctx.exit(exit_code)
+
+
+def _told(error: Exception) -> str:
+    """An error's message; the faults of a tensor in many layers are one line."""
+    if not isinstance(error, AprTrainError) or len(error.findings) == 1:
+        return str(error)
+    from apr_train.cli.by_layer import by_layer
+
+    return str(AprTrainError.of(by_layer(error.findings)))
 
 
 def print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -182,9 +182,10 @@ def _refused(error: AprTrainError, where: str) -> Finding:
 
 
 def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:
-    """One line over the missing fields: metadata that is absent is a fault of its own."""
-    names = [finding.field for finding in findings if finding.rule == rules.ARCH_003 and finding.field != METADATA]
-    if not names:
+    """One line over several missing fields: metadata that is absent is a fault of its own; a single field is told already."""
+    missing = [finding for finding in findings if finding.rule == rules.ARCH_003 and finding.severity == "error"]
+    names = [finding.field for finding in missing if finding.field != METADATA]
+    if len(names) < 2:
         return []
     return [
         Finding(
@@ -194,6 +195,6 @@ def absent_findings(header: Header, findings: list[Finding]) -> list[Finding]:
             problem="the metadata is absent or incomplete" if header.config else "the metadata is absent",
             expected=f"values of {', '.join(names)}",
             found="none of them",
-            hint="Re-import the file from its source.",
+            hint="Complete config.json." if header.format == "safetensors" else "Re-import the file from its source.",
         )
     ]

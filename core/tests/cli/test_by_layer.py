@@ -1,7 +1,7 @@
 """How findings of many layers become one line."""
 
 import attrs
-from apr_train.cli.preflight_text import by_layer
+from apr_train.cli.by_layer import by_layer
 from apr_train.errors import Finding
 
 
@@ -30,3 +30,15 @@ def test_findings_of_many_experts_are_one_with_the_numbers_of_both():
     (joined,) = by_layer([Finding(rule="R", subject="x.apr", field=name, problem="missing", expected=name) for name in names])
     assert joined.field == joined.expected == "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"
     assert joined.problem == "missing (8 times, layers 1–2, experts 0–3)"
+
+
+def test_a_failed_command_tells_many_layers_as_one(capsys):
+    import click
+    import pytest
+    from apr_train.cli.group import _fail
+    from apr_train.errors import PreflightError
+
+    with pytest.raises(click.exceptions.Exit):
+        _fail(click.Context(click.Command("x")), PreflightError([finding(layer) for layer in range(3)]), 1, debug=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "missing (3 times, layers 0–2)" in line

@@ -559,3 +559,19 @@ def test_two_spellings_with_two_values_are_refused(values, field):
     with pytest.raises(FormatError, match="two values of") as caught:
         header_from_hf("config.json", values, {})
     assert caught.value.finding.field == field
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("use_bias", True, 'FAMILY.config_names["attention_bias"] = "use_bias"'),
+        ("final_logit_softcapping", 30.0, "FAMILY.config_keys, or FAMILY.fixed"),
+        ("alibi", True, None),
+    ],
+)
+def test_a_refused_key_that_the_core_computes_says_which_line_of_a_card_it_needs(key, value, line, tmp_path):
+    """Mathematics that the core lacks gets no such promise."""
+    _, findings = read("MistralForCausalLM", written("MistralForCausalLM", tmp_path) | {key: value})
+    (finding,) = [finding for finding in findings if finding.severity == "error"]
+    assert (finding.rule, finding.field) == ("PREFLIGHT-003", key)
+    assert (line in finding.hint) if line else ("FAMILY" not in finding.hint)

@@ -3,6 +3,7 @@
 from apr_train.family import DecoderConfig, FamilyInfo, Finding, NameMap, decoder_rules, hookimpl, read_config, rules
 
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+OWN = {"head_dim": 256, "sliding_window": 4096, "query_pre_attn_scalar": 256}
 FAMILY = FamilyInfo(
     name="gemma2",
     api_version="1.0",
@@ -15,14 +16,7 @@ FAMILY = FamilyInfo(
     default_preset="2b",
     config_keys=("sliding_window", "layer_types", "query_pre_attn_scalar", *CAPS),
     config_names={"hidden_act": "hidden_activation"},
-    implied={
-        "hidden_act": "gelu_pytorch_tanh",
-        "rope_theta": 10_000.0,
-        "head_dim": 256,
-        "sliding_window": 4096,
-        "query_pre_attn_scalar": 256,
-        **CAPS,
-    },
+    implied={"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10_000.0, **OWN, **CAPS},
     gguf_implied={"query_pre_attn_scalar": "head_dim"},
     fixed={"norm_position": "both", "norm_offset": 1.0, "scale_embedding": True},
     layer_pattern=("sliding_attention", "full_attention"),
@@ -43,12 +37,10 @@ PRESETS = {
         num_hidden_layers=26,
         num_attention_heads=8,
         num_key_value_heads=4,
-        head_dim=256,
         intermediate_size=9216,
         max_position_embeddings=8192,
-        sliding_window=4096,
         layer_types=FAMILY.layer_pattern * 13,
-        query_pre_attn_scalar=256,
+        **OWN,
         **SHARED,
     ),
     "tiny": DecoderConfig(

@@ -2,6 +2,8 @@
 
 from apr_train.family import DecoderConfig, FamilyInfo, Finding, NameMap, decoder_rules, hookimpl, read_config, rules
 
+ACT = {"hidden_act": "gelu_pytorch_tanh", "rope_local_base_freq": 10_000.0}
+WIDTHS = {"head_dim": 256, "query_pre_attn_scalar": 256}
 FAMILY = FamilyInfo(
     name="gemma3",
     api_version="1.0",
@@ -14,24 +16,17 @@ FAMILY = FamilyInfo(
     default_preset="1b",
     config_keys=("sliding_window", "layer_types", "rope_local_base_freq", "query_pre_attn_scalar"),
     config_names={"hidden_act": "hidden_activation"},
-    implied={
-        "hidden_act": "gelu_pytorch_tanh",
-        "rope_local_base_freq": 10_000.0,
-        "head_dim": 256,
-        "sliding_window": 4096,
-        "query_pre_attn_scalar": 256,
-    },
+    implied={**ACT, **WIDTHS, "sliding_window": 4096},
     gguf_implied={"query_pre_attn_scalar": "head_dim"},
     fixed={"norm_position": "both", "norm_offset": 1.0, "qk_norm": "head", "scale_embedding": True},
     layer_pattern=("sliding_attention",) * 5 + ("full_attention",),
     never_permuted=True,
 )
 SHARED = {
-    "hidden_act": "gelu_pytorch_tanh",
     "rope_theta": 1_000_000.0,
-    "rope_local_base_freq": 10_000.0,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
+    **ACT,
     **FAMILY.fixed,
 }
 PRESETS = {
@@ -41,12 +36,11 @@ PRESETS = {
         num_hidden_layers=26,
         num_attention_heads=4,
         num_key_value_heads=1,
-        head_dim=256,
         intermediate_size=6912,
         max_position_embeddings=32_768,
         sliding_window=512,
         layer_types=(FAMILY.layer_pattern * 5)[:26],
-        query_pre_attn_scalar=256,
+        **WIDTHS,
         **SHARED,
     ),
     "tiny": DecoderConfig(

@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 
-from apr_train.checkpoint.gguf_keys import NOT_USED_WHERE_ABSENT
 from apr_train.checkpoint.header import Header
 from apr_train.errors import PluginError
 from apr_train.family.card import FamilyInfo
@@ -92,10 +91,9 @@ def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Map
     In a GGUF what the card's `gguf_implied` says goes first; last comes what llama.cpp's reader takes for a key that it knows
     and does not find: no such thing.
     """
-    in_gguf = header.names == "gguf"
     nulls = null_keys(header)
-    unused = {name: fields[name].default for name in NOT_USED_WHERE_ABSENT if name in fields}
-    for name, implied in {**(unused if in_gguf else {}), **info.implied, **(info.gguf_implied if in_gguf else {})}.items():
+    meant = info.implied if header.names != "gguf" else {**_unused(fields), **info.implied, **info.gguf_implied}
+    for name, implied in meant.items():
         is_null = info.config_names.get(name, name) in nulls and fields[name].default is None
         if name in values or is_null:
             continue
@@ -103,6 +101,12 @@ def _imply(values: dict[str, Any], header: Header, info: FamilyInfo, fields: Map
             values[name] = implied
         elif all(type(values.get(symbol)) is int for symbol in names_in(implied)):
             values[name] = evaluate(implied, values)
+
+
+def _unused(fields: Mapping[str, Any]) -> dict[str, Any]:
+    from apr_train.checkpoint.gguf_keys import NOT_USED_WHERE_ABSENT  # numpy comes with it, which a card does not need
+
+    return {name: fields[name].default for name in sorted(NOT_USED_WHERE_ABSENT) if name in fields}
 
 
 def _made_of_others(values: Mapping[str, Any], config: Mapping[str, Any]) -> set[str]:

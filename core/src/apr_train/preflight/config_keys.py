@@ -35,6 +35,7 @@ from apr_train.preflight.config_tables import (
     NEUTRAL,
     OFF,
     ONE,
+    RENAMED,
     SAME_ACTIVATION,
     SPECIAL_KEYS,
 )
@@ -135,7 +136,7 @@ def _judge(case: _Case, key: str, name: str, value: Any, unknown: list[str], *, 
         return _field(header, config, key, key, value)
     neutral = _neutral(case, name, further=further)
     if neutral is not None:
-        return [] if value in neutral[0] else [_harmful(header, key, value, *neutral)]
+        return [] if value in neutral[0] else [_harmful(header, key, value, *neutral, hint=_way(case, name))]
     if name in DROPOUTS:
         return [] if value == 0 else [_dropout(header, key, value)]
     if name not in (GGUF_HARMLESS if further else HARMLESS) and name not in EXPERTS:
@@ -186,7 +187,19 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _harmful(header: Header, key: str, value: Any, values: tuple[Any, ...], meaning: str) -> Finding:
+LOST = "Trained without it, the model would be another one than the file's."
+
+
+def _way(case: _Case, name: str) -> str:
+    """What to do about a key that the family leaves out: where the core knows it, a line on a card is enough."""
+    field = name if name in case.quiet else RENAMED.get(name)
+    if field is None:
+        return LOST
+    part = f'FAMILY.config_names["{field}"] = "{name}"' if name in RENAMED else "FAMILY.config_keys, or FAMILY.fixed"
+    return f"{LOST} The core computes it for a family that names it in {part}."
+
+
+def _harmful(header: Header, key: str, value: Any, values: tuple[Any, ...], meaning: str, *, hint: str = LOST) -> Finding:
     off = ["False" if isinstance(value, bool) else "0"] if 0 in values else []
     neutral = " or ".join([*off, *(repr(item) for item in values if item is not None and item != 0)])
     return Finding(
@@ -196,7 +209,7 @@ def _harmful(header: Header, key: str, value: Any, values: tuple[Any, ...], mean
         problem=f"the file asks for {meaning}, which the family does not implement",
         expected=f"{neutral} or no such key" if neutral else "no such key",
         found=_short(value),
-        hint="Trained without it, the model would be another one than the file's.",
+        hint=hint,
     )
 
 

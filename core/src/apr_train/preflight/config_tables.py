@@ -13,6 +13,15 @@ from apr_train.checkpoint.header import Kind
 OFF = (False, 0, None)
 ONE = (1,)
 
+RENAMED: Mapping[str, str] = {
+    **dict.fromkeys(("qkv_bias", "use_qkv_bias", "add_qkv_bias", "use_bias"), "attention_bias"),
+    **dict.fromkeys(("rotary_pct", "rope_percent", "rotary_emb_fraction"), "partial_rotary_factor"),
+    **dict.fromkeys(("rope_local_theta", "local_rope_theta"), "rope_local_base_freq"),
+    "attn_logit_softcap": "attn_logit_softcapping",
+    **dict.fromkeys(("final_logit_softcap", "logits_soft_cap"), "final_logit_softcapping"),
+}
+"""Keys of classes → the core's field of that meaning: what a card's `config_names` is for."""
+
 NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "use_mrope": (OFF, "multimodal rotary sections"),
     "rope_interleaved": (OFF, "rotary embedding of adjacent pairs"),

@@ -48,7 +48,7 @@ def card(model_type, hf_class, kind="decoder", **more):
         hf_classes=(hf_class,), model_type=model_type, presets=("tiny",), default_preset="tiny", never_permuted=True, **more,
     )  # fmt: skip
     said = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 24, "query_pre_attn_scalar": 16}
-    said |= {"attention_multiplier": 0.25, "rope_local_base_freq": 5e3}
+    said |= {"attention_multiplier": 0.25}
     values = {**SMALL, **{name: value for name, value in said.items() if name in info.config_keys}, **info.fixed}
     if info.fixed.get("norm") == "layer":
         values |= {"layer_norm_eps": 1e-5, "rms_norm_eps": None}

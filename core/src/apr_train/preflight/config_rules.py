@@ -28,6 +28,7 @@ FLAGS = (
     "tie_word_embeddings", "attention_bias", "attention_output_bias", "mlp_bias", "norm_topk_prob", "use_sliding_window",
     "output_router_logits",
 )  # fmt: skip
+TEXTS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 LAYER_NAMES = ("layer_types",)
 LAYER_NUMBERS = ("no_rope_layers", "mlp_only_layers")
 LARGEST = 1 << 31
@@ -45,6 +46,7 @@ def bogus_values(header: Header) -> list[Finding]:
         (NOT_NEGATIVE, lambda value: value == 0 or _is_positive(value), "a number >= 0"),
         (("partial_rotary_factor",), lambda value: _is_positive(value) and value <= 1, "a number in (0, 1]"),
         (FLAGS, _is_flag, "true or false"),
+        (TEXTS, lambda value: isinstance(value, str), "a name"),
         (LAYER_NAMES, _is_list_of(lambda item: isinstance(item, str)), "a list of names"),
         (LAYER_NUMBERS, _is_list_of(lambda item: type(item) is int and item >= 0), "a list of integers >= 0"),
     ]

@@ -213,6 +213,8 @@ def test_llama3_scaling_is_read_whatever_the_kind_is_called():
         ({**LLAMA3, "beta_fast": 1}, "unknown keys beta_fast"),
         ({**LLAMA3, "low_freq_factor": 4.0}, "low_freq_factor is not below high_freq_factor"),
         ("llama3", "not a table"),
+        ({1: 2.0, "factor": 8.0}, "missing keys rope_type"),
+        ({**LLAMA3, 1: 2.0, "beta": 3.0}, "unknown keys 1, beta"),
     ],
 )
 def test_a_malformed_rope_scaling_is_refused(value, message):

@@ -22,7 +22,7 @@ def build_strictly(cls: type[A], values: Mapping[str, Any], *, where: str) -> A:
         ConfigError: naming all unknown keys (with the closest known one) or all missing ones.
     """
     known = {item.name for item in attrs.fields(cls)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(map(str, set(values) - known))
     if unknown:
         hint = "; ".join(f"{key}: {did_you_mean(key, known)}" for key in unknown)
         raise ConfigError(f"unknown keys {', '.join(unknown)}", where=where, hint=hint)

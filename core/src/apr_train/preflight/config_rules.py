@@ -114,8 +114,8 @@ def _heads(header: Header) -> list[Finding]:
     ]
 
 
-_UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
-"""Fields whose refused value is mathematics that nobody wrote, not a number that cannot be."""
+_SCALING = "rope_scaling"
+"""A field whose refused value is mathematics that nobody wrote, not a number that cannot be."""
 
 
 def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None, list[Finding]]:
@@ -144,7 +144,7 @@ def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None
 def _droppable(error: ConfigError, family: Family) -> set[str]:
     """The keys that a config without its refused values does not need: what is only not implemented, or contradicts others."""
     fields = {_place(finding).partition(".")[0] for finding in error.findings if finding.rule == rules.CONFIG_001}
-    fields |= {name for name in (_unimplemented(error),) if name}
+    fields |= {_SCALING} if _place(error.finding).startswith(_SCALING) else set()
     names = family.info.config_names
     return fields | {names[name] for name in fields if name in names}
 
@@ -153,19 +153,16 @@ def _of_file(finding: Finding, path: str) -> Finding:
     """A config's fault as the file's; what no rule is about, and an activation that nobody wrote, get the preflight's rule."""
     if finding.rule not in ("", rules.CONFIG_001):
         return finding
-    name = next((name for name in _UNIMPLEMENTED_FIELDS if _place(finding).startswith(name)), None)
-    if finding.rule and name != "hidden_act":
+    place = _place(finding)
+    if finding.rule and place != "hidden_act":
         return attrs.evolve(finding, subject=path)
-    rule, field = (rules.PREFLIGHT_005, _place(finding)) if name is None else (rules.PREFLIGHT_003, name)
+    field = _SCALING if place.startswith(_SCALING) else place
+    rule = rules.PREFLIGHT_003 if finding.rule or field == _SCALING else rules.PREFLIGHT_005
     return attrs.evolve(finding, rule=rule, subject=path, field="" if field == path else field)
 
 
 def _place(finding: Finding) -> str:
     return finding.field or finding.subject
-
-
-def _unimplemented(error: AprTrainError) -> str | None:
-    return next((name for name in _UNIMPLEMENTED_FIELDS if _place(error.finding).startswith(name)), None)
 
 
 def config_from_preset(

@@ -49,7 +49,7 @@ def card(model_type, hf_class, kind="decoder", **more):
         hf_classes=(hf_class,), model_type=model_type, presets=("tiny",), default_preset="tiny", never_permuted=True, **more,
     )  # fmt: skip
     said = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 24, "query_pre_attn_scalar": 16}
-    said |= {"attention_multiplier": 0.25, "rope_local_base_freq": 5e3}
+    said |= {"attention_multiplier": 0.25}
     values = {**SMALL, **{name: value for name, value in said.items() if name in info.config_keys}, **info.fixed}
     if info.fixed.get("norm") == "layer":
         values |= {"layer_norm_eps": 1e-5, "rms_norm_eps": None}
@@ -393,6 +393,35 @@ def test_every_bogus_value_of_a_new_key_is_named(tmp_path):
     }
     header = header_from_hf("x", {**written("Gemma2ForCausalLM", tmp_path), **bogus}, {})
     assert {finding.field for finding in bogus_values(header)} == set(bogus)
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-005", "PREFLIGHT-005")
+@pytest.mark.parametrize(("name", "key"), [("Olmo2ForCausalLM", "hidden_act"), ("Gemma2ForCausalLM", "hidden_activation")])
+def test_an_activation_that_is_no_name_is_not_one_that_nobody_wrote(name, key, tmp_path):
+    header = header_of(header_from_hf("x", {**written(name, tmp_path), key: 5}, {}), True)
+    assert [finding.field for finding in bogus_values(header)] == ["hidden_act"]
+    config, findings = config_from_file(CARDS[name], header)
+    assert config is None
+    assert [(item.rule, item.field, item.found) for item in findings] == [("PREFLIGHT-005", "hidden_act", "5")]
+
+
+@pytest.mark.parametrize("sizes", [{"num_experts": 0, "num_experts_per_tok": 2}, {"num_experts": 0, "mlp_only_layers": [0]}])
+def test_a_dense_file_of_a_class_of_mixtures_is_read(sizes, tmp_path):
+    values = {**written("Qwen2MoeForCausalLM", tmp_path), **sizes}
+    config, findings = read("Qwen2MoeForCausalLM", values)
+    assert errors(findings) == []
+    assert (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (0, 0, None)
+    info = CARDS["Qwen2MoeForCausalLM"].info
+    assert read("Qwen2MoeForCausalLM", hf_config(config, info))[0] == config
+    header = header_of(header_from_apr("x.apr", apr_metadata(config, info), {}), True)
+    assert config_from_file(CARDS["Qwen2MoeForCausalLM"], header)[0] == config
+
+
+def test_a_gemma_3_without_sliding_layers_has_one_rotary_base(tmp_path):
+    values = {**written("Gemma3ForCausalLM", tmp_path), "layer_types": ["full_attention"] * 2}
+    config, findings = read("Gemma3ForCausalLM", values)
+    assert errors(findings) == []
+    assert (config.rope_local_base_freq, config.layer_types, config.sliding_window) == (None, None, None)
 
 
 @pytest.mark.parametrize("use", [True, False, None])

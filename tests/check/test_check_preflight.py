@@ -167,6 +167,35 @@ HARMFUL = {
 
 
 @pytest.mark.rule("PREFLIGHT-003")
+@pytest.mark.parametrize("value", [{}, [], "", False, True, "8", [8]], ids=repr)
+@pytest.mark.parametrize("key", ["v_head_dim", "rotary_dim", "embedding_size", "no_rope_layer_interval"])
+def test_a_size_of_another_type_is_not_taken_for_an_absent_one(folder, check, key, value):
+    checked = check(folder("qwen2", written={key: value}))
+    assert f"[{key}]" in checked.finding("PREFLIGHT-003")
+    assert check(folder("qwen2", written={key: 0})).ids("error") == set()
+
+
+@pytest.mark.rule("PREFLIGHT-003", "FALSIFY-APR-PRETRAIN-INIT-005")
+@pytest.mark.parametrize("value", [{}, [], "", False], ids=repr)
+@pytest.mark.parametrize("key", ["attention_multiplier", "query_pre_attn_scalar", "rope_local_base_freq", "no_rope_layers"])
+def test_a_scale_of_another_type_is_not_taken_for_an_absent_one(folder, check, key, value):
+    checked = check(folder("qwen2", written={key: value}))
+    nothing = key == "no_rope_layers" and value == []
+    assert f"[{key}]" in checked.text or nothing
+    assert ("PREFLIGHT-003" in checked.ids("error")) is not nothing
+
+
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-005")
+@pytest.mark.parametrize("value", [5, ["silu"], {}, False], ids=repr)
+def test_an_activation_that_is_no_name_is_a_value_that_cannot_be(folder, check, value):
+    checked = check(folder("qwen2", written={"hidden_act": value}))
+    told = [item for item in checked.report["findings"] if "[hidden_act]" in item["where"]]
+    assert [(item["id"], item["expected"], item["found"]) for item in told] == [
+        ("FALSIFY-APR-PRETRAIN-INIT-005", "a name", repr(value))
+    ]
+
+
+@pytest.mark.rule("PREFLIGHT-003")
 @pytest.mark.parametrize("case", HARMFUL)
 def test_key_that_changes_the_mathematics_is_an_error(folder, check, case):
     checked = check(folder("qwen2", written=HARMFUL[case]))

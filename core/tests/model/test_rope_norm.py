@@ -130,7 +130,8 @@ def test_scaled_frequencies_and_their_factor_are_transformers_at_half_rotation(k
 
 
 def test_local_tables_have_their_own_base_and_no_scaling():
-    ours = config(rope_scaling={"rope_type": "yarn", **SCALED["yarn"]}, rope_local_base_freq=10_000.0)
+    slides = {"sliding_window": 8, "layer_types": ["sliding_attention"]}
+    ours = config(rope_scaling={"rope_type": "yarn", **SCALED["yarn"]}, rope_local_base_freq=10_000.0, **slides)
     plain = config(rope_theta=10_000.0)
     positions = torch.tensor([[0, 5, 9000]])
     for mine, expected in zip(

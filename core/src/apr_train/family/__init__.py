@@ -33,7 +33,7 @@ from apr_train.family.name_rules import (
 )
 from apr_train.family.operations import AddOffset, Identity, Operation, RopeRowPermutation, Transpose
 from apr_train.family.rope_scaling import LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling
-from apr_train.family.validate import boolean, fraction, positive, positive_int, token_id
+from apr_train.family.validate import boolean, fraction, natural, positive, positive_int, text
 
 __all__ = [
     "API_VERSION",
@@ -81,6 +81,7 @@ __all__ = [
     "fraction",
     "hookimpl",
     "ignored",
+    "natural",
     "positive",
     "positive_int",
     "read_config",
@@ -90,7 +91,7 @@ __all__ = [
     "split",
     "stack",
     "tensors_have",
+    "text",
     "tie",
-    "token_id",
     "transpose",
 ]

@@ -53,7 +53,7 @@ class Certificate:
     agreement: Mapping[str, Mapping[str, float]] = field(factory=dict)
     """Precision and attention backend → largest relative errors: of logits, gradients, and what else was compared."""
     training: Mapping[str, Mapping[str, float]] = field(factory=dict)
-    """Precision → the number of optimizer steps, and the largest relative errors of their losses and of the weights after them."""
+    """Precision → the number of optimizer steps, and the largest relative errors of their losses and of the weights then."""
 
     @property
     def label(self) -> str:
@@ -104,9 +104,7 @@ def standing(plugin: InstalledPlugin) -> Standing:
     except FormatError as error:
         return Standing(state="damaged", path=str(path), why=str(error))
     faults = list(_changed(plugin, certificate))
-    return Standing(
-        state="changed" if faults else "verified", certificate=certificate, path=str(path), why="; ".join(faults)
-    )
+    return Standing(state="changed" if faults else "verified", certificate=certificate, path=str(path), why="; ".join(faults))
 
 
 def _changed(plugin: InstalledPlugin, certificate: Certificate) -> Iterator[str]:
@@ -173,7 +171,9 @@ def read_certificate(path: Path) -> Certificate:
 def _certificate(content: Any, path: Path) -> Certificate:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise FormatError("not a certificate of this format", path=path, field="format", expected=str(FORMAT), found=repr(found))
+        raise FormatError(
+            "not a certificate of this format", path=path, field="format", expected=str(FORMAT), found=repr(found)
+        )
     sealed = {name: value for name, value in content.items() if name != SEAL}
     if content.get(SEAL) != _seal(sealed):
         hint = "It was edited or damaged; make it anew: apr-train verify FAMILY -o FILE."

@@ -13,7 +13,7 @@ from apr_train.checkpoint.header import DIMENSIONS, Header
 from apr_train.errors import ConfigError, Finding, PluginError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.reading import QUIET, values_of
-from apr_train.family.validate import boolean, build_strictly, positive, positive_int
+from apr_train.family.validate import boolean, build_strictly, positive, positive_int, text
 from apr_train.suggest import did_you_mean
 
 METADATA = "metadata"
@@ -46,7 +46,7 @@ class ModelConfig:
     """Positions that the model knows (rows of the position table, for an encoder)."""
     tie_word_embeddings: bool = field(validator=boolean)
     """Whether the head is the embedding matrix itself."""
-    hidden_act: str = "silu"
+    hidden_act: str = field(default="silu", validator=text)
     """Activation inside the MLP."""
     initializer_range: float = field(default=0.02, validator=positive)
     """Standard deviation of freshly initialised matrices."""
@@ -55,6 +55,14 @@ class ModelConfig:
     def required(cls, values: Mapping[str, Any]) -> tuple[str, ...]:
         """The fields that a file must give: `REQUIRED`, as far as `values` (what is known already) leave them a meaning."""
         return cls.REQUIRED
+
+    @classmethod
+    def meaningless(cls, values: Mapping[str, Any]) -> frozenset[str]:
+        """The fields that do nothing beside `values`, which may be of any type.
+
+        A file may name them, and reading leaves them out.
+        """
+        return frozenset()
 
     @property
     def head_dim(self) -> int:
@@ -95,19 +103,21 @@ class ModelConfig:
         Of the fields made with `architecture` only those are read that the card's `config_keys` name. What the card's `fixed`
         holds, and after it `fixed` (Qwen2's biases, say), is decided by the architecture and wins over the file. What the file
         leaves out is as the card's `implied` says. Layers that slide are found as `apr_train.family.layer_patterns` says. A
-        `router_aux_loss_coef` counts where `output_router_logits` is true, as in transformers, and is 0 elsewhere.
+        `router_aux_loss_coef` counts where `output_router_logits` is true, as in transformers, and is 0 elsewhere. What is
+        `meaningless` beside the rest stays at its default, whoever says it.
 
         Raises:
             ConfigError: with one finding per required field that the file does not have.
             PluginError: the card names a field that this config does not have.
         """
         values, missing = values_of(cls, header, info, fixed, cls.required)
-        if missing:
-            raise ConfigError.of(_missing_findings(header, missing, info))
-        return cls(**values)
+        idle = cls.meaningless(values)
+        if asked := [name for name in missing if name not in idle]:
+            raise ConfigError.of(_missing_findings(header, asked, info))
+        return cls(**{name: value for name, value in values.items() if name not in idle})
 
 
-def _missing_findings(header: Header, names: tuple[str, ...], info: FamilyInfo | None) -> list[Finding]:
+def _missing_findings(header: Header, names: list[str], info: FamilyInfo | None) -> list[Finding]:
     """One finding for each field; one for all of them in an `.apr` that says nothing of its model's size."""
     own_keys = {} if info is None or header.names == "gguf" else info.config_names
     keys = {name: own_keys.get(name, name) for name in names}
@@ -167,8 +177,9 @@ def read_config(info: FamilyInfo, presets: Mapping[str, C], preset: str | None, 
     if header is not None:
         return type(next(iter(presets.values()))).from_header(header, info=info, **fixed)
     config = choose_preset(presets, preset, family=info.name)
+    idle = config.meaningless(config.to_dict())
     for name, value in info.fixed.items():
-        if (found := getattr(config, name, None)) != value:
+        if name not in idle and (found := getattr(config, name, None)) != value:
             raise PluginError(
                 f"the preset {preset} contradicts FAMILY.fixed",
                 where=info.name,

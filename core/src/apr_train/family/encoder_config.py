@@ -7,8 +7,9 @@ from typing import ClassVar
 from attrs import field, frozen
 
 from apr_train.errors import ConfigError
+from apr_train.family.combinations import ACTIVATION, combination_faults
 from apr_train.family.config import ModelConfig, architecture
-from apr_train.family.validate import boolean, fraction, positive, positive_int, token_id
+from apr_train.family.validate import boolean, fraction, natural, positive, positive_int, text
 
 
 @frozen(kw_only=True)
@@ -32,7 +33,7 @@ class EncoderConfig(ModelConfig):
     """What `hidden_act` may be, in the blocks and in the head; a family's own config may widen it, with a `build_model`
     that computes what it adds."""
 
-    hidden_act: str = "gelu"
+    hidden_act: str = field(default="gelu", validator=text)
     """One of `ACTIVATIONS`; gelu is the exact (erf) one."""
     positions_after_padding: bool = architecture(True, validator=boolean)
     """Whether position ids start at pad_token_id + 1, padding at pad_token_id (RoBERTa), or at 0 everywhere (BERT)."""
@@ -40,7 +41,7 @@ class EncoderConfig(ModelConfig):
     """Rows of the token-type table."""
     layer_norm_eps: float = field(validator=positive)
     """Added to the variance before the root."""
-    pad_token_id: int = field(validator=token_id)
+    pad_token_id: int = field(validator=natural)
     """Padding token."""
     hidden_dropout_prob: float = field(default=0.1, validator=fraction)
     """Dropout on embeddings and block outputs, in training."""
@@ -52,28 +53,25 @@ class EncoderConfig(ModelConfig):
             raise ConfigError(
                 "hidden_size is not divisible by num_attention_heads",
                 where=type(self).__name__,
+                field="num_attention_heads",
+                expected=f"a divisor of {self.hidden_size}",
                 found=f"{self.hidden_size} / {self.num_attention_heads}",
             )
-        if self.hidden_act not in self.ACTIVATIONS:
-            raise ConfigError(
-                "activation not implemented",
-                where=type(self).__name__,
-                field="hidden_act",
-                expected=" or ".join(self.ACTIVATIONS),
-                found=self.hidden_act,
-            )
+        if faults := combination_faults(self, (ACTIVATION,)):
+            raise ConfigError.of(faults)
         if self.pad_token_id >= self.vocab_size:
             raise ConfigError(
                 "pad_token_id outside the vocabulary",
                 where=type(self).__name__,
+                field="pad_token_id",
                 expected=f"0 to {self.vocab_size - 1}",
                 found=self.pad_token_id,
             )
-
         if self.usable_positions < 1:
             raise ConfigError(
                 "no position is left for a token",
                 where=type(self).__name__,
+                field="max_position_embeddings",
                 expected=f"max_position_embeddings > {self.pad_token_id + 1}",
                 found=self.max_position_embeddings,
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.header import Header
 from apr_train.family.card import FamilyInfo
 
+LayerType = Literal["full_attention", "sliding_attention"]
+LAYER_TYPES: tuple[LayerType, ...] = ("full_attention", "sliding_attention")
 WINDOW_FIELDS = frozenset({"sliding_window", "layer_types"})
 SWITCH = "use_sliding_window"
 WINDOW_SWITCHES = frozenset({SWITCH, "sliding_window", "max_window_layers"})

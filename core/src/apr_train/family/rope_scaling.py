@@ -123,7 +123,7 @@ def rope_scaling_from(value: Any) -> RopeScaling | None:
         raise ConfigError("not a table", where="rope_scaling", expected="an object or null", found=repr(value))
     kind = value.get("rope_type", value.get("type"))
     if kind is None:
-        raise ConfigError("missing keys rope_type", where="rope_scaling", found=f"only {', '.join(sorted(value))}")
+        raise ConfigError("missing keys rope_type", where="rope_scaling", found=f"only {', '.join(sorted(map(str, value)))}")
     kind = OLDER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(

@@ -22,7 +22,7 @@ def build_strictly(cls: type[A], values: Mapping[str, Any], *, where: str) -> A:
         ConfigError: naming all unknown keys (with the closest known one) or all missing ones.
     """
     known = {item.name for item in attrs.fields(cls)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(map(str, set(values) - known))
     if unknown:
         hint = "; ".join(f"{key}: {did_you_mean(key, known)}" for key in unknown)
         raise ConfigError(f"unknown keys {', '.join(unknown)}", where=where, hint=hint)
@@ -50,16 +50,40 @@ def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) 
         raise refusal("not a positive integer", instance, attribute, "an integer > 0", value)
 
 
-def count(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but an integer of zero or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise refusal("not a count", instance, attribute, "an integer >= 0", value)
+def natural(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but an integer of zero or more: a count of what there may be none of, a token's id, a layer's number."""
+    if not _is_natural(value):
+        raise refusal("not an integer of zero or more", instance, attribute, "an integer >= 0", value)
 
 
-def token_id(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but an integer of zero or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise refusal("not a token id", instance, attribute, "an integer >= 0", value)
+def naturals(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but a tuple, which may be empty, of integers of zero or more."""
+    if not isinstance(value, tuple) or not all(_is_natural(item) for item in value):
+        raise refusal("not a list of integers of zero or more", instance, attribute, "integers >= 0", value)
+
+
+def number(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but a finite number (booleans are not numbers here)."""
+    if not _is_number(value):
+        raise refusal("not a finite number", instance, attribute, "a number", value)
+
+
+def not_negative(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but a finite number of zero or more."""
+    if not _is_number(value) or value < 0:
+        raise refusal("not a number of zero or more", instance, attribute, "a number >= 0", value)
+
+
+def text(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but text."""
+    if not isinstance(value, str):
+        raise refusal("not text", instance, attribute, "a name", value)
+
+
+def texts(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but a tuple of texts."""
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise refusal("not a list of texts", instance, attribute, "names", value)
 
 
 def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -70,7 +94,7 @@ def boolean(instance: object, attribute: attrs.Attribute[Any], value: Any) -> No
 
 def fraction(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything outside [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if not _is_number(value) or not 0 <= value < 1:
         raise refusal("not a fraction", instance, attribute, "in [0, 1)", value)
 
 
@@ -96,4 +120,12 @@ def refusal(problem: str, instance: object, attribute: attrs.Attribute[Any], exp
 
 
 def _is_positive(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value <= sys.float_info.max
+    return _is_number(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _is_natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -164,6 +164,8 @@ def _field(header: Header, config: ModelConfig | None, key: str, name: str, valu
     """A field that the family fixes itself must not contradict the file."""
     if config is None or _same(getattr(config, name), value) or _same(config.stated(name), value):
         return []
+    if name in config.meaningless(config.to_dict()):
+        return []  # how many experts a token goes to, where there are none
     return [
         Finding(
             rule=rules.PREFLIGHT_003,
@@ -328,7 +330,7 @@ def _scales(case: _Case) -> list[Finding]:
     return [
         _harmful(header, key, config[key], (), meaning)
         for key, (neutral, meaning) in checks.items()
-        if config.get(key) and key not in read and not neutral(config[key])
+        if not _is_off(config.get(key)) and key not in read and not neutral(config[key])
     ]
 
 
@@ -376,7 +378,12 @@ def _head_dim(config: Mapping[str, Any]) -> float:
 
 
 def _close(value: Any, target: float) -> bool:
-    return isinstance(value, int | float) and abs(value - target) <= 1e-6 * target
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value - target) <= 1e-6 * target
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a number is absent or zero; another type's false is a value that cannot be."""
+    return value is None or (type(value) in (int, float) and value == 0)
 
 
 def _short(value: Any) -> str:

@@ -28,6 +28,7 @@ FLAGS = (
     "tie_word_embeddings", "attention_bias", "attention_output_bias", "mlp_bias", "norm_topk_prob", "use_sliding_window",
     "output_router_logits",
 )  # fmt: skip
+TEXTS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 LAYER_NAMES = ("layer_types",)
 LAYER_NUMBERS = ("no_rope_layers", "mlp_only_layers")
 LARGEST = 1 << 31
@@ -45,6 +46,7 @@ def bogus_values(header: Header) -> list[Finding]:
         (NOT_NEGATIVE, lambda value: value == 0 or _is_positive(value), "a number >= 0"),
         (("partial_rotary_factor",), lambda value: _is_positive(value) and value <= 1, "a number in (0, 1]"),
         (FLAGS, _is_flag, "true or false"),
+        (TEXTS, lambda value: isinstance(value, str), "a name"),
         (LAYER_NAMES, _is_list_of(lambda item: isinstance(item, str)), "a list of names"),
         (LAYER_NUMBERS, _is_list_of(lambda item: type(item) is int and item >= 0), "a list of integers >= 0"),
     ]
@@ -112,8 +114,8 @@ def _heads(header: Header) -> list[Finding]:
     ]
 
 
-_UNIMPLEMENTED_FIELDS = ("hidden_act", "rope_scaling")
-"""Fields whose refused value is mathematics that nobody wrote, not a number that cannot be."""
+_SCALING = "rope_scaling"
+"""A field whose refused value is mathematics that nobody wrote, not a number that cannot be."""
 
 
 def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None, list[Finding]]:
@@ -142,7 +144,7 @@ def config_from_file(family: Family, header: Header) -> tuple[ModelConfig | None
 def _droppable(error: ConfigError, family: Family) -> set[str]:
     """The keys that a config without its refused values does not need: what is only not implemented, or contradicts others."""
     fields = {_place(finding).partition(".")[0] for finding in error.findings if finding.rule == rules.CONFIG_001}
-    fields |= {name for name in (_unimplemented(error),) if name}
+    fields |= {_SCALING} if _place(error.finding).startswith(_SCALING) else set()
     names = family.info.config_names
     return fields | {names[name] for name in fields if name in names}
 
@@ -151,19 +153,16 @@ def _of_file(finding: Finding, path: str) -> Finding:
     """A config's fault as the file's; what no rule is about, and an activation that nobody wrote, get the preflight's rule."""
     if finding.rule not in ("", rules.CONFIG_001):
         return finding
-    name = next((name for name in _UNIMPLEMENTED_FIELDS if _place(finding).startswith(name)), None)
-    if finding.rule and name != "hidden_act":
+    place = _place(finding)
+    if finding.rule and place != "hidden_act":
         return attrs.evolve(finding, subject=path)
-    rule, field = (rules.PREFLIGHT_005, _place(finding)) if name is None else (rules.PREFLIGHT_003, name)
+    field = _SCALING if place.startswith(_SCALING) else place
+    rule = rules.PREFLIGHT_003 if finding.rule or field == _SCALING else rules.PREFLIGHT_005
     return attrs.evolve(finding, rule=rule, subject=path, field="" if field == path else field)
 
 
 def _place(finding: Finding) -> str:
     return finding.field or finding.subject
-
-
-def _unimplemented(error: AprTrainError) -> str | None:
-    return next((name for name in _UNIMPLEMENTED_FIELDS if _place(error.finding).startswith(name)), None)
 
 
 def config_from_preset(

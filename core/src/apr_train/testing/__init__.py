@@ -9,9 +9,10 @@ Every check raises `ConformanceError` with all that it found; the comparisons wa
 same model (transformers, usually), since a name map that is wrong in both directions passes every round trip.
 """
 
-from apr_train.testing.agreement import Agreement, compare_models, compute_in_float64, our_logits, reference_config
+from apr_train.testing.agreement import Agreement, compare_models, our_logits, reference_config
 from apr_train.testing.compare import FLOAT32, FLOAT64, ConformanceError, check_agreement, relative_error, relative_errors
 from apr_train.testing.conformance import check_family, header_from, installed_family
+from apr_train.testing.float64 import compute_in_float64
 from apr_train.testing.lifecycle import check_files, check_reference, check_run
 from apr_train.testing.models import (
     meta_model,
@@ -21,12 +22,15 @@ from apr_train.testing.models import (
     random_tensors,
     randomize,
 )
+from apr_train.testing.report import Outcome, Report
 
 __all__ = [
     "FLOAT32",
     "FLOAT64",
     "Agreement",
     "ConformanceError",
+    "Outcome",
+    "Report",
     "check_agreement",
     "check_family",
     "check_files",

@@ -32,8 +32,9 @@ from apr_train.run.metrics import MEASURED
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
-from apr_train.testing.agreement import compare_models, compute_in_float64, our_logits, reference_config
+from apr_train.testing.agreement import compare_models, our_logits, reference_config
 from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
+from apr_train.testing.float64 import compute_in_float64
 from apr_train.testing.models import model_from_file
 from apr_train.training.finish import finish
 from apr_train.training.loop import train

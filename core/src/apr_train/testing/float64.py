@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from apr_train.testing.compare import fail_on
 
+_MARK = "_lifted_to_float64"
+
 
 class _LiftedCasts(TorchFunctionMode):
     """Every call that asks for float32 gets float64: `.float()`, `.to(torch.float32)`, `softmax(dtype=torch.float32)`,
@@ -49,31 +51,23 @@ def _lifted(value: Any) -> Any:
 
 
 def compute_in_float64(reference: nn.Module) -> nn.Module:
-    """Make a transformers model again so that all of it is computed in float64, casts to float32 included.
+    """Copy a transformers model so that all of it is computed in float64, casts to float32 included.
 
     transformers casts norms, rotary tables, softmax and routers to float32 whatever the weights are, which stops every
     comparison near 1e-7. Each such cast is lifted when it is called, in any class, while the model is made (tables that it
     keeps are made then) and whenever it is called afterwards.
 
     Args:
-        reference: a model that its class makes of `reference.config` alone; it stays as it is.
+        reference: a model without tables in float32 (buffers that no state dict has), or one that its class makes of
+            `reference.config` alone; it stays as it is.
 
     Returns:
         Another model with the same weights and in the same mode, in float64.
 
     Raises:
-        ConformanceError: for a model without a config, or whose class makes other parameters of it.
+        ConformanceError: for a model with tables that has no config, or whose class makes other parameters of it.
     """
-    config = getattr(reference, "config", None)
-    fail_on([] if config is not None else ["no config to make it again from"], where=type(reference).__name__)
-    make: Callable[[Any], nn.Module] = type(reference)
-    with everything_in_float64():
-        lifted = make(copy.deepcopy(config)).double().train(reference.training)
-    state = {name: tensor.double() for name, tensor in reference.state_dict().items()}
-    try:
-        lifted.load_state_dict(state)
-    except RuntimeError as error:
-        fail_on([f"made again from its config, it has other parameters: {error}"], where=type(reference).__name__)
+    lifted = _made_again(reference) if _has_tables(reference) else copy.deepcopy(reference).double()
     own = lifted.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -81,4 +75,31 @@ def compute_in_float64(reference: nn.Module) -> nn.Module:
             return own(*args, **kwargs)
 
     lifted.forward = forward
+    lifted.__dict__[_MARK] = True
     return lifted
+
+
+def _has_tables(model: nn.Module) -> bool:
+    """Whether it keeps numbers that its state dict does not have: rounded to float32, they have to be made again."""
+    kept = set(model.state_dict())
+    return any(name not in kept and buffer.is_floating_point() for name, buffer in model.named_buffers())
+
+
+def _made_again(reference: nn.Module) -> nn.Module:
+    """A model of the same class, config and weights, in float64, its tables made in float64, too."""
+    config = getattr(reference, "config", None)
+    fail_on([] if config is not None else ["no config to make it again from"], where=type(reference).__name__)
+    make: Callable[[Any], nn.Module] = type(reference)
+    with everything_in_float64():
+        made = make(copy.deepcopy(config)).double().train(reference.training)
+    state = {name: tensor.double() for name, tensor in reference.state_dict().items()}
+    try:
+        made.load_state_dict(state)
+    except RuntimeError as error:
+        fail_on([f"made again from its config, it has other parameters: {error}"], where=type(reference).__name__)
+    return made
+
+
+def is_lifted(model: nn.Module) -> bool:
+    """Whether a model comes from `compute_in_float64`."""
+    return _MARK in model.__dict__

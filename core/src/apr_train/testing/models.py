@@ -18,7 +18,7 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import plan_load
 from apr_train.family.name_map import NameMap, to_parameters
 from apr_train.family.plugin import Family
-from apr_train.model.attention import AttentionBackend, load_backend
+from apr_train.model.attention import AttentionBackend, Bidirectional, Causal, Mask, load_backend
 from apr_train.model.build import build_model
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.testing.compare import ConformanceError
@@ -103,6 +103,18 @@ def model_from_tensors(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def plain_mask(family: Family, keep: Tensor | None = None) -> Mask:
+    """The mask of whole rows for a family's kind; `keep` `[batch, length]` says which tokens of an encoder's are real."""
+    return Causal() if family.info.kind == "decoder" else Bidirectional(keep)
+
+
+def our_logits(family: Family, model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Logits `[batch, length, vocab]` of a family's model, with the mask that its kind wants."""
+    typed: Any = model
+    logits: Tensor = typed.logits(typed.hidden_states(tokens, mask=plain_mask(family, keep)))
+    return logits
 
 
 def model_from_file(

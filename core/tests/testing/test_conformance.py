@@ -126,7 +126,7 @@ def test_an_offset_comes_back_bit_for_bit():
 def test_a_wrong_map_is_told_as_itself_and_not_as_a_refused_layout(toy):
     """It was told as "Hugging Face's names are refused"."""
     family = toy("decoder_rules(config, layout)", "[*decoder_rules(config, layout), *decoder_rules(config, layout)[:1]]")
-    with pytest.raises(ConformanceError, match="toy layouts, tiny: .*two parameters for one place"):
+    with pytest.raises(ConformanceError, match=r"toy layouts, tiny: .*two parameters for one place"):
         check_family(family)
 
 

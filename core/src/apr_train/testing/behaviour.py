@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import attrs
 import torch
 from attrs import define, field
 from torch import Tensor, nn
@@ -33,10 +34,13 @@ from apr_train.model.attention import (
 )
 from apr_train.model.build import recompute_activations
 from apr_train.model.cache import KeyValueCache
+from apr_train.model.decoder import Decoder, DecoderBlock
+from apr_train.model.encoder import Encoder, EncoderBlock
 from apr_train.model.loss import IGNORE, head_loss
 from apr_train.testing.compare import FLOAT64, fail_on, relative_error, relative_errors
 from apr_train.testing.float64 import everything_in_float64
 from apr_train.testing.models import real_model
+from apr_train.testing.plain import Routed, plain_balancing_loss, plain_logits
 from apr_train.testing.report import NotCheckedError
 
 LENGTH = 40
@@ -45,6 +49,8 @@ LONGEST = 160
 """Tokens of a row at most: a window that reaches further is not seen."""
 CHANGED = 1e-6
 """Smallest relative error that counts as another result."""
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+"""Fields of a config that say a probability of dropout."""
 CHUNKED_ROWS = 520
 """Rows of the loss: more than one chunk of `apr_train.model.loss`."""
 
@@ -151,6 +157,25 @@ def check_forward(subject: Subject) -> str:
     faults += [] if bool(logits.isfinite().all()) else ["the logits are not finite"]
     fail_on(faults, where="")
     return f"{subject.length} tokens"
+
+
+def check_mathematics(subject: Subject) -> str:
+    """A model that the core assembles computes what its config says: the formulas, written a second time."""
+    if type(subject.model) not in (Decoder, Encoder) or {type(block) for block in subject.model.blocks} - {
+        DecoderBlock,
+        EncoderBlock,
+    }:
+        raise NotCheckedError("the model is the family's own: compare_models holds it against another implementation")
+    tokens, routed = subject.tokens(1), Routed()
+    losses: dict[str, Tensor] = {}
+    expected = plain_logits(subject.config, subject.model.state_dict(), tokens[0], routed)
+    errors = {"the logits": relative_error(subject.logits(tokens)[0], expected)}
+    if routed:
+        subject.hidden(tokens, losses=losses)
+        errors["aux_loss"] = relative_error(losses.get("aux_loss", float("nan")), plain_balancing_loss(routed))
+    faults = [f"{name} {_exactly(error)} from the config's formulas" for name, error in errors.items() if error > FLOAT64]
+    fail_on(faults, where="")
+    return f"logits against plain formulas {errors['the logits']:.1g}"
 
 
 def check_causality(subject: Subject) -> str:
@@ -348,6 +373,31 @@ def check_gradients(subject: Subject) -> str:
     return f"{len(found)} parameters"
 
 
+def check_dropout(subject: Subject) -> str:
+    """Each kind of dropout that the config has works in training; nothing is random without it, nor in evaluation."""
+    kinds = [name for name in DROPOUT if getattr(subject.config, name, 0.0) > 0]
+    tokens = subject.tokens()
+
+    def drawn(config: ModelConfig, *, training: bool) -> float:
+        model: Any = real_model(subject.family, config, seed=subject.seed).train(training)
+        results = []
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for seed in range(2):
+                torch.manual_seed(seed)
+                results.append(model.hidden_states(tokens, mask=subject.mask()))
+        return relative_error(*results)
+
+    without = attrs.evolve(subject.config, **dict.fromkeys(kinds, 0.0))
+    faults = ["evaluation is random"] if drawn(subject.config, training=False) > FLOAT64 else []
+    faults += ["training is random, and the config has no dropout for it"] if drawn(without, training=True) > FLOAT64 else []
+    for name in kinds:
+        value = getattr(subject.config, name)
+        if drawn(attrs.evolve(without, **{name: value}), training=True) < CHANGED:
+            faults.append(f"{name} is {value:g}, and training is not random because of it")
+    fail_on(faults, where="")
+    return ", ".join(kinds) or "none"
+
+
 def check_recompute(subject: Subject) -> str:
     """Blocks computed again in the backward pass give the same loss and gradients, dropout included."""
     return _wrapped(subject, recompute_activations, "with recompute")
@@ -394,6 +444,7 @@ def _wrapped(subject: Subject, change: Callable[[Any], None], how: str, *, lifte
 
 
 BEHAVIOUR: tuple[tuple[str, Callable[[Subject], str]], ...] = (
+    ("mathematics", check_mathematics),
     ("causality", check_causality),
     ("cache", check_cache),
     ("prefill", check_prefill),
@@ -402,6 +453,7 @@ BEHAVIOUR: tuple[tuple[str, Callable[[Subject], str]], ...] = (
     ("backends", check_backends),
     ("loss", check_loss),
     ("gradients", check_gradients),
+    ("dropout", check_dropout),
     ("recompute", check_recompute),
     ("compile", check_compile),
 )

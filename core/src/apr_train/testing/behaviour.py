@@ -387,7 +387,8 @@ def check_dropout(subject: Subject) -> str:
                 results.append(model.hidden_states(tokens, mask=subject.mask()))
         return relative_error(*results)
 
-    without = attrs.evolve(subject.config, **dict.fromkeys(kinds, 0.0))
+    none: dict[str, Any] = dict.fromkeys(kinds, 0.0)
+    without = attrs.evolve(subject.config, **none)
     faults = ["evaluation is random"] if drawn(subject.config, training=False) > FLOAT64 else []
     faults += ["training is random, and the config has no dropout for it"] if drawn(without, training=True) > FLOAT64 else []
     for name in kinds:

@@ -71,7 +71,7 @@ def plain_balancing_loss(routed: Routed) -> float:
     experts, tokens = len(routed[0][0]), len(routed)
     shares = [sum(expert in chosen for _, chosen in routed) / tokens for expert in range(experts)]
     means = [sum(float(probabilities[expert]) for probabilities, _ in routed) / tokens for expert in range(experts)]
-    return experts * sum(share * mean for share, mean in zip(shares, means, strict=True))
+    return float(experts * sum(share * mean for share, mean in zip(shares, means, strict=True)))
 
 
 def _decoder(config: DecoderConfig, weights: _Weights, tokens: Tensor, routed: Routed) -> Tensor:

@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("granite",),
     presets=("3.3-2b", "tiny"),
     default_preset="3.3-2b",
+    parameter_counts={"3.3-2b": 2_533_539_840, "tiny": 188_736},
     config_keys=tuple(FACTORS),
     implied={"hidden_act": "silu", **FACTORS},
     gguf_implied={"attention_multiplier": None},

@@ -59,6 +59,7 @@ FAMILY = FamilyInfo(
     presets=tuple(PRESETS),
     default_preset="370m",
     implied={"hidden_act": "silu"},
+    parameter_counts={"370m": 322_045_952, "tiny": 836_736},
     absent_keys={"use_sliding_window": False},
 )
 

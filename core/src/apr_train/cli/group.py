@@ -33,6 +33,7 @@ COMMANDS = {
     "publish": ("publish", "Make a folder that Hugging Face tools load."),
     "report": ("report", "Summarise a run."),
     "diff": ("diff", "Compare two checkpoints or runs."),
+    "new-family": ("new_family", "Write the package of a new family, from nothing or from a checkpoint."),
 }
 """Command → module under `apr_train.cli` (its attribute `command`), and the line for the list of commands."""
 

@@ -35,5 +35,5 @@ def command(name: str, origin: Path | None, out: Path | None) -> None:
 
 def _state(left: int) -> str:
     if not left:
-        return "Nothing is left open."
+        return "Nothing that the source says is left open; the tests compare what no source says."
     return f"{left} {'thing is' if left == 1 else 'things are'} left to do (README.md has the list)."

@@ -36,6 +36,7 @@ _BIAS_KEYS: Mapping[str, tuple[str, ...]] = {
     "lm_head_bias": ("lm_head_bias",),
 }
 """Our flag of a bias → keys that may stand for it, where the tensors and the key agree."""
+_PARALLEL = ("use_parallel_residual", "parallel_attn")
 _MOST_TRIALS = 40
 """More fields than that a config does not have to lose."""
 
@@ -173,7 +174,11 @@ def _structure(draft: Draft, source: Source, survey: Survey) -> None:
         draft.todo("the norms of a block are of no known arrangement", field="norm_position", found=found)
     elif place == "parallel":
         fixed["parallel_residual"] = True
-        draft.remark("one norm a block: attention and MLP are taken to be parallel behind it", field="parallel_residual")
+        key = next((key for key in _PARALLEL if source.raw.get(key) is True), None)
+        if key is not None:
+            draft.config_names["parallel_residual"] = key
+        else:
+            draft.remark("one norm a block: attention and MLP are taken to be parallel behind it", field="parallel_residual")
     elif place != "pre":
         fixed["norm_position"] = place
     if survey.has("self_attn.q_norm", "self_attn.k_norm"):
@@ -222,7 +227,7 @@ def _implied_sizes(draft: Draft, source: Source, survey: Survey) -> None:
     hidden, heads = source.value("hidden_size"), source.value("num_attention_heads")
     up, k = survey.ours.get("mlp.up_proj"), survey.ours.get("self_attn.k_proj")
     inner, fields = source.value("intermediate_size"), draft.implied
-    if inner is None and up is not None and up.rows and up.rows % hidden == 0:
+    if inner is None and up is not None and up.weight is not None and up.weight[1] == hidden and up.rows % hidden == 0:
         fields["intermediate_size"] = f"{up.rows // hidden}*hidden_size"
     qkv, dim = survey.ours.get("qkv"), source.value("head_dim")
     width = heads * (dim if isinstance(dim, int) else hidden // heads)
@@ -344,8 +349,11 @@ def _without(draft: Draft, header: Header, error: ConfigError) -> Header:
         name = (finding.field or finding.subject).partition(".")[0]
         if name not in {item.name for item in attrs.fields(DecoderConfig)}:
             continue
-        draft.findings.append(attrs.evolve(finding, subject="", field=name))
-        if finding.rule == rules.ARCH_003:
+        absent = finding.rule == rules.ARCH_003
+        if name not in {known.field for known in draft.findings if known.severity == "error"}:
+            hint = f'If the class takes a value where a file is silent, say it on the card: implied={{"{name}": …}}.'
+            draft.findings.append(attrs.evolve(finding, subject="", field=name, hint=hint if absent else finding.hint))
+        if absent:
             if (value := _standin(name, values)) is not None:
                 values[name], changed = value, True
             continue

@@ -11,7 +11,7 @@ import attrs
 import tomli_w
 
 from apr_train.artifact.new_family.draft import ROWS, TINY, Draft
-from apr_train.artifact.new_family.literals import Code, call, literal, text
+from apr_train.artifact.new_family.literals import WIDTH, Code, call, literal, text
 from apr_train.artifact.new_family.templates import (
     FUSED_RULES,
     GGUF_REFUSED,
@@ -29,6 +29,7 @@ from apr_train.errors import Finding, OutputError
 from apr_train.family.decoder_config import DecoderConfig
 
 MOST_FINDINGS = 200
+_IMPORT = "from apr_train.family import "
 CARD = ("gguf_architectures", "config_keys", "config_names", "fixed", "implied", "layer_pattern", "never_permuted")
 """Fields of the card that are written where they say something."""
 
@@ -101,7 +102,10 @@ def module_source(draft: Draft) -> str:
     imports = ["DecoderConfig", "FamilyInfo", "NameMap", "decoder_rules", "hookimpl", "read_config"]
     imports += ["NameMapError"] if not draft.gguf_architectures else []
     imports += ["split"] if draft.fused else []
-    names = ", ".join(sorted(imports, key=lambda name: (name[0].islower(), name)))
+    ordered = sorted(imports, key=lambda name: (name[0].islower(), name))
+    names = ", ".join(ordered)
+    if len(f"{_IMPORT}{names}") > WIDTH:
+        names = "\n".join(["(", *(f"    {name}," for name in ordered), ")"])
     return MODULE.format(
         title=draft.name,
         imports=names,
@@ -173,8 +177,14 @@ def _hooks(draft: Draft) -> str:
     return HOOKS.format(
         refused="" if draft.gguf_architectures else GGUF_REFUSED,
         fused=FUSED_RULES.format(blocks=text(f"{blocks}.{{layer}}.")) if draft.fused else "",
-        arguments=", ".join(arguments),
+        answer=_answer(", ".join(arguments)),
     )
+
+
+def _answer(arguments: str) -> str:
+    line = f"    return NameMap.for_config(config, decoder_rules({arguments}))"
+    two = f"    rules = decoder_rules({arguments})\n    return NameMap.for_config(config, rules)"
+    return line if len(line) <= WIDTH else two
 
 
 def test_source(draft: Draft) -> str:

@@ -19,7 +19,7 @@ def build_config(preset, header):
 
 @hookimpl
 def map_tensor_names(config, layout):
-{refused}{fused}    return NameMap.for_config(config, decoder_rules({arguments}))
+{refused}{fused}{answer}
 """
 
 GGUF_REFUSED = """    if layout.names == "gguf":

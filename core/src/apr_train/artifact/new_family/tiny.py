@@ -61,7 +61,7 @@ def _shrunk(config: DecoderConfig, head_dim: int) -> DecoderConfig:
         layer_types=_cut(config.layer_types, layers),
         no_rope_layers=_cut(config.no_rope_layers, layers),
         attention_multiplier=None if scale is None else round(scale / share, 6),
-        query_pre_attn_scalar=None if scalar is None else round(scalar * share, 6),
+        query_pre_attn_scalar=None if scalar is None else _like(scalar, scalar * share),
         num_experts=min(4, config.num_experts),
         num_experts_per_tok=min(2, config.num_experts_per_tok),
         moe_intermediate_size=_width(config.moe_intermediate_size, ratio) if config.moe_intermediate_size else None,
@@ -74,6 +74,11 @@ def _heads(group: int) -> tuple[int, int]:
     """Query heads, and heads of k and v, with so many of the first for one of the second (8 at most)."""
     pairs = {1: 4, 2: 2, 3: 2}.get(group, 1)
     return min(group, 8) * pairs, pairs
+
+
+def _like(number: float, value: float) -> float:
+    """The value, as a whole number where the other is one and it can be."""
+    return int(value) if isinstance(number, int) and value == int(value) else round(value, 6)
 
 
 def _width(size: int, ratio: float) -> int:

@@ -9,11 +9,12 @@ import attrs
 from attrs import frozen
 
 from apr_train.artifact.new_family.conclude import conclude
-from apr_train.artifact.new_family.draft import without_source
+from apr_train.artifact.new_family.draft import Draft, without_source
 from apr_train.artifact.new_family.naming import check_name
 from apr_train.artifact.new_family.package import check_target, distribution, plain, write_package
 from apr_train.artifact.new_family.source import open_source
 from apr_train.errors import Finding
+from apr_train.family.registry import Registry
 
 _TEXTS = ("subject", "field", "problem", "expected", "found", "hint")
 
@@ -37,9 +38,19 @@ def new_family(name: str, *, origin: Path | None = None, target: Path | None = N
     check_name(name)
     target = target or Path(distribution(name))
     check_target(target)
-    draft = without_source(name) if origin is None else conclude(name, open_source(origin))
+    draft = without_source(name) if origin is None else _from(name, origin)
     draft.findings = [_printable(finding) for finding in draft.findings]
     return NewFamily(target=target, files=write_package(draft, target), findings=tuple(draft.findings))
+
+
+def _from(name: str, origin: Path) -> Draft:
+    source = open_source(origin)
+    draft = conclude(name, source)
+    for family in Registry.discover().families():
+        if family.info.claims(source.header):
+            known = source.header.hf_class or source.header.architecture
+            draft.remark(f"the family {family.name} claims files of {known}, too: pass --arch", field="hf_classes")
+    return draft
 
 
 def _printable(finding: Finding) -> Finding:

@@ -134,7 +134,8 @@ def _refuse_sizes(source: Source) -> None:
     experts = source.value("num_experts")
     lines = values["num_hidden_layers"] * max(1, experts if isinstance(experts, int) else 1)
     if lines > MOST_LINES:
-        raise ConfigError("too many experts", where=header.path, expected=f"{MOST_LINES} in all layers at most", found=lines)
+        expected, hint = f"{MOST_LINES} in all layers at most", "Re-import the file from its source."
+        raise ConfigError("too many experts", where=header.path, expected=expected, found=lines, hint=hint)
 
 
 def _absent(path: str, name: str, hint: str) -> Finding:

@@ -165,6 +165,60 @@ def test_what_only_tensors_say_is_fixed(make, case):
     assert left(made) == []
 
 
+def test_an_epsilon_of_either_norm_is_the_one_that_the_biases_say(make):
+    config = {key: value for key, value in CONFIG.items() if key != "rms_norm_eps"} | {"norm_eps": 1e-5}
+    made = make(config, tensors())
+    module = module_of(made)
+    assert dict(module["FAMILY"].config_names) == {"rms_norm_eps": "norm_eps"}
+    assert module["PRESETS"]["tiny"].rms_norm_eps == 1e-5
+    assert left(made) == []
+
+
+@pytest.mark.parametrize("form", ["separate", "stacked"])
+def test_experts_are_matched_one_by_one_and_stacked(make, form):
+    shapes = {name: shape for name, shape in tensors().items() if "mlp" not in name}
+    for block in ("model.layers.0.mlp.", "model.layers.1.mlp."):
+        shapes[f"{block}gate.weight"] = (4, H)
+        if form == "stacked":
+            shapes |= {f"{block}experts.gate_up_proj": (4, 2 * I, H), f"{block}experts.down_proj": (4, H, I)}
+        for expert in range(4 if form == "separate" else 0):
+            shapes |= {f"{block}experts.{expert}.{part}.weight": (I, H) for part in ("w1", "w3")}
+            shapes[f"{block}experts.{expert}.w2.weight"] = (H, I)
+    made = make(CONFIG | {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}, shapes)
+    module = module_of(made)
+    assert left(made) == []
+    assert module["PRESETS"]["tiny"].num_experts == 4
+    assert ("NAMES" in module) == (form == "separate")
+
+
+def test_a_bias_follows_the_key_that_says_it(make):
+    shapes = tensors(
+        **{f"model.layers.{n}.self_attn.{part}_proj.bias": (r,) for n in (0, 1) for part, r in (("q", Q), ("k", KV), ("v", KV))}
+    )
+    made = make(CONFIG | {"use_qkv_bias": True}, shapes)
+    family = module_of(made)["FAMILY"]
+    assert (dict(family.fixed), dict(family.config_names)) == ({}, {"attention_bias": "use_qkv_bias"})
+    assert left(made) == []
+
+
+def test_a_base_model_without_a_head_is_told(make):
+    shapes = {name.removeprefix("model."): shape for name, shape in tensors().items() if name != "lm_head.weight"}
+    made = make(shapes=shapes)
+    assert left(made) == []
+    assert ("base_prefix", "warning") in problems(made)
+
+
+def test_a_single_file_is_read_with_the_config_beside_it(make, tmp_path):
+    make(shapes=tensors())
+    made = new_family("second", origin=tmp_path / "checkpoint" / "model.safetensors", target=tmp_path / "other")
+    assert left(made) == []
+    assert module_of(made)["FAMILY"].hf_classes == ("LlamaForCausalLM", "LlamaModel")
+
+
+def test_keys_with_commas_are_one_finding_each(make):
+    assert sorted(left(make(CONFIG | {"a, b": 1, "c": 2}, tensors()))) == ["a, b", "c"]
+
+
 def test_norms_with_biases_are_layer_norms(make):
     biases = {name.replace(".weight", ".bias"): (H,) for name in tensors() if "norm" in name}
     config = {key: value for key, value in CONFIG.items() if key != "rms_norm_eps"} | {"layer_norm_eps": 1e-5}

@@ -22,6 +22,7 @@ INTERRUPTED = 130
 COMMANDS = {
     TRAIN: ("train", "Train a model; what `apr-train --arch …` runs."),
     "plugins": ("plugins", "List the installed families, and broken plugins with the reason."),
+    "new-family": ("new_family", "Write the package of a new family."),
     "inspect": ("inspect_", "Show what a checkpoint says about itself."),
     "validate": ("validate", "Check a checkpoint file, byte for byte."),
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
@@ -33,7 +34,6 @@ COMMANDS = {
     "publish": ("publish", "Make a folder that Hugging Face tools load."),
     "report": ("report", "Summarise a run."),
     "diff": ("diff", "Compare two checkpoints or runs."),
-    "new-family": ("new_family", "Write the package of a new family, from nothing or from a checkpoint."),
 }
 """Command → module under `apr_train.cli` (its attribute `command`), and the line for the list of commands."""
 

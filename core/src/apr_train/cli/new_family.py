@@ -23,9 +23,12 @@ def command(name: str, origin: Path | None, out: Path | None) -> None:
     understood is listed here and in the package's README.
     """
     from apr_train.artifact.new_family.make import new_family
+    from apr_train.artifact.new_family.package import MOST_FINDINGS
 
     made = new_family(name, origin=origin, target=out)
-    emit_findings(made.findings)
+    emit_findings(made.findings[:MOST_FINDINGS])
+    if len(made.findings) > MOST_FINDINGS:
+        say(f"and {len(made.findings) - MOST_FINDINGS} more findings")
     for file in made.files:
         click.echo(f"{made.target / file}")
     left = len([finding for finding in made.findings if finding.severity == "error"])

@@ -22,7 +22,7 @@ from apr_train.family.decoder_config import LAYER_TYPES, DecoderConfig
 from apr_train.family.decoder_names import DECODER_LINES
 from apr_train.family.load_plan import plan_load
 from apr_train.family.reading import LAYER_NORM_EPS, QUIET
-from apr_train.preflight.config_keys import config_key_findings
+from apr_train.preflight.config_keys import config_key_findings, unknown_keys
 from apr_train.preflight.config_tables import EXPERTS, OFF
 
 _TEXT = re.compile(r"[A-Za-z0-9_.-]{1,80}")
@@ -62,7 +62,7 @@ def conclude(name: str, source: Source) -> Draft:
     config = _config(draft, header)
     draft.presets = {size_name(_parameters(draft, config)): config, TINY: tiny_of(config)}
     _judge(draft, header, config, survey)
-    draft.reference = reference_arguments(draft, source) if source.is_hf else None
+    draft.reference = None if header.hf_class is None and draft.is_llama else reference_arguments(draft, source)
     return draft
 
 
@@ -78,6 +78,9 @@ def _identity(name: str, source: Source) -> Draft:
     if header.names == "gguf":
         draft.gguf_architectures, draft.model_type = (model_type,), name
         draft.never_permuted = header.rope_rows == "split-half"
+        draft.remark(
+            "a GGUF names no class of Hugging Face: hf_classes and model_type are made of the name", field="hf_classes"
+        )
         if header.rope_rows is None:
             problem = "the order of the rows of q and k in its GGUF files is not known: --rope-layout has to say it"
             draft.todo(problem, field="general.architecture", found=kind)
@@ -387,20 +390,14 @@ def _judge(draft: Draft, header: Header, config: DecoderConfig, survey: Survey |
     known = {finding.field for finding in draft.findings if finding.severity == "error"}
     found = config_key_findings(header, config, draft.info())
     for finding in found:
-        if finding.field == "config":  # keys that nobody knows: one finding each
-            keys = [key.strip() for key in finding.found.split(", ")]
-            draft.findings += [_unknown_key(key, header.config.get(key, header.further.get(key))) for key in keys]
-        elif finding.field not in known and finding.severity == "error":
+        if finding.field not in known and finding.severity == "error":
             draft.findings.append(attrs.evolve(finding, subject="", hint=_HINT))
+    for key in unknown_keys(header, config, draft.info()):
+        draft.findings.append(_unknown_key(key, header.config.get(key, header.further.get(key))))
     if survey is None:
         return
     stacked = any(name.endswith("experts.gate_up_proj") for name in header.tensors)
-    layout = Layout(
-        names=header.names,
-        rope_rows=header.rope_rows or "split-half" if header.names == "gguf" else "split-half",
-        experts="stacked" if stacked else "separate",
-        bare=survey.bare,
-    )
+    layout = Layout(names=header.names, experts="stacked" if stacked else "separate", bare=survey.bare)
     try:
         plan = plan_load(draft.name_map(config, layout), header.tensors, where="")
     except AprTrainError as error:

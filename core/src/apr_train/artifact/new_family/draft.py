@@ -61,14 +61,15 @@ class Draft:
     presets: dict[str, DecoderConfig] = field(factory=dict)
     """The first is the default."""
     reference: dict[str, Any] | None = None
-    """Arguments of transformers' config class for a tiny model; None: the class is not known, and a Llama's is compared."""
+    """Arguments of transformers' config class for a tiny model; None: a Llama's, whose class the family has under its name."""
     findings: list[Finding] = field(factory=list)
     """Errors are what is left to do, warnings what was concluded."""
 
     @property
     def is_llama(self) -> bool:
-        """Whether nothing differs from a Llama."""
-        return not (self.config_keys or self.fixed or self.names or self.fused or self.config_names)
+        """Whether nothing differs from a Llama; its open ends stay open."""
+        scaled = any(config.rope_scaling for config in self.presets.values())
+        return not (self.config_keys or self.fixed or self.names or self.fused or self.config_names or scaled)
 
     def info(self) -> FamilyInfo:
         """The card."""

@@ -14,7 +14,7 @@ from apr_train.family.rope_scaling import LinearScaling, LongRopeScaling
 
 VOCABULARY, POSITIONS, WINDOW, HIDDEN = 1024, 512, 32, 64
 HEAD_DIMS = (16, 32, 64)
-MOST_LAYERS = 12
+MOST_LAYERS, LONGEST_PERIOD = 12, 64
 
 
 def tiny_of(config: DecoderConfig) -> DecoderConfig:
@@ -33,9 +33,10 @@ def tiny_of(config: DecoderConfig) -> DecoderConfig:
 
 
 def period(items: Sequence[Any] | None) -> int:
-    """The length of the shortest beginning that the whole repeats; of a list that repeats nothing its own length."""
+    """The length of the shortest beginning that the whole repeats; of a list that repeats nothing short its own length."""
     items = items or ()
-    fits = (step for step in range(1, len(items)) if all(item == items[place % step] for place, item in enumerate(items)))
+    steps = range(1, min(len(items), LONGEST_PERIOD + 1))
+    fits = (step for step in steps if all(item == items[place % step] for place, item in enumerate(items)))
     return next(fits, max(1, len(items)))
 
 

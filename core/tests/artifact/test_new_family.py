@@ -480,6 +480,30 @@ def test_any_config_gives_a_package_or_one_message(tmp_path_factory, changes):
     check_harmless(made, folder)
 
 
+WORDS = """model layers 0 1 7 h self_attn attn mlp experts q_proj k_proj o_proj qkv_proj wte norm gate_proj up_proj down_proj
+    gate gate_up_proj input_layernorm post_feedforward_layernorm q_norm lm_head embed_positions blk weight bias {layer}"""
+PARTS = st.sampled_from(["", *WORDS.split()])
+NAMES = st.lists(PARTS, min_size=1, max_size=6).map(".".join) | st.sampled_from(sorted(tensors()))
+SHAPES = st.lists(st.sampled_from([1, 2, 4, 8, KV, Q, I, V]), max_size=3).map(tuple)
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(NAMES.filter(bool), SHAPES, max_size=8), whole=st.booleans())
+def test_any_tensors_give_a_package_or_one_message(tmp_path_factory, changes, whole):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    shapes = (tensors() if whole else {}) | changes
+    save_file(
+        {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "checkpoint" / "model.safetensors"
+    )
+    try:
+        made = new_family("coderling", origin=folder / "checkpoint", target=folder / "made")
+    except AprTrainError:
+        return
+    check_harmless(made, folder)
+
+
 @settings(max_examples=200, deadline=None)
 @given(value=ANYTHING.filter(lambda value: value == value))
 def test_a_literal_is_the_value(value):

@@ -145,6 +145,8 @@ def survey_gguf(tensors: Mapping[str, TensorInfo]) -> Survey:
         is_mlp_norm = line.stem == "pre_feedforward_layernorm"
         if module is None or (line.gguf == "ffn_norm" and is_mlp_norm != (both or post)):
             continue
+        if module.varies or len(module.weight or ()) != len(line.shape) + line.expert:
+            continue
         ours[line.stem] = modules.pop((line.block, line.gguf))
     if (head := modules.pop((False, "output"), None)) is not None:
         ours[HEAD] = head

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ FILE = re.compile(r"```(?:python|toml)\n# (?P<name>\S+)\n(?P<text>.*?)```", re.S
 FILES = [(match["name"], match["text"]) for match in FILE.finditer(PAGE.read_text())]
 STEPS = (1, 2)
 """Each file of the plugin and of its test is shown twice: the first step, and the whole."""
+
+
+FIRST = re.search(r"```sh\n(apr-train new-family.*?)```", PAGE.read_text(), re.S)[1]
+"""The lines of the first section."""
 
 
 class Follower:
@@ -43,6 +48,36 @@ class Follower:
 
     def pytest(self):
         return self.run("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "test_mistral.py")
+
+
+def test_the_first_section_ends_with_a_trained_model(tmp_path):
+    """Line by line, as a shell would; what pip installs comes from no index."""
+    corpus = tmp_path / "text.py"
+    corpus.write_text("".join(f"def function_{n}(x):\n    return x + {n}\n" for n in range(400)))
+    small = f"--data {corpus} --vocab-size 300 --sequence-length 32 --val-batches 1 --sample-tokens 0 --threads 1"
+    python = shlex.quote(sys.executable)
+    pip = f"{python} -m pip --quiet install --no-deps --no-build-isolation --no-index --target {tmp_path / 'site'} ."
+    run = f"""{python} -c 'from apr_train.cli import main; main()'"""
+    lines = []
+    for line in FIRST.strip().splitlines():
+        line = pip if line.startswith("pip install") else line
+        line = f"{python} -m pytest -q -W error -p no:cacheprovider" if line == "pytest" else line
+        line = f"{line} {small}" if "--steps" in line else line
+        lines.append(f"{run} {line.removeprefix('apr-train ')}" if line.startswith("apr-train ") else line)
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "APR_TRAIN_CACHE": str(tmp_path / "cache")},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+    assert "coderling  apr-train-coderling" in done.stdout
+    assert (tmp_path / "apr-train-coderling" / "runs" / "coderling-tiny" / "model.apr").exists()
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,18 @@ def config_key_findings(header: Header, config: ModelConfig | None, info: Family
     Without a config (it could not be built) the core's own configs stand for what is implemented; without a family's
     card an absent key means nothing, and the tensors tell the kind.
     """
-    case = _case(header, config, info)
+    findings, unknown = _judged(_case(header, config, info))
+    return findings + ([_unknown(header, unknown)] if unknown else [])
+
+
+def unknown_keys(header: Header, config: ModelConfig | None, info: FamilyInfo | None = None) -> list[str]:
+    """The keys of the file's metadata that are in no table, as the file spells them."""
+    return _judged(_case(header, config, info))[1]
+
+
+def _judged(case: _Case) -> tuple[list[Finding], list[str]]:
+    """The findings of all keys, and the keys that nobody knows."""
+    header, config = case.header, case.config
     findings = [
         *_windows(case),
         *_rope_scaling(header, config),
@@ -81,7 +92,7 @@ def config_key_findings(header: Header, config: ModelConfig | None, info: Family
             findings += _judge(case, key, key.removeprefix("_"), value, unknown)
     for key, value in header.further.items():
         findings += _judge(case, key, key.removeprefix(f"{header.architecture}."), value, unknown, further=True)
-    return findings + ([_unknown(header, unknown)] if unknown else [])
+    return findings, unknown
 
 
 def _case(header: Header, config: ModelConfig | None, info: FamilyInfo | None) -> _Case:

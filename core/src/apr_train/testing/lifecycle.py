@@ -173,7 +173,7 @@ def _curve(run: Path) -> list[dict[str, Any]]:
 
 def _check_afterwards(family: Family, run: Path, values: dict[str, Any]) -> None:
     """Evaluation of the written model gives the run's last validation loss; a decoder continues a text."""
-    ready = _ready(run)
+    ready = _ready(family, run)
     settings = with_values(Settings(), values)
     rows = rows_for(settings, {}, config=ready.config, device=ready.device)
     found = measure(ready, batches_for(rows, ready, corpus_for(rows, ready, progress=None, say=lambda text: None)))
@@ -186,6 +186,7 @@ def _check_afterwards(family: Family, run: Path, values: dict[str, Any]) -> None
         fail_on([] if made.tokens else ["generate writes nothing"], where=family.name)
 
 
-def _ready(run: Path) -> Ready:
-    with opened(Wanted(path=str(run), device="cpu"), say=lambda text: None) as examined:
+def _ready(family: Family, run: Path) -> Ready:
+    """By name: another installed family may have files of the same class."""
+    with opened(Wanted(path=str(run), device="cpu", arch=family.name), say=lambda text: None) as examined:
         return make_ready(examined, precision="fp32")

@@ -110,7 +110,8 @@ def measure_reference(ready: Ready, place: Place, *, write: Write, progress: Pro
 
 
 def _compared(found: ReferenceLoss, held: ReferenceLoss, ready: Ready, other: Finding | None) -> Finding | None:
-    return other or other_loss(found.loss, held, ready.header.path, precision=ready.precision.name)
+    how = {"device": ready.device.type, "precision": ready.precision.name}
+    return other or other_loss(found.loss, held, ready.header.path, **how)
 
 
 def _is_kept(held: ReferenceLoss | None, finding: Finding | None, write: Write) -> bool:

@@ -10,7 +10,7 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header
 from apr_train.checkpoint.reference import KEY, ReferenceLoss, reference_of
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.data.reference import OTHER_IDS, TOLERANCE, ReferenceRows, agrees, reference_rows
+from apr_train.data.reference import OTHER_IDS, ReferenceRows, most_apart, reference_rows
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import AprTrainError, Finding
 from apr_train.preflight.report import Report
@@ -78,17 +78,17 @@ def incomparable(held: ReferenceLoss, rows: ReferenceRows, subject: str) -> Find
     )
 
 
-def other_loss(loss: float, held: ReferenceLoss, subject: str, *, precision: str) -> Finding | None:
-    """REFERENCE-001 for weights that do not have the loss that their file holds."""
-    if agrees(loss, held, precision=precision):
+def other_loss(loss: float, held: ReferenceLoss, subject: str, *, device: str, precision: str) -> Finding | None:
+    """REFERENCE-001 for weights that do not have the loss that their file holds; `device` is a type, such as `cpu`."""
+    most = most_apart(held, device=device, precision=precision)
+    if abs(loss - held.loss) <= most:  # False for NaN
         return None
-    most = TOLERANCE[precision] * abs(held.loss)
     return Finding(
         rule=rules.REFERENCE_001,
         subject=subject,
         field=KEY,
         problem="the weights do not have the reference loss that the file says",
-        expected=f"{held.loss:.6f} ± {most:.6f} in {precision}",
+        expected=f"{held.loss:.6f} ± {most:.6f} in {precision} on {device}",
         found=f"{loss:.6f}" if math.isfinite(loss) else "not a number",
         hint=f"{CAUSES}. Where the new number is right, {_ANEW}.",
     )

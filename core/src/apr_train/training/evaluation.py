@@ -75,7 +75,8 @@ def judge_reference(
         RunError: REFERENCE-001, unless `allow`.
     """
     measured = held_out_loss(model, rows.batches(), objective=rows.objective, precision=precision)
-    found = other_loss(measured.loss, held, subject, precision=precision.name)
+    device = next(model.parameters()).device.type
+    found = other_loss(measured.loss, held, subject, device=device, precision=precision.name)
     if found is None:
         told = f"reference loss {measured.loss:.4f}, {held.loss:.4f} in the file"
         return f"{rules.REFERENCE_001}: {told}: the weights mean what they meant when they were measured"

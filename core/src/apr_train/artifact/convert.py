@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from apr_train.checkpoint.checkpoint import Checkpoint, Progress
 from apr_train.checkpoint.dtypes import BLOCKS, DTYPES, FLOATS, cast_pieces
 from apr_train.checkpoint.given_name import given_name
 from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import check_buildable
 from apr_train.errors import Finding, FormatError, PreflightError
@@ -322,6 +323,11 @@ def _check_kept(move: Move, path: str) -> None:
         raise FormatError(f"{first.dtype} cannot be kept {obstacle}", path=path, field=first.name, hint="Take --dtype f32.")
 
 
+def keeps_values(moves: Sequence[Move]) -> bool:
+    """Whether every written tensor has the values that a load of the source has: of its own type, or of a wider one."""
+    return all(move.dtype in ("F32", "F64") or all(tensor.dtype == move.dtype for tensor in move.tensors) for move in moves)
+
+
 def provenance_of(header: Header) -> dict[str, Any]:
     """The provenance of a conversion's result: never a path, and a time only if it is inherited or asked for.
 
@@ -359,6 +365,8 @@ def import_to_apr(
         provenance=provenance_of(conversion.header),
         hf_class=conversion.hf_class,
     )
+    if not keeps_values(moves):
+        metadata.pop(REFERENCE, None)
     metadata["param_count"] = sum(tensor.elements for tensor in written)
     metadata["total_size"] = sum(tensor.nbytes for tensor in written)
     specs = [TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in written]

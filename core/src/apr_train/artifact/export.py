@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces
+from apr_train.artifact.convert import Conversion, Dtype, Move, Pieces, keeps_values
 from apr_train.artifact.metadata import hf_config
 from apr_train.artifact.provenance import OTHER
 from apr_train.artifact.targets import check_folder, check_own, mark
@@ -22,6 +22,8 @@ from apr_train.checkpoint import companions
 from apr_train.checkpoint.checkpoint import Progress
 from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.checkpoint.reference import KEY as REFERENCE
+from apr_train.checkpoint.reference import ReferenceLoss, reference_of
 from apr_train.checkpoint.safetensors import write_sharded
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import FormatError
@@ -44,13 +46,14 @@ def export_to_folder(
 
     Raises:
         OutputError: when the folder holds the source, or is no earlier export, or cannot be written.
-        FormatError: when a value does not fit the type.
+        FormatError: when a value does not fit the type, or the source's reference loss cannot be read.
         TokenizerError: when the tokenizer cannot be rebuilt.
     """
     check_folder(target, conversion.checkpoint.files, COMMAND)
+    reference = reference_of(conversion.header.extra, conversion.header.path)
     with replace_folder(target) as folder:
         moves = fill_folder(conversion, folder, dtype=dtype, shard_size=shard_size, progress=progress)
-        _write_card(folder / companions.README, conversion.header)
+        _write_card(folder / companions.README, conversion.header, reference if keeps_values(moves) else None)
         mark(folder, COMMAND)
         if target.is_dir():
             check_own(target, COMMAND)  # again: writing takes its time, and somebody may have put a file there
@@ -135,12 +138,13 @@ def _write_template(folder: Path, name: str, template: Any) -> None:
     path.write_text(template, encoding="utf-8")
 
 
-def _write_card(path: Path, header: Header) -> None:
-    """Write a README.md with the licence and the author in its front matter, as far as they are known; else none."""
-    facts = {name: header.provenance.get(name) for name in ("license", "author")}
+def _write_card(path: Path, header: Header, reference: ReferenceLoss | None) -> None:
+    """Write a README.md with licence, author and reference loss in its front matter, as far as they are known; else none."""
+    facts: dict[str, Any] = {name: header.provenance.get(name) for name in ("license", "author")}
     if facts["license"] == OTHER:  # the rest belongs to this one, not to a licence that was stamped in later
         facts |= header.companions.get(companions.README, {})
     front = {name: value for name, value in facts.items() if value}
+    front |= {REFERENCE: reference.to_metadata()} if reference is not None else {}
     if front:
         text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
         path.write_text(f"---\n{text}---\n\n# {header.provenance.get('name') or _name(header.path)}\n", encoding="utf-8")

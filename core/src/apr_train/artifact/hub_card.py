@@ -12,6 +12,8 @@ from attrs import field, frozen
 from apr_train.artifact.card import Card, Use
 from apr_train.artifact.convert import Conversion
 from apr_train.artifact.provenance import hub_license, spdx_expression
+from apr_train.checkpoint.reference import KEY as REFERENCE
+from apr_train.checkpoint.reference import ReferenceLoss
 from apr_train.errors import ConfigError
 from apr_train.run.metrics import Metrics
 from apr_train.run.record import Record
@@ -66,6 +68,10 @@ class Publication:
     names: HubNames
     origin: Mapping[str, Any] = field(repr=False)
     """What the file says of the run that made it; empty if nothing."""
+    reference: ReferenceLoss | None = None
+    """The loss of the `.apr` on the package's text."""
+    exact: bool = True
+    """Whether the safetensors have the same values, so that it is theirs too."""
     record: Record | None = field(repr=False)
     """That run up to the step of the file, if the file still lies in the run's folder."""
 
@@ -123,7 +129,7 @@ def front_matter(publication: Publication) -> dict[str, Any]:
     license_, name = hub_license(spdx_expression(str(publication.provenance["license"]), where="license"))
     source = str(publication.provenance.get("source") or "")
     base = publication.names.base_model or (source if "/" in source and _HUB_ID.fullmatch(source) else None)
-    index = _model_index(publication)
+    index, reference = _model_index(publication), publication.reference
     found: dict[str, Any] = {
         "license": license_,
         "license_name": name,
@@ -135,6 +141,7 @@ def front_matter(publication: Publication) -> dict[str, Any]:
         "language": list(publication.names.languages),
         "tags": ["apr", publication.conversion.family.info.model_type],
         "metrics": [metric["type"] for result in index for metric in result["metrics"]],
+        REFERENCE: reference.to_metadata() if reference is not None and publication.exact else None,
         "model-index": [{"name": publication.title, "results": index}] if index else [],
     }
     return {key: value for key, value in found.items() if value not in (None, [])}
@@ -163,7 +170,13 @@ def _about(publication: Publication) -> dict[str, str]:
         "stored as": ", ".join(name for name, _ in types.most_common()),
         "vocabulary": f"{conversion.config.vocab_size:,} tokens",
     }
-    return rows | {text: str(provenance[key]) for key, text in _PROVENANCE.items() if provenance.get(key)}
+    rows |= {text: str(provenance[key]) for key, text in _PROVENANCE.items() if provenance.get(key)}
+    reference = publication.reference
+    return rows | ({} if reference is None else {"reference loss": _measured_on(reference)})
+
+
+def _measured_on(reference: ReferenceLoss) -> str:
+    return f"{reference.loss:.4f} nats a token in {reference.precision}, on apr-train's text {reference.text[:12]}"
 
 
 def _use(publication: Publication) -> Use:

@@ -16,6 +16,8 @@ from apr_train.artifact.apr_file import open_apr_file
 from apr_train.checkpoint.apr import AprReader, Flags, rewrite
 from apr_train.checkpoint.apr.keys import STAMPED
 from apr_train.checkpoint.checkpoint import Progress
+from apr_train.checkpoint.reference import KEY as REFERENCE
+from apr_train.checkpoint.reference import ReferenceLoss
 from apr_train.errors import ConfigError, FormatError, OutputError
 from apr_train.suggest import closest
 
@@ -112,6 +114,30 @@ def stamp(
         if changes:
             rewrite(source, path, {**source.raw_metadata, **wanted}, progress=progress)
     return changes
+
+
+def stamp_reference(
+    path: str | os.PathLike[str], reference: ReferenceLoss, *, identity: tuple[int, ...], progress: Progress | None = None
+) -> bool:
+    """Write a reference loss into an `.apr` file, as `stamp` writes licence and name; `progress` is told of bytes copied.
+
+    `identity` is that of the file that was measured: one that took its place meanwhile has other weights.
+
+    Returns:
+        Whether the file was written; False: it says so already.
+
+    Raises:
+        FormatError: not an `.apr` file, one shard of several, a signed or a damaged file.
+        OutputError: the file cannot be written, is another one by now, or is being stamped; it is then as it was.
+    """
+    with _held(path), _open(path) as source:
+        if source.identity != identity:
+            raise OutputError("the file was changed since it was measured", where=path, hint="Measure it again.")
+        metadata = {**source.raw_metadata, REFERENCE: reference.to_metadata()}
+        if metadata == source.raw_metadata:
+            return False
+        rewrite(source, path, metadata, progress=progress)
+        return True
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import attrs
 
 from apr_train.artifact.apr_file import open_apr_file
 from apr_train.artifact.card import markdown
-from apr_train.artifact.convert import Conversion, Dtype, plan_conversion
+from apr_train.artifact.convert import Conversion, Dtype, keeps_values, plan_conversion
 from apr_train.artifact.export import fill_folder
 from apr_train.artifact.hub_card import SUMS, HubNames, Publication, card_of
 from apr_train.artifact.provenance import spdx_expression
@@ -20,6 +20,7 @@ from apr_train.atomic import replace_folder
 from apr_train.checkpoint.apr import AprReader
 from apr_train.checkpoint.checkpoint import Progress
 from apr_train.checkpoint.given_name import given_name
+from apr_train.checkpoint.reference import reference_of
 from apr_train.errors import ConfigError
 from apr_train.family.registry import Registry
 from apr_train.run.folder import MODEL, STATE, run_of
@@ -67,7 +68,8 @@ def publish(
         artifact = f"{source.stem}.apr"
         check_folder(target, checkpoint.files, COMMAND)
         conversion = plan_conversion(checkpoint, registry, arch=arch)
-        card = markdown(card_of(_publication(conversion, checkpoint, source, target, names or HubNames())))
+        publication = _publication(conversion, checkpoint, source, target, names or HubNames())
+        card = markdown(card_of(attrs.evolve(publication, exact=keeps_values(conversion.moves(dtype)))))
         with replace_folder(target) as folder:
             fill_folder(conversion, folder, dtype=dtype, progress=progress)
             _copy(source, folder / artifact, progress)
@@ -112,6 +114,7 @@ def _publication(conversion: Conversion, checkpoint: AprReader, source: Path, ta
         conversion=conversion,
         names=names,
         origin=origin,
+        reference=reference_of(checkpoint.raw_metadata, source),
         record=record_of(source, origin.get("step")),
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from attrs import field, frozen
 
 from apr_train.checkpoint.header import Header, TensorInfo
+from apr_train.checkpoint.reference import KEY as REFERENCE
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were just read."""
@@ -95,7 +96,11 @@ class Streaming(Protocol):
 
 
 def content_hash(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read_raw: Callable[[str], memoryview]) -> str:
-    """SHA-256 over canonical JSON of the metadata, then each tensor in name order; lower-case hex."""
+    """SHA-256 over canonical JSON of the metadata, then each tensor in name order; lower-case hex.
+
+    The reference loss does not count: it is a measurement of the model, and a file stays the same model when it is noted.
+    """
+    metadata = {key: value for key, value in metadata.items() if key != REFERENCE}
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=repr).encode(errors="replace"))
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -15,6 +15,7 @@ import attrs
 
 from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.errors import FormatError
 
 KEY = "apr_train.files"
@@ -110,6 +111,22 @@ def template_in(settings: Mapping[str, Any]) -> str | None:
 
 def readme_facts(folder: Path) -> dict[str, str]:
     """License, author and what belongs to them in README.md's front matter; nothing where that is not to be had."""
+    values = _front_matter(folder)
+    named = {key: values.get(key) for key in ("license", "author", *_README_KEYS)}
+    return {key: value.strip() for key, value in named.items() if isinstance(value, str) and value.strip()}
+
+
+def reference_beside(folder: Path) -> dict[str, Any]:
+    """The reference loss in README.md's front matter, as a key of metadata; plain values are kept, none is judged."""
+    values = _front_matter(folder)
+    if REFERENCE not in values:
+        return {}
+    held = values[REFERENCE] if isinstance(values[REFERENCE], dict) else {}
+    plain = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, str | int | float)}
+    return {REFERENCE: plain}
+
+
+def _front_matter(folder: Path) -> dict[Any, Any]:
     path = folder / README
     if not path.is_file():
         return {}
@@ -119,9 +136,7 @@ def readme_facts(folder: Path) -> dict[str, str]:
         content = parse_yaml(front.group(1), path) if front else None
     except FormatError:
         return {}
-    values = content if isinstance(content, dict) else {}
-    named = {key: values.get(key) for key in ("license", "author", *_README_KEYS)}
-    return {key: value.strip() for key, value in named.items() if isinstance(value, str) and value.strip()}
+    return content if isinstance(content, dict) else {}
 
 
 def to_apr(header: Header | None, tokenizer: TokenizerSpec | None, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,12 @@ class InputFile:
             self.close()
             raise
 
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Device, inode, size and time of the last change: another file in the same place has another one."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable byte buffer from `offset`.
 

@@ -20,7 +20,7 @@ from attrs import frozen
 from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
-from apr_train.checkpoint.companions import companions_of, files_beside, files_of_folder, readme_facts
+from apr_train.checkpoint.companions import companions_of, files_beside, files_of_folder, readme_facts, reference_beside
 from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, bytes_of, plain_view
 from apr_train.checkpoint.files import LARGEST_POINTER, map_file, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import EXPLICIT, INDEX, SINGLE, WeightFiles, find_weights
@@ -186,7 +186,8 @@ class SafetensorsReader:
             companions=companions_of(folder, {key: value for key, value in config.items() if key != EXPLICIT}),
             provenance={key: facts[key] for key in ("license", "author") if key in facts},
         )
-        self.header = attrs.evolve(self.header, findings=(*self.header.findings, *findings))
+        findings = (*self.header.findings, *findings)
+        self.header = attrs.evolve(self.header, findings=findings, extra=reference_beside(folder))
         self._weights = tuple(files)
         self._places = {name: (file, extent) for file, extents in files.items() for name, extent in extents.items()}
         self._maps: dict[Path, memoryview] = {}

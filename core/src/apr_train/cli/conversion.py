@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from apr_train.artifact.convert import Conversion, Move, plan_conversion
+from apr_train.artifact.convert import Conversion, Move, keeps_values, plan_conversion
 from apr_train.checkpoint.apr import AprReader, ShardedReader
 from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.cli.output import emit_findings, say
 from apr_train.family.registry import Registry
 from apr_train.run.progress import progress_bar
@@ -50,6 +51,8 @@ def describe_result(conversion: Conversion, moves: Sequence[Move], output: Path)
         click.echo(f"left out: {ignored.checkpoint}: {ignored.reason}")
     for group in sorted({entry.fresh_group for entry in plan.fresh if entry.fresh_group}):
         click.echo(f"not in the source: {group}; a training run initialises it")
+    if REFERENCE in header.extra and not keeps_values(moves):
+        click.echo("left out: the reference loss: it is not that of rounded weights; eval --reference measures it anew")
     if header.tokenizer is None:
         click.echo("tokenizer: none in the source")
     for note in header.tokenizer.notes if header.tokenizer else ():

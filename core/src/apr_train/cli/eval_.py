@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apr_train.data.corpus import Corpus
     from apr_train.inference.evaluate import EvalRows, Measurement
     from apr_train.inference.ready import Ready
+    from apr_train.inference.reference import ReferenceResult, Write
     from apr_train.inference.syntax import SyntaxReport
     from apr_train.run.settings import Settings
 
@@ -24,7 +25,7 @@ _ROWS = (
     *("parse_special", "document_mask", "mask_probability"),
 )
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
-apr-train eval before.apr runs/NAME --syntax 20"""
+apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval x.apr --reference"""
 
 
 @click.command("eval", epilog=EPILOG)
@@ -43,19 +44,39 @@ apr-train eval before.apr runs/NAME --syntax 20"""
 @click.option(
     "--from-scratch", is_flag=True, help="Forget the weights: measure the same shape freshly initialised, as a baseline."
 )
+@click.option("--reference", is_flag=True, help="Measure on apr-train's own text, and write the loss into an .apr file.")
+@click.option("--write/--no-write", default=None, help="With --reference: also over another number; or only print.")
 @json_option("Print JSON (docs/evaluate.md).")
 @model_options
-def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, as_json: bool, **options: Any) -> None:
+def command(
+    files: tuple[str, ...],
+    syntax: int | None,
+    max_tokens: int | None,
+    reference: bool,
+    write: bool | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure the checkpoints FILE... on held-out text: loss, perplexity, bits per byte, tokens per second.
 
     Each FILE is any checkpoint: .apr, safetensors, GGUF, a Hugging Face folder, a run's folder. A checkpoint of a run is
     measured on that run's own validation rows, so that the loss is the one in its metrics; any other on those of a new run.
     Of several, all are measured on the same rows: those of the first that belongs to a run. Options win over both.
+
+    --reference measures on a text of this package instead, on the CPU in float32 unless an option says otherwise. The number
+    goes into the provenance of an .apr file, for --init to compare with; where the file holds another one, nothing is
+    written and the status is 1.
     """
     from apr_train.inference.evaluate import held_out_otherwise, settings_of
 
     if max_tokens is not None and syntax is None:
         raise click.UsageError("--max-tokens is only with --syntax.")
+    if write is not None and not reference:
+        raise click.UsageError("--write and --no-write are only with --reference.")
+    if reference:
+        _refuse_beside_reference({**options, "syntax": syntax})
+        _references(files, options, write, as_json)
+        return
     settings, run = settings_of(files)
     if run is not None:
         say(f"rows as in {run}")
@@ -68,6 +89,98 @@ def command(files: tuple[str, ...], syntax: int | None, max_tokens: int | None, 
         _print_measured(results)
     else:
         _print_syntax(results)
+
+
+def _refuse_beside_reference(options: dict[str, Any]) -> None:
+    """The reference loss depends on no setting, so that an option that would change it is no option."""
+    for name in (*_ROWS, "from_scratch", "syntax"):
+        if options[name] not in (None, (), False):
+            raise click.UsageError(f"--reference has a text and rows of its own: leave out --{name.replace('_', '-')}.")
+
+
+def _references(files: tuple[str, ...], options: dict[str, Any], write: bool | None, as_json: bool) -> None:
+    """Measure each file on the reference text, write, print.
+
+    Raises:
+        RunError: REFERENCE-001 or -002, for every file that holds another number and keeps it.
+    """
+    from apr_train.errors import RunError
+
+    results, findings = [], []
+    for file in files:
+        about, result = _reference(file, options, write)
+        results.append(about | _reference_numbers(result))
+        if result.not_written:
+            say(f"{file}: not written: {result.not_written}")
+        finding = None if result.written else result.finding
+        if finding is not None and (finding.severity == "warning" or options["tokenizer"] is not None):
+            say(f"warning: {finding}")
+        elif finding is not None:
+            findings.append(finding)
+    if as_json:
+        emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
+    else:
+        _print_references(results)
+    if findings:
+        raise RunError.of(findings)
+
+
+def _reference(file: str, options: dict[str, Any], write: bool | None) -> tuple[dict[str, Any], ReferenceResult]:
+    from apr_train.inference.ready import Wanted, make_ready, opened
+    from apr_train.inference.reference import DEVICE, PRECISION, measure_reference, place_of
+
+    given = {name: options[name] for name in MODEL}
+    wanted = Wanted(path=file, **{**given, "device": given["device"] or DEVICE})
+    with opened(wanted, say=say) as examined:
+        place = place_of(examined, say=say)
+        with progress_bar("loading", examined.total_bytes) as progress:
+            ready = make_ready(examined, precision=PRECISION, allow_fresh=True, progress=progress)
+    if ready.loaded.fresh:
+        say(f"warning: {file} does not have {', '.join(ready.loaded.fresh)}: random values stand in for it")
+    when: Write = "new" if write is None else "always" if write else "never"
+    with progress_bar(f"writing {file}") as progress:
+        return _about(ready), measure_reference(ready, place, write=when, progress=progress)
+
+
+def _reference_numbers(result: ReferenceResult) -> dict[str, Any]:
+    reference = result.reference
+    return {
+        **_numbers(result.measured),
+        "sequence_length": reference.sequence_length,
+        "text_sha256": reference.text,
+        "ids_sha256": reference.ids,
+        "file_loss": result.held.loss if result.held is not None else None,
+        "agrees": result.agrees,
+        "written": result.written,
+        "not_written": result.not_written,
+    }
+
+
+def _print_references(results: list[dict[str, Any]]) -> None:
+    if len(results) > 1:
+        columns = ("file", "reference loss", "perplexity", "bits per byte", "ids", "in the file")
+        rows = [(item["path"], *_reference_shown(item)) for item in results]
+        emit_table(columns, rows)
+        return
+    (item,) = results
+    loss, perplexity, bits, ids, held = _reference_shown(item)
+    accuracy = {} if item["accuracy"] is None else {"accuracy": _shown(item)["accuracy"]}
+    model = f"{item['family']}, {item['parameters']:,} parameters, {item['precision']} on {item['device']}, {item['attention']}"
+    text = f"{item['text_sha256'][:12]}: {item['targets']:,} targets in rows of {item['sequence_length']} tokens"
+    numbers = {"reference loss": loss, "perplexity": perplexity, "bits per byte": bits, **accuracy}
+    emit_pairs({"model": model, "text": text, "token ids": ids, **numbers, "in the file": held})
+
+
+def _reference_shown(item: dict[str, Any]) -> tuple[str, ...]:
+    """Loss, perplexity, bits per byte, ids, and what the file holds now."""
+    shown = _shown(item)
+    before = "nothing" if item["file_loss"] is None else f"{item['file_loss']:.6f}"
+    held = "written" if item["written"] and item["file_loss"] is None else before
+    held = (
+        f"written, was {before}" if item["written"] and item["agrees"] is not True and item["file_loss"] is not None else held
+    )
+    loss = "–" if item["loss"] is None else f"{item['loss']:.6f} nats"
+    return loss, shown["perplexity"], shown["bits per byte"], item["ids_sha256"], held
 
 
 def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:

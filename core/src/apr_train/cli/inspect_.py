@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from apr_train.checkpoint.header import Header
+from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.cli.options import json_option
 
 SCHEMA_VERSION = 1
@@ -31,8 +33,9 @@ def command(file: Path, as_json: bool, tensors: bool) -> None:
         emit_json(found)
         return
     emit_pairs(_summary(found), title=str(file))
-    for title, part in (("config", header.config), ("provenance", header.provenance)):
-        if part:
+    parts = {"config": header.config, "provenance": header.provenance, "reference loss": header.extra.get(REFERENCE)}
+    for title, part in parts.items():
+        if isinstance(part, Mapping) and part:
             click.echo()
             emit_pairs({key: _short(value) for key, value in sorted(part.items())}, title=title)
     if found["tokenizer"]:
@@ -70,6 +73,7 @@ def header_facts(header: Header, claimants: list[str], *, with_tensors: bool) ->
         "config": dict(sorted(header.config.items())),
         "tokenizer": _tokenizer(header),
         "provenance": dict(header.provenance),
+        "reference": header.extra.get(REFERENCE),
     }
     if with_tensors:
         found["tensors"] = [

@@ -22,6 +22,7 @@ from apr_train.family.registry import Registry
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
+from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.resume import Resume
@@ -250,6 +251,8 @@ def judge_run(
         )
     )
     of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
-    findings = (*contradiction, *unusable, *of_text, *machine_findings(settings, resume), *separator_findings(report))
+    of_reference = [] if resume is not None else reference_findings(header, report, settings)
+    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference)
+    findings = (*contradiction, *unusable, *of_text, *of_run)
     facts = report.facts | look.facts
     return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

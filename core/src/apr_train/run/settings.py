@@ -245,7 +245,7 @@ class RunSettings:
     deterministic: bool = option(False, "Deterministic algorithms, on CUDA slower.", kind=bool)
     allow_cold_init: bool = option(
         False,
-        "Go on although the loss at step 0 says that the weights of --init know nothing.",
+        "Go on although the loss at step 0, or the reference loss, speaks against the weights of --init.",
         kind=bool,
         may_change=True,
         decides=False,

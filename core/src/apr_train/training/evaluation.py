@@ -6,18 +6,22 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+import attrs
 import torch
 from attrs import frozen
 from torch import nn
 
 from apr_train import rules
+from apr_train.checkpoint.reference import ReferenceLoss
 from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
+from apr_train.data.reference import ReferenceRows
 from apr_train.errors import RunError
 from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
+from apr_train.preflight.reference_rules import other_loss
 
 
 @frozen(kw_only=True)
@@ -60,6 +64,25 @@ def _one(model: LanguageModel, batch: Batch, objective: Objective, precision: Pr
         loss = head_loss(model, hidden, targets)
         right = int(right_predictions(model, hidden, targets)) if objective.measures_accuracy else 0
     return float(loss), right, batch.target_count
+
+
+def judge_reference(
+    model: nn.Module, rows: ReferenceRows, held: ReferenceLoss, *, precision: Precision, subject: str, allow: bool
+) -> str:
+    """Measure loaded weights on the reference text, and compare with what their file says. Returns the verdict.
+
+    Raises:
+        RunError: REFERENCE-001, unless `allow`.
+    """
+    measured = held_out_loss(model, rows.batches(), objective=rows.objective, precision=precision)
+    device = next(model.parameters()).device.type
+    found = other_loss(measured.loss, held, subject, device=device, precision=precision.name)
+    if found is None:
+        told = f"reference loss {measured.loss:.4f}, {held.loss:.4f} in the file"
+        return f"{rules.REFERENCE_001}: {told}: the weights mean what they meant when they were measured"
+    if allow:
+        return f"warning: {found} Going on, as --allow-cold-init says."
+    raise RunError.of([attrs.evolve(found, hint=f"{found.hint} --allow-cold-init trains all the same.")])
 
 
 def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[str] = ()) -> str:

@@ -14,6 +14,7 @@ from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr.keys import FORMAT
 from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
@@ -62,6 +63,7 @@ class ModelFile:
     def _metadata(self, tensors: Sequence[TensorSpec], step: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
         inherited = apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer, provenance=provenance)
         inherited.pop(FORMAT, None)
+        inherited.pop(REFERENCE, None)  # it is the loss of the weights that the run started from
         return {
             **inherited,
             "total_size": sum(tensor.nbytes for tensor in tensors),

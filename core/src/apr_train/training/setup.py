@@ -8,22 +8,25 @@ from pathlib import Path
 
 import torch
 from attrs import frozen
+from torch import nn
 
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.header import Header, TokenizerSpec
+from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import Corpus, load_corpus
 from apr_train.data.look import Look, look_at
+from apr_train.data.reference import reference_rows
 from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
 from apr_train.family.card import Layout
 from apr_train.model.acceleration import make_deterministic
-from apr_train.model.attention import Choice
-from apr_train.model.device import choose_device, default_precision
+from apr_train.model.attention import Choice, Request
+from apr_train.model.device import PRECISIONS, Precision, choose_device, default_precision, memory_errors
 from apr_train.model.load import LoadReport
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
@@ -43,6 +46,7 @@ from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import Decided, decide, default_row
 from apr_train.training.display import make_display
+from apr_train.training.evaluation import judge_reference
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
 from apr_train.training.run import Run, restore
@@ -221,6 +225,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
+    if resume is None:
+        _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
@@ -250,6 +256,33 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
     write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+
+
+def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> None:
+    """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it.
+
+    Raises:
+        RunError: REFERENCE-001, unless `--allow-cold-init`.
+    """
+    header, decided = inputs.header, inputs.decided
+    held = None if header is None else reference_of(header.extra, header.path)
+    if header is None or held is None:
+        return
+    rows = reference_rows(inputs.cleared.objective, inputs.tokenizer, positions=inputs.cleared.config.usable_positions)
+    if rows.difference(held) is not None:
+        return  # the preflight has said so
+    precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
+    with memory_errors("the reference loss"):
+        say(judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow))
+
+
+def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:
+    """float32, as in the file, where weights and attention can: products in bfloat16 hide small defects."""
+    decided, config, objective = inputs.decided, inputs.cleared.config, inputs.cleared.objective
+    exact, mask = PRECISIONS["fp32"], objective.mask_kind(document_mask=False)
+    request = Request.for_config(config, device=decided.device.type, dtype=exact.kernel_dtype, mask=mask, training=False)
+    possible = decided.precision.weights == exact.weights and choice.backend.supports(request) is None
+    return exact if possible else decided.precision
 
 
 def _new_folder(settings: Settings) -> AbstractContextManager[Path]:

@@ -18,8 +18,9 @@ from apr_train.artifact.new_family.tiny import period, tiny_of
 from apr_train.checkpoint.header import Header, Tie
 from apr_train.errors import AprTrainError, ConfigError, Finding
 from apr_train.family.card import Layout
-from apr_train.family.decoder_config import LAYER_TYPES, DecoderConfig
+from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import DECODER_LINES
+from apr_train.family.layer_patterns import LAYER_TYPES
 from apr_train.family.load_plan import plan_load
 from apr_train.family.reading import LAYER_NORM_EPS, QUIET
 from apr_train.preflight.config_keys import config_key_findings, unknown_keys

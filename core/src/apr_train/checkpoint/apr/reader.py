@@ -186,6 +186,11 @@ class AprReader:
         """The file, and what lies beside it by its name."""
         return files_beside(self._file.path.parent, [self._file.path])
 
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Which file it is, by device, inode, size and time of the last change."""
+        return self._file.identity
+
     def stream(self, *, verify: bool | None = None) -> AprStream:
         """A context that reads tensors in any order and checks the checksum of the same bytes when it is left."""
         return AprStream(self._file, self._fixed, self.entries, verify=self.verify_data if verify is None else verify)

@@ -27,8 +27,7 @@ SHARED = {
     "rope_theta": 1_000_000.0,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
-    **ACT,
-    **FAMILY.fixed,
+    **ACT | FAMILY.fixed,
 }
 PRESETS = {
     "1b": DecoderConfig(

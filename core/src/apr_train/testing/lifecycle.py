@@ -15,6 +15,7 @@ import attrs
 from torch import Tensor, nn
 
 from apr_train.errors import ConfigError
+from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.plugin import Family
@@ -22,6 +23,7 @@ from apr_train.inference.evaluate import batches_for, corpus_for, measure, rows_
 from apr_train.inference.generate import Ends, Sampling, continue_text
 from apr_train.inference.ready import Ready, Wanted, make_ready, opened
 from apr_train.model.attention import BACKEND_NAMES, MaskKind, Request, load_backend
+from apr_train.preflight.config_keys import config_key_findings
 from apr_train.run.folder import METRICS, MODEL
 from apr_train.run.json_lines import read_json_lines
 from apr_train.run.metrics import MEASURED
@@ -82,14 +84,19 @@ def check_absent_keys(family: Family, reference: nn.Module) -> None:
         silent = {name: value for name, value in whole.items() if name != key}
         meant, read = _taken(typed.config, silent), _read(family, reference, silent)
         wanted = None if meant is None else _read(family, reference, meant)
-        if read is None or wanted is None:
-            continue  # it is asked for, or without it the class makes no config, or none of the family's
+        if read is None or wanted is None or _shapes(family, read) != _shapes(family, wanted):
+            continue  # it is asked for; or the class makes no config of it; or the tensors of a file show the difference
+        theirs = wanted.to_dict()
         faults += [
-            f"without {key} in a file the class takes {name} {wanted[name]!r}, and {value!r} is read: say it in FAMILY.implied"
-            for name, value in read.items()
-            if value != wanted[name]
+            f"without {key} in a file the class takes {name} {theirs[name]!r}, and {value!r} is read: say it in FAMILY.implied"
+            for name, value in read.to_dict().items()
+            if value != theirs[name]
         ]
     fail_on(faults, where=f"{family.name} build_config")
+
+
+def _shapes(family: Family, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return dict(family.map_tensor_names(config, Layout()).tensors)
 
 
 def _taken(config: Any, silent: dict[str, Any]) -> dict[str, Any] | None:
@@ -101,11 +108,15 @@ def _taken(config: Any, silent: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _read(family: Family, reference: nn.Module, config: dict[str, Any]) -> dict[str, Any] | None:
+def _read(family: Family, reference: nn.Module, config: dict[str, Any]) -> ModelConfig | None:
+    """The family's config of a file; None where a run of it would be refused."""
+    header = header_of_reference(reference, config)
     try:
-        return family.build_config(header=header_of_reference(reference, config)).to_dict()
+        read = family.build_config(header=header)
     except ConfigError:
         return None
+    refused = any(finding.severity == "error" for finding in config_key_findings(header, read, family.info))
+    return None if refused else read
 
 
 def _runnable(config: ModelConfig) -> Iterator[str]:

@@ -114,6 +114,7 @@ def _keys(draft: Draft, source: Source) -> None:
             field="hidden_act",
             hint='If the class takes another, say it on the card: implied={"hidden_act": "gelu_new"}.',
         )
+        draft.implied["hidden_act"] = LLAMA.hidden_act
 
 
 def _survey(draft: Draft, source: Source) -> Survey | None:
@@ -329,6 +330,7 @@ _STANDINS: Mapping[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
     "norm_topk_prob": True,
+    "hidden_act": LLAMA.hidden_act,
 }
 
 

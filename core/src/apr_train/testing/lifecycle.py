@@ -61,7 +61,7 @@ def check_reference(
     config = reference_config(family, reference)
     check_absent_keys(family, reference)
     wide = compute_in_float64(reference)
-    for attention in _runnable(config):
+    for attention in runnable(config):
         pairs: tuple[tuple[nn.Module, Precision], ...] = ((reference, "weights"), (wide, "float64"))
         for model, precision in pairs:
             compare_models(family, config, model, tokens, attention=attention, precision=precision, vanishing=vanishing)
@@ -119,7 +119,7 @@ def _read(family: Family, reference: nn.Module, config: dict[str, Any]) -> Model
     return None if refused else read
 
 
-def _runnable(config: ModelConfig) -> Iterator[str]:
+def runnable(config: ModelConfig) -> Iterator[str]:
     """The core's backends that can train this config on a CPU."""
     for name in BACKEND_NAMES:
         mask: MaskKind = "causal" if isinstance(config, DecoderConfig) else "bidirectional"

@@ -23,6 +23,7 @@ COMMANDS = {
     TRAIN: ("train", "Train a model; what `apr-train --arch …` runs."),
     "plugins": ("plugins", "List the installed families, and broken plugins with the reason."),
     "new-family": ("new_family", "Write the package of a new family."),
+    "verify": ("verify", "Measure an installed family, and write its certificate."),
     "inspect": ("inspect_", "Show what a checkpoint says about itself."),
     "validate": ("validate", "Check a checkpoint file, byte for byte."),
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),

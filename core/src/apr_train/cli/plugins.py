@@ -11,11 +11,12 @@ import click
 from apr_train.cli.options import json_option
 from apr_train.cli.output import emit_json, emit_table
 from apr_train.errors import AprTrainError, PluginError
+from apr_train.family.certificate import standing
 from apr_train.family.discovery import ENVIRONMENT
 from apr_train.family.plugin import Family
 from apr_train.family.registry import BrokenPlugin, Registry, broken_plugin
 
-COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objectives", "attention")
+COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objectives", "attention", "certificate")
 
 
 @click.command("plugins")
@@ -75,9 +76,19 @@ def family_line(family: Family) -> dict[str, Any]:
         "hf_classes": list(family.info.hf_classes),
         "gguf_architectures": list(family.info.gguf_architectures),
         "attention": [item if isinstance(item, str) else item.name for item in backends],
+        "certificate": _certificate(family),
     }
+
+
+def _certificate(family: Family) -> dict[str, str]:
+    """What the family's certificate says of the installed code; a self-report, see `apr_train.family.certificate`."""
+    found = standing(family.plugin)
+    sealed = found.certificate
+    said = {} if sealed is None else {"version": sealed.version, "against": sealed.against, "sha256": sealed.sha256}
+    return {"state": found.state, "label": found.label, **said, **({"why": found.why} if found.why else {})}
 
 
 def _row(item: dict[str, Any]) -> list[str]:
     keys = ("name", "distribution", "version", "api_version", "kind")
-    return [*(item[key] for key in keys), *(", ".join(item[key]) for key in ("presets", "objectives", "attention"))]
+    lists = [", ".join(item[key]) for key in ("presets", "objectives", "attention")]
+    return [*(item[key] for key in keys), *lists, item["certificate"]["label"] or "none"]

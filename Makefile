@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --d
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check docs bench
+.PHONY: help demo test test-slow check docs certificates bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,9 +32,13 @@ check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribut
 	rm -rf dist
 	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
 
-docs: $(STAMP) ## Write the generated pages anew: docs/cli.md from the help, docs/contract.md from the contract
+docs: $(STAMP) ## Write the generated pages anew: from the help, the contract, and the families' certificates
 	$(BIN)/python tools/cli_reference.py > docs/cli.md
 	$(BIN)/python tools/contract.py --render > docs/contract.md
+	$(BIN)/python tools/certify.py --page > docs/families.md
+
+certificates: $(STAMP) ## Measure every family anew and write its certificate (minutes), then run make docs
+	$(BIN)/python tools/certify.py
 
 bench: $(STAMP) ## Run the benchmarks: ratios, not wall times of one machine (an hour)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

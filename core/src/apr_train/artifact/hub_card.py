@@ -15,6 +15,7 @@ from apr_train.artifact.provenance import hub_license, spdx_expression
 from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.checkpoint.reference import ReferenceLoss
 from apr_train.errors import ConfigError
+from apr_train.family.certificate import standing
 from apr_train.run.metrics import Metrics
 from apr_train.run.record import Record
 from apr_train.run.samples import Sample
@@ -171,6 +172,8 @@ def _about(publication: Publication) -> dict[str, str]:
         "vocabulary": f"{conversion.config.vocab_size:,} tokens",
     }
     rows |= {text: str(provenance[key]) for key, text in _PROVENANCE.items() if provenance.get(key)}
+    if certified := standing(conversion.family.plugin).sentence:
+        rows["family verified"] = certified
     reference = publication.reference
     return rows | ({} if reference is None else {"reference loss": _measured_on(reference)})
 

@@ -93,6 +93,15 @@ class Standing:
             return "damaged" if self.state == "damaged" else ""
         return self.certificate.label if self.state == "verified" else f"changed since {self.certificate.version}"
 
+    @property
+    def sentence(self) -> str:
+        """What a model's card says of the family's certificate; empty where there is none to speak of."""
+        if self.certificate is None:
+            return ""
+        seen = f"compared with {self.certificate.against}" if self.certificate.against else "checked by the kit alone"
+        now = "" if self.state == "verified" else f", changed since version {self.certificate.version}"
+        return f"{seen} by its author, certificate {self.certificate.sha256[:12]}{now}"
+
 
 def standing(plugin: InstalledPlugin) -> Standing:
     """Compare the certificate that lies beside a plugin's code with that code; nothing of the plugin is imported."""

@@ -16,6 +16,7 @@ from apr_train.checkpoint.given_name import given_name
 from apr_train.data.sources import describe_sources
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
+from apr_train.family.certificate import standing
 from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
@@ -115,6 +116,7 @@ def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
     inherited = model_file(inputs).provenance(run.folder / MODEL)
     rows = {
         "family": f"{settings.model.arch}, {family.distribution} {family.version}",
+        "family verified": standing(family.plugin).sentence or "no certificate",
         "parameters": f"{parameters:,}",
         "objective": run.objective.name,
         "attention": str(prepared.attention),

@@ -21,9 +21,9 @@ RUN = "from apr_train.cli import main; main()"
 HEAD = """# Families
 
 Every family of this repository, by what its certificate says: measured by its authors with `apr-train verify`, shipped beside
-its code, and measured again in CI. A certificate is a self-report; `apr-train plugins` tells whether the installed code still is
-the one that was measured, and `apr-train verify FAMILY --check` measures it on your machine. This page is made from the
-certificates by `make docs`; how to write a family is in the [tutorial](tutorial.md).
+its code, and measured again in CI. A certificate is a self-report; `apr-train plugins` tells whether the installed code is the
+one that was measured, and `apr-train verify FAMILY --check` measures it on your machine. This page is made from them by
+`make docs`; how to write a family is in the [tutorial](tutorial.md).
 
 The errors are relative (‖ours − theirs‖ / ‖theirs‖, the worst tensor), in float64, of the smallest preset: logits, the gradient
 of every parameter, and the loss of each of ten optimizer steps.

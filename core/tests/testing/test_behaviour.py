@@ -400,7 +400,7 @@ def test_a_sound_model_of_a_familys_own_passes(toy):
     whole = check_family(own(toy))
     reasons = {outcome.check: outcome.reason for outcome in whole.not_checked}
     assert "compare_models" in reasons["mathematics"]
-    assert "the card has no gguf_architectures" in reasons["GGUF names"]
+    assert "the card has no gguf_architectures" in reasons["GGUF rows"]
     assert "parameter_counts has no number" in reasons["parameter count"]
     assert {"causality", "cache", "documents", "compile"} <= set(whole.checked)
 

@@ -300,7 +300,16 @@ def drop_no_attention(monkeypatch):
     monkeypatch.setattr(FullAttention, "forward", undropped)
 
 
+def draw_the_padding(monkeypatch):
+    def drawn(owner, leaf, parameter, std, generator):
+        value = init._constant(owner, leaf)
+        parameter.normal_(0.0, std, generator=generator) if value is None else parameter.fill_(value)
+
+    monkeypatch.setattr(init, "_fill", drawn)
+
+
 ENCODER = {
+    "start of the padding": (draw_the_padding, "the row of the padding, 1, does not start at zero"),
     "padding": (attend_to_padding, "a padded row differs"),
     "causality": (look_back_only, "changes nothing at some place before it"),
     "mathematics": (approximate_the_gelu, "differs by .* from the config's formulas"),

@@ -49,6 +49,9 @@ def check_start(subject: Subject) -> str:
             declared.append(name)
         elif parameter.dim() > 1:
             matrices += 1
+            padding = getattr(owner, "padding_idx", None)
+            if padding is not None and bool(parameter[padding].any()):
+                faults.append(f"{name}: the row of the padding, {padding}, does not start at zero")
             faults += _not_drawn(name, _learnt_rows(owner, parameter), subject.config.initializer_range)
         elif leaf == "bias" and not isinstance(owner, HasStartValues) and bool(parameter.any()):
             faults.append(f"{name} does not start at zero")

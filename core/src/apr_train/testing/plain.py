@@ -144,14 +144,14 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, 
     if config.qk_norm == "projection":
         q, k = _rms(q, inner["q_norm.weight"], config), _rms(k, inner["k_norm.weight"], config)
     shared = config.num_attention_heads // config.num_key_value_heads
-    visible = _visible(length, config.window(layer))
+    visible = _visible(length, config.sliding_window if _slides(config, layer) else None)
     outputs = []
     for head in range(config.num_attention_heads):
         own, group = slice(head * size, (head + 1) * size), slice(head // shared * size, (head // shared + 1) * size)
         query, key, value = q[:, own], k[:, group], v[:, group]
         if config.qk_norm == "head":
             query, key = _rms(query, inner["q_norm.weight"], config), _rms(key, inner["k_norm.weight"], config)
-        if config.has_rope(layer):
+        if not config.learned_positions and (config.no_rope_layers is None or config.no_rope_layers[layer]):
             query, key = _rotated(config, layer, query, positions), _rotated(config, layer, key, positions)
         scores = query @ key.T * _scale(config)
         if config.attn_logit_softcapping is not None:
@@ -163,7 +163,11 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, 
 def _scale(config: DecoderConfig) -> float:
     if config.attention_multiplier is not None:
         return config.attention_multiplier
-    return float((config.query_pre_attn_scalar or config.head_dim) ** -0.5)
+    return 1 / math.sqrt(config.query_pre_attn_scalar or config.head_dim)
+
+
+def _slides(config: DecoderConfig, layer: int) -> bool:
+    return config.layer_types is not None and config.layer_types[layer] == "sliding_attention"
 
 
 def _visible(length: int, window: int | None) -> Tensor:
@@ -180,7 +184,7 @@ def _softmax(scores: Tensor, visible: Tensor) -> Tensor:
 def _rotated(config: DecoderConfig, layer: int, x: Tensor, positions: Tensor) -> Tensor:
     """`[length, head_dim]`, its first numbers rotated in pairs (i, i + half), the rest as they are."""
     base, size = config.rope_theta, int(config.head_dim * config.partial_rotary_factor)
-    if config.rope_local_base_freq is not None and config.layer_type(layer) == "sliding_attention":
+    if config.rope_local_base_freq is not None and _slides(config, layer):
         base = config.rope_local_base_freq
     half = size // 2
     wavelengths = torch.tensor([(base or 0.0) ** (-2 * pair / size) for pair in range(half)], dtype=torch.float64)
@@ -192,7 +196,7 @@ def _rotated(config: DecoderConfig, layer: int, x: Tensor, positions: Tensor) ->
 
 def _mlp(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, routed: Routed) -> Tensor:
     inner, act = weights.under("mlp"), ACTIVATIONS[config.hidden_act]
-    if config.is_sparse(layer):
+    if config.num_experts and (layer + 1) % config.decoder_sparse_step == 0 and layer not in config.mlp_only_layers:
         return _experts(config, inner, x, routed)
     up = inner.linear("up_proj", x, bias=config.mlp_bias)
     inside = act(inner.linear("gate_proj", x, bias=config.mlp_bias)) * up if config.gated_mlp else act(up)

@@ -25,6 +25,7 @@ from apr_train.family.rope_scaling import LongRopeScaling
 from apr_train.model.attention import Causal, Documents, Mask
 from apr_train.model.cache import KeyValueCache
 from apr_train.testing.compare import (
+    FLOAT32,
     FLOAT64,
     ConformanceError,
     check_agreement,
@@ -40,7 +41,7 @@ Precision = Literal["float64", "weights"]
 DECODED = 8
 """Tokens at the end of a row that are decoded one by one."""
 ROUNDING = 3.0
-"""How much further than the reference ours may be from float64, both computed in the weights' dtype."""
+"""How much further than the reference ours may be from float64, both computed in bfloat16 or float16."""
 
 
 @frozen
@@ -93,9 +94,9 @@ def compare_models(
         keep: `[batch, length]` bool, True = real token; logits elsewhere are not compared, and neither are cache and documents.
         precision: `float64` computes all of both sides in it (see `compute_in_float64`); `weights` leaves the reference as it
             is, and ours in the dtype of its weights.
-        tolerance: largest `‖ours − theirs‖ / ‖theirs‖` of one tensor; by default `tolerance_of` the weights. How far
-            rounding goes depends on the model, so that in `weights` without a tolerance both are held against the reference
-            in float64: ours may be off by `tolerance_of`, or by three times what the reference itself is.
+        tolerance: largest `‖ours − theirs‖ / ‖theirs‖` of one tensor; by default `tolerance_of` the weights. In bfloat16 and
+            float16 rounding depends on the model, so that without a tolerance both are held against the reference in float64:
+            ours may be off by `tolerance_of`, or by three times what the reference itself is.
         attention: our backend.
         vanishing: endings of parameter names whose gradient is zero by mathematics, so that only rounding is left of it;
             it must be as small on both sides as rounding is.
@@ -124,7 +125,7 @@ def compare_models(
         logits = our_logits(family, ours, tokens, keep)
     own = _Results(_real(logits, keep), _gradients(ours, logits, tokens, keep))
     theirs = results(there)
-    truth = results(_in_float64(reference)) if tolerance is None and precision == "weights" and limit > FLOAT64 else None
+    truth = results(_in_float64(reference)) if tolerance is None and limit > FLOAT32 else None
     found: dict[str, float] = _judge(own, theirs, truth, limit, vanishing, where)
     if precision == "float64" and keep is None and family.info.kind == "decoder":
         found |= _decoder(ours, there, tokens, theirs.logits, limit, where)

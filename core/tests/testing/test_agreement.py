@@ -1,13 +1,17 @@
 """Relative errors, and the comparison of two models: it passes equals and fails everything else."""
 
+import json
 from types import SimpleNamespace
 
+import attrs
 import numpy as np
 import pytest
 import torch
 from apr_train.family.card import Layout
-from apr_train.model.attention import Bidirectional, Causal, load_backend
+from apr_train.model.attention import Bidirectional, Causal, Documents, load_backend
+from apr_train.model.cache import KeyValueCache
 from apr_train.model.decoder import Decoder
+from apr_train.model.mlp import MLP
 from apr_train.testing import (
     FLOAT32,
     FLOAT64,
@@ -15,6 +19,7 @@ from apr_train.testing import (
     check_agreement,
     compare_models,
     compute_in_float64,
+    installed_family,
     meta_model,
     model_from_tensors,
     random_tensors,
@@ -22,8 +27,10 @@ from apr_train.testing import (
     reference_config,
     relative_error,
     relative_errors,
+    tolerance_of,
 )
 from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 
 class Reference(nn.Module):
@@ -85,7 +92,8 @@ def test_disagreement_lists_every_tensor():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
 def test_equal_models_agree(family, config, dtype, tolerance):
     reference = randomize(Reference(config)).to(dtype)
-    agreement = compare_models(family, config, reference, TOKENS)
+    agreement = compare_models(family, config, reference, TOKENS, precision="weights")
+    assert agreement.tolerance == tolerance
     assert agreement.logits <= tolerance
     assert agreement.gradients <= tolerance
 
@@ -103,7 +111,7 @@ def test_wrong_gradients_are_caught_where_the_logits_agree(family, config):
     reference = randomize(Reference(config))
     reference.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * 1.001)
     with pytest.raises(ConformanceError, match=r"gradients: layers\.0\.mlp\.up_proj\.weight differs by 0\.00(1|0999)"):
-        compare_models(family, config, reference, TOKENS)
+        compare_models(family, config, reference, TOKENS, precision="weights")
 
 
 def test_gradient_that_is_said_to_vanish_must(family, config):
@@ -177,9 +185,132 @@ def test_no_cast_to_float32_is_left_in_a_lifted_reference():
 
 
 def test_reference_that_cannot_be_made_again_is_refused():
-    with pytest.raises(ConformanceError, match="Linear: no config"):
-        compute_in_float64(nn.Linear(2, 2))
+    reference = Casts(SimpleNamespace())
+    del reference.config
+    with pytest.raises(ConformanceError, match="Casts: no config"):
+        compute_in_float64(reference)
     reference = Casts(SimpleNamespace())
     reference.more = nn.Parameter(torch.zeros(2))
     with pytest.raises(ConformanceError, match=r"(?s)Casts: made again from its config.*more"):
         compute_in_float64(reference)
+
+
+QWEN2 = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+ROWS = torch.randint(3, 61, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def qwen2(attention="eager", **changes):
+    config = Qwen2Config(**QWEN2 | changes, attn_implementation=attention)
+    return randomize(Qwen2ForCausalLM(config)).eval()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_any_attention_of_the_reference_is_compared_in_float64(attention):
+    agreement = compare_models(installed_family("qwen2"), None, qwen2(attention), ROWS, files=True)
+    seen = [getattr(agreement, name) for name in ("logits", "gradients", "prefill", "decode", "documents", "files")]
+    assert all(0 <= error < 1e-13 for error in seen)
+    assert (agreement.precision, agreement.tolerance) == ("float64", FLOAT64)
+    assert "decode " in str(agreement)
+
+
+def test_float64_sees_an_epsilon_that_float32_does_not():
+    family, reference = installed_family("qwen2"), qwen2(rms_norm_eps=1e-6)
+    config = attrs.evolve(reference_config(family, reference), rms_norm_eps=1.001e-6)
+    assert compare_models(family, config, reference, ROWS, precision="weights").logits < FLOAT32
+    with pytest.raises(ConformanceError, match="logits differs"):
+        compare_models(family, config, reference, ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_held_against_the_references_own_rounding(monkeypatch, dtype):
+    family = installed_family("qwen2")
+    agreement = compare_models(family, None, qwen2().to(dtype), ROWS, precision="weights")
+    assert 1e-4 < agreement.logits < 0.05
+    assert agreement.tolerance == tolerance_of([torch.zeros(1, dtype=dtype)])
+    forward = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x: forward(self, x) * 1.3)
+    with pytest.raises(ConformanceError, match=r"logits differs by .* from float64, more than .* the reference's own"):
+        compare_models(family, None, qwen2().to(dtype), ROWS, precision="weights")
+
+
+def spoil_the_cache(monkeypatch):
+    append = KeyValueCache.append
+
+    def shifted(self, layer, k, v):
+        keys, values = append(self, layer, k, v)
+        return keys, values.roll(1, dims=1)
+
+    monkeypatch.setattr(KeyValueCache, "append", shifted)
+
+
+def spoil_the_documents(monkeypatch):
+    masks = Decoder._masks
+    monkeypatch.setattr(Decoder, "_masks", lambda self, mask, *rest: masks(self, Causal(), *rest) if isinstance(mask, Documents)
+                        else masks(self, mask, *rest))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(spoil_the_cache, "Qwen2ForCausalLM, prefill: logits differs"), (spoil_the_documents, "documents: logits of document 1")],
+)
+def test_faults_of_cache_and_documents_are_seen(monkeypatch, spoil, message):
+    spoil(monkeypatch)
+    with pytest.raises(ConformanceError, match=message):
+        compare_models(installed_family("qwen2"), None, qwen2(), ROWS)
+
+
+def test_files_of_the_reference_are_read_with_their_own_config(monkeypatch):
+    """A field that its config.json spells otherwise is wrong in files alone."""
+    reference, family = qwen2(), installed_family("qwen2")
+    config, save = reference_config(family, reference), reference.save_pretrained
+
+    def altered(folder):
+        save(folder)
+        path = folder / "config.json"
+        values = json.loads(path.read_text())
+        values["rope_parameters"]["rope_theta"] = 5.0
+        path.write_text(json.dumps(values))
+
+    reference.save_pretrained = altered
+    compare_models(family, config, reference, ROWS)
+    with pytest.raises(ConformanceError, match="qwen2 from theirs: logits differs"):
+        compare_models(family, config, reference, ROWS, files=True)
+
+
+def test_reference_with_other_weights_is_one_message():
+    family = installed_family("qwen2")
+    config = reference_config(family, qwen2())
+    with pytest.raises(ConformanceError, match="the reference has other weights than the family") as caught:
+        compare_models(family, config, qwen2(hidden_size=40, head_dim=8), ROWS)
+    assert all("other weights" in finding.subject for finding in caught.value.findings)
+    with pytest.raises(ConformanceError, match=r"(?s)the reference has other weights.*missing from the file"):
+        compare_models(family, config, qwen2(num_hidden_layers=1), ROWS)
+
+
+def test_reference_without_logits_is_one_message():
+    family, headed = installed_family("qwen2"), qwen2()
+
+    class Headless(type(headed)):
+        def forward(self, **inputs):
+            return self.model(**inputs)
+
+    headed.__class__ = Headless
+    with pytest.raises(ConformanceError, match=r"Headless: the reference's forward gives no logits.*BaseModelOutput"):
+        compare_models(family, None, headed, ROWS)
+
+
+def test_reference_that_wants_other_arguments_is_one_message(family, config):
+    class Other(Reference):
+        def forward(self, ids):
+            return super().forward(ids)
+
+    with pytest.raises(ConformanceError, match="Other: the reference cannot be called"):
+        compare_models(family, config, randomize(Other(config)), TOKENS)
+
+
+def test_reference_without_a_config_is_one_message(family):
+    with pytest.raises(ConformanceError, match="Linear: no config to read"):
+        compare_models(family, None, nn.Linear(2, 2), TOKENS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from apr_train.testing import ConformanceError, check_files, check_run, installed_family, lifecycle, randomize
+from apr_train.testing import ConformanceError, check_files, check_run, files, installed_family, lifecycle, randomize
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -22,7 +22,7 @@ def test_files_of_a_sound_family_pass(tmp_path):
 
 
 def test_a_weight_that_changed_on_the_way_is_seen(tmp_path, monkeypatch):
-    write = lifecycle.export_to_folder
+    write = files.export_to_folder
 
     def with_another_weight(conversion, target):
         write(conversion, target)
@@ -30,7 +30,7 @@ def test_a_weight_that_changed_on_the_way_is_seen(tmp_path, monkeypatch):
         tensors["model.norm.weight"][3] += 1e-3
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(lifecycle, "export_to_folder", with_another_weight)
+    monkeypatch.setattr(files, "export_to_folder", with_another_weight)
     with pytest.raises(ConformanceError, match="qwen2 from ours"):
         check_files(installed_family("qwen2"), reference(), TOKENS, tmp_path)
 

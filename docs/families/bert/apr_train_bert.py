@@ -11,6 +11,7 @@ FAMILY = FamilyInfo(
     model_type="bert",
     presets=("base-uncased", "tiny"),
     default_preset="base-uncased",
+    parameter_counts={"base-uncased": 109_514_298, "tiny": 179_264},
     base_prefix="bert.",
     fixed={"positions_after_padding": False},
 )

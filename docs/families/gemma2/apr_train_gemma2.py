@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("gemma2",),
     presets=("2b", "tiny"),
     default_preset="2b",
+    parameter_counts={"2b": 2_614_341_888, "tiny": 213_568},
     config_keys=("sliding_window", "layer_types", "query_pre_attn_scalar", *CAPS),
     config_names={"hidden_act": "hidden_activation"},
     implied={"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10_000.0, **CAPS},
@@ -20,14 +21,8 @@ FAMILY = FamilyInfo(
     layer_pattern=("sliding_attention", "full_attention"),
     never_permuted=True,
 )
-SHARED = {
-    "hidden_act": "gelu_pytorch_tanh",
-    "rope_theta": 10_000.0,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    **CAPS,
-    **FAMILY.fixed,
-}
+SHARED = {"rms_norm_eps": 1e-6, "tie_word_embeddings": True, **CAPS, **FAMILY.fixed}
+SHARED |= {"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10_000.0}
 PRESETS = {
     "2b": DecoderConfig(
         vocab_size=256_000,

@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("gemma3",),
     presets=("1b", "tiny"),
     default_preset="1b",
+    parameter_counts={"1b": 999_885_952, "tiny": 411_584},
     config_keys=("sliding_window", "layer_types", "rope_local_base_freq", "query_pre_attn_scalar"),
     config_names={"hidden_act": "hidden_activation"},
     implied={"hidden_act": "gelu_pytorch_tanh", "rope_local_base_freq": 10_000.0},

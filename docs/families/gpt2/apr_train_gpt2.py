@@ -28,6 +28,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("gpt2",),
     presets=("124m", "tiny"),
     default_preset="124m",
+    parameter_counts={"124m": 124_439_808, "tiny": 198_400},
     base_prefix="transformer.",
     config_keys=("layer_norm_eps",),
     config_names=SIZE_KEYS | OTHER_KEYS,

@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("granite",),
     presets=("3.3-2b", "tiny"),
     default_preset="3.3-2b",
+    parameter_counts={"3.3-2b": 2_533_539_840, "tiny": 188_736},
     config_keys=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
     implied={"attention_multiplier": 1.0},
 )

@@ -11,6 +11,7 @@ FAMILY = FamilyInfo(
     model_type="mixtral",
     presets=("8x7b", "tiny"),
     default_preset="8x7b",
+    parameter_counts={"8x7b": 46_702_792_704, "tiny": 303_936},
     config_keys=("num_experts", "num_experts_per_tok", "router_aux_loss_coef", "sliding_window"),
     config_names={"num_experts": "num_local_experts"},
     implied={"num_experts": 8, "num_experts_per_tok": 2},

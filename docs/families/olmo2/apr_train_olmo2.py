@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("olmo2",),
     presets=("1b", "tiny"),
     default_preset="1b",
+    parameter_counts={"1b": 1_484_916_736, "tiny": 262_720},
     fixed={"norm_position": "post", "qk_norm": "projection"},
     never_permuted=True,
 )

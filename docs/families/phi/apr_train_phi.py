@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("phi2",),
     presets=("2", "tiny"),
     default_preset="2",
+    parameter_counts={"2": 2_779_683_840, "tiny": 231_936},
     config_keys=("layer_norm_eps", "partial_rotary_factor"),
     implied={"hidden_act": "gelu_new", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
     fixed={"norm": "layer", "parallel_residual": True, "gated_mlp": False, **BIASES},

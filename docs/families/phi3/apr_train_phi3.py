@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("phi3",),
     presets=("mini-4k", "tiny"),
     default_preset="mini-4k",
+    parameter_counts={"mini-4k": 3_821_079_552, "tiny": 229_696},
     config_keys=("sliding_window", "partial_rotary_factor"),
     layer_pattern=("sliding_attention",),
     never_permuted=True,

@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("qwen3",),
     presets=("0.6b", "tiny"),
     default_preset="0.6b",
+    parameter_counts={"0.6b": 596_049_920, "tiny": 188_864},
     fixed={"qk_norm": "head"},
     absent_keys={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
     never_permuted=True,

@@ -12,6 +12,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("smollm3",),
     presets=("3b", "tiny"),
     default_preset="3b",
+    parameter_counts={"3b": 3_075_098_624, "tiny": 311_872},
     config_keys=("no_rope_layers",),
     absent_keys={"use_sliding_window": False, "no_rope_layer_interval": 4},
 )

@@ -13,6 +13,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("starcoder2",),
     presets=("3b", "tiny"),
     default_preset="3b",
+    parameter_counts={"3b": 3_030_371_328, "tiny": 157_312},
     config_keys=("sliding_window", "layer_norm_eps"),
     config_names={"layer_norm_eps": "norm_epsilon", **dict.fromkeys(BIASES, "use_bias")},
     fixed={"norm": "layer", "gated_mlp": False, **BIASES},

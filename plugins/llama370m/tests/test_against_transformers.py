@@ -11,12 +11,10 @@ from apr_train.family.name_map import to_checkpoint
 from apr_train.model.rope import rotary_tables
 from apr_train.testing import (
     FLOAT32,
-    FLOAT64,
     ConformanceError,
     check_agreement,
     check_family,
     compare_models,
-    compute_in_float64,
     installed_family,
     meta_model,
     model_from_file,
@@ -108,35 +106,28 @@ def test_family_keeps_the_contract(family):
 
 
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-004")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["weights", "float64"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("ratio", HEADS)
-def test_logits_and_gradients_agree(family, ratio, tied, bias, dtype):
-    model = reference(ratio, tied=tied, bias=bias)
-    if dtype == "float64":
-        model = compute_in_float64(model)
-    compare_models(
-        family, reference_config(family, model), model, tokens(), tolerance={"float32": FLOAT32, "float64": FLOAT64}[dtype]
-    )
+def test_logits_and_gradients_agree(family, ratio, tied, bias, precision):
+    compare_models(family, None, reference(ratio, tied=tied, bias=bias), tokens(), precision=precision)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_agreement_holds_at_long_range(family, attention):
-    model = compute_in_float64(reference("4:1", rope={"rope_theta": 500_000.0}))
-    compare_models(family, reference_config(family, model), model, tokens(1, 1500), attention=attention, tolerance=FLOAT64)
+    compare_models(family, None, reference("4:1", rope={"rope_theta": 500_000.0}), tokens(1, 1500), attention=attention)
 
 
 def test_agreement_holds_at_long_range_in_float32(family):
-    model = reference("7:1")
-    compare_models(family, reference_config(family, model), model, tokens(1, 900), attention="sdpa", tolerance=FLOAT32)
+    compare_models(family, None, reference("7:1"), tokens(1, 900), attention="sdpa", precision="weights")
 
 
 def test_head_dim_need_not_be_width_by_heads(family):
-    model = compute_in_float64(reference("4:1", head_dim=12, hidden_size=56))
+    model = reference("4:1", head_dim=12, hidden_size=56)
     config = reference_config(family, model)
     assert (config.head_dim, config.hidden_size) == (12, 56)
-    compare_models(family, config, model, tokens(), tolerance=FLOAT64)
+    compare_models(family, config, model, tokens())
 
 
 def test_llama3_scaling_agrees_from_the_frequencies_to_the_logits(family):
@@ -149,14 +140,13 @@ def test_llama3_scaling_agrees_from_the_frequencies_to_the_logits(family):
     half = config.head_dim // 2
     torch.testing.assert_close(own_cos.squeeze(), cos[0, :, :half], rtol=0, atol=1e-4)  # angles to 1000, float32
     torch.testing.assert_close(own_sin.squeeze(), sin[0, :, :half], rtol=0, atol=1e-4)
-    compare_models(family, config, model, tokens(1, 600), tolerance=FLOAT32)
+    compare_models(family, config, model, tokens(1, 600), precision="weights")
 
 
 def test_llama3_scaling_agrees_in_float64(family):
     """Long, medium and short wavelengths, far beyond the positions before the stretch."""
     rope = SCALING | {"rope_theta": 500_000.0, "original_max_position_embeddings": 256}
-    model = compute_in_float64(reference(rope=rope, head_dim=32))
-    compare_models(family, reference_config(family, model), model, tokens(1, 1200), tolerance=FLOAT64)
+    compare_models(family, None, reference(rope=rope, head_dim=32), tokens(1, 1200))
 
 
 def test_llama3_scaling_left_out_does_not_pass(family):

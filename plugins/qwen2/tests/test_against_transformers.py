@@ -11,12 +11,10 @@ from apr_train.family.card import Layout
 from apr_train.family.name_map import to_checkpoint
 from apr_train.testing import (
     FLOAT32,
-    FLOAT64,
     ConformanceError,
     check_agreement,
     check_family,
     compare_models,
-    compute_in_float64,
     installed_family,
     meta_model,
     model_from_file,
@@ -94,26 +92,25 @@ def test_family_keeps_the_contract(family):
 
 
 @pytest.mark.rule("FALSIFY-APR-PRETRAIN-ARCH-004")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["weights", "float64"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("ratio", HEADS)
-def test_logits_and_gradients_agree(family, ratio, tied, dtype):
-    model = reference(ratio, tied=tied)
-    if dtype == "float64":
-        model = compute_in_float64(model)
-    tolerance = {"float32": FLOAT32, "float64": FLOAT64}[dtype]
-    compare_models(family, reference_config(family, model), model, tokens(), tolerance=tolerance)
+def test_logits_and_gradients_agree(family, ratio, tied, precision):
+    compare_models(family, None, reference(ratio, tied=tied), tokens(), precision=precision)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_as_well_as_rounding_lets_it(family, dtype):
+    compare_models(family, None, reference().to(dtype), tokens(), precision="weights")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_agreement_holds_at_long_range(family, attention):
-    model = compute_in_float64(reference("4:1"))
-    compare_models(family, reference_config(family, model), model, tokens(1, 1500), attention=attention, tolerance=FLOAT64)
+    compare_models(family, None, reference("4:1"), tokens(1, 1500), attention=attention)
 
 
 def test_agreement_holds_at_long_range_in_float32(family):
-    model = reference("7:1")
-    compare_models(family, reference_config(family, model), model, tokens(1, 900), attention="sdpa", tolerance=FLOAT32)
+    compare_models(family, None, reference("7:1"), tokens(1, 900), attention="sdpa", precision="weights")
 
 
 def test_wrong_theta_does_not_pass(family):

@@ -20,7 +20,7 @@ DEFAULT_OBJECTIVE: ObjectiveName = "causal-lm"
 """The objective of a run whose family is not known."""
 
 _TEXTS = ("name", "model_type", "base_prefix")
-_OBJECTS = ("absent_keys", "fixed", "implied", "config_names", "fim_tokens")
+_OBJECTS = ("absent_keys", "fixed", "implied", "config_names", "fim_tokens", "parameter_counts")
 
 
 @frozen(kw_only=True)
@@ -49,6 +49,9 @@ class FamilyInfo:
     """Names that `build_config(preset=…)` answers."""
     default_preset: str
     """The preset of a run without `--init` and `--preset`."""
+    parameter_counts: Mapping[str, int] = field(factory=dict, hash=False)
+    """Preset → the number of its parameters, a tied head counted once, as the model's makers or another implementation give
+    it; the test kit compares."""
     base_prefix: str = "model."
     """Prefix that Hugging Face's headed class puts before the base model's tensor names."""
     absent_keys: Mapping[str, Any] = field(factory=dict, hash=False)
@@ -108,6 +111,15 @@ class FamilyInfo:
             self._refuse("hf_classes", "at least one class", self.hf_classes)
         if self.default_preset not in self.presets:
             self._refuse("default_preset", f"one of the presets: {', '.join(self.presets)}", self.default_preset)
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        """Refuse a number of parameters of a preset that is not there, or that is no number."""
+        for name, count in self.parameter_counts.items():
+            if name not in self.presets:
+                self._refuse("parameter_counts", f"only presets: {', '.join(self.presets)}", name)
+            if type(count) is not int or count < 1:
+                self._refuse("parameter_counts", f"an integer > 0 for {name}", count)
 
     def _check_fields(self) -> None:
         """Refuse names of fields that are no text, and a field that the files and the architecture decide both."""

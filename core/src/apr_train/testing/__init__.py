@@ -9,24 +9,42 @@ Every check raises `ConformanceError` with all that it found; the comparisons wa
 same model (transformers, usually), since a name map that is wrong in both directions passes every round trip.
 """
 
-from apr_train.testing.agreement import Agreement, compare_models, compute_in_float64, our_logits, reference_config
-from apr_train.testing.compare import FLOAT32, FLOAT64, ConformanceError, check_agreement, relative_error, relative_errors
+from apr_train.testing.agreement import Agreement, compare_models, reference_config
+from apr_train.testing.compare import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    ConformanceError,
+    check_agreement,
+    relative_error,
+    relative_errors,
+    tolerance_of,
+)
 from apr_train.testing.conformance import check_family, header_from, installed_family
-from apr_train.testing.lifecycle import check_files, check_reference, check_run
+from apr_train.testing.files import check_files
+from apr_train.testing.float64 import compute_in_float64
+from apr_train.testing.lifecycle import check_reference, check_run
 from apr_train.testing.models import (
     meta_model,
     model_from_file,
     model_from_tensors,
+    our_logits,
     parameter_shapes,
     random_tensors,
     randomize,
 )
+from apr_train.testing.report import Outcome, Report
 
 __all__ = [
+    "BFLOAT16",
+    "FLOAT16",
     "FLOAT32",
     "FLOAT64",
     "Agreement",
     "ConformanceError",
+    "Outcome",
+    "Report",
     "check_agreement",
     "check_family",
     "check_files",
@@ -46,4 +64,5 @@ __all__ = [
     "reference_config",
     "relative_error",
     "relative_errors",
+    "tolerance_of",
 ]

@@ -1,17 +1,18 @@
-"""A family's model against another implementation with the same weights: logits, and the gradient of every parameter."""
+"""A family's model against another implementation with the same weights: logits, gradients, the cache, documents, files."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf
@@ -19,88 +20,303 @@ from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import to_parameters
 from apr_train.family.plugin import Family
-from apr_train.model.attention import Bidirectional, Causal, Mask
-from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
-from apr_train.testing.models import model_from_tensors
+from apr_train.family.rope_scaling import LongRopeScaling
+from apr_train.model.attention import Causal, Documents, Mask
+from apr_train.model.cache import KeyValueCache
+from apr_train.testing.compare import (
+    FLOAT32,
+    FLOAT64,
+    ConformanceError,
+    check_agreement,
+    fail_on,
+    relative_errors,
+    tolerance_of,
+)
+from apr_train.testing.files import check_files
+from apr_train.testing.float64 import compute_in_float64, everything_in_float64, is_lifted
+from apr_train.testing.models import model_from_tensors, our_logits
+
+Precision = Literal["float64", "weights"]
+DECODED = 8
+"""Tokens at the end of a row that are decoded one by one."""
+ROUNDING = 3.0
+"""How much further than the reference ours may be from float64, both computed in bfloat16 or float16."""
 
 
 @frozen
 class Agreement:
-    """The largest relative errors that were seen; both are within the tolerance."""
+    """The largest relative error of each comparison, all within the tolerance; None: not compared."""
 
     logits: float
     gradients: float
+    prefill: float | None = None
+    """Our cache, filled in pieces, against the reference's whole row."""
+    decode: float | None = None
+    """Our cache, the last tokens one by one, against the reference's whole row."""
+    documents: float | None = None
+    """Documents packed into a row here, against the reference run on each alone."""
+    files: float | None = None
+    """Our model from the reference's own files, and from ours made of them, against the reference."""
+    precision: Precision = "float64"
+    tolerance: float = FLOAT64
+
+    def __str__(self) -> str:
+        seen = {name: value for name, value in attrs.asdict(self).items() if name not in ("precision", "tolerance")}
+        parts = [f"{name} {'not compared' if value is None else f'{value:.1g}'}" for name, value in seen.items()]
+        return f"{', '.join(parts)} (in {self.precision}, at most {self.tolerance:g})"
 
 
 def compare_models(
     family: Family,
-    config: ModelConfig,
+    config: ModelConfig | None,
     reference: nn.Module,
     tokens: Tensor,
     *,
     keep: Tensor | None = None,
     layout: Layout | None = None,
+    precision: Precision = "float64",
     tolerance: float | None = None,
     attention: str = "eager",
     vanishing: tuple[str, ...] = (),
+    files: bool = False,
 ) -> Agreement:
-    """Give the family's model the reference's weights, run both, and compare logits and gradients.
+    """Give the family's model the reference's weights, run both, and compare.
+
+    Logits and the gradient of every parameter always; in float64 also a decoder's cache, filled in pieces and token by token,
+    and documents packed into a row. float32 hides an epsilon of 1e-5 for 1e-6, float64 does not.
 
     Args:
-        reference: called as `reference(input_ids=…, attention_mask=…).logits`, its state dict in `layout`'s names.
+        config: None: read from the reference's config, as it would be from its config.json.
+        reference: in evaluation mode; called as `reference(input_ids=…, attention_mask=…).logits`, its state dict in
+            `layout`'s names. Any attention of its own will do.
         tokens: `[batch, length]` int64.
-        keep: `[batch, length]` bool, True = real token; logits elsewhere are not compared.
+        keep: `[batch, length]` bool, True = real token; logits elsewhere are not compared, and neither are cache and documents.
+        precision: `float64` computes all of both sides in it (see `compute_in_float64`); `weights` leaves the reference as it
+            is, and ours in the dtype of its weights.
+        tolerance: largest `‖ours − theirs‖ / ‖theirs‖` of one tensor; by default `tolerance_of` the weights. In bfloat16 and
+            float16 rounding depends on the model, so that without a tolerance both are held against the reference in float64:
+            ours may be off by `tolerance_of`, or by three times what the reference itself is.
+        attention: our backend.
         vanishing: endings of parameter names whose gradient is zero by mathematics, so that only rounding is left of it;
             it must be as small on both sides as rounding is.
-        tolerance: largest `‖ours − theirs‖ / ‖theirs‖` of one tensor; by default what the weights' dtype can do.
+        files: save the reference, and compare what its files give here, too: config, names and expert stacks; see
+            `check_files`.
 
     Raises:
-        ConformanceError: naming every tensor that differs more, or that one side does not have.
+        ConformanceError: naming every tensor that differs more, or that one side does not have; a reference with other
+            weights than the family's; one that gives no logits.
+        AprTrainError: what a user would be told about the files.
     """
-    layout = layout or Layout()
-    state = {name: tensor for name, tensor in reference.state_dict().items() if tensor.is_floating_point()}
-    ours = model_from_tensors(family, config, state, layout=layout, attention=attention)
-    if tolerance is None:
-        tolerance = FLOAT64 if next(ours.parameters()).dtype == torch.float64 else FLOAT32
-    logits = our_logits(family, ours, tokens, keep)
-    theirs = reference(input_ids=tokens, attention_mask=None if keep is None else keep.long()).logits
+    config = config or reference_config(family, reference)
+    layout = layout or layout_of(reference)
+    there = _in_float64(reference) if precision == "float64" else reference
+    state = {name: tensor for name, tensor in there.state_dict().items() if tensor.is_floating_point()}
     where = f"{family.name} against {type(reference).__name__}"
-    error = check_agreement({"logits": _real(logits, keep)}, {"logits": _real(theirs, keep)}, tolerance=tolerance, where=where)
-    own_grads = _gradients(ours, logits, tokens, keep)
-    grads = to_parameters(family.map_tensor_names(config, layout), _gradients(reference, theirs, tokens, keep))
-    where += ", gradients"
-    noise = [name for name in own_grads if name.endswith(vanishing)] if vanishing else []
-    _check_vanishing(noise, own_grads, grads, tolerance, where)
-    kept, reference_kept = ({name: grad for name, grad in side.items() if name not in noise} for side in (own_grads, grads))
-    return Agreement(logits=error, gradients=check_agreement(kept, reference_kept, tolerance=tolerance, where=where))
+    ours = _filled(family, config, state, layout, attention, where)
+    limit = tolerance_of(ours.parameters()) if tolerance is None else tolerance
+
+    def results(model: nn.Module) -> _Results:
+        logits = _their_logits(model, tokens, keep)
+        grads = to_parameters(family.map_tensor_names(config, layout), _gradients(model, logits, tokens, keep))
+        return _Results(_real(logits, keep), grads)
+
+    with everything_in_float64() if precision == "float64" else nullcontext():
+        logits = our_logits(family, ours, tokens, keep)
+    own = _Results(_real(logits, keep), _gradients(ours, logits, tokens, keep))
+    theirs = results(there)
+    truth = results(_in_float64(reference)) if tolerance is None and limit > FLOAT32 else None
+    found: dict[str, float] = _judge(own, theirs, truth, limit, vanishing, where)
+    if precision == "float64" and keep is None and family.info.kind == "decoder":
+        found |= _decoder(ours, there, tokens, theirs.logits, limit, where)
+    if files:
+        with tempfile.TemporaryDirectory() as folder:
+            found["files"] = check_files(family, reference, tokens, Path(folder))
+    return Agreement(precision=precision, tolerance=limit, **found)
 
 
-def _check_vanishing(
-    names: list[str], ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float, where: str
-) -> None:
-    largest = tolerance * max(float(grad.norm()) for grad in theirs.values())
+@frozen(eq=False)
+class _Results:
+    """What one model gives for the tokens."""
+
+    logits: Tensor
+    gradients: dict[str, Tensor]
+    """By our names of the parameters."""
+
+
+def _judge(
+    ours: _Results, theirs: _Results, truth: _Results | None, limit: float, vanishing: tuple[str, ...], where: str
+) -> dict[str, float]:
+    """The errors of logits and gradients, both within the limit.
+
+    Args:
+        truth: the reference's results in float64: then ours may be as far from them as the reference's own are, three times.
+    """
+    more = f"{where}, gradients"
+    noise = {name for name in ours.gradients if name.endswith(vanishing)} if vanishing else set()
+    _check_vanishing(noise, ours.gradients, theirs.gradients, limit, more)
+    results = (ours, theirs) if truth is None else (ours, theirs, truth)
+    found = {}
+    for what, place in (("logits", where), ("gradients", more)):
+        sides = [{"logits": item.logits} if what == "logits" else _without(item.gradients, noise) for item in results]
+        if truth is None:
+            found[what] = check_agreement(sides[0], sides[1], tolerance=limit, where=place)
+        else:
+            found[what] = _no_worse(*sides, floor=limit, where=place)
+    return found
+
+
+def _without(side: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in side.items() if name not in names}
+
+
+def _no_worse(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], exact: dict[str, Tensor], *, floor: float, where: str
+) -> float:
+    """The largest error of ours, each at most `floor` or three times the reference's own rounding."""
+    errors, rounding = relative_errors(ours, exact), relative_errors(theirs, exact)
+    limits = {name: max(floor, ROUNDING * rounding.get(name, 0.0)) for name in errors}
     fail_on(
-        (f"{name} should have no gradient" for side in (ours, theirs) for name in names if float(side[name].norm()) > largest),
+        (
+            f"{name} differs by {error:.3g} from float64, more than {limits[name]:.3g} ({ROUNDING:g} times the reference's own)"
+            for name, error in errors.items()
+            if error > limits[name]
+        ),
         where=where,
     )
+    return max(errors.values(), default=0.0)
+
+
+def _in_float64(reference: nn.Module) -> nn.Module:
+    """The reference, computed in float64."""
+    return reference if is_lifted(reference) else compute_in_float64(reference)
+
+
+def layout_of(reference: nn.Module) -> Layout:
+    """The layout of a transformers model's state dict: headed, its experts stacked or one by one."""
+    stacked = any(name.endswith("experts.gate_up_proj") for name in reference.state_dict())
+    return Layout(experts="stacked" if stacked else "separate")
+
+
+def _filled(
+    family: Family, config: ModelConfig, state: dict[str, Tensor], layout: Layout, attention: str, where: str
+) -> nn.Module:
+    """Our model with the reference's weights."""
+    try:
+        return model_from_tensors(family, config, state, layout=layout, attention=attention)
+    except ConformanceError as error:
+        subject = f"{where}: the reference has other weights than the family"
+        raise ConformanceError.of(attrs.evolve(finding, subject=subject) for finding in error.findings) from error
+
+
+def _their_logits(reference: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Logits `[batch, length, vocab]` of the reference.
+
+    Raises:
+        ConformanceError: when its forward gives none.
+    """
+    where = type(reference).__name__
+    try:
+        out = reference(input_ids=tokens, attention_mask=None if keep is None else keep.long())
+    except TypeError as error:
+        raise ConformanceError(
+            f"the reference cannot be called: {error}",
+            where=where,
+            expected="reference(input_ids=…, attention_mask=…)",
+        ) from error
+    logits = getattr(out, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ConformanceError(
+            "the reference's forward gives no logits",
+            where=where,
+            expected="an answer with .logits, of a class with its head (…ForCausalLM, …ForMaskedLM)",
+            found=type(out).__name__,
+        )
+    return logits
+
+
+def _decoder(
+    ours: nn.Module, reference: nn.Module, tokens: Tensor, whole: Tensor, limit: float, where: str
+) -> dict[str, float]:
+    """What a decoder does beyond whole rows: prefill in pieces, decoding, documents."""
+    length = tokens.shape[1]
+    ends = min(DECODED, length - 1)
+    logits = _cached(ours, tokens, [*_pieces(length - ends), *[1] * ends])
+    parts = {"prefill": slice(0, length - ends), "decode": slice(length - ends, length)}
+    found = {
+        name: check_agreement(
+            {"logits": logits[:, part]}, {"logits": whole[:, part]}, tolerance=limit, where=f"{where}, {name}"
+        )
+        for name, part in parts.items()
+    }
+    if length >= 6 and not _depends_on_length(ours, length):
+        found["documents"] = _documents(ours, reference, tokens, limit, f"{where}, documents")
+    return found
+
+
+def _pieces(length: int) -> Iterator[int]:
+    """Sizes, large and small, that add up to `length`."""
+    left, sizes = length, (max(1, length // 2), 1, 3, max(1, length // 5))
+    number = 0
+    while left:
+        size = min(left, sizes[number % len(sizes)])
+        yield size
+        left, number = left - size, number + 1
+
+
+def _run(model: Any, tokens: Tensor, mask: Mask, **more: Any) -> Tensor:
+    with torch.no_grad(), everything_in_float64():
+        logits: Tensor = model.logits(model.hidden_states(tokens, mask=mask, **more))
+    return logits
+
+
+def _cached(model: Any, tokens: Tensor, sizes: list[int]) -> Tensor:
+    """Logits of rows that go through a cache in pieces of these sizes."""
+    cache = KeyValueCache(model.config.num_hidden_layers, max_length=tokens.shape[1])
+    parts = [_run(model, piece, Causal(offset=cache.length), cache=cache) for piece in torch.split(tokens, sizes, dim=1)]
+    return torch.cat(parts, dim=1)
+
+
+def _depends_on_length(model: Any, length: int) -> bool:
+    """Whether a token's frequencies depend on how long its row is: then a document alone is another thing (LongRoPE)."""
+    scaling = getattr(model.config, "rope_scaling", None)
+    return isinstance(scaling, LongRopeScaling) and length > scaling.original_max_position_embeddings
+
+
+def _documents(ours: nn.Module, reference: nn.Module, tokens: Tensor, limit: float, where: str) -> float:
+    """Three documents a row, packed here, each counted from its own first token; alone there."""
+    length = tokens.shape[1]
+    sizes = (length // 3, length - length // 3 - 2, 2)
+    ids = torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(sizes)).expand(len(tokens), -1)
+    positions = torch.cat([torch.arange(size) for size in sizes])[None]
+    mask = Documents(ids.contiguous(), (sizes,) * len(tokens))
+    packed = torch.split(_run(ours, tokens, mask, positions=positions), list(sizes), dim=1)
+    with torch.no_grad():
+        alone = [_their_logits(reference, part) for part in torch.split(tokens, list(sizes), dim=1)]
+    names = [f"logits of document {number}" for number in range(len(sizes))]
+    pairs = (dict(zip(names, side, strict=True)) for side in (packed, alone))
+    return check_agreement(next(pairs), next(pairs), tolerance=limit, where=where)
+
+
+def _check_vanishing(names: set[str], ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float, where: str) -> None:
+    largest = tolerance * max(float(grad.norm()) for grad in theirs.values())
+    sides = [(name, float(side[name].norm())) for side in (ours, theirs) for name in sorted(names)]
+    fail_on((f"{name} should have no gradient" for name, size in sides if size > largest), where=where)
 
 
 def reference_config(family: Family, reference: Any) -> ModelConfig:
-    """The family's config of a transformers model, read as it would be from that model's config.json."""
+    """The family's config of a transformers model, read as it would be from that model's config.json.
+
+    Raises:
+        ConformanceError: for a model without a config.
+        ConfigError: what a user would be told about that config.json.
+    """
+    fail_on([] if hasattr(reference, "config") else ["no config to read the family's from"], where=type(reference).__name__)
     infos = {
         name: TensorInfo(name, "F32", tuple(tensor.shape), 4 * tensor.numel())
         for name, tensor in reference.state_dict().items()
     }
     header = header_from_hf(type(reference).__name__, reference.config.to_dict(), infos)
     return family.build_config(header=header)
-
-
-def our_logits(family: Family, model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Logits `[batch, length, vocab]` of a family's model, with the mask that its kind wants."""
-    mask: Mask = Causal() if family.info.kind == "decoder" else Bidirectional(keep)
-    typed: Any = model
-    logits: Tensor = typed.logits(typed.hidden_states(tokens, mask=mask))
-    return logits
 
 
 def _real(logits: Tensor, keep: Tensor | None) -> Tensor:
@@ -117,73 +333,3 @@ def _gradients(model: nn.Module, logits: Tensor, tokens: Tensor, keep: Tensor | 
     named = dict(model.named_parameters())
     grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {name: grad for name, grad in zip(named, grads, strict=True) if grad is not None}
-
-
-class _LiftedCasts(TorchFunctionMode):
-    """Every call that asks for float32 gets float64: `.float()`, `.to(torch.float32)`, `softmax(dtype=torch.float32)`,
-    `torch.arange(…, dtype=torch.float32)`; the grouped product, which torch has not in float64, goes group by group."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            func = Tensor.double
-        elif func is getattr(torch, "_grouped_mm", None):
-            func = _grouped_product
-        return func(*map(_lifted, args), **{name: _lifted(value) for name, value in (kwargs or {}).items()})
-
-
-def _grouped_product(rows: Tensor, matrices: Tensor, offs: Tensor, **unused: Any) -> Tensor:
-    """`[rows, in]`, those up to `offs[0]` times the first of `[groups, in, out]`, and so on: `[rows, out]`."""
-    pieces = torch.tensor_split(rows, offs[:-1].tolist())
-    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, matrices.unbind(0), strict=True)])
-
-
-@contextmanager
-def _everything_in_float64() -> Iterator[None]:
-    """Lift casts to float32, and make tensors without a dtype in float64."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _LiftedCasts():
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _lifted(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
-
-
-def compute_in_float64(reference: nn.Module) -> nn.Module:
-    """Make a transformers model again so that all of it is computed in float64, casts to float32 included.
-
-    transformers casts norms, rotary tables, softmax and routers to float32 whatever the weights are, which stops every
-    comparison near 1e-7. Each such cast is lifted when it is called, in any class, while the model is made (tables that it
-    keeps are made then) and whenever it is called afterwards.
-
-    Args:
-        reference: a model that its class makes of `reference.config` alone; it stays as it is.
-
-    Returns:
-        Another model with the same weights and in the same mode, in float64.
-
-    Raises:
-        ConformanceError: for a model without a config, or whose class makes other parameters of it.
-    """
-    config = getattr(reference, "config", None)
-    fail_on([] if config is not None else ["no config to make it again from"], where=type(reference).__name__)
-    make: Callable[[Any], nn.Module] = type(reference)
-    with _everything_in_float64():
-        lifted = make(copy.deepcopy(config)).double().train(reference.training)
-    state = {name: tensor.double() for name, tensor in reference.state_dict().items()}
-    try:
-        lifted.load_state_dict(state)
-    except RuntimeError as error:
-        fail_on([f"made again from its config, it has other parameters: {error}"], where=type(reference).__name__)
-    own = lifted.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with _everything_in_float64():
-            return own(*args, **kwargs)
-
-    lifted.forward = forward
-    return lifted

@@ -32,6 +32,21 @@ FLOAT32 = 1e-5
 """Largest relative error between two float32 implementations that differ in the order of their sums only."""
 FLOAT64 = 1e-9
 """The same in float64, norms and rotary tables in float64 on both sides."""
+BFLOAT16 = 2**-6
+"""Four roundings of bfloat16 (2⁻⁸ each): what is no fault in any model; see `compare_models` for more."""
+FLOAT16 = 2**-9
+"""The same for float16 (2⁻¹¹ each)."""
+
+
+def tolerance_of(tensors: Iterable[Any]) -> float:
+    """What two implementations may differ by that compute in the narrowest dtype of these torch tensors.
+
+    float32: 1e-5, where the twelve families of docs/families were at 1e-6 or below; float64: 1e-9, where they were at 2e-15.
+    bfloat16 and float16: four roundings; they were up to 13 away in logits and 100 in single gradients of a deep model.
+    """
+    names = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
+    limits = {"bfloat16": BFLOAT16, "float16": FLOAT16, "float32": FLOAT32}
+    return next((limit for name, limit in limits.items() if name in names), FLOAT64)
 
 
 def relative_error(ours: Any, reference: Any) -> float:

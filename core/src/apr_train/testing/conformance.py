@@ -1,20 +1,22 @@
-"""The contract of a family as checks: its card, presets, configs, hooks and name maps."""
+"""The contract of a family as checks: its card, presets, configs, hooks and name maps, and what runs of its model."""
 
 from __future__ import annotations
 
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from attrs import evolve
+from torch import nn
 
 from apr_train import rules
 from apr_train.checkpoint.gguf_keys import KEYS
 from apr_train.checkpoint.header import Header, RopeRows, TensorInfo, Tie
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.errors import ConfigError, Finding, NameMapError, WrongMapError
+from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, WrongMapError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import Fill, NameMap, to_checkpoint, to_parameters
@@ -22,8 +24,13 @@ from apr_train.family.name_rules import EXPERTS
 from apr_train.family.operations import Operation
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
+from apr_train.model.attention import Bidirectional, Causal
+from apr_train.testing.behaviour import BEHAVIOUR, Subject, check_forward, check_on_meta
 from apr_train.testing.compare import ConformanceError, fail_on
+from apr_train.testing.initial import check_seed, check_start
 from apr_train.testing.models import meta_model, parameter_shapes, random_array, random_tensors
+from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows
+from apr_train.testing.report import Checks, NotCheckedError, Report
 
 
 def header_from(family: Family, config: ModelConfig, layout: Layout | None = None) -> Header:
@@ -76,23 +83,115 @@ def installed_family(name: str) -> Family:
     return Registry.discover().family(name)
 
 
-def check_family(family: Family) -> None:
-    """Run every check below over all presets and all layouts that the family's files have.
+RUN_PRESETS = 2
+"""Presets that are run with real numbers at most: the smallest of those with at most `EXACT_BELOW` parameters."""
+
+
+def check_family(family: Family) -> Report:
+    """Check card, presets, configs, hooks and name maps, and run the smallest presets: docs/hooks.md lists the checks.
+
+    Nothing that another implementation would have to tell is checked here: see `compare_models`.
+
+    Returns:
+        What was checked, what could not be, and what was measured; `print` it.
 
     Raises:
-        ConformanceError: with everything that the first failing check found.
+        ConformanceError: with everything that all checks found, each finding named by its check and preset.
     """
-    check_import(family)
-    check_card(family)
-    for preset in family.info.presets:
-        config = family.build_config(preset=preset)
+    checks = Checks(family.name)
+    checks.run("import", "", check_import, family)
+    checks.run("card", "", check_card, family)
+    sizes = {preset: _check_preset(checks, family, preset) for preset in family.info.presets}
+    real = sorted((size, preset) for preset, size in sizes.items() if size is not None and size <= EXACT_BELOW)
+    for _, preset in real[:RUN_PRESETS]:
+        _run_preset(checks, family, preset)
+    for _, preset in real[RUN_PRESETS:]:
+        checks.skip("behaviour", preset, f"{RUN_PRESETS} smaller presets are run")
+    if not real:
+        checks.skip("behaviour", "", f"no preset has {EXACT_BELOW} parameters or fewer: give the family a tiny one")
+    report = checks.report()
+    report.raise_faults()
+    return report
+
+
+def _check_preset(checks: Checks, family: Family, preset: str) -> int | None:
+    """Everything about a preset that needs no numbers; its parameters' number, or None if there is no model of it."""
+    if not checks.run("preset", preset, lambda: str(type(family.build_config(preset=preset)).__name__)):
+        return None
+    config = family.build_config(preset=preset)
+    checks.run("config", preset, check_config, family, config)
+    checks.run("hooks", preset, check_hooks, family, config)
+    layouts: list[Layout] = []
+    if checks.run("layouts", preset, lambda: f"{len(supported_layouts(family, config))} spellings"):
         layouts = supported_layouts(family, config)
-        check_config(family, config)
-        check_gguf_config(family, config)
-        check_hooks(family, config)
-        for layout in layouts:
-            check_name_map(family, config, layout)
-            check_there_and_back(family, config, layout)
+        checks.run("GGUF config", preset, check_gguf_config, family, config)
+        checks.run("there and back", preset, _over, check_there_and_back, family, config, layouts)
+        checks.run("GGUF names", preset, check_gguf_names, family, config)
+        checks.run("GGUF rows", preset, check_gguf_rows, family, config)
+    model = _built(checks, family, preset, config)
+    if model is None:
+        return None
+    checks.run("name map", preset, _over, partial(check_name_map, model=model), family, config, layouts)
+    checks.run("parameter count", preset, check_parameter_count, family, preset, model)
+    if parameter_count(model) > EXACT_BELOW:
+        checks.run("shapes", preset, _check_shapes, family, config, model)
+    return parameter_count(model)
+
+
+def _built(checks: Checks, family: Family, preset: str, config: ModelConfig) -> nn.Module | None:
+    """The preset's model on the meta device, or None where it cannot be built, which is noted."""
+    made: list[nn.Module] = []
+
+    def build() -> str:
+        made.append(meta_model(family, config))
+        return type(made[0]).__name__
+
+    return made[0] if checks.run("model", preset, build) else None
+
+
+def _over(check: Callable[..., None], family: Family, config: ModelConfig, layouts: list[Layout]) -> str:
+    """A check for every layout; the same fault of several is told once."""
+    found: dict[tuple[str, str, str], Finding] = {}
+    for layout in layouts:
+        try:
+            check(family, config, layout)
+        except AprTrainError as error:
+            for finding in error.findings:
+                found.setdefault((finding.rule, finding.field, finding.problem), finding)
+    if found:
+        raise ConformanceError.of(found.values())
+    return f"{len(layouts)} spellings"
+
+
+def _run_preset(checks: Checks, family: Family, preset: str) -> None:
+    subject = Subject(family, family.build_config(preset=preset))
+    runs = checks.run("forward", preset, check_forward, subject)
+    for name, check in BEHAVIOUR:
+        if runs:
+            checks.run(name, preset, check, subject)
+        else:
+            checks.skip(name, preset, "the model does not run")
+    checks.run("start", preset, check_start, subject)
+    checks.run("seed", preset, check_seed, subject)
+
+
+def _check_shapes(family: Family, config: ModelConfig, model: nn.Module) -> str:
+    mask = Causal() if family.info.kind == "decoder" else Bidirectional()
+    return check_on_meta(model, (2, min(16, config.usable_positions)), mask)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in the parameters of a model, a tied matrix counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_parameter_count(family: Family, preset: str, model: nn.Module) -> str:
+    """A preset's model must have as many parameters as the card says that it has."""
+    expected, found = family.info.parameter_counts.get(preset), parameter_count(model)
+    if expected is None:
+        raise NotCheckedError("the card's parameter_counts has no number for it")
+    fail_on([f"{found:,} parameters, the card says {expected:,}"] if found != expected else [], where="")
+    return f"{found:,}"
 
 
 def check_import(family: Family) -> None:
@@ -130,7 +229,7 @@ def check_gguf_config(family: Family, config: ModelConfig) -> None:
     """What a GGUF has no key for (an activation, layers without rotary positions) must be on the card, or it is read wrong."""
     layout = next((layout for layout in supported_layouts(family, config) if layout.names == "gguf"), None)
     if layout is None or not family.info.gguf_architectures:
-        return
+        raise NotCheckedError("no GGUF files are this family's")
     header = header_from(family, config, layout)
     known = {key: value for key, value in header.config.items() if key in IN_GGUF}
     read = family.build_config(header=evolve(header, config=known))
@@ -201,9 +300,9 @@ def supported_layouts(family: Family, config: ModelConfig) -> list[Layout]:
     return layouts
 
 
-def check_name_map(family: Family, config: ModelConfig, layout: Layout) -> None:
+def check_name_map(family: Family, config: ModelConfig, layout: Layout, *, model: nn.Module) -> None:
     """The name map must fill every parameter of the (meta) model, with its shape, and nothing else."""
-    family.map_tensor_names(config, layout).check_against(parameter_shapes(meta_model(family, config)))
+    family.map_tensor_names(config, layout).check_against(parameter_shapes(model))
 
 
 def check_there_and_back(family: Family, config: ModelConfig, layout: Layout) -> None:

@@ -11,17 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from torch import Tensor, nn
 
-from apr_train.artifact.convert import import_to_apr, plan_conversion
-from apr_train.artifact.export import export_to_folder
-from apr_train.checkpoint.open import open_checkpoint
-from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.plugin import Family
-from apr_train.family.registry import Registry
 from apr_train.inference.evaluate import batches_for, corpus_for, measure, rows_for
 from apr_train.inference.generate import Ends, Sampling, continue_text
 from apr_train.inference.ready import Ready, Wanted, make_ready, opened
@@ -32,9 +26,10 @@ from apr_train.run.metrics import MEASURED
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
-from apr_train.testing.agreement import compare_models, compute_in_float64, our_logits, reference_config
-from apr_train.testing.compare import FLOAT32, FLOAT64, check_agreement, fail_on
-from apr_train.testing.models import model_from_file
+from apr_train.testing.agreement import Precision, compare_models, reference_config
+from apr_train.testing.compare import fail_on
+from apr_train.testing.files import check_files
+from apr_train.testing.float64 import compute_in_float64
 from apr_train.training.finish import finish
 from apr_train.training.loop import train
 from apr_train.training.setup import prepare
@@ -45,11 +40,11 @@ def check_reference(
 ) -> None:
     """Compute what a transformers model computes: in float32, in float64, and through files in both directions.
 
-    Logits and the gradient of every parameter are compared, with plain attention and with torch's own where it can run.
+    Everything that `compare_models` compares, with plain attention and with torch's own where it can run.
 
     Args:
         family: whose model it is.
-        reference: a float32 transformers model with weights of its own (`randomize` gives them), eager attention.
+        reference: a transformers model with weights of its own (`randomize` gives them), in evaluation mode.
         tokens: `[batch, length]` int64; take more of them than a window is long.
         folder: an empty one; see `check_files`.
         vanishing: see `compare_models`.
@@ -59,21 +54,11 @@ def check_reference(
         AprTrainError: what a user would be told about the files.
     """
     config = reference_config(family, reference)
-    stacked = any(name.endswith("experts.gate_up_proj") for name in reference.state_dict())
-    layout = Layout(experts="stacked" if stacked else "separate")
     wide = compute_in_float64(reference)
     for attention in _runnable(config):
-        for model, tolerance in ((reference, FLOAT32), (wide, FLOAT64)):
-            compare_models(
-                family,
-                config,
-                model,
-                tokens,
-                layout=layout,
-                attention=attention,
-                tolerance=tolerance,
-                vanishing=vanishing,
-            )
+        pairs: tuple[tuple[nn.Module, Precision], ...] = ((reference, "weights"), (wide, "float64"))
+        for model, precision in pairs:
+            compare_models(family, config, model, tokens, attention=attention, precision=precision, vanishing=vanishing)
     check_files(family, reference, tokens, folder)
 
 
@@ -84,44 +69,6 @@ def _runnable(config: ModelConfig) -> Iterator[str]:
         request = Request.for_config(config, device="cpu", dtype="F32", mask=mask)
         if load_backend(name).supports(attrs.evolve(request, dropout=0.0)) is None:
             yield name
-
-
-def check_files(family: Family, reference: nn.Module, tokens: Tensor, folder: Path, *, tolerance: float = FLOAT32) -> None:
-    """A transformers model saved, loaded, imported, exported and loaded there again must compute the same all the way.
-
-    Args:
-        family: whose files they are.
-        reference: a transformers model: `save_pretrained`, `from_pretrained`, and `reference(input_ids=…).logits`.
-        tokens: `[batch, length]` int64.
-        folder: an empty one; files of the model's size are written into it, three times.
-        tolerance: largest relative error of the logits. What comes back is compared bit for bit.
-
-    Raises:
-        ConformanceError: naming the step at which something changed.
-        AprTrainError: what a user would be told about the files.
-    """
-    typed: Any = reference
-    typed.save_pretrained(folder / "theirs")
-    theirs = {"logits": typed(input_ids=tokens).logits}
-    apr, ours = folder / "imported.apr", folder / "ours"
-    with open_checkpoint(folder / "theirs") as checkpoint:
-        import_to_apr(plan_conversion(checkpoint, Registry.discover(), arch=family.name), apr)
-    with open_checkpoint(apr) as checkpoint:
-        export_to_folder(plan_conversion(checkpoint, Registry.discover(), arch=family.name), ours)
-    for path in (folder / "theirs", apr, ours):
-        logits = our_logits(family, model_from_file(family, path)[0], tokens)
-        check_agreement({"logits": logits}, theirs, tolerance=tolerance, where=f"{family.name} from {path.name}")
-    again, notes = type(typed).from_pretrained(ours, output_loading_info=True, attn_implementation="eager")
-    fail_on(
-        (f"{what}: {', '.join(sorted(names))}" for what, names in notes.items() if names),
-        where=f"{type(typed).__name__} loads the export",
-    )
-    returned, state = again.state_dict(), typed.state_dict()
-    fail_on(
-        (f"{name} comes back changed" for name, tensor in state.items() if not torch.equal(tensor, returned[name])),
-        where=f"{family.name} export",
-    )
-    check_agreement({"logits": again.eval()(input_ids=tokens).logits}, theirs, tolerance=tolerance, where="the export, there")
 
 
 STEPS = 4

@@ -18,7 +18,7 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import plan_load
 from apr_train.family.name_map import NameMap, to_parameters
 from apr_train.family.plugin import Family
-from apr_train.model.attention import load_backend
+from apr_train.model.attention import AttentionBackend, Bidirectional, Causal, Mask, load_backend
 from apr_train.model.build import build_model
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.testing.compare import ConformanceError
@@ -27,6 +27,13 @@ from apr_train.testing.compare import ConformanceError
 def meta_model(family: Family, config: ModelConfig, *, attention: str = "eager") -> nn.Module:
     """The family's model on the meta device: names and shapes, no memory, whatever the size."""
     return build_model(family.build_model, config, load_backend(attention))
+
+
+def real_model(family: Family, config: ModelConfig, *, attention: str | AttentionBackend = "eager", seed: int = 0) -> nn.Module:
+    """The family's model with random weights that show in the output (see `randomize`), in float64, for evaluation."""
+    backend = load_backend(attention) if isinstance(attention, str) else attention
+    model = build_model(family.build_model, config, backend).to_empty(device="cpu")
+    return randomize(model, seed=seed).double().eval()
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -96,6 +103,18 @@ def model_from_tensors(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def plain_mask(family: Family, keep: Tensor | None = None) -> Mask:
+    """The mask of whole rows for a family's kind; `keep` `[batch, length]` says which tokens of an encoder's are real."""
+    return Causal() if family.info.kind == "decoder" else Bidirectional(keep)
+
+
+def our_logits(family: Family, model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Logits `[batch, length, vocab]` of a family's model, with the mask that its kind wants."""
+    typed: Any = model
+    logits: Tensor = typed.logits(typed.hidden_states(tokens, mask=plain_mask(family, keep)))
+    return logits
 
 
 def model_from_file(

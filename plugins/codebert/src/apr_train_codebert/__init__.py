@@ -59,6 +59,7 @@ FAMILY = FamilyInfo(
     model_type="roberta",
     presets=tuple(PRESETS),
     default_preset="base",
+    parameter_counts={"base": 124_697_433, "tiny": 187_520},
     base_prefix="roberta.",
 )
 

@@ -58,6 +58,7 @@ FAMILY = FamilyInfo(
     gguf_architectures=("llama",),
     presets=tuple(PRESETS),
     default_preset="370m",
+    parameter_counts={"370m": 322_045_952, "tiny": 836_736},
     absent_keys={"use_sliding_window": False},
 )
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from apr_train.errors import AprTrainError
-from apr_train.testing import check_family, installed_family
+from apr_train.testing import ConformanceError, check_family, installed_family
 from attrs import frozen
 from transformers.utils import logging
 
-from tests.mutants.apply import BadDefect, applied, families_installed
+from tests.mutants.apply import PROJECTS, BadDefect, applied, families_installed
 from tests.mutants.defect import Defect
 from tests.mutants.references import comparisons
 
@@ -104,9 +104,9 @@ def _killed(check: Callable[[], object]) -> Kill | None:
     try:
         check()
     except AprTrainError as error:
-        if isinstance(error.__cause__, SLIPS):
+        if isinstance(error.__cause__, SLIPS) or any(f"raised {slip.__name__}" in str(error) for slip in SLIPS):
             raise BadDefect(f"{error} ({error.__cause__})") from error
-        return Kill(_check_of(error), _first_line(str(error)))
+        return Kill(", ".join(_named(error)) or _check_of(error), _first_line(str(error)))
     except SLIPS as error:
         raise BadDefect(f"{type(error).__name__}: {error}") from error
     except Exception as error:  # an author sees any exception
@@ -116,6 +116,14 @@ def _killed(check: Callable[[], object]) -> Kill | None:
 
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _named(error: AprTrainError) -> list[str]:
+    """The checks that `check_family` names in its findings' subjects: `qwen3 causality, tiny` and what else it says."""
+    subjects = [
+        finding.subject.split(",")[0].partition(" ") for finding in error.findings if isinstance(error, ConformanceError)
+    ]
+    return list(dict.fromkeys(check for family, _, check in subjects if family in PROJECTS))
 
 
 def _check_of(error: BaseException) -> str:

@@ -168,14 +168,36 @@ def check_mathematics(subject: Subject) -> str:
         raise NotCheckedError("the model is the family's own: compare_models holds it against another implementation")
     tokens, routed = subject.tokens(1), Routed()
     losses: dict[str, Tensor] = {}
-    expected = plain_logits(subject.config, subject.model.state_dict(), tokens[0], routed)
-    errors = {"the logits": relative_error(subject.logits(tokens)[0], expected)}
+    named = dict(subject.model.named_parameters())
+    expected = plain_logits(subject.config, named, tokens[0], routed)
+    with everything_in_float64():
+        ours = subject.model.logits(subject.model.hidden_states(tokens, mask=subject.mask(), losses=losses))[0]
+    errors = {"the logits": relative_error(ours, expected)}
     if routed:
-        subject.hidden(tokens, losses=losses)
-        errors["aux_loss"] = relative_error(losses.get("aux_loss", float("nan")), plain_balancing_loss(routed))
-    faults = [f"{name} {_exactly(error)} from the config's formulas" for name, error in errors.items() if error > FLOAT64]
+        own_loss = losses.get("aux_loss", torch.tensor(float("nan")))
+        errors["aux_loss"] = relative_error(own_loss, plain_balancing_loss(routed))
+    targets = tokens[0].roll(-2)
+    own, plain = (_gradients(F.cross_entropy(side, targets), named) for side in (ours, expected))
+    errors |= {f"the gradient of {name}": error for name, error in _beyond_rounding(own, plain).items()}
+    if subject.decodes:
+        places = torch.arange(subject.length) + _gap(subject) * (torch.arange(subject.length) >= subject.length // 2)
+        expected = plain_logits(subject.config, named, tokens[0], positions=places)
+        errors["the logits of other positions"] = relative_error(subject.logits(tokens, positions=places[None])[0], expected)
+    faults = [f"{name}: {_exactly(error)} from the config's formulas" for name, error in errors.items() if error > FLOAT64]
     fail_on(faults, where="")
-    return f"logits against plain formulas {errors['the logits']:.1g}"
+    return f"logits against plain formulas {errors['the logits']:.1g}, with gradients {max(errors.values()):.1g}"
+
+
+def _gap(subject: Subject) -> int:
+    """Positions that may be left out in the middle of a row."""
+    return min(3, subject.config.usable_positions - subject.length)
+
+
+def _beyond_rounding(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+    """The relative errors of gradients, but for those that are nothing but rounding on both sides."""
+    least = FLOAT64 * max(float(grad.norm()) for grad in theirs.values())
+    small = {name for name in theirs if name in ours and max(float(side[name].norm()) for side in (ours, theirs)) < least}
+    return {name: error for name, error in relative_errors(ours, theirs).items() if name not in small}
 
 
 def check_causality(subject: Subject) -> str:
@@ -300,10 +322,28 @@ def check_backends(subject: Subject) -> str:
             error = relative_error(ours[real], expected[what][real])
             largest = max(largest, error)
             faults += [f"{name} {_exactly(error)} from eager on {what}"] if error > FLOAT64 else []
+        if subject.decodes:
+            with everything_in_float64():
+                error = relative_error(_in_pieces(model, tokens), expected["whole rows"])
+            largest = max(largest, error)
+            faults += [f"{name} with a cache {_exactly(error)} from eager on whole rows"] if error > FLOAT64 else []
     if not seen:
         raise NotCheckedError("no other backend can run this here")
     fail_on(faults, where="")
     return f"{', '.join(seen)} against eager {largest:.1g}"
+
+
+@torch.no_grad()
+def _in_pieces(model: Any, tokens: Tensor) -> Tensor:
+    """Logits of rows that go through a cache: half of them at once, the rest in two pieces, the last one by one."""
+    length = tokens.shape[1]
+    half, ends = length // 2, min(4, length // 4)
+    sizes = [half, length - half - ends, *[1] * ends]
+    cache = KeyValueCache(model.config.num_hidden_layers, max_length=length)
+    parts = []
+    for piece in torch.split(tokens, sizes, dim=1):
+        parts.append(model.logits(model.hidden_states(piece, mask=Causal(offset=cache.length), cache=cache)))
+    return torch.cat(parts, dim=1)
 
 
 def _backends(subject: Subject) -> Iterator[tuple[str, str | AttentionBackend]]:

@@ -29,7 +29,7 @@ from apr_train.testing.behaviour import BEHAVIOUR, Subject, check_forward, check
 from apr_train.testing.compare import ConformanceError, fail_on
 from apr_train.testing.initial import check_seed, check_start
 from apr_train.testing.models import meta_model, parameter_shapes, random_array, random_tensors
-from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows
+from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows, check_gguf_values
 from apr_train.testing.report import Checks, NotCheckedError, Report
 
 
@@ -124,6 +124,7 @@ def _check_preset(checks: Checks, family: Family, preset: str) -> int | None:
     layouts: list[Layout] = []
     if checks.run("layouts", preset, lambda: f"{len(supported_layouts(family, config))} spellings"):
         layouts = supported_layouts(family, config)
+        checks.run("spellings", preset, check_spellings, family, config, layouts)
         checks.run("GGUF config", preset, check_gguf_config, family, config)
         checks.run("there and back", preset, _over, check_there_and_back, family, config, layouts)
         checks.run("GGUF names", preset, check_gguf_names, family, config)
@@ -166,6 +167,7 @@ def _over(check: Callable[..., None], family: Family, config: ModelConfig, layou
 def _run_preset(checks: Checks, family: Family, preset: str) -> None:
     subject = Subject(family, family.build_config(preset=preset))
     runs = checks.run("forward", preset, check_forward, subject)
+    checks.run("GGUF values", preset, check_gguf_values, family, subject.config)
     for name, check in BEHAVIOUR:
         if runs:
             checks.run(name, preset, check, subject)
@@ -261,6 +263,37 @@ def _guessed(family: Family, config: ModelConfig, header: Header) -> Iterator[st
             if any(finding.field == name for finding in error.findings):
                 continue
         yield name
+
+
+def check_spellings(family: Family, config: ModelConfig, layouts: list[Layout]) -> str:
+    """Files of each spelling are known by their names; a bare one is a headed one without `base_prefix` and head."""
+    faults = []
+    for layout in layouts:
+        if layout.names == "gguf" and not family.info.gguf_architectures:
+            continue
+        found = family.info.layout_of(header_from(family, config, layout))
+        if (found.names, found.bare, found.experts) != (layout.names, layout.bare, layout.experts):
+            faults.append(f"a file in {layout} is taken for one in {found}")
+        if layout.bare:
+            faults += _not_the_headed(family, config, layout)
+    fail_on(dict.fromkeys(faults), where="")
+    return f"{len(layouts)}"
+
+
+def _not_the_headed(family: Family, config: ModelConfig, layout: Layout) -> Iterator[str]:
+    """What a bare map does otherwise than the headed one: its tensors must fill the same, and its head must be fresh."""
+    prefix = family.info.base_prefix
+    headed, bare = (family.map_tensor_names(config, evolve(layout, bare=value)) for value in (False, True))
+    for name in headed.tensors:
+        filled = {edge.parameter for edge in headed.edges(name)}
+        own = name.removeprefix(prefix)
+        if name.startswith(prefix) and {edge.parameter for edge in bare.edges(own)} != filled:
+            yield f"{name} fills {', '.join(sorted(filled))}, and {own} of a bare file does not"
+        if not name.startswith(prefix):
+            edges = [edge for parameter in filled for edge in bare.fills.get(parameter, ())]
+            yield from (
+                f"a bare file, which has no head, must have {edge.checkpoint}" for edge in edges if not edge.fresh_group
+            )
 
 
 def check_hooks(family: Family, config: ModelConfig) -> None:

@@ -42,6 +42,10 @@ def check_files(family: Family, reference: nn.Module, tokens: Tensor, folder: Pa
     theirs = {"logits": wide(input_ids=tokens).logits}
     apr, ours = folder / "imported.apr", folder / "ours"
     with open_checkpoint(folder / "theirs") as checkpoint:
+        faults = (
+            [] if family.info.claims(checkpoint.header) else [f"the family does not claim a file of {type(typed).__name__}"]
+        )
+        fail_on(faults, where=f"{family.name} FAMILY.hf_classes")
         import_to_apr(plan_conversion(checkpoint, Registry.discover(), arch=family.name), apr)
     with open_checkpoint(apr) as checkpoint:
         export_to_folder(plan_conversion(checkpoint, Registry.discover(), arch=family.name), ours)

@@ -68,6 +68,26 @@ def check_gguf_rows(family: Family, config: ModelConfig) -> str:
     return f"{count} tensors"
 
 
+def check_gguf_values(family: Family, config: ModelConfig) -> str:
+    """Numbers of a Hugging Face file are the same in a GGUF, but for norms, which have the config's `norm_offset` added."""
+    ours, theirs = _gguf_map(family, config), family.map_tensor_names(config, Layout())
+    offset, faults, count = getattr(config, "norm_offset", 0.0), [], 0
+    for parameter, edges in theirs.fills.items():
+        others = ours.fills.get(parameter, ())
+        if len(edges) != 1 or len(others) != 1 or not edges[0].unchanged or others[0].checkpoint_part is not None:
+            continue
+        count += 1
+        shape = edges[0].piece
+        values = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+        normed = len(shape) == 1 and "norm" in parameter and parameter.endswith("weight")
+        expected = values + offset if normed else values
+        found = np.asarray(others[0].to_checkpoint(edges[0].to_parameter(values)))
+        if found.shape != expected.shape or not np.array_equal(found, expected):
+            faults.append(f"{others[0].checkpoint} has other numbers than {edges[0].checkpoint}")
+    fail_on(faults, where="")
+    return f"{count} tensors"
+
+
 def _heads(parameter: str, config: ModelConfig) -> int:
     return config.num_key_value_heads if "k_proj" in parameter else config.num_attention_heads
 

@@ -36,7 +36,7 @@ class _Weights:
         self._state, self._prefix = state, prefix
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._state[self._prefix + name].detach().double()
+        return self._state[self._prefix + name].double()
 
     def under(self, prefix: str) -> _Weights:
         return _Weights(self._state, f"{self._prefix}{prefix}.")
@@ -50,17 +50,26 @@ Routed = list[tuple[Tensor, list[int]]]
 """For each token of each sparse layer: the experts' probabilities, and the chosen ones."""
 
 
-def plain_logits(config: ModelConfig, state: Mapping[str, Tensor], tokens: Tensor, routed: Routed | None = None) -> Tensor:
+def plain_logits(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokens: Tensor,
+    routed: Routed | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
     """Logits `[length, vocab]` of one row of tokens `[length]`, from the core's names of the parameters.
 
     Args:
+        state: parameters by name; gradients go through them.
         routed: gets what the routers do.
+        positions: `[length]`, of a decoder; 0, 1, … when not given.
 
     Raises:
         NotCheckedError: for a config whose formulas are not here.
     """
     if type(config) is DecoderConfig:
-        return _decoder(config, _Weights(state), tokens, [] if routed is None else routed)
+        places = torch.arange(len(tokens)) if positions is None else positions
+        return _decoder(config, _Weights(state), tokens, [] if routed is None else routed, places)
     if type(config) is EncoderConfig:
         return _encoder(config, _Weights(state), tokens)
     raise NotCheckedError(f"the formulas of {type(config).__name__} are the family's own: compare_models holds them")
@@ -68,22 +77,24 @@ def plain_logits(config: ModelConfig, state: Mapping[str, Tensor], tokens: Tenso
 
 def plain_balancing_loss(routed: Routed) -> float:
     """experts · Σ (share of the tokens that an expert gets) · (its mean probability), over the tokens of all layers."""
-    experts, tokens = len(routed[0][0]), len(routed)
-    shares = [sum(expert in chosen for _, chosen in routed) / tokens for expert in range(experts)]
-    means = [sum(float(probabilities[expert]) for probabilities, _ in routed) / tokens for expert in range(experts)]
-    return float(experts * sum(share * mean for share, mean in zip(shares, means, strict=True)))
+    count, tokens = len(routed[0][0]), len(routed)
+    total: float = 0.0
+    for expert in range(count):
+        share = sum(expert in chosen for _, chosen in routed) / tokens
+        total += share * sum(float(probabilities[expert].detach()) for probabilities, _ in routed) / tokens
+    return float(count * total)
 
 
-def _decoder(config: DecoderConfig, weights: _Weights, tokens: Tensor, routed: Routed) -> Tensor:
+def _decoder(config: DecoderConfig, weights: _Weights, tokens: Tensor, routed: Routed, positions: Tensor) -> Tensor:
     if config.rope_scaling is not None:
         raise NotCheckedError("its rotary positions are scaled: compare_models holds that")
     x = weights["embed_tokens.weight"][tokens] * config.embedding_multiplier
     if config.scale_embedding:
         x = x * math.sqrt(config.hidden_size)
     if config.learned_positions:
-        x = x + weights["embed_positions.weight"][: len(tokens)]
+        x = x + weights["embed_positions.weight"][positions]
     for layer in range(config.num_hidden_layers):
-        x = _block(config, weights.under(f"layers.{layer}"), layer, x, routed)
+        x = _block(config, weights.under(f"layers.{layer}"), layer, x, routed, positions)
     logits = _norm(config, weights, "norm", x)
     logits = logits @ weights["embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"].T
     if config.lm_head_bias:
@@ -93,15 +104,17 @@ def _decoder(config: DecoderConfig, weights: _Weights, tokens: Tensor, routed: R
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def _block(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, routed: Routed) -> Tensor:
+def _block(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, routed: Routed, positions: Tensor) -> Tensor:
     def normed(name: str, value: Tensor) -> Tensor:
         return _norm(config, weights, name, value)
 
     share, position = config.residual_multiplier, config.norm_position
     if config.parallel_residual:
         inside = normed("input_layernorm", x)
-        return x + share * (_attention(config, weights, layer, inside) + _mlp(config, weights, layer, inside, routed))
-    attended = _attention(config, weights, layer, x if position == "post" else normed("input_layernorm", x))
+        return x + share * (
+            _attention(config, weights, layer, inside, positions) + _mlp(config, weights, layer, inside, routed)
+        )
+    attended = _attention(config, weights, layer, x if position == "post" else normed("input_layernorm", x), positions)
     x = x + share * (attended if position == "pre" else normed("post_attention_layernorm", attended))
     before = {"pre": "post_attention_layernorm", "both": "pre_feedforward_layernorm"}
     out = _mlp(config, weights, layer, x if position == "post" else normed(before[position], x), routed)
@@ -125,7 +138,7 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> T
     return out if bias is None else out + bias
 
 
-def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor) -> Tensor:
+def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, positions: Tensor) -> Tensor:
     inner, size, length = weights.under("self_attn"), config.head_dim, len(x)
     q, k, v = (inner.linear(f"{name}_proj", x, bias=config.attention_bias) for name in "qkv")
     if config.qk_norm == "projection":
@@ -139,7 +152,7 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor) 
         if config.qk_norm == "head":
             query, key = _rms(query, inner["q_norm.weight"], config), _rms(key, inner["k_norm.weight"], config)
         if config.has_rope(layer):
-            query, key = _rotated(config, layer, query), _rotated(config, layer, key)
+            query, key = _rotated(config, layer, query, positions), _rotated(config, layer, key, positions)
         scores = query @ key.T * _scale(config)
         if config.attn_logit_softcapping is not None:
             scores = config.attn_logit_softcapping * (scores / config.attn_logit_softcapping).tanh()
@@ -164,14 +177,14 @@ def _softmax(scores: Tensor, visible: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _rotated(config: DecoderConfig, layer: int, x: Tensor) -> Tensor:
+def _rotated(config: DecoderConfig, layer: int, x: Tensor, positions: Tensor) -> Tensor:
     """`[length, head_dim]`, its first numbers rotated in pairs (i, i + half), the rest as they are."""
     base, size = config.rope_theta, int(config.head_dim * config.partial_rotary_factor)
     if config.rope_local_base_freq is not None and config.layer_type(layer) == "sliding_attention":
         base = config.rope_local_base_freq
     half = size // 2
     wavelengths = torch.tensor([(base or 0.0) ** (-2 * pair / size) for pair in range(half)], dtype=torch.float64)
-    angles = torch.arange(len(x), dtype=torch.float64)[:, None] * wavelengths
+    angles = positions.double()[:, None] * wavelengths
     first, second, rest = x[:, :half], x[:, half:size], x[:, size:]
     turned = first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()
     return torch.cat([*turned, rest], dim=1)

@@ -163,7 +163,7 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, 
 def _scale(config: DecoderConfig) -> float:
     if config.attention_multiplier is not None:
         return config.attention_multiplier
-    return (config.query_pre_attn_scalar or config.head_dim) ** -0.5
+    return 1 / math.sqrt(config.query_pre_attn_scalar or config.head_dim)
 
 
 def _visible(length: int, window: int | None) -> Tensor:

@@ -25,6 +25,7 @@ EQUIVALENT = {
     "the length of a cache is that of its longest layer": "all layers have equally many tokens whenever it is asked",
     "layer_norm_epsilon left out of GPT-2's config_names": "the core knows the key by itself",
     "padding counted as a position of a RoBERTa": "padding stands behind the text, and what it computes is not used",
+    "a model of the family's own that ignores `positions`": "training, evaluation and generation leave them to the model",
     "GELU as gelu_new for gelu_pytorch_tanh": "two names of one function",
 }
 """Changes that are no defects, and why: they are not counted."""

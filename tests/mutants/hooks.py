@@ -126,19 +126,6 @@ return Dropping(config, attention)
 """),
     ),
     Defect(
-        "a model of the family's own that gives positions no attention",
-        "llama370m",
-        builds("""
-from apr_train.model import Decoder
-
-class Counting(Decoder):
-    def hidden_states(self, tokens, *, mask, positions=None, cache=None, losses=None):
-        return super().hidden_states(tokens, mask=mask, positions=None, cache=cache, losses=losses)
-
-return Counting(config, attention)
-"""),
-    ),
-    Defect(
         "a model of the family's own without a gradient for its embedding",
         "olmo2",
         builds("""

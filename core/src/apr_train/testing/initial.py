@@ -50,6 +50,7 @@ def check_start(subject: Subject) -> str:
         elif parameter.dim() > 1:
             matrices += 1
             faults += _not_drawn(name, _learnt_rows(owner, parameter), subject.config.initializer_range)
+            faults += _drawn_padding(name, owner, parameter)
         elif leaf == "bias" and not isinstance(owner, HasStartValues) and bool(parameter.any()):
             faults.append(f"{name} does not start at zero")
     faults += _dead(subject, model, declared)
@@ -82,6 +83,12 @@ def _learnt_rows(owner: nn.Module, parameter: Tensor) -> Tensor:
         return parameter.detach()
     rows = [row for row in range(parameter.shape[0]) if row != owner.padding_idx]
     return parameter.detach()[rows]
+
+
+def _drawn_padding(name: str, owner: nn.Module, parameter: Tensor) -> Iterator[str]:
+    """A row that no gradient ever reaches must not start with random numbers."""
+    if isinstance(owner, nn.Embedding) and owner.padding_idx is not None and bool(parameter[owner.padding_idx].any()):
+        yield f"{name} does not start at zero in row {owner.padding_idx}, the padding's"
 
 
 def _not_drawn(name: str, matrix: Tensor, std: float) -> Iterator[str]:

@@ -144,20 +144,29 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, 
     if config.qk_norm == "projection":
         q, k = _rms(q, inner["q_norm.weight"], config), _rms(k, inner["k_norm.weight"], config)
     shared = config.num_attention_heads // config.num_key_value_heads
-    visible = _visible(length, config.window(layer))
+    visible = _visible(length, config.sliding_window if _slides(config, layer) else None)
     outputs = []
     for head in range(config.num_attention_heads):
         own, group = slice(head * size, (head + 1) * size), slice(head // shared * size, (head // shared + 1) * size)
         query, key, value = q[:, own], k[:, group], v[:, group]
         if config.qk_norm == "head":
             query, key = _rms(query, inner["q_norm.weight"], config), _rms(key, inner["k_norm.weight"], config)
-        if config.has_rope(layer):
+        if _rotates(config, layer):
             query, key = _rotated(config, layer, query, positions), _rotated(config, layer, key, positions)
         scores = query @ key.T * _scale(config)
         if config.attn_logit_softcapping is not None:
             scores = config.attn_logit_softcapping * (scores / config.attn_logit_softcapping).tanh()
         outputs.append(_softmax(scores, visible) @ value)
     return inner.linear("o_proj", torch.cat(outputs, dim=1), bias=config.attention_output_bias)
+
+
+def _slides(config: DecoderConfig, layer: int) -> bool:
+    """From the field itself: what the config computes of it may be wrong."""
+    return config.layer_types is not None and config.layer_types[layer] == "sliding_attention"
+
+
+def _rotates(config: DecoderConfig, layer: int) -> bool:
+    return not config.learned_positions and (config.no_rope_layers is None or config.no_rope_layers[layer] == 1)
 
 
 def _scale(config: DecoderConfig) -> float:
@@ -180,7 +189,7 @@ def _softmax(scores: Tensor, visible: Tensor) -> Tensor:
 def _rotated(config: DecoderConfig, layer: int, x: Tensor, positions: Tensor) -> Tensor:
     """`[length, head_dim]`, its first numbers rotated in pairs (i, i + half), the rest as they are."""
     base, size = config.rope_theta, int(config.head_dim * config.partial_rotary_factor)
-    if config.rope_local_base_freq is not None and config.layer_type(layer) == "sliding_attention":
+    if config.rope_local_base_freq is not None and _slides(config, layer):
         base = config.rope_local_base_freq
     half = size // 2
     wavelengths = torch.tensor([(base or 0.0) ** (-2 * pair / size) for pair in range(half)], dtype=torch.float64)
@@ -192,7 +201,8 @@ def _rotated(config: DecoderConfig, layer: int, x: Tensor, positions: Tensor) ->
 
 def _mlp(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, routed: Routed) -> Tensor:
     inner, act = weights.under("mlp"), ACTIVATIONS[config.hidden_act]
-    if config.is_sparse(layer):
+    sparse = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
+    if sparse and layer not in config.mlp_only_layers:
         return _experts(config, inner, x, routed)
     up = inner.linear("up_proj", x, bias=config.mlp_bias)
     inside = act(inner.linear("gate_proj", x, bias=config.mlp_bias)) * up if config.gated_mlp else act(up)

@@ -17,8 +17,8 @@ from tests.mutants.run import compared, control, try_out
 
 torch.set_num_threads(1)
 SEED = int(os.environ.get("MUTANTS_SEED", "0"))
-SAMPLE = int(os.environ.get("MUTANTS_SAMPLE", "8"))
-"""Cases of the sample, one of each area: as many as 45 seconds on two cores allow."""
+SAMPLE = int(os.environ.get("MUTANTS_SAMPLE", "5"))
+"""Cases of the sample, each of another area: as many as 45 seconds on two cores allow."""
 KNOWN = (
     ("q and k exchanged in Hugging Face's names", "qwen2"),
     ("gate and up exchanged in Hugging Face's names", "qwen2"),
@@ -82,8 +82,9 @@ def test_a_sample_is_caught_as_the_table_says(families):
     wrong = []
     for area, defect, family in sampled(SEED, SAMPLE):
         outcome = try_out(area, defect, family)
-        if outcome.killed_by != published.get((defect.name, family), "both or one of them"):
-            wrong.append(f"{defect.name} [{family}]: {outcome.killed_by}, not as docs/results.md says")
+        kit, comparison = published[defect.name, family]
+        if (kit and not outcome.kit) or (comparison and not outcome.comparison):
+            wrong.append(f"{defect.name} [{family}]: seen by {outcome.killed_by}, docs/results.md says more")
     assert not wrong, f"MUTANTS_SEED={SEED} MUTANTS_SAMPLE={SAMPLE}: " + "; ".join(wrong)
 
 
@@ -93,23 +94,22 @@ def test_a_family_of_the_sample_passes_without_a_defect(families):
 
 
 def published_table():
-    """(defect, family) → who catches it, by the rows of docs/results.md."""
+    """(defect, family) → whether the kit and whether the comparison catches it, by the rows of docs/results.md."""
     text = (Path(__file__).parents[1] / "docs" / "results.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) \| (\w+) \| ([^|]+) \| ([^|]+) \|$", text.split("## Kill rate")[1], re.MULTILINE)
     rows = [row for row in rows if row[1] != "family"]
-    names = {(True, True): "both", (True, False): "kit", (False, True): "comparison", (False, False): "nothing"}
-    return {(defect, family): names[kit != "–", comparison != "–"] for defect, family, kit, comparison in rows}
+    return {(defect, family): (kit != "–", comparison != "–") for defect, family, kit, comparison in rows}
 
 
 def test_the_table_has_every_case_and_no_survivor():
     published = published_table()
     assert set(published) == {(defect.name, family) for _, defect, family in cases()}
-    assert "nothing" not in published.values()
+    assert (False, False) not in published.values()
 
 
 def test_nine_in_ten_are_caught_by_the_kit_alone():
     found = list(published_table().values())
-    assert sum(who in ("kit", "both") for who in found) >= 0.9 * len(found)
+    assert sum(kit for kit, _ in found) >= 0.9 * len(found)
 
 
 def test_defects_are_spread_over_areas_and_families():

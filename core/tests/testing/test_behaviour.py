@@ -300,7 +300,16 @@ def drop_no_attention(monkeypatch):
     monkeypatch.setattr(FullAttention, "forward", undropped)
 
 
+def draw_the_padding(monkeypatch):
+    def drawn(owner, leaf, parameter, std, generator):
+        value = init._constant(owner, leaf)
+        parameter.normal_(0.0, std, generator=generator) if value is None else parameter.fill_(value)
+
+    monkeypatch.setattr(init, "_fill", drawn)
+
+
 ENCODER = {
+    "start of the padding": (draw_the_padding, "the row of the padding, 1, does not start at zero"),
     "padding": (attend_to_padding, "a padded row differs"),
     "causality": (look_back_only, "changes nothing at some place before it"),
     "mathematics": (approximate_the_gelu, "differs by .* from the config's formulas"),
@@ -400,7 +409,7 @@ def test_a_sound_model_of_a_familys_own_passes(toy):
     whole = check_family(own(toy))
     reasons = {outcome.check: outcome.reason for outcome in whole.not_checked}
     assert "compare_models" in reasons["mathematics"]
-    assert "the card has no gguf_architectures" in reasons["GGUF names"]
+    assert "the card has no gguf_architectures" in reasons["GGUF rows"]
     assert "parameter_counts has no number" in reasons["parameter count"]
     assert {"causality", "cache", "documents", "compile"} <= set(whole.checked)
 

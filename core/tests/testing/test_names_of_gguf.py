@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from apr_train.errors import PluginError
 from apr_train.family.card import FamilyInfo
-from apr_train.family.operations import RopeRowPermutation
+from apr_train.family.name_rules import FillRule
+from apr_train.family.operations import AddOffset, Identity, RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
 from apr_train.testing.conformance import check_parameter_count
 from apr_train.testing.models import meta_model
-from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows
+from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows, check_gguf_values
 from apr_train.testing.report import NotCheckedError
 
 CARD = 'model_type="toy",'
@@ -113,3 +114,61 @@ def test_counts_on_a_card_are_numbers_of_its_presets(counts, message):
             name="toy", api_version="1.0", kind="decoder", objectives=("causal-lm",), hf_classes=("Toy",), model_type="toy",
             presets=("tiny",), default_preset="tiny", parameter_counts=counts,
         )  # fmt: skip
+
+
+def spoiled(monkeypatch, old, new, *, names):
+    """The rules of the installed llama370m, with one name for another in files of one kind."""
+    import apr_train_llama370m as module
+
+    rules = module.decoder_rules
+
+    def changed(config, layout):
+        if layout.names != names:
+            return rules(config, layout)
+        return [attrs.evolve(rule, checkpoint=swap(rule.checkpoint)) for rule in rules(config, layout)]
+
+    def swap(name):
+        return name.replace(old, "?").replace(new, old).replace("?", new)
+
+    monkeypatch.setattr(module, "decoder_rules", changed)
+    family = installed_family("llama370m")
+    return family, family.build_config(preset="tiny")
+
+
+def test_names_exchanged_in_hugging_faces_files_alone_are_caught(monkeypatch):
+    with pytest.raises(ConformanceError, match=r"gate_proj\.weight is blk\.0\.ffn_gate\.weight in a GGUF of llama"):
+        check_gguf_names(*spoiled(monkeypatch, "gate_proj", "up_proj", names="hf"))
+
+
+def test_names_of_an_encoder_are_looked_up_for_a_bert(monkeypatch):
+    import apr_train_codebert as module
+
+    family = installed_family("codebert")
+    config = family.build_config(preset="tiny")
+    assert check_gguf_names(family, config) == "37 names, 5 that the package's table does not have"
+    linears = [(theirs, ours.replace("q_proj", "k_proj") if "q_proj" in ours else ours.replace("k_proj", "q_proj"), *shape)
+               for theirs, ours, *shape in module._LINEARS]  # fmt: skip
+    monkeypatch.setattr(module, "_LINEARS", linears)
+    with pytest.raises(ConformanceError, match=r"self\.query\.weight is blk\.0\.attn_q\.weight in a GGUF of bert"):
+        check_gguf_names(family, config)
+
+
+@pytest.mark.parametrize("operation", ["AddOffset", "nothing"])
+def test_numbers_that_differ_in_a_gguf_are_caught(toy, operation):
+    family, config = qwen3(toy, {})
+    config = attrs.evolve(config, norm_offset=1.0)
+    assert check_gguf_values(family, config) == "24 tensors"
+    import toy_family
+
+    rules = toy_family.decoder_rules
+
+    def spoil(rule, layout):
+        if layout.names != "gguf" or not isinstance(rule, FillRule):
+            return rule
+        if operation == "nothing":
+            return attrs.evolve(rule, operation=Identity())
+        return attrs.evolve(rule, operation=AddOffset(2.0)) if rule.checkpoint == "output_norm.weight" else rule
+
+    toy_family.decoder_rules = lambda config, layout: [spoil(rule, layout) for rule in rules(config, layout)]
+    with pytest.raises(ConformanceError, match=r"output_norm\.weight has other numbers than model\.norm\.weight"):
+        check_gguf_values(family, config)

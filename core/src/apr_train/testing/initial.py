@@ -49,8 +49,10 @@ def check_start(subject: Subject) -> str:
             declared.append(name)
         elif parameter.dim() > 1:
             matrices += 1
+            padding = getattr(owner, "padding_idx", None)
+            if padding is not None and bool(parameter[padding].any()):
+                faults.append(f"{name}: the row of the padding, {padding}, does not start at zero")
             faults += _not_drawn(name, _learnt_rows(owner, parameter), subject.config.initializer_range)
-            faults += _drawn_padding(name, owner, parameter)
         elif leaf == "bias" and not isinstance(owner, HasStartValues) and bool(parameter.any()):
             faults.append(f"{name} does not start at zero")
     faults += _dead(subject, model, declared)
@@ -83,12 +85,6 @@ def _learnt_rows(owner: nn.Module, parameter: Tensor) -> Tensor:
         return parameter.detach()
     rows = [row for row in range(parameter.shape[0]) if row != owner.padding_idx]
     return parameter.detach()[rows]
-
-
-def _drawn_padding(name: str, owner: nn.Module, parameter: Tensor) -> Iterator[str]:
-    """A row that no gradient ever reaches must not start with random numbers."""
-    if isinstance(owner, nn.Embedding) and owner.padding_idx is not None and bool(parameter[owner.padding_idx].any()):
-        yield f"{name} does not start at zero in row {owner.padding_idx}, the padding's"
 
 
 def _not_drawn(name: str, matrix: Tensor, std: float) -> Iterator[str]:

@@ -151,7 +151,7 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, 
         query, key, value = q[:, own], k[:, group], v[:, group]
         if config.qk_norm == "head":
             query, key = _rms(query, inner["q_norm.weight"], config), _rms(key, inner["k_norm.weight"], config)
-        if _rotates(config, layer):
+        if not config.learned_positions and (config.no_rope_layers is None or config.no_rope_layers[layer]):
             query, key = _rotated(config, layer, query, positions), _rotated(config, layer, key, positions)
         scores = query @ key.T * _scale(config)
         if config.attn_logit_softcapping is not None:
@@ -160,19 +160,14 @@ def _attention(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, 
     return inner.linear("o_proj", torch.cat(outputs, dim=1), bias=config.attention_output_bias)
 
 
-def _slides(config: DecoderConfig, layer: int) -> bool:
-    """From the field itself: what the config computes of it may be wrong."""
-    return config.layer_types is not None and config.layer_types[layer] == "sliding_attention"
-
-
-def _rotates(config: DecoderConfig, layer: int) -> bool:
-    return not config.learned_positions and (config.no_rope_layers is None or config.no_rope_layers[layer] == 1)
-
-
 def _scale(config: DecoderConfig) -> float:
     if config.attention_multiplier is not None:
         return config.attention_multiplier
     return 1 / math.sqrt(config.query_pre_attn_scalar or config.head_dim)
+
+
+def _slides(config: DecoderConfig, layer: int) -> bool:
+    return config.layer_types is not None and config.layer_types[layer] == "sliding_attention"
 
 
 def _visible(length: int, window: int | None) -> Tensor:
@@ -201,8 +196,7 @@ def _rotated(config: DecoderConfig, layer: int, x: Tensor, positions: Tensor) ->
 
 def _mlp(config: DecoderConfig, weights: _Weights, layer: int, x: Tensor, routed: Routed) -> Tensor:
     inner, act = weights.under("mlp"), ACTIVATIONS[config.hidden_act]
-    sparse = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
-    if sparse and layer not in config.mlp_only_layers:
+    if config.num_experts and (layer + 1) % config.decoder_sparse_step == 0 and layer not in config.mlp_only_layers:
         return _experts(config, inner, x, routed)
     up = inner.linear("up_proj", x, bias=config.mlp_bias)
     inside = act(inner.linear("gate_proj", x, bias=config.mlp_bias)) * up if config.gated_mlp else act(up)

@@ -8,9 +8,10 @@ REQUIREMENTS := constraints.txt requirements-dev.txt requirements-real.txt $(DIS
 # The tests' matrices are tiny: one thread each and several processes is the fastest way through them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -p tests.slowest_files
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check docs certificates bench
+.PHONY: help demo test test-slow mutants check docs certificates bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +24,9 @@ test: $(STAMP) ## Run every test but the slow ones (PYTEST_ARGS="-k name" to cho
 
 test-slow: $(STAMP) ## Run the slow tests: minutes, or gigabytes
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+mutants: $(STAMP) ## Try every seeded defect: what the kit catches, what the comparison with transformers (10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribution
 	$(BIN)/ruff check .

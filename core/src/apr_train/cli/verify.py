@@ -35,12 +35,13 @@ def command(family: str, against: Against | None, output: Path | None, check: bo
     the plugin's code (apr-train plugins shows it) and which --check measures again. Nothing is asked of a network.
     """
     from apr_train.family.registry import Registry
-    from apr_train.testing.verify import library_of, verify
 
     if check and (against is not None or output is not None):
         raise click.UsageError("--check measures what the installed certificate says: leave --against and --output out.")
     found = Registry.discover().family(family)
     shipped = _shipped(found) if check else None
+    from apr_train.testing.verify import library_of, verify  # torch, which a certificate of other code does not need
+
     made = verify(found, against=against or (library_of(shipped) if shipped is not None else None), tell=say)
     if as_json:
         emit_json(made.to_dict())

@@ -95,6 +95,13 @@ def test_every_page_is_reached_from_the_readme():
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme] == []
 
 
+def test_the_families_page_is_fresh():
+    spec = importlib.util.spec_from_file_location("certify", ROOT / "tools" / "certify.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "families.md").read_text() == module.page(), "make docs writes it anew"
+
+
 def test_the_command_line_page_is_fresh():
     spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "tools" / "cli_reference.py")
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,7 @@
 """The example families of docs/families: built as wheels, installed side by side without their sources, and right."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "docs" / "families"
 FAMILIES = sorted(path.parent.name for path in ROOT.glob("*/pyproject.toml"))
+PLUGINS = sorted(path.parent.name for path in (ROOT.parents[1] / "plugins").glob("*/pyproject.toml"))
 MIXTURES = {"mixtral"}
 """Families of mixtures of experts, which may be longer."""
 
@@ -67,6 +69,15 @@ def test_all_are_listed_side_by_side(site, tmp_path):
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
     assert set(FAMILIES) <= listed
     assert "broken" not in done.stdout
+
+
+def test_each_is_the_one_that_its_certificate_is_of(site, tmp_path):
+    """`make certificates` measures them anew; .ci/run does with every installed one."""
+    done = run(site, tmp_path, "-c", "from apr_train.cli import main; main()", "plugins", "--json")
+    listed = {item["name"]: item["certificate"] for item in json.loads(done.stdout)["families"]}
+    states = {name: listed[name]["state"] for name in [*FAMILIES, *PLUGINS]}
+    assert set(states.values()) == {"verified"}, states
+    assert all(listed[name]["against"].startswith("transformers ") for name in states)
 
 
 def test_the_tests_of_each_pass(site, tmp_path):

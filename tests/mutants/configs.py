@@ -23,12 +23,12 @@ DEFECTS = (
     Defect(
         "the activation by its exact form on the card, where a GGUF says nothing",
         "starcoder2",
-        plugin('implied={"hidden_act": "gelu_pytorch_tanh"}', 'implied={"hidden_act": "gelu"}'),
+        plugin('implied={"hidden_act": "gelu_pytorch_tanh", ', 'implied={"hidden_act": "gelu", '),
     ),
     Defect(
         "a field left out of config_keys",
         "granite",
-        plugin('"residual_multiplier", "attention_multiplier"', '"attention_multiplier"'),
+        plugin("config_keys=tuple(FACTORS)", "config_keys=tuple(FACTORS.keys() - {'residual_multiplier'})"),
     ),
     Defect(
         "sliding and full layers the other way round on the card",
@@ -74,5 +74,5 @@ DEFECTS = (
     Defect("vocabulary of a preset", "codebert", plugin("vocab_size=50_265", "vocab_size=50_256")),
     Defect("width of a preset's experts", "mixtral", plugin("intermediate_size=14_336", "intermediate_size=14_436")),
     Defect("eps of a preset", "bert", plugin('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-5')),
-    Defect("window of a preset", "gemma2", plugin("sliding_window=4096", "sliding_window=1024")),
+    Defect("window of a preset", "gemma2", plugin("**OWN,\n", '**OWN | {"sliding_window": 1024},\n')),
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from apr_train.family.plugin import Family
     from apr_train.testing.verify import Against
 
-EPILOG = "Example: apr-train verify qwen2 --against transformers -o certificate.json"
+EPILOG = "Example: apr-train verify mine --against transformers -o certificate.json"
 
 
 @click.command("verify", epilog=EPILOG)

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, field
 
 from apr_train.errors import Finding, NameMapError
-from apr_train.family.card import API_VERSION, FamilyInfo, Layout
+from apr_train.family.card import API_VERSION, DEFAULT_OBJECTIVE, FamilyInfo, Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import HF_PREFIX, decoder_rules
 from apr_train.family.name_map import NameMap
@@ -78,7 +78,7 @@ class Draft:
             name=self.name,
             api_version=API_VERSION,
             kind="decoder",
-            objectives=("causal-lm",),
+            objectives=(DEFAULT_OBJECTIVE,),
             hf_classes=self.hf_classes,
             model_type=self.model_type,
             gguf_architectures=self.gguf_architectures,

@@ -1,14 +1,16 @@
-"""Real distributions of the plugins in tests/plugins, installed with pip into temporary folders."""
+"""Real distributions in temporary folders: the plugins of tests/plugins, installed with pip, and the example families."""
 
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 SOURCES = Path(__file__).parent / "plugins"
+FAMILIES = Path(__file__).parents[1] / "docs" / "families"
 PYPROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -69,3 +71,32 @@ class PluginSite:
 @pytest.fixture(scope="session")
 def make_site(tmp_path_factory):
     return lambda *plugins: PluginSite(tmp_path_factory.mktemp("plugins")).install(*plugins)
+
+
+class Examples:
+    """The example families of docs/families side by side, and processes that see them."""
+
+    def __init__(self, site):
+        self.site = site
+
+    def run(self, folder, *command, **environment):
+        """Run the interpreter in a folder."""
+        path = os.pathsep.join(filter(None, [str(self.site), os.environ.get("PYTHONPATH")]))
+        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "APR_TRAIN_CACHE": str(folder / "cache")}
+        command = [sys.executable, *map(str, command)]
+        variables |= environment
+        return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=variables, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory):
+    """A folder with every example's wheel unpacked in it, as pip leaves them."""
+    folder = tmp_path_factory.mktemp("examples")
+    wheels = tmp_path_factory.mktemp("wheels")
+    for project in sorted(FAMILIES.glob("*/pyproject.toml")):
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
+        subprocess.run(command, check=True, capture_output=True, cwd=project.parent)
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    return Examples(folder)

@@ -2,11 +2,7 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 import tokenize
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -31,27 +27,6 @@ def code_lines(path):
     return len(lines - {line for text in texts for line in range(text.lineno, text.end_lineno + 1)})
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A folder with every example's wheel unpacked in it, as pip leaves them."""
-    folder = tmp_path_factory.mktemp("site")
-    wheels = tmp_path_factory.mktemp("wheels")
-    for name in FAMILIES:
-        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT / name)
-    for wheel in wheels.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder)
-    return folder
-
-
-def run(site, folder, *command):
-    variables = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "APR_TRAIN_CACHE": str(folder / "cache")}
-    return subprocess.run(
-        [sys.executable, *command], check=False, capture_output=True, text=True, cwd=folder, env=variables, timeout=600
-    )
-
-
 def test_there_are_as_many_as_the_page_says():
     page = (ROOT / "README.md").read_text()
     assert [name for name in FAMILIES if f"[{name}]({name}/)" in page] == FAMILIES
@@ -63,26 +38,34 @@ def test_a_family_is_short(name):
     assert code_lines(ROOT / name / f"apr_train_{name}.py") <= (100 if name in MIXTURES else 70)
 
 
-def test_all_are_listed_side_by_side(site, tmp_path):
-    done = run(site, tmp_path, "-c", "from apr_train.cli import main; main()", "plugins")
+def test_every_example_that_reads_a_gguf_has_one_of_llama_cpp():
+    wanted = {path.parent.name for path in ROOT.glob("*/test_*.py") if "llama-cpp.gguf" in path.read_text()}
+    assert {path.parent.name for path in ROOT.glob("*/llama-cpp.gguf")} == wanted
+    assert len(wanted) >= 10
+
+
+def test_all_are_listed_side_by_side(examples, tmp_path):
+    done = examples.run(tmp_path, "-c", "from apr_train.cli import main; main()", "plugins")
     assert done.returncode == 0, done.stdout + done.stderr
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
     assert set(FAMILIES) <= listed
     assert "broken" not in done.stdout
 
 
-def test_each_is_the_one_that_its_certificate_is_of(site, tmp_path):
+def test_each_is_the_one_that_its_certificate_is_of(examples, tmp_path):
     """`make certificates` measures them anew; .ci/run does with every installed one."""
-    done = run(site, tmp_path, "-c", "from apr_train.cli import main; main()", "plugins", "--json")
+    done = examples.run(tmp_path, "-c", "from apr_train.cli import main; main()", "plugins", "--json")
     listed = {item["name"]: item["certificate"] for item in json.loads(done.stdout)["families"]}
     states = {name: listed[name]["state"] for name in [*FAMILIES, *PLUGINS]}
     assert set(states.values()) == {"verified"}, states
     assert all(listed[name]["against"].startswith("transformers ") for name in states)
 
 
-def test_the_tests_of_each_pass(site, tmp_path):
+def test_the_tests_of_each_pass(examples, tmp_path):
     """In one process, for speed; .ci/run installs one after the other into a clean environment."""
     tests = [str(path) for name in FAMILIES for path in sorted((ROOT / name).glob("test_*.py"))]
-    done = run(site, tmp_path, "-m", "pytest", "-q", "-W", "error", "--import-mode=importlib", "-p", "no:cacheprovider", *tests)
+    done = examples.run(
+        tmp_path, "-m", "pytest", "-q", "-W", "error", "--import-mode=importlib", "-p", "no:cacheprovider", *tests
+    )
     assert done.returncode == 0, done.stdout[-8000:]
     assert "skipped" not in done.stdout.splitlines()[-1]

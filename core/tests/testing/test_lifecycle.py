@@ -4,7 +4,7 @@ import pytest
 import torch
 from apr_train.testing import ConformanceError, check_files, check_run, files, installed_family, lifecycle, randomize
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 TOKENS = torch.randint(0, 61, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -51,3 +51,32 @@ def test_a_resume_that_differs_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(lifecycle, "plan_resume", with_another_state)
     with pytest.raises(ConformanceError, match=r"model\.apr differs"):
         check_run(installed_family("llama370m"), tmp_path)
+
+
+LLAMA = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+CARD = 'model_type="toy",'
+
+
+@pytest.mark.parametrize(
+    ("implied", "fault"),
+    [
+        ({"hidden_act": "silu"}, None),
+        ({}, None),  # what no card implies is asked for
+        ({"hidden_act": "gelu"}, "without hidden_act in a file the class takes hidden_act 'silu', and 'gelu' is read"),
+        ({"rms_norm_eps": 1e-5}, "without rms_norm_eps in a file the class takes rms_norm_eps 1e-06, and 1e-05 is read"),
+        ({"rope_theta": 500.0}, "without rope_parameters in a file the class takes rope_theta 10000.0, and 500.0 is read"),
+    ],
+)
+def test_what_a_card_implies_is_what_the_class_takes(toy, implied, fault):
+    family = toy(CARD, f"{CARD} implied={implied!r},")
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    if fault is None:
+        lifecycle.check_absent_keys(family, model)
+        return
+    with pytest.raises(ConformanceError) as caught:
+        lifecycle.check_absent_keys(family, model)
+    (finding,) = caught.value.findings
+    assert finding.problem == f"{fault}: say it in FAMILY.implied"

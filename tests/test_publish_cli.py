@@ -130,6 +130,7 @@ def test_the_card_tells_the_run_up_to_this_file_and_no_path(run_file, tmp_path):
     invoke("publish", run_file, "-o", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| 2 | 4.0000 | 54.6 |" in text
+    assert "| family verified | compared with transformers " in text
     assert "3.0000" not in text
     assert "    return 1\n## Preflight" in text
     assert "def g()" not in text

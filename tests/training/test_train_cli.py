@@ -10,6 +10,8 @@ import torch
 from apr_train.checkpoint.apr import open_apr
 from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
 from apr_train.errors import DataError, PreflightError, RunError
+from apr_train.family.certificate import certificate_path, read_certificate
+from apr_train.family.registry import Registry
 from apr_train.preflight import opening
 from apr_train.run.preflight_file import read_preflight
 from apr_train.run.samples import read_samples
@@ -167,7 +169,9 @@ def test_provenance_is_inherited_and_the_run_is_noted(place, taught):
     assert set(noted["versions"]) == {"apr-train", "apr-train-llama370m", "torch"}
     assert str(place.folder) not in json.dumps(found)
     card = (place.run("x") / "MODEL_CARD.md").read_text()
-    for part in ("Apache-2.0", noted["init"], "validation loss", "tensors", 'objective = "causal-lm"'):
+    certificate = read_certificate(certificate_path(Registry.discover().family("llama370m").plugin))
+    certified = f"by its author, certificate {certificate.sha256[:12]} |"
+    for part in ("Apache-2.0", noted["init"], "validation loss", "tensors", 'objective = "causal-lm"', certified):
         assert part in card
 
 

@@ -17,7 +17,7 @@ from tests.mutants.run import compared, control, try_out
 
 torch.set_num_threads(1)
 SEED = int(os.environ.get("MUTANTS_SEED", "0"))
-SAMPLE = int(os.environ.get("MUTANTS_SAMPLE", "5"))
+SAMPLE = int(os.environ.get("MUTANTS_SAMPLE", "8"))
 """Cases of the sample, each of another area: as many as 45 seconds on two cores allow."""
 KNOWN = (
     ("q and k exchanged in Hugging Face's names", "qwen2"),

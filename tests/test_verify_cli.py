@@ -41,7 +41,8 @@ def test_a_certificate_is_made_shipped_and_holds(copy, tmp_path):
     (line,) = [item for item in json.loads(listed.stdout)["families"] if item["name"] == "llama370m"]
     assert line["certificate"]["state"] == "verified"
     again = run("verify", "llama370m", "--check", path=copy.parent)
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "holds"), again.stderr
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (0, "the certificate holds"), again.stderr
+    assert "certified in the same environment" in again.stdout
 
 
 def _remove(package):
@@ -62,8 +63,8 @@ def _change(package):
     ("spoil", "state", "told"),
     [
         (_remove, "none", "no certificate lies beside the plugin's code"),
-        (_damage, "damaged", "the certificate is damaged: "),
-        (_change, "changed", "the certificate is of another version: the plugin's files are other ones"),
+        (_damage, "damaged", "the certificate is damaged, found the content is not the one that was sealed"),
+        (_change, "changed", "the certificate is of another version, found the plugin's files are other ones"),
     ],
 )
 def test_what_cannot_be_measured_again_is_one_message(copy, spoil, state, told):

@@ -45,6 +45,20 @@ def test_weights_that_have_the_files_loss_start_and_nothing_of_the_run_changes(p
     place.assert_same_end("x", "y", step=2)  # the file's hash too: a measurement does not make it another model
 
 
+@pytest.mark.rule("FALSIFY-APR-PRETRAIN-INIT-006", "REFERENCE-001")
+def test_weights_that_have_their_loss_may_be_bad_at_this_text(place):
+    """A model that has learnt next to nothing is told from one whose weights did not arrive."""
+    place.train("--arch", "llama370m", "--preset", "tiny", "--steps", "1", "--run", "young", *PRECISE)
+    young = place.folder / "young.apr"
+    shutil.copy(place.run("young") / "model.apr", young)
+    out = place.train("--init", young, "--steps", "1", "--run", "x", *PRECISE, code=1)
+    assert "INIT-006" in out
+    assert "warning" not in out.partition("INIT-006")[0].splitlines()[-1]
+    place("eval", young, "--reference")
+    out = place.train("--init", young, "--steps", "1", "--run", "y", *PRECISE)
+    assert "they have their reference loss, so this text is new to them" in out
+
+
 @pytest.mark.rule("REFERENCE-001")
 @pytest.mark.parametrize("defect", ["theta", "layer"])
 def test_a_defect_that_the_limit_lets_pass_stops_the_run(place, stamped, defect):

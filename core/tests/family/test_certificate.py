@@ -71,8 +71,13 @@ def test_a_package_is_hashed_with_its_data_and_without_compiled_files_and_certif
     assert certificate_path(found) == package / NAME
     before = code_sha256(found)
     (package / NAME).write_text("{}")
-    (package / "__init__.cpython-311.pyc").write_bytes(b"x")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "__init__.cpython-311.pyc").write_bytes(b"x")
+    (package / ".DS_Store").write_bytes(b"x")
     assert code_sha256(found) == before
+    (package / "inner" / NAME).write_text("{}")
+    assert code_sha256(found) != before
+    (package / "inner" / NAME).unlink()
     (package / "inner" / "table.json").write_text("{}")
     assert code_sha256(found) != before
 
@@ -86,7 +91,7 @@ def test_no_certificate_is_no_fault(module):
 def test_a_certificate_of_the_installed_code_is_verified(module):
     write_certificate(certificate_path(plugin()), certificate())
     found = standing(plugin())
-    assert (found.state, found.label) == ("verified", "transformers 5")
+    assert (found.state, found.label) == ("verified", f"verified (transformers 5, {certificate().sha256[:12]})")
     assert certificate().sha256[:12] in found.sentence
 
 
@@ -94,7 +99,7 @@ def test_changed_code_and_another_version_are_told(module):
     write_certificate(certificate_path(plugin()), certificate())
     module.write_bytes(CODE + b"\n")
     found = standing(plugin(version="1.3"))
-    assert (found.state, found.label) == ("changed", "changed since 1.2")
+    assert (found.state, found.label.partition(" (")[0]) == ("changed", "changed since 1.2")
     assert found.why == "version 1.3, certified 1.2; the plugin's files are other ones"
     assert "changed since version 1.2" in found.sentence
 
@@ -120,7 +125,14 @@ def test_a_damaged_certificate_is_said_to_be_one(module, spoil, match):
         read_certificate(path)
 
 
-@pytest.mark.parametrize("part", [{"checks": 5}, {"environment": []}, {"family": 5}])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"checks": 5}, {"checks": ["x"]}, {"checks": [1]}, {"checks": [{"check": 5}]}, {"environment": []}, {"family": 5},
+        {"environment": {"torch": 2}}, {"agreement": {"float64, eager": 5}}, {"agreement": {"float64, eager": {"logits": "0"}}},
+        {"training": {"float64": {"losses": None}}}, {"training": {"float64": {"losses": True}}}, {"agreement": [1]},
+    ],
+)  # fmt: skip
 def test_a_sealed_file_with_parts_of_another_type_is_damaged(tmp_path, part):
     values = attrs.evolve(Certificate(family="a", distribution="b", version="c", api_version="d", code="e")).to_dict()
     content = {key: value for key, value in values.items() if key != "sha256"} | part

@@ -1,6 +1,7 @@
 """The kit passes a sound family, and names the fault of every other."""
 
 import sys
+import time
 
 import attrs
 import pytest
@@ -12,6 +13,16 @@ from apr_train.family.name_rules import add_offset
 from apr_train.family.operations import RopeRowPermutation
 from apr_train.testing import ConformanceError, check_family, installed_family
 from apr_train.testing.conformance import ALL_LAYOUTS, check_gguf_config, check_operations, supported_layouts
+
+
+@pytest.mark.parametrize("name", ["llama370m", "qwen2", "codebert"])
+def test_a_family_is_checked_in_15_seconds_of_computing(name):
+    """By the processor's time, which other work on the machine does not lengthen; 1 to 4 of them were seen."""
+    family, before = installed_family(name), time.process_time()
+    report = check_family(family)
+    assert time.process_time() - before < 15
+    assert len(report.checked) > 20
+
 
 FAULTS = {
     "torch at import": ("import attrs", "import attrs, torch", "loads torch"),

@@ -7,7 +7,7 @@ from apr_train.errors import PluginError
 from apr_train.family.certificate import Certificate, code_sha256
 from apr_train.testing import ConformanceError, installed_family
 from apr_train.testing import verify as module
-from apr_train.testing.verify import STEPS, compare_training, library_of, reference_of, smallest, verify
+from apr_train.testing.verify import STEPS, check_holds, compare_training, library_of, reference_of, smallest, verify
 
 torch.set_num_threads(1)
 
@@ -73,3 +73,46 @@ def test_a_certificate_of_an_unknown_library_cannot_be_measured_again():
         library_of(made)
     assert library_of(attrs.evolve(made, against="")) is None
     assert library_of(attrs.evolve(made, against="transformers 5.1")) == "transformers"
+
+
+SEEN = Certificate(
+    family="a",
+    distribution="b",
+    version="1",
+    api_version="1.0",
+    code="c",
+    against="transformers 5",
+    checks=({"check": "cache", "preset": "tiny", "seen": "5 tokens"}, {"check": "compile", "not_checked": "no reason"}),
+    agreement={"float64, eager": {"logits": 1e-15, "tolerance": 1e-9}, "bfloat16, sdpa": {"logits": 0.05, "rounding": 0.04}},
+    training={"float32": {"steps": 10.0, "losses": 1e-7, "weights": 1e-3}},
+)
+
+
+def test_a_certificate_holds_where_rounding_alone_differs():
+    now = {"float64, eager": {"logits": 9e-15, "tolerance": 1e-9}, "bfloat16, sdpa": {"logits": 0.02, "rounding": 0.04}}
+    check_holds(SEEN, SEEN)
+    check_holds(SEEN, attrs.evolve(SEEN, agreement=now, training={"float32": {"steps": 10.0, "losses": 4e-6, "weights": 1e-6}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"checks": ()}, "the check cache tiny is not kept now"),
+        ({"agreement": {"float64, eager": SEEN.agreement["float64, eager"]}}, "bfloat16, sdpa: logits was 0.05, and is None"),
+        ({"training": {}}, "float32: losses was 1e-07, and is None"),
+        ({"training": {"float32": {"steps": 2.0, "losses": 1e-7, "weights": 1e-3}}}, "float32: steps was 10.0, and is 2.0"),
+        (
+            {"agreement": {**SEEN.agreement, "float64, eager": {"logits": 1e-10, "tolerance": 1e-9}}},
+            "float64, eager: logits was 1e-15, and is 1e-10",
+        ),
+        (
+            {"agreement": {**SEEN.agreement, "float64, eager": {"logits": 1e-15, "tolerance": 1e-3}}},
+            "float64, eager: tolerance was 1e-09, and is 0.001",
+        ),
+        ({"agreement": {**SEEN.agreement, "float16, magic": {"logits": 1.0}}}, "float16, magic: logits was None, and is 1.0"),
+    ],
+)
+def test_what_is_not_seen_again_is_named(changes, fault):
+    with pytest.raises(ConformanceError, match="the certificate no longer holds") as caught:
+        check_holds(SEEN, attrs.evolve(SEEN, **changes))
+    assert fault in [finding.problem for finding in caught.value.findings]

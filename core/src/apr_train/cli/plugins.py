@@ -36,6 +36,9 @@ def command(as_json: bool, tracebacks: bool) -> None:
         click.echo(f"No family is loaded; {ENVIRONMENT} leaves out {', '.join(left_out)}.")
     else:
         click.echo("No family works here; install one: pip install apr-train-NAME.")
+    for item in working:
+        if why := item["certificate"].get("why"):
+            click.echo(f"\ncertificate of {item['name']}: {why}")
     for fault in {fault.reason: fault for fault in broken}.values():  # a duplicate name is one fault of several plugins
         click.echo(f"\nbroken: {fault.reason}")
         if tracebacks and fault.traceback:
@@ -91,4 +94,4 @@ def _certificate(family: Family) -> dict[str, str]:
 def _row(item: dict[str, Any]) -> list[str]:
     keys = ("name", "distribution", "version", "api_version", "kind")
     lists = [", ".join(item[key]) for key in ("presets", "objectives", "attention")]
-    return [*(item[key] for key in keys), *lists, item["certificate"]["label"] or "none"]
+    return [*(item[key] for key in keys), *lists, item["certificate"]["label"]]

@@ -40,18 +40,32 @@ def command(family: str, against: Against | None, output: Path | None, check: bo
         raise click.UsageError("--check measures what the installed certificate says: leave --against and --output out.")
     found = Registry.discover().family(family)
     shipped = _shipped(found) if check else None
-    from apr_train.testing.verify import library_of, verify  # torch, which a certificate of other code does not need
+    from apr_train.testing.verify import (  # torch, which a certificate of other code does not need
+        check_holds,
+        library_of,
+        verify,
+    )
 
     made = verify(found, against=against or (library_of(shipped) if shipped is not None else None), tell=say)
     if as_json:
-        emit_json(made.to_dict())
+        emit_json(made.to_dict() if shipped is None else {"certified": shipped.to_dict(), "now": made.to_dict()})
     else:
         _print(made, shipped)
+    if shipped is not None:
+        check_holds(shipped, made)
+        say("the certificate holds")
     if output is not None:
-        from apr_train.family.certificate import write_certificate
+        _write(found, output, made)
 
-        write_certificate(output, made)
-        say(f"written: {output}")
+
+def _write(family: Family, output: Path, made: Certificate) -> None:
+    from apr_train.family.certificate import certificate_path, write_certificate
+
+    write_certificate(output, made)
+    say(f"written: {output}")
+    place = certificate_path(family.plugin)
+    if place is not None and output.resolve() != place.resolve():
+        say(f"apr-train plugins looks for it at {place}")
 
 
 def _shipped(family: Family) -> Certificate:
@@ -67,11 +81,11 @@ def _shipped(family: Family) -> Certificate:
         return found.certificate
     problem = {
         "none": "no certificate lies beside the plugin's code",
-        "damaged": f"the certificate is damaged: {found.why}",
-        "changed": f"the certificate is of another version: {found.why}",
+        "damaged": "the certificate is damaged",
+        "changed": "the certificate is of another version",
     }[found.state]
     hint = f"Make one: apr-train verify {family.name} --against transformers -o FILE."
-    raise family.plugin.error(problem, hint=hint)
+    raise family.plugin.error(problem, found=found.why, hint=hint)
 
 
 def _print(made: Certificate, shipped: Certificate | None) -> None:
@@ -88,7 +102,14 @@ def _print(made: Certificate, shipped: Certificate | None) -> None:
     if rows:
         columns = ("compared", *(() if shipped is None else ("when",)), "largest relative errors")
         emit_table(columns, [[cell for cell in row if cell] for row in rows])
-    click.echo("holds" if shipped is not None else f"SHA-256 of the plugin's files: {made.code}")
+    if shipped is not None:
+        click.echo(_elsewhere(shipped.environment, made.environment))
+    click.echo(f"SHA-256 of the plugin's files: {made.code}")
+
+
+def _elsewhere(certified: Mapping[str, str], now: Mapping[str, str]) -> str:
+    other = [f"{name} {certified.get(name)}, now {now.get(name)}" for name in now if certified.get(name) != now.get(name)]
+    return f"certified elsewhere: {'; '.join(other)}" if other else "certified in the same environment"
 
 
 def _rows(side: Certificate, when: str) -> list[tuple[str, str, str]]:

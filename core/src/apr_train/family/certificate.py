@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ FORMAT = 1
 """The version of the file's keys."""
 NAME = "certificate.json"
 """The file's name in a plugin's package; beside a plugin of one module it begins with the module's name."""
+SHORT = 12
+"""Digits of a hash that people are shown."""
 LARGEST = 1 << 20
 """Bytes; what is larger is no certificate."""
 SEAL = "sha256"
@@ -88,10 +91,13 @@ class Standing:
 
     @property
     def label(self) -> str:
-        """The state in a few words: what it was compared with, `changed since 0.1.0`, `damaged`, or nothing."""
+        """The state in a few words: `verified (transformers 5.23.0, 0f3a…)`, `changed since 0.1.0 (…)`, `damaged` or `none`."""
         if self.certificate is None:
-            return "damaged" if self.state == "damaged" else ""
-        return self.certificate.label if self.state == "verified" else f"changed since {self.certificate.version}"
+            return self.state
+        sealed = self.certificate.sha256[:SHORT]
+        if self.state == "verified":
+            return f"verified ({self.certificate.label}, {sealed})"
+        return f"changed since {self.certificate.version} ({sealed})"
 
     @property
     def sentence(self) -> str:
@@ -100,7 +106,7 @@ class Standing:
             return ""
         seen = f"compared with {self.certificate.against}" if self.certificate.against else "checked by the kit alone"
         now = "" if self.state == "verified" else f", changed since version {self.certificate.version}"
-        return f"{seen} by its author, certificate {self.certificate.sha256[:12]}{now}"
+        return f"{seen} by its author, certificate {self.certificate.sha256[:SHORT]}{now}"
 
 
 def standing(plugin: InstalledPlugin) -> Standing:
@@ -111,8 +117,11 @@ def standing(plugin: InstalledPlugin) -> Standing:
     try:
         certificate = read_certificate(path)
     except FormatError as error:
-        return Standing(state="damaged", path=str(path), why=str(error))
-    faults = list(_changed(plugin, certificate))
+        return Standing(state="damaged", path=str(path), why=error.finding.problem)
+    try:
+        faults = list(_changed(plugin, certificate))
+    except OSError as error:
+        return Standing(state="damaged", path=str(path), why=f"the plugin's files cannot be read: {error.strerror}")
     return Standing(state="changed" if faults else "verified", certificate=certificate, path=str(path), why="; ".join(faults))
 
 
@@ -135,21 +144,27 @@ def certificate_path(plugin: InstalledPlugin) -> Path | None:
 
 
 def code_sha256(plugin: InstalledPlugin) -> str:
-    """SHA-256 of the plugin's files, each with its name: its module, or all of its package but compiled files and certificates.
+    """SHA-256 of the plugin's files, each with its name: its module, or all of its package but compiled and hidden files
+    and this certificate.
 
     Empty when the module cannot be found.
     """
-    spec = _spec(plugin)
+    spec, own = _spec(plugin), certificate_path(plugin)
     if spec is None or spec.origin is None:
         return ""
     module, digest = Path(spec.origin), hashlib.sha256()
     files = sorted(module.parent.rglob("*")) if spec.submodule_search_locations else [module]
     for path in files:
-        if path.is_file() and path.suffix != ".pyc" and path.name != NAME:
-            content = path.read_bytes()
-            name = path.relative_to(module.parent).as_posix().encode()
-            digest.update(b"%d %s %d\n" % (len(name), name, len(content)) + content)
+        name = path.relative_to(module.parent)
+        if path.is_file() and path != own and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            digest.update(b"%d %s %d\n" % (len(str(name.as_posix()).encode()), name.as_posix().encode(), path.stat().st_size))
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE):
+                    digest.update(piece)
     return digest.hexdigest()
+
+
+_PIECE = 1 << 20
 
 
 def _spec(plugin: InstalledPlugin) -> ModuleSpec | None:
@@ -188,13 +203,30 @@ def _certificate(content: Any, path: Path) -> Certificate:
         hint = "It was edited or damaged; make it anew: apr-train verify FAMILY -o FILE."
         expected = _seal(sealed)
         raise FormatError("the content is not the one that was sealed", path=path, field=SEAL, expected=expected, hint=hint)
-    wrong = [name for name in (*_TEXTS, "against") if not isinstance(sealed.get(name), str)]
-    wrong += [name for name in _TABLES if not isinstance(sealed.get(name), dict)]
-    wrong += [] if isinstance(sealed.get("checks"), list) else ["checks"]
+    kinds: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys((*_TEXTS, "against"), _is_text),
+        "environment": _table_of(_is_text),
+        "checks": lambda value: isinstance(value, list) and all(map(_table_of(_is_text), value)),
+        "agreement": _table_of(_table_of(_is_number)),
+        "training": _table_of(_table_of(_is_number)),
+    }
+    wrong = [name for name, fits in kinds.items() if not fits(sealed.get(name))]
     if wrong:
         raise FormatError("a part of the certificate is missing or of another type", path=path, field=wrong[0])
     values = {name: sealed[name] for name in (*_TEXTS, "against", *_TABLES)}
     return Certificate(**values, checks=tuple(sealed["checks"]))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _table_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
 
 
 def write_certificate(path: Path, certificate: Certificate) -> None:

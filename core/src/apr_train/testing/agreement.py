@@ -58,6 +58,8 @@ class Agreement:
     """Documents packed into a row here, against the reference run on each alone."""
     files: float | None = None
     """Our model from the reference's own files, and from ours made of them, against the reference."""
+    rounding: float | None = None
+    """How far the reference itself is from float64, where both are held against that: ours may be three times as far."""
     precision: Precision = "float64"
     tolerance: float = FLOAT64
 
@@ -80,6 +82,7 @@ def compare_models(
     attention: str = "eager",
     vanishing: tuple[str, ...] = (),
     files: bool = False,
+    rounding: bool | None = None,
 ) -> Agreement:
     """Give the family's model the reference's weights, run both, and compare.
 
@@ -97,6 +100,8 @@ def compare_models(
         tolerance: largest `‖ours − theirs‖ / ‖theirs‖` of one tensor; by default `tolerance_of` the weights. In bfloat16 and
             float16 rounding depends on the model, so that without a tolerance both are held against the reference in float64:
             ours may be off by `tolerance_of`, or by three times what the reference itself is.
+        rounding: whether both are held against the reference in float64, as said under `tolerance`; None: in bfloat16 and
+            float16 only.
         attention: our backend.
         vanishing: endings of parameter names whose gradient is zero by mathematics, so that only rounding is left of it;
             it must be as small on both sides as rounding is.
@@ -125,7 +130,8 @@ def compare_models(
         logits = our_logits(family, ours, tokens, keep)
     own = _Results(_real(logits, keep), _gradients(ours, logits, tokens, keep))
     theirs = results(there)
-    truth = results(_in_float64(reference)) if tolerance is None and limit > FLOAT32 else None
+    judged_by_rounding = tolerance is None and limit > FLOAT32 if rounding is None else rounding
+    truth = results(_in_float64(reference)) if judged_by_rounding else None
     found: dict[str, float] = _judge(own, theirs, truth, limit, vanishing, where)
     if precision == "float64" and keep is None and family.info.kind == "decoder":
         found |= _decoder(ours, there, tokens, theirs.logits, limit, where)
@@ -163,6 +169,7 @@ def _judge(
             found[what] = check_agreement(sides[0], sides[1], tolerance=limit, where=place)
         else:
             found[what] = _no_worse(*sides, floor=limit, where=place)
+            found["rounding"] = max(found.get("rounding", 0.0), *relative_errors(sides[1], sides[2]).values())
     return found
 
 

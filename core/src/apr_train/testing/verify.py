@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, Literal, get_args
@@ -44,8 +44,6 @@ LOSSES = {"float64": 1e-9, "float32": 1e-4}
 """Precision of the training that is compared → largest relative error of a step's loss."""
 WEIGHTS = {"float64": 1e-9, "float32": 1e-2}
 """The same of the weights after the last step: AdamW divides by each gradient's own size, which lifts its rounding."""
-WIDE = 1e-4
-"""Largest relative error in float32, where rounding grows with depth: float64, beside it, is what decides."""
 NO_GRADIENT = ("k_proj.bias",)
 """Parameters on which nothing depends where no position is rotated: it adds the same to every score of a query."""
 
@@ -113,6 +111,39 @@ def _verified(family: Family, against: Against | None, tell: Callable[[str], Non
         agreement=agreement,
         training=training,
     )
+
+
+FACTOR = 10.0
+"""How much a distance may differ between two machines, where it is above the floor of its precision."""
+FLOOR = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 2e-2}
+"""Precision → distances up to which are the order of sums and nothing else."""
+
+
+def check_holds(shipped: Certificate, made: Certificate) -> None:
+    """Hold a certificate against what was measured now: the same checks are kept, the same distances are as small.
+
+    Raises:
+        ConformanceError: naming every check and every distance that the certificate has and that is not seen again.
+    """
+    kept = [{(item["check"], item.get("preset", "")) for item in side.checks if "seen" in item} for side in (shipped, made)]
+    faults = [f"the check {check} {preset}".rstrip() + " is not kept now" for check, preset in sorted(kept[0] - kept[1])]
+    for part in ("agreement", "training"):
+        certified, now = getattr(shipped, part), getattr(made, part)
+        for name in sorted(certified.keys() | now.keys()):
+            faults += _other_numbers(name, certified.get(name, {}), now.get(name, {}))
+    fail_on(faults, where=f"{shipped.family}: the certificate no longer holds")
+
+
+def _other_numbers(name: str, certified: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+    precision = name.partition(",")[0]
+    for what in sorted(certified.keys() | now.keys()):
+        pair = certified.get(what), now.get(what)
+        floor = WEIGHTS[precision] if what == "weights" else FLOOR.get(precision, 0.0)
+        exact = what in ("tolerance", "steps")
+        if None not in pair and not exact and (max(pair) <= floor or max(pair) <= FACTOR * min(pair)):  # type: ignore[type-var, operator]
+            continue
+        if pair[0] != pair[1]:
+            yield f"{name}: {what} was {pair[0]}, and is {pair[1]}"
 
 
 def library_of(certificate: Certificate) -> Against | None:
@@ -207,7 +238,7 @@ def _agreements(
                 there,
                 tokens,
                 precision="float64" if precision == "float64" else "weights",
-                tolerance=WIDE if precision == "float32" else None,
+                rounding=precision != "float64",
                 attention=attention,
                 vanishing=_vanishing(config),
                 files=precision == "float32" and attention == "eager",

@@ -68,8 +68,11 @@ def _one(model: LanguageModel, batch: Batch, objective: Objective, precision: Pr
 
 def judge_reference(
     model: nn.Module, rows: ReferenceRows, held: ReferenceLoss, *, precision: Precision, subject: str, allow: bool
-) -> str:
-    """Measure loaded weights on the reference text, and compare with what their file says. Returns the verdict.
+) -> tuple[str, bool]:
+    """Measure loaded weights on the reference text, and compare with what their file says.
+
+    Returns:
+        The verdict, and whether they agree.
 
     Raises:
         RunError: REFERENCE-001, unless `allow`.
@@ -79,17 +82,18 @@ def judge_reference(
     found = other_loss(measured.loss, held, subject, device=device, precision=precision.name)
     if found is None:
         told = f"reference loss {measured.loss:.4f}, {held.loss:.4f} in the file"
-        return f"{rules.REFERENCE_001}: {told}: the weights mean what they meant when they were measured"
+        return f"{rules.REFERENCE_001}: {told}: the weights mean what they meant when they were measured", True
     if allow:
-        return f"warning: {found} Going on, as --allow-cold-init says."
+        return f"warning: {found} Going on, as --allow-cold-init says.", False
     raise RunError.of([attrs.evolve(found, hint=f"{found.hint} --allow-cold-init trains all the same.")])
 
 
-def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[str] = ()) -> str:
+def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[str] = (), arrived: bool = False) -> str:
     """Decide from the loss at step 0 whether the weights of `--init` really arrived.
 
     The limit is min(6.0, ln(vocabulary) − 3.0): far below the loss of a model that has learnt nothing. Returns the verdict.
-    `fresh` names the parameters that the file did not have: they are the likely reason.
+    `fresh` names the parameters that the file did not have: they are the likely reason. Weights that are known to have
+    `arrived`, since they have the reference loss that their file holds, may be bad at this text.
 
     Raises:
         RunError: FALSIFY-APR-PRETRAIN-INIT-006, unless `allow`.
@@ -98,6 +102,9 @@ def judge_start(loss: float, vocab_size: int, *, allow: bool, fresh: Sequence[st
     if loss <= limit:
         return f"{rules.INIT_006}: validation loss {loss:.3f} at step 0, at most {limit:.3f} was asked: the weights arrived"
     problem = "the weights of --init predict no better than fresh ones"
+    if arrived:
+        measured = f"validation loss {loss:.3f} at step 0, limit {limit:.3f}"
+        return f"warning: {rules.INIT_006}: {problem} ({measured}); they have their reference loss, so this text is new to them"
     if allow:
         measured = f"validation loss {loss:.3f} at step 0, limit {limit:.3f}"
         return f"{rules.INIT_006}: {problem} ({measured}); going on, as --allow-cold-init says"

@@ -71,7 +71,7 @@ def _start(run: Run) -> Metrics:
         line = run.validated(Metrics(step=0))
     if run.warm and line.val_loss is not None:
         allow = run.settings.run.allow_cold_init
-        run.display.say(judge_start(line.val_loss, run.vocab_size, allow=allow, fresh=run.fresh))
+        run.display.say(judge_start(line.val_loss, run.vocab_size, allow=allow, fresh=run.fresh, arrived=run.arrived))
     return _finite(line)
 
 

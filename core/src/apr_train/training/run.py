@@ -46,6 +46,8 @@ class Run:
     display: RunEvents = field(repr=False)
     warm: bool = False
     """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
+    arrived: bool = False
+    """Whether the weights of `--init` have the reference loss that their file holds."""
     fresh: tuple[str, ...] = ()
     """Parameters that this checkpoint did not have."""
     vocab_size: int

@@ -225,8 +225,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
-    if resume is None:
-        _compare_reference(inputs, model, choice, say)
+    arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
@@ -247,6 +246,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         ),
         warm=decided.settings.model.init is not None,
         fresh=loaded.fresh if loaded is not None else (),
+        arrived=arrived,
         vocab_size=inputs.cleared.config.vocab_size,
     )
     if resume is not None:
@@ -258,8 +258,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
 
 
-def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> None:
-    """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it.
+def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> bool:
+    """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it. Returns whether they do.
 
     Raises:
         RunError: REFERENCE-001, unless `--allow-cold-init`.
@@ -267,13 +267,15 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
     header, decided = inputs.header, inputs.decided
     held = None if header is None else reference_of(header.extra, header.path)
     if header is None or held is None:
-        return
+        return False
     rows = reference_rows(inputs.cleared.objective, inputs.tokenizer, positions=inputs.cleared.config.usable_positions)
     if rows.difference(held) is not None:
-        return  # the preflight has said so
+        return False  # the preflight has said so
     precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
     with memory_errors("the reference loss"):
-        say(judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow))
+        verdict, agrees = judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow)
+    say(verdict)
+    return agrees
 
 
 def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:

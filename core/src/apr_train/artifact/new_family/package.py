@@ -26,6 +26,7 @@ from apr_train.artifact.new_family.templates import (
 from apr_train.artifact.new_family.tiny import period
 from apr_train.atomic import replace_folder, write_file
 from apr_train.errors import Finding, OutputError
+from apr_train.family.certificate import NAME as CERTIFICATE
 from apr_train.family.decoder_config import DecoderConfig
 
 MOST_FINDINGS = 200
@@ -225,7 +226,7 @@ def _project(draft: Draft) -> str:
             "entry-points": {"apr_train.families": {name: module(name)}},
         },
         "tool": {
-            "hatch": {"build": {"targets": {"wheel": {"include": [f"{module(name)}.py"]}}}},
+            "hatch": {"build": {"targets": {"wheel": {"include": [f"{module(name)}.py", f"{module(name)}.{CERTIFICATE}"]}}}},
             "ruff": {"line-length": 120, "target-version": "py311"},
         },
     }
@@ -241,7 +242,9 @@ def _readme(draft: Draft) -> str:
         for title, (mark, found) in parts.items()
         if found
     ]
-    return README.format(name=draft.name, lists="\n\n".join(lists) + ("\n\n" if lists else ""))
+    return README.format(
+        name=draft.name, certificate=f"{module(draft.name)}.{CERTIFICATE}", lists="\n\n".join(lists) + ("\n\n" if lists else "")
+    )
 
 
 def _more(found: list[Finding]) -> list[str]:

@@ -94,6 +94,15 @@ A family for apr-train, written by `apr-train new-family`.
 When the comparison with another implementation fails and nothing is left above, it is one of these: an offset of the norms'
 weights (`norm_offset`), scaled embeddings (`scale_embedding`), a rotation of adjacent pairs, the order of the rows in a fused
 matrix, biases of a key whose value was false, a second rotary base, what the class takes for absent keys (`implied`).
+## Its certificate
+
+    apr-train verify {name} --against transformers -o {certificate}
+
+measures the installed family and keeps what it saw; `apr-train plugins` shows it once the package is installed again, and
+`apr-train verify {name} --check` is a line for CI.
+
+## More
+
 `DecoderConfig` documents every field; apr-train's docs/tutorial.md and docs/hooks.md are the guide.
 """
 

@@ -259,7 +259,10 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
 
 
 def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> bool:
-    """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it. Returns whether they do.
+    """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it.
+
+    Returns:
+        Whether that was compared and is so.
 
     Raises:
         RunError: REFERENCE-001, unless `--allow-cold-init`.

@@ -137,13 +137,16 @@ def check_holds(shipped: Certificate, made: Certificate) -> None:
 def _other_numbers(name: str, certified: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
     precision = name.partition(",")[0]
     for what in sorted(certified.keys() | now.keys()):
-        pair = certified.get(what), now.get(what)
-        floor = WEIGHTS[precision] if what == "weights" else FLOOR.get(precision, 0.0)
-        exact = what in ("tolerance", "steps")
-        if None not in pair and not exact and (max(pair) <= floor or max(pair) <= FACTOR * min(pair)):  # type: ignore[type-var, operator]
-            continue
-        if pair[0] != pair[1]:
-            yield f"{name}: {what} was {pair[0]}, and is {pair[1]}"
+        before, after = certified.get(what), now.get(what)
+        if before is None or after is None or not _near(what, before, after, precision):
+            yield f"{name}: {what} was {before}, and is {after}"
+
+
+def _near(what: str, before: float, after: float, precision: str) -> bool:
+    if what in ("tolerance", "steps"):
+        return before == after
+    floor = WEIGHTS.get(precision, 0.0) if what == "weights" else FLOOR.get(precision, 0.0)
+    return max(before, after) <= max(floor, FACTOR * min(before, after))
 
 
 def library_of(certificate: Certificate) -> Against | None:

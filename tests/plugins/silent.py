@@ -40,8 +40,7 @@ def map_tensor_names(config, layout):
 
 @hookimpl
 def build_model(config, attention):
-    from apr_train.model.decoder import Decoder, DecoderBlock
-    from apr_train.model.norms import RMSNorm
+    from apr_train.model import Decoder, DecoderBlock, RMSNorm
 
     class Block(DecoderBlock):
         def __init__(self, config, backend, layer):

@@ -145,19 +145,25 @@ def split(
         operation: between a part of the file and a parameter, which then has the cut along its first axis
             (`Transpose()` with `dim=1` for the `[hidden_size, 3*hidden_size]` of GPT-2's c_attn).
     """
-    axis, whole = (dim if operation is None else 0), total([size for _, size in parts])
+    axis, cuts = (dim if operation is None else 0), _cuts([size for _, size in parts], dim)
     return [
         FillRule(
             checkpoint=checkpoint,
             parameter=parameter,
             shape=(*others[:axis], size, *others[axis:]),
             operation=operation or Identity(),
-            checkpoint_part=Part(dim=dim, start=total([size for _, size in parts[:number]]), length=size, whole=whole),
+            checkpoint_part=cut,
             fresh_group=fresh_group,
             layers=layers,
         )
-        for number, (parameter, size) in enumerate(parts)
+        for (parameter, size), cut in zip(parts, cuts, strict=True)
     ]
+
+
+def _cuts(sizes: list[str], dim: int) -> list[Part]:
+    """The parts of these sizes that lie behind each other along an axis."""
+    whole = total(sizes)
+    return [Part(dim=dim, start=total(sizes[:number]), length=size, whole=whole) for number, size in enumerate(sizes)]
 
 
 def concatenate(
@@ -178,18 +184,18 @@ def concatenate(
         dim: the axis of the parameter along which the parts are joined.
         operation: between a tensor of the file and a part of the parameter.
     """
-    whole = total([size for _, size in parts])
+    cuts = _cuts([size for _, size in parts], dim)
     return [
         FillRule(
             checkpoint=checkpoint,
             parameter=parameter,
             shape=(*others[:dim], size, *others[dim:]),
             operation=operation or Identity(),
-            parameter_part=Part(dim=dim, start=total([size for _, size in parts[:number]]), length=size, whole=whole),
+            parameter_part=cut,
             fresh_group=fresh_group,
             layers=layers,
         )
-        for number, (checkpoint, size) in enumerate(parts)
+        for (checkpoint, size), cut in zip(parts, cuts, strict=True)
     ]
 
 

@@ -22,8 +22,7 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import to_parameters
 from apr_train.family.plugin import Family
 from apr_train.family.rope_scaling import LongRopeScaling
-from apr_train.model.attention import Causal, Documents, Mask
-from apr_train.model.cache import KeyValueCache
+from apr_train.model.attention import Documents, Mask
 from apr_train.testing.compare import (
     FLOAT32,
     FLOAT64,
@@ -35,7 +34,7 @@ from apr_train.testing.compare import (
 )
 from apr_train.testing.files import check_files
 from apr_train.testing.float64 import compute_in_float64, everything_in_float64, is_lifted
-from apr_train.testing.models import model_from_tensors, our_logits
+from apr_train.testing.models import cached_logits, model_from_tensors, our_logits
 
 Precision = Literal["float64", "weights"]
 DECODED = 8
@@ -278,10 +277,8 @@ def _run(model: Any, tokens: Tensor, mask: Mask, **more: Any) -> Tensor:
 
 
 def _cached(model: Any, tokens: Tensor, sizes: list[int]) -> Tensor:
-    """Logits of rows that go through a cache in pieces of these sizes."""
-    cache = KeyValueCache(model.config.num_hidden_layers, max_length=tokens.shape[1])
-    parts = [_run(model, piece, Causal(offset=cache.length), cache=cache) for piece in torch.split(tokens, sizes, dim=1)]
-    return torch.cat(parts, dim=1)
+    with everything_in_float64():
+        return cached_logits(model, tokens, sizes)
 
 
 def _depends_on_length(model: Any, length: int) -> bool:

@@ -39,7 +39,7 @@ from apr_train.model.encoder import Encoder, EncoderBlock
 from apr_train.model.loss import IGNORE, head_loss
 from apr_train.testing.compare import FLOAT64, fail_on, relative_error, relative_errors
 from apr_train.testing.float64 import everything_in_float64
-from apr_train.testing.models import real_model
+from apr_train.testing.models import cached_logits, real_model
 from apr_train.testing.plain import Routed, plain_balancing_loss, plain_logits
 from apr_train.testing.report import NotCheckedError
 
@@ -333,17 +333,11 @@ def check_backends(subject: Subject) -> str:
     return f"{', '.join(seen)} against eager {largest:.1g}"
 
 
-@torch.no_grad()
 def _in_pieces(model: Any, tokens: Tensor) -> Tensor:
     """Logits of rows that go through a cache: half of them at once, the rest in two pieces, the last one by one."""
     length = tokens.shape[1]
     half, ends = length // 2, min(4, length // 4)
-    sizes = [half, length - half - ends, *[1] * ends]
-    cache = KeyValueCache(model.config.num_hidden_layers, max_length=length)
-    parts = []
-    for piece in torch.split(tokens, sizes, dim=1):
-        parts.append(model.logits(model.hidden_states(piece, mask=Causal(offset=cache.length), cache=cache)))
-    return torch.cat(parts, dim=1)
+    return cached_logits(model, tokens, [half, length - half - ends, *[1] * ends])
 
 
 def _backends(subject: Subject) -> Iterator[tuple[str, str | AttentionBackend]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from apr_train.family.name_map import NameMap, to_parameters
 from apr_train.family.plugin import Family
 from apr_train.model.attention import AttentionBackend, Bidirectional, Causal, Mask, load_backend
 from apr_train.model.build import build_model
+from apr_train.model.cache import KeyValueCache
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.testing.compare import ConformanceError
 
@@ -108,6 +109,16 @@ def model_from_tensors(
 def plain_mask(family: Family, keep: Tensor | None = None) -> Mask:
     """The mask of whole rows for a family's kind; `keep` `[batch, length]` says which tokens of an encoder's are real."""
     return Causal() if family.info.kind == "decoder" else Bidirectional(keep)
+
+
+@torch.no_grad()
+def cached_logits(model: Any, tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Logits `[batch, length, vocab]` of rows that go through a decoder's cache in pieces of these sizes."""
+    cache = KeyValueCache(model.config.num_hidden_layers, max_length=tokens.shape[1])
+    parts = []
+    for piece in torch.split(tokens, list(sizes), dim=1):
+        parts.append(model.logits(model.hidden_states(piece, mask=Causal(offset=cache.length), cache=cache)))
+    return torch.cat(parts, dim=1)
 
 
 def our_logits(family: Family, model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -1,0 +1,46 @@
+"""A chat template as a value: its text, what it is given beside a conversation, and the file that may replace it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+
+from apr_train.checkpoint.companions import template_in
+from apr_train.checkpoint.files import parse_json, read_text
+from apr_train.errors import ConfigError, FormatError
+
+
+@frozen(kw_only=True)
+class ChatTemplate:
+    """A template and all that decides what it writes beside the conversation."""
+
+    text: str = field(repr=False)
+    special_tokens: Mapping[str, str]
+    """`bos_token`, `eos_token`, … → how it is written: a template may ask for each by that name."""
+    control: tuple[str, ...] = field(repr=False)
+    """How the tokenizer's control tokens are written."""
+    date: datetime.date
+    """What the template takes for today."""
+    origin: str = ""
+    """Where it comes from, for messages."""
+
+
+def read_template(path: str) -> str:
+    """The template in a `.jinja`, or in a `tokenizer_config.json`.
+
+    Raises:
+        FormatError: when the file cannot be read.
+        ConfigError: when there is no template in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        problem = "no such file" if not file.exists() else "not a file"
+        raise FormatError(problem, path=path, expected="a .jinja, or a tokenizer_config.json", field="chat_template")
+    template = template_in(parse_json(file)) if file.suffix.lower() == ".json" else read_text(file)
+    if template is None or not template.strip():
+        expected = 'a template under "chat_template"' if file.suffix.lower() == ".json" else "a Jinja template"
+        raise ConfigError("no chat template in this file", where=path, expected=expected, found="none")
+    return template

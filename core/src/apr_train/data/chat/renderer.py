@@ -25,7 +25,7 @@ MEMORY = 1 << 30
 _GRACE = 20
 """Seconds after which a child that nobody killed ends itself."""
 _START = (
-    "import sys; memory, seconds, *paths = sys.argv[1:]; sys.path += paths; from apr_train.data.chat.worker import main; main()"
+    "import sys; memory, seconds, *paths = sys.argv[1:]; sys.path[:] = paths; from apr_train.data.chat.worker import main; main()"
 )
 
 Kind = Literal["syntax", "raises", "turns", "output", "memory", "time", "died"]

@@ -24,9 +24,12 @@ MEMORY = 1 << 30
 """Bytes of address space that the child may have, where the system can bound it."""
 _GRACE = 20
 """Seconds after which a child that nobody killed ends itself."""
-_START = (
-    "import sys; memory, seconds, *paths = sys.argv[1:]; sys.path[:] = paths; from apr_train.data.chat.worker import main; main()"
-)
+_START = """
+import sys
+memory, seconds, *sys.path = sys.argv[1:]
+from apr_train.data.chat.worker import main
+main(int(memory), int(seconds))
+"""
 
 Kind = Literal["syntax", "raises", "turns", "output", "memory", "time", "died"]
 """What can be wrong with a template."""

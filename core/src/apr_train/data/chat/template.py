@@ -8,9 +8,11 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from apr_train import rules
 from apr_train.checkpoint.companions import template_in
 from apr_train.checkpoint.files import parse_json, read_text
-from apr_train.errors import ConfigError, FormatError
+from apr_train.data.tokenizer import Tokenizer
+from apr_train.errors import ConfigError, FormatError, TokenizerError
 
 
 @frozen(kw_only=True)
@@ -26,6 +28,44 @@ class ChatTemplate:
     """What the template takes for today."""
     origin: str = ""
     """Where it comes from, for messages."""
+
+
+def template_of(tokenizer: Tokenizer, date: str | None) -> ChatTemplate:
+    """The tokenizer's own chat template.
+
+    Args:
+        tokenizer: gives the template what it may ask for of special tokens.
+        date: what the template takes for today, `YYYY-MM-DD`; None: today.
+
+    Raises:
+        TokenizerError: CHAT-001, when the tokenizer has none.
+        ConfigError: for a date that is none.
+    """
+    spec = tokenizer.spec
+    if spec.chat_template is None:
+        raise TokenizerError(
+            "the tokenizer has no chat template",
+            where=spec.origin or "tokenizer",
+            rule=rules.CHAT_001,
+            expected="chat_template.jinja, or chat_template in tokenizer_config.json",
+            found="neither",
+            hint="Give one with --chat-template FILE; the model's own, unless it has none and learns a new one.",
+        )
+    named = {f"{role}_token": tokenizer.token(index) for role, index in spec.special_ids.items()}
+    return ChatTemplate(
+        text=spec.chat_template,
+        special_tokens={name: token for name, token in named.items() if token is not None},
+        control=tuple(tokenizer.special_tokens),
+        date=_date(date),
+        origin=spec.origin,
+    )
+
+
+def _date(text: str | None) -> datetime.date:
+    try:
+        return datetime.date.today() if text is None else datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError("not a date", where="--chat-date", expected="YYYY-MM-DD", found=text) from error
 
 
 def read_template(path: str) -> str:

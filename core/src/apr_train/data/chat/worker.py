@@ -172,8 +172,7 @@ def _say(answers: BinaryIO, answer: Mapping[str, Any]) -> None:
     answers.flush()
 
 
-def main() -> None:
-    """Serve standard input; the arguments are the bytes of memory and the seconds that one line may take."""
-    memory, seconds = map(int, sys.argv[1:3])
+def main(memory: int, seconds: int) -> None:
+    """Serve standard input, with so many bytes of memory, and so many seconds for one line."""
     bound(memory)
     serve(sys.stdin.buffer, sys.stdout.buffer, seconds)

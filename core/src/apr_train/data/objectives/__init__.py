@@ -15,6 +15,7 @@ from apr_train.data.batch import Batch, RowOptions, Rows
 from apr_train.data.encoding import EncodeOptions, Encoder
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.objectives.masked_lm import MaskedLM
+from apr_train.data.objectives.sft import SFT
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds
 from apr_train.data.tokens import TokenFile
@@ -94,5 +95,5 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: Mapping[TrainingObjective, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
+OBJECTIVES: Mapping[TrainingObjective, Objective] = {"causal-lm": CausalLM(), "sft": SFT(), "masked-lm": MaskedLM()}
 """Name → objective."""

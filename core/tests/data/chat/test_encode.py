@@ -86,7 +86,7 @@ def test_tokenizer_that_cannot_tell_them_apart_says_how_many_there_are(kit):
     content = json.loads(kit.ours().backend.to_str())
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     content["model"]["vocab"]["▁"] = len(content["model"]["vocab"])
-    template = "{% for m in messages %}{{ m.role + m.content }}<|close|>{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"  # fmt: skip
+    template = "{% for m in messages %}{{ m.role + m.content }}<|close|>{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"  # fmt: skip  # noqa: E501
     tokenizer = build_tokenizer(spec_from_json(content, "kit", special_ids={"eos": 2}, chat_template=template))
     chat = encoded(kit, tokenizer, [SPELT[0]])[0]
     assert chat.control == 1

@@ -16,17 +16,17 @@ MESSAGES = [
 ]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": [True, None]}}}]
 TEMPLATES = {
-    "blocks are trimmed": "{% for m in messages %}\n    {% if m.role == 'user' %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n",
+    "blocks are trimmed": "{% for m in messages %}\n    {% if m.role == 'user' %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n",  # noqa: E501
     "json": "{{ tools | tojson }}|{{ tools | tojson(indent=2) }}|{{ messages[2].tool_calls[0].function.arguments | tojson }}",
     "json sorted": "{{ tools | tojson(sort_keys=true, separators=(',', ':')) }}{{ 'ä' | tojson(ensure_ascii=True) }}",
-    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% if loop.index == 3 %}{% break %}{% endif %}{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0, self=1) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ ns.self }}",
+    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% if loop.index == 3 %}{% break %}{% endif %}{% endfor %}",  # noqa: E501
+    "namespace": "{% set ns = namespace(n=0, self=1) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ ns.self }}",  # noqa: E501
     "dict": "{{ dict(a=1) }}{{ dict.fromkeys([1, 2], 3) }}{{ {'a': 1}.items() | list }}",
     "strftime": "{{ strftime_now('%d %b %Y %H:%M') }}",
     "tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}",
     "thoughts": "{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{% endfor %}",
-    "generation": "{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}!{% endgeneration %}{% endif %}{% endfor %}",
-    "generation with white space": "{%- for m in messages -%}\n {%- generation -%}\n {{ m.content }} \n{%- endgeneration -%} {{ m.role }}\n{%- endfor -%}",
+    "generation": "{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}!{% endgeneration %}{% endif %}{% endfor %}",  # noqa: E501
+    "generation with white space": "{%- for m in messages -%}\n {%- generation -%}\n {{ m.content }} \n{%- endgeneration -%} {{ m.role }}\n{%- endfor -%}",  # noqa: E501
     "prompt": "{{ add_generation_prompt }}{{ tools is none }}{{ documents is none }}",
     "macro": "{% macro f(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}{{ f(m.content | trim) }}{% endfor %}",
 }  # fmt: skip

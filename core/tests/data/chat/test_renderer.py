@@ -20,6 +20,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the memory of a proc
 def only(chat, kit, text, **options):
     """What a template makes of one conversation."""
     with Renderer(kit.template_of(kit.ours(), text), **options) as renderer:
+        renderer.require_turns()
         (rendering,) = renderer.render([chat], where=["chats.jsonl:7"])
     return rendering
 
@@ -81,7 +82,7 @@ def test_template_that_loops_is_killed(kit):
 
 @pytest.mark.rule("CHAT-002")
 def test_child_of_a_loop_is_gone(kit):
-    renderer = Renderer(kit.template_of(kit.ours(), when_asked(kit, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")), seconds=1)  # fmt: skip
+    renderer = Renderer(kit.template_of(kit.ours(), when_asked(kit, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")), seconds=1)  # fmt: skip  # noqa: E501
     with renderer, pytest.raises(TemplateFault):
         list(renderer.render([CHAT]))
     assert renderer._child.returncode is not None
@@ -137,8 +138,8 @@ def test_template_that_is_none_is_told_with_its_line(kit):
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not stand in the text"),
         ("{{ messages[0].content }}", "does not stand in the text"),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "does not stand in the text"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}bot: {% endif %}", "is not what stands"),
-        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}>{% else %}{{ m.content }}{{ '!' if loop.last else '?' }}{% endif %}{% endfor %}", "in another way"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}bot: {% endif %}", "is not what stands"),  # noqa: E501
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}>{% else %}{{ m.content }}{{ '!' if loop.last else '?' }}{% endif %}{% endfor %}", "in another way"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_template_that_does_not_tell_turns_apart_is_refused(kit, text, told):
@@ -148,7 +149,7 @@ def test_template_that_does_not_tell_turns_apart_is_refused(kit, text, told):
 
 
 def test_template_without_a_prompt_is_fine_where_nothing_stands_in_front_of_an_answer(kit):
-    text = "{% for m in messages %}{% if m.role == 'user' %}<|open|>{{ m.content }}<|close|>{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"  # fmt: skip
+    text = "{% for m in messages %}{% if m.role == 'user' %}<|open|>{{ m.content }}<|close|>{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
     rendering = only(CHAT, kit, text)
     assert [rendering.text[begin:end] for begin, end in rendering.spans] == [" Hello!<|end|>"]
 
@@ -168,7 +169,7 @@ def test_earlier_turn_that_is_written_in_another_way_is_found(kit):
 
 
 def test_marks_of_the_template_count(kit):
-    text = "{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} {% endgeneration %}<|close|>{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip
+    text = "{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} {% endgeneration %}<|close|>{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
     rendering = only(CHAT, kit, text)
     assert [rendering.text[begin:end] for begin, end in rendering.spans] == ["Hello! "]
 
@@ -213,7 +214,7 @@ def test_template_of_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "error"),
-    [("none.jinja", None, FormatError), ("empty.jinja", " \n", ConfigError), ("x.json", "{}", ConfigError), ("y.json", "[", FormatError)],
+    [("none.jinja", None, FormatError), ("empty.jinja", " \n", ConfigError), ("x.json", "{}", ConfigError), ("y.json", "[", FormatError)],  # noqa: E501
 )  # fmt: skip
 def test_file_without_a_template_is_refused(tmp_path, name, content, error):
     if content is not None:

@@ -53,6 +53,8 @@ class Habits:
     """What it writes behind the assistant's text."""
     control: bool
     """Whether a control token is in `ending`."""
+    unclear: str = ""
+    """Why turns cannot be told apart; empty where they can."""
 
 
 @frozen(kw_only=True)
@@ -126,6 +128,15 @@ class Renderer:
         for number, answer in enumerate(self._answers(asked, len(asked))):
             yield _rendering(self._checked(answer, where[number] if where else ""), prompt=False)
 
+    def require_turns(self) -> None:
+        """Refuse a template that does not tell turns apart.
+
+        Raises:
+            TemplateFault: saying what was missed.
+        """
+        if self.habits.unclear:
+            self._checked({"error": {"kind": "turns", "message": self.habits.unclear}}, "")
+
     def prompt(self, conversation: Conversation) -> Rendering:
         """The text of a conversation with the beginning of the assistant's next turn at its end.
 
@@ -145,7 +156,7 @@ class Renderer:
         }
         (answer,) = self._answers(first, 1)
         told = self._checked(answer, "")
-        return Habits(marked=told["marked"], opening=told["opening"], ending=told["ending"], control=told["control"])
+        return Habits(**told)
 
     def _answers(self, line: Any, count: int) -> list[dict[str, Any]]:
         """What the child says to one line, all of it in time; what it had said when it was killed, and the fault."""

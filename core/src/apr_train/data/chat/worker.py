@@ -43,12 +43,11 @@ class Renderings:
         try:
             self.habits = habits(partial(self._text, most=OUTPUT_MORE), self._special)
         except UnclearTurns as unclear:
-            if not self.template.marked:
-                return {"error": {"kind": "turns", "message": str(unclear)}}
-        learnt = {"opening": "", "ending": "", "control": False}
-        if self.habits is not None:
-            learnt = {"opening": self.habits.opening, "ending": self.habits.ending, "control": self.habits.control}
-        return {"marked": self.template.marked, **learnt}
+            why = "" if self.template.marked else str(unclear)
+            return {"marked": self.template.marked, "opening": "", "ending": "", "control": False, "unclear": why}
+        learnt = self.habits
+        told = {"opening": learnt.opening, "ending": learnt.ending, "control": learnt.control}
+        return {"marked": self.template.marked, "unclear": "", **told}
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The text of a conversation, and where the assistant speaks in it; `prompt`: the beginning of its next turn instead.
@@ -71,7 +70,7 @@ class Renderings:
         if self.template.marked:
             return {"spans": marked}
         if self.habits is None:
-            return {"unclear": "the template was not probed"}
+            return {"unclear": "the template does not tell turns apart"}
         try:
             return {"spans": assistant_spans(*judged, partial(self._text, most=most), self.habits)}
         except UnclearTurns as unclear:

@@ -112,6 +112,19 @@ class ChatEncoder:
             writer.count(name, number)
         require_some(encoding.told)
 
+    def counts(self, documents: Iterable[Document]) -> Mapping[str, int]:
+        """What happens to conversations, without keeping any.
+
+        Raises:
+            DataError: for a conversation that the template raises for, naming it.
+        """
+        with Renderer(self.template) as renderer:
+            encoding = _Encoding(self, renderer)
+            for batch in _batches(documents):
+                for _ in encoding.kept(batch):
+                    pass
+        return encoding.told
+
     def findings(self, counts: Mapping[str, int]) -> list[Finding]:
         """What was cut, left out, or became control tokens, as warnings."""
         return [*_cut_finding(counts), *_left_out_finding(counts), *_control_finding(counts, self.parse_special)]
@@ -128,12 +141,17 @@ class ChatEncoder:
 
 
 class _Encoding:
-    """One pass over conversations, with what happened to them."""
+    """One pass over conversations, with what happened to them.
+
+    Raises:
+        TemplateFault: when turns are learnt, and the template does not tell them apart.
+    """
 
     def __init__(self, encoder: ChatEncoder, renderer: Renderer) -> None:
+        if encoder.train_on != "all":
+            renderer.require_turns()
         self.told: Counter[str] = Counter()
         self._encoder, self._renderer = encoder, renderer
-        self._end = () if renderer.habits.control else (separator_id(encoder.tokenizer),)
 
     def kept(self, batch: list[Document]) -> Iterator[tuple[EncodedChat, int]]:
         """The conversations of a batch that are learnt, each with the bytes of its document."""
@@ -149,11 +167,12 @@ class _Encoding:
 
     def ids(self, renderings: list[Rendering]) -> list[EncodedChat]:
         """Conversations as ids; where no control token ends the last turn, the end of text does, learnt as the turn is."""
-        encoder = self._encoder
+        encoder, control = self._encoder, self._encoder.template.control
         chats = encode_chats(renderings, encoder.tokenizer, train_on=encoder.train_on, parse_special=encoder.parse_special)
-        for chat in chats:
-            chat.ids.extend(self._end)
-            chat.learn.extend(chat.learn[-1:] * len(self._end))
+        for rendering, chat in zip(renderings, chats, strict=True):
+            if not rendering.text.rstrip().endswith(control):
+                chat.ids.append(separator_id(encoder.tokenizer))
+                chat.learn.extend(chat.learn[-1:])
         return chats
 
     def _fitting(self, chat: Conversation, rendering: Rendering, whole: EncodedChat, where: str) -> EncodedChat | str:
@@ -181,6 +200,13 @@ class _Encoding:
             if len(fitting.ids) <= longest and any(fitting.learn):
                 return fitting
         return None
+
+
+def left_out(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Counts as a report has them: how many there are, are kept, are cut, and are left out for which reason."""
+    reasons = {reason: counts[reason] for reason in _REASONS if counts.get(reason)}
+    kept = counts.get(CONVERSATIONS, 0)
+    return {"looked_at": kept + sum(reasons.values()), "kept": kept, "cut": counts.get(CUT, 0), "left_out": reasons}
 
 
 def require_some(counts: Mapping[str, int]) -> None:

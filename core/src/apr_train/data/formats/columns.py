@@ -32,7 +32,7 @@ _ROW_COST = 16
 """Bytes that a row counts for at least: rows without end may be nothing but nulls."""
 _LISTED = 24
 """Columns that an error lists, at most."""
-_COMMAND = "Write it again in smaller parts: python -c \"import pyarrow.parquet as p; p.write_table(p.read_table({path!r}), {path!r} + '.small.parquet', row_group_size=10000)\""
+_SMALLER = "Write it again in smaller parts: pyarrow.parquet.write_table(table, path, row_group_size=10000)."
 
 
 def read_parquet(path: Path, wanted: frozenset[str] | None, done: Callable[[int], None] = unwatched) -> Iterator[Record]:
@@ -85,9 +85,7 @@ def _rows_at_once(path: Path, number: int, group: Any, names: Sequence[str]) -> 
     A value that a dictionary or its neighbour holds is a few bits in the file and any length in memory, so that of such
     columns every row counts as all of the column.
     """
-    chunks = [
-        chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.partition(".")[0] in names
-    ]
+    chunks = [chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.partition(".")[0] in names]
     size = sum(chunk.total_uncompressed_size for chunk in chunks)
     if size > bounds.LARGEST_ROW_GROUP:
         raise DataError(
@@ -97,7 +95,7 @@ def _rows_at_once(path: Path, number: int, group: Any, names: Sequence[str]) -> 
             rule=rules.PREFLIGHT_025,
             expected=f"at most {bounds.LARGEST_ROW_GROUP:,} bytes of {', '.join(names)}",
             found=f"{size:,}",
-            hint=_COMMAND.format(path=str(path)),
+            hint=_SMALLER,
         )
     plain = all(set(chunk.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"} for chunk in chunks)
     row = max(1, size // max(1, group.num_rows) if plain else size)
@@ -163,7 +161,7 @@ def _require_small_batches(path: Path, begin: int) -> None:
             rule=rules.PREFLIGHT_025,
             expected=f"at most {bounds.LARGEST_BATCH:,} bytes",
             found=f"{largest:,}",
-            hint="Write it again with fewer rows a batch: write_table(table, max_chunksize=10000).",
+            hint="Write it again with fewer rows a batch: writer.write_table(table, max_chunksize=10000).",
         )
 
 

@@ -10,6 +10,7 @@ from attrs import Factory, define, field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import TEXTS, Take, is_packed, read_documents, require_text_at_start
+from apr_train.data.formats.packed import READ_AHEAD
 from apr_train.data.scan import Reading, Scan
 from apr_train.data.sources import Search, searches, unreadable
 from apr_train.errors import DataError, Finding
@@ -120,7 +121,7 @@ class _Looking(Reading):
 
         for document in read_documents([path], self._take, done=done):
             self.begun_bytes += len(document.utf8)
-            if max(read, self.begun_bytes - before) > budget:
+            if self.begun_bytes - before > budget or read > budget + READ_AHEAD:
                 return
 
 

@@ -23,7 +23,8 @@ from apr_train.data.formats.bounds import LARGEST_PACKED_TEXT, Allowance
 from apr_train.errors import DataError
 
 _FED = 1 << 11
-_READ = 1 << 20
+READ_AHEAD = 1 << 20
+"""Bytes of a file that are read at once."""
 _LONGEST_MAGIC = 4
 LARGEST_WINDOW = 1 << 27
 """Bytes that zstd may have to look back; what `zstd` itself takes without `--long`."""
@@ -104,7 +105,7 @@ def opened(path: Path, done: Callable[[int], None] = unwatched) -> Iterator[io.B
             file.seek(0)
             packing = packing_of(path, head)
             raw = _Plain(file, done) if packing is None else _Unpacked(_members(path, file, packing, done))
-            yield io.BufferedReader(raw, _READ)
+            yield io.BufferedReader(raw, READ_AHEAD)
     except OSError as error:
         raise DataError("cannot be read", where=path, rule=rules.PREFLIGHT_025, found=error.strerror) from error
 
@@ -118,7 +119,7 @@ def read_whole(path: Path, file: io.BufferedReader) -> bytes | bytearray:
     if not isinstance(file.raw, _Unpacked):
         return file.read()
     whole = bytearray()
-    while more := file.read(_READ):
+    while more := file.read(READ_AHEAD):
         whole += more
         if len(whole) > LARGEST_PACKED_TEXT:
             raise DataError(
@@ -198,7 +199,7 @@ def _members(path: Path, file: io.FileIO, packing: Packing, done: Callable[[int]
 
 
 def _chunks(file: io.FileIO, done: Callable[[int], None]) -> Iterator[bytes]:
-    while block := file.read(_READ):
+    while block := file.read(READ_AHEAD):
         done(len(block))
         yield from (block[begin : begin + _FED] for begin in range(0, len(block), _FED))
 

@@ -11,6 +11,7 @@ from attrs import frozen
 from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
+from apr_train.data.packing import PackedRows
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds, decoder_ends
 from apr_train.data.tokens import TokenFile
@@ -42,8 +43,10 @@ class CausalLM:
         """A bos where the tokenizer puts one, and the end of text."""
         return decoder_ends(tokenizer)
 
-    def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows:
-        """Rows that follow on one another."""
+    def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows | PackedRows:
+        """Rows that follow on one another, or rows of whole documents."""
+        if options.packing == "best-fit":
+            return PackedRows(tokens, options.length)
         return CausalRows(tokens, options.length, document_mask=options.document_mask, partial=options.partial)
 
     def mask(self, batch: Batch) -> Causal | Documents:
@@ -52,7 +55,7 @@ class CausalLM:
 
     def predicted(self, model: LanguageModel, batch: Batch, losses: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Every position: hidden states `[batch * length, hidden]` and targets `[batch * length]`."""
-        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch), losses=losses)
+        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch), positions=batch.positions, losses=losses)
         return hidden.flatten(0, 1), batch.targets.flatten()
 
 

@@ -1,0 +1,184 @@
+"""Packing: whole documents side by side in rows, none cut that fits a row, as little padding as best fit leaves.
+
+Best-fit-decreasing bin packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv:2404.10830): the
+longest piece first, each into the fullest row that has room for it. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+from apr_train.checkpoint.dtypes import Array
+from apr_train.data.batch import IGNORED, Batch, Packing
+from apr_train.data.tokens import TokenFile
+
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+"""Places, sizes or numbers of rows."""
+
+
+def implies_document_mask(packing: Packing) -> bool:
+    """Whether a way of packing keeps attention inside documents, whatever `--document-mask` says."""
+    return packing == "best-fit"
+
+
+@frozen(kw_only=True)
+class Pieces:
+    """Stretches of tokens that each stay in one row: whole documents, or parts of one that is longer than a row.
+
+    A piece of k + 1 tokens takes k positions: the first k are its inputs, the last k its targets.
+    """
+
+    begins: Counts = field(repr=False, eq=False)
+    """`[pieces]`: where each piece's first token is."""
+    sizes: Counts = field(repr=False, eq=False)
+    """`[pieces]`: how many positions each takes, at least 1."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def of_documents(cls, starts: Array, total: int, length: int) -> Pieces:
+        """Cut what is longer than a row into pieces of `length` positions and a rest.
+
+        A piece after a document's first begins with the last token of the one before, so that each token but a document's
+        first is a target once. A document of one token has no target, and no piece.
+
+        Args:
+            starts: `[documents]`, where each document begins.
+            total: tokens of all documents together.
+            length: positions of a row.
+        """
+        begins = starts.astype(np.int64)
+        predicted = np.diff(begins, append=total) - 1
+        counts = -(-predicted // length)
+        document = np.repeat(np.arange(len(begins)), counts)
+        cut = (np.arange(len(document)) - (np.cumsum(counts) - counts)[document]) * length
+        return cls(begins=begins[document] + cut, sizes=np.minimum(predicted[document] - cut, length))
+
+    def chosen(self, which: Array) -> Pieces:
+        """Those of these numbers, or where a mask is True."""
+        return Pieces(begins=self.begins[which], sizes=self.sizes[which])
+
+
+def best_fit(sizes: Counts, length: int) -> tuple[Counts, Counts]:
+    """Pack pieces into rows of `length` positions, best fit decreasing.
+
+    Pieces of one size are placed together, and rows of one history are kept as one range of numbers: a row with room r takes
+    r // size of them before any other row is the best fit. So the work is sorting, and O(length log length) ranges.
+
+    Args:
+        sizes: `[pieces]`, each from 1 to `length`.
+        length: positions of a row.
+
+    Returns:
+        The pieces' numbers, row by row `[pieces]`, and where each row begins in them `[rows + 1]`. The same sizes give the
+        same rows; pieces of one size are placed in their order.
+    """
+    descending = np.argsort(-sizes, kind="stable")
+    row_of = np.empty(len(sizes), np.int64)
+    rows = _OpenRows(length)
+    done = 0
+    present, counts = np.unique(sizes, return_counts=True)
+    for size, count in zip(present[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        for first, stop, each in rows.place(size, count):
+            row_of[done : done + (stop - first) * each] = np.repeat(np.arange(first, stop), each)
+            done += (stop - first) * each
+    by_row = np.argsort(row_of, kind="stable")
+    ends = np.cumsum(np.bincount(row_of, minlength=rows.count))
+    return descending[by_row], np.concatenate(([0], ends)).astype(np.int64)
+
+
+class _OpenRows:
+    """Ranges of rows by the room that is left in them."""
+
+    def __init__(self, length: int) -> None:
+        self.count = 0
+        self._length = length
+        self._ranges: dict[int, list[tuple[int, int]]] = {}
+        self._rooms = 0
+        """Bit r is set where some row has room r."""
+
+    def place(self, size: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Find room for `count` pieces of one size: ranges of rows (first, stop), and how many pieces each of them takes."""
+        while count:
+            room, (first, stop) = self._best(size, count)
+            each = min(room // size, count)
+            used = min(stop - first, count // each)
+            if used < stop - first:
+                self._add(room, first + used, stop)
+            self._add(room - each * size, first, first + used)
+            count -= used * each
+            yield first, first + used, each
+
+    def _best(self, size: int, count: int) -> tuple[int, tuple[int, int]]:
+        """A range of the least room that is enough, taken out; new rows where there is none."""
+        fitting = self._rooms >> size
+        if not fitting:
+            first = self.count
+            self.count += -(-count // (self._length // size))
+            return self._length, (first, self.count)
+        room = size + (fitting & -fitting).bit_length() - 1
+        ranges = self._ranges[room]
+        found = ranges.pop()
+        if not ranges:
+            self._rooms ^= 1 << room
+        return room, found
+
+    def _add(self, room: int, first: int, stop: int) -> None:
+        self._ranges.setdefault(room, []).append((first, stop))
+        if room:
+            self._rooms |= 1 << room
+
+
+class PackedRows:
+    """Rows of whole documents, padded behind them; attention and positions are each document's own."""
+
+    def __init__(self, tokens: TokenFile, length: int) -> None:
+        """Pack all documents; what of them has no target to learn is left out."""
+        self._tokens = tokens
+        self._length = length
+        pieces = Pieces.of_documents(tokens.starts, len(tokens), length)
+        order, self._rows = best_fit(pieces.sizes, length)
+        self._pieces = pieces.chosen(order)
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all positions that hold no token."""
+        positions = len(self) * self._length
+        return 1 - int(self._pieces.sizes.sum()) / positions if positions else 0.0
+
+    def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Tokens, targets, documents and positions of the rows at (epoch, index)."""
+        shape = (len(places), self._length)
+        tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        lengths = []
+        for line, (_, index) in enumerate(places):
+            lengths.append(self._fill(index, tokens[line], targets[line]))
+        documents = np.stack([np.repeat(np.arange(len(row), dtype=np.int32), row) for row in lengths])
+        positions = np.stack([_positions(row) for row in lengths])
+        return Batch.from_arrays(tokens, targets, document_ids=documents, document_lengths=tuple(lengths), positions=positions)
+
+    def _fill(self, index: int, tokens: Array, targets: Array) -> tuple[int, ...]:
+        """Write one row; gives the lengths of its documents, padding being the last one."""
+        own = slice(int(self._rows[index]), int(self._rows[index + 1]))
+        place = 0
+        for begin, size in zip(self._pieces.begins[own].tolist(), self._pieces.sizes[own].tolist(), strict=True):
+            span = self._tokens.ids[begin : begin + size + 1]
+            tokens[place : place + size], targets[place : place + size] = span[:-1], span[1:]
+            place += size
+        padding = self._length - place
+        sizes = self._pieces.sizes[own].tolist()
+        return (*sizes, padding) if padding else tuple(sizes)
+
+
+def _positions(lengths: Sequence[int]) -> Counts:
+    """0, 1, … in each document of a row `[length]`."""
+    sizes = np.array(lengths, np.int64)
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)

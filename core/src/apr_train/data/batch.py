@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import evolve, field, frozen
 
 from apr_train.checkpoint.dtypes import Array
 from apr_train.data.protocols import TokenizerLike
+from apr_train.run.objective_names import Packing
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Target of a position that is not learnt from; torch's cross entropy ignores it by default."""
-
-
-Packing = Literal["concatenate", "best-fit"]
-"""How documents share rows: one after the other, cut wherever a row ends; or whole, side by side, with padding behind them."""
 
 
 @frozen(kw_only=True)
@@ -103,4 +100,4 @@ class RowOptions:
     partial: bool
     """Whether the last row may be short, its rest padding that is not learnt from."""
     packing: Packing = "concatenate"
-    """How documents share rows; see `Packing`."""
+    """How documents come into rows."""

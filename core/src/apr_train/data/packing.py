@@ -13,8 +13,9 @@ import numpy as np
 from attrs import field, frozen
 
 from apr_train.checkpoint.dtypes import Array
-from apr_train.data.batch import IGNORED, Batch, Packing
+from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.tokens import TokenFile
+from apr_train.run.objective_names import Packing
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 """Places, sizes or numbers of rows."""

@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 
+import attrs
 import numpy as np
 import pytest
 import torch
 from apr_train.data.batch import IGNORED, RowOptions
 from apr_train.data.objectives import OBJECTIVES
+from apr_train.data.objectives.causal_lm import CausalRows
 from apr_train.data.packing import PackedRows, Pieces, best_fit, implies_document_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,7 +102,7 @@ def test_a_row_holds_whole_documents_then_padding(tokens_of):
 def test_every_token_but_a_documents_first_is_a_target_once(tokens_of, lengths, length):
     tokens = tokens_of(lengths)
     ids = np.arange(len(tokens))  # each token is its own place
-    rows = PackedRows(type(tokens)(ids=ids, starts=tokens.starts, max_token_id=len(ids), text_bytes=0, key="k"), length)
+    rows = PackedRows(attrs.evolve(tokens, ids=ids), length)
     batches = [rows.batch([(0, number)]) for number in range(len(rows))]
     seen = [int(target) for batch in batches for target in batch.targets.flatten() if target != IGNORED]
     assert sorted(seen) == sorted(set(range(len(tokens))) - set(tokens.starts.tolist()))
@@ -112,6 +114,51 @@ def test_every_token_but_a_documents_first_is_a_target_once(tokens_of, lengths, 
         numbers = torch.tensor([number for number, size in enumerate(batch.document_lengths[0]) for _ in range(size)])
         assert torch.equal(batch.document_ids[0].long(), numbers)
         assert batch.positions[0].tolist() == [place for size in batch.document_lengths[0] for place in range(size)]
+
+
+MARKS = DOCUMENTS.flatmap(
+    lambda sizes: st.tuples(st.just(sizes), st.lists(st.booleans(), min_size=sum(sizes), max_size=sum(sizes)))
+)
+
+
+@settings(deadline=None)
+@given(MARKS, st.integers(1, 12), st.sampled_from(["best-fit", "concatenate"]))
+def test_only_what_is_marked_is_a_target_and_every_row_has_one(tokens_of, byte_tokenizer, case, length, packing):
+    sizes, marks = case
+    places = attrs.evolve(tokens_of(sizes), ids=np.arange(sum(sizes)), learn=np.array(marks))
+    options = RowOptions(
+        length=length,
+        document_mask=True,
+        tokenizer=byte_tokenizer(),
+        mask_probability=0.15,
+        seed=0,
+        partial=True,
+        packing=packing,
+    )
+    rows = OBJECTIVES["causal-lm"].rows(places, options)
+    batches = [rows.batch([(0, number)]) for number in range(len(rows))]
+    seen = [int(target) for batch in batches for target in batch.targets.flatten() if target != IGNORED]
+    assert sorted(seen) == sorted(set(np.flatnonzero(marks).tolist()) - set(places.starts.tolist()))
+    if packing == "best-fit":
+        assert all(batch.target_count > 0 for batch in batches)
+
+
+def test_pieces_without_a_target_are_left_out_and_counted(tokens_of):
+    tokens = tokens_of((5, 3, 9))
+    rows = PackedRows(attrs.evolve(tokens, learn=np.arange(17) >= 16), 4)
+    assert len(rows) == 1
+    assert rows.batch([(0, 0)]).targets.tolist() == [[IGNORED, IGNORED, IGNORED, EOS]]
+    assert rows.told == "best-fit: 0.0% padding, 3 pieces without a target left out"
+    assert PackedRows(tokens, 5).told == "best-fit: 6.7% padding"
+    assert PackedRows(attrs.evolve(tokens, learn=np.zeros(17, np.bool_)), 4).told.endswith("4 pieces without a target left out")
+
+
+def test_rows_of_a_stream_without_a_target_are_left_out_and_counted(tokens_of):
+    learn = np.arange(17) >= 11
+    rows = CausalRows(attrs.evolve(tokens_of((17,)), learn=learn), 4, document_mask=False, partial=False)
+    assert rows.batch([(0, 0), (0, 1)]).targets.tolist() == [[IGNORED] * 2 + [11, 12], [13, 14, 15, EOS]]
+    assert (len(rows), rows.told) == (2, "concatenate: 2 rows without a target left out")
+    assert CausalRows(tokens_of((17,)), 4, document_mask=False, partial=False).told is None
 
 
 def test_documents_without_a_target_give_no_rows(tokens_of):

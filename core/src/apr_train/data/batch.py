@@ -76,6 +76,11 @@ class Batch:
 class Rows(Protocol):
     """The rows of one token file, as an objective cuts them."""
 
+    @property
+    def told(self) -> str | None:
+        """What a user should know of how documents came into these rows, before a run; None where there is nothing."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch:

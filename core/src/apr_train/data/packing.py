@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from apr_train.checkpoint.dtypes import Array
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.tokens import TokenFile
 from apr_train.run.objective_names import Packing
+from apr_train.run.settings import DataSettings
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 """Places, sizes or numbers of rows."""
@@ -24,6 +25,12 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 def implies_document_mask(packing: Packing) -> bool:
     """Whether a way of packing keeps attention inside documents, whatever `--document-mask` says."""
     return packing == "best-fit"
+
+
+def with_packing(data: DataSettings, default: Packing) -> DataSettings:
+    """Settings with the packing decided, `default` where the user has not, and with the document mask that it implies."""
+    packing = data.packing or default
+    return evolve(data, packing=packing, document_mask=data.document_mask or implies_document_mask(packing))
 
 
 @frozen(kw_only=True)
@@ -59,6 +66,16 @@ class Pieces:
         document = np.repeat(np.arange(len(begins)), counts)
         cut = (np.arange(len(document)) - (np.cumsum(counts) - counts)[document]) * length
         return cls(begins=begins[document] + cut, sizes=np.minimum(predicted[document] - cut, length))
+
+    def with_targets(self, learn: Array) -> Array:
+        """Which pieces have something to learn `[pieces]` bool, of marks for all tokens `[tokens]` bool."""
+        if not len(self):
+            return np.zeros(0, np.bool_)
+        bounds = np.stack((self.begins + 1, self.begins + 1 + self.sizes), axis=1).ravel()
+        if bounds[-1] == len(learn):  # reduceat's last stretch goes to the end by itself
+            bounds = bounds[:-1]
+        some: Array = np.logical_or.reduceat(learn, bounds)[::2]
+        return some
 
     def chosen(self, which: Array) -> Pieces:
         """Those of these numbers, or where a mask is True."""
@@ -135,16 +152,27 @@ class _OpenRows:
             self._rooms |= 1 << room
 
 
+def fill_targets(source: TokenFile, begin: int, tokens: Array, targets: Array) -> None:
+    """Write the ids from `begin` on into `tokens` `[size]`, and those behind them, where they are learnt, into `targets`."""
+    size = len(tokens)
+    tokens[:] = source.ids[begin : begin + size]
+    targets[:] = source.ids[begin + 1 : begin + size + 1]
+    if source.learn is not None:
+        targets[~source.learn[begin + 1 : begin + size + 1]] = IGNORED
+
+
 class PackedRows:
     """Rows of whole documents, padded behind them; attention and positions are each document's own."""
 
     def __init__(self, tokens: TokenFile, length: int) -> None:
-        """Pack all documents; what of them has no target to learn is left out."""
+        """Pack all documents; pieces of which nothing is a target are left out."""
         self._tokens = tokens
         self._length = length
         pieces = Pieces.of_documents(tokens.starts, len(tokens), length)
-        order, self._rows = best_fit(pieces.sizes, length)
-        self._pieces = pieces.chosen(order)
+        learnt = pieces if tokens.learn is None else pieces.chosen(pieces.with_targets(tokens.learn))
+        self._left_out = len(pieces) - len(learnt)
+        order, self._rows = best_fit(learnt.sizes, length)
+        self._pieces = learnt.chosen(order)
 
     def __len__(self) -> int:
         return len(self._rows) - 1
@@ -154,6 +182,12 @@ class PackedRows:
         """Share of all positions that hold no token."""
         positions = len(self) * self._length
         return 1 - int(self._pieces.sizes.sum()) / positions if positions else 0.0
+
+    @property
+    def told(self) -> str:
+        """Share of the padding, and how many pieces are left out."""
+        left_out = f", {self._left_out:,} pieces without a target left out" if self._left_out else ""
+        return f"best-fit: {self.padding_share:.1%} padding{left_out}"
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
         """Tokens, targets, documents and positions of the rows at (epoch, index)."""
@@ -169,13 +203,12 @@ class PackedRows:
     def _fill(self, index: int, tokens: Array, targets: Array) -> tuple[int, ...]:
         """Write one row; gives the lengths of its documents, padding being the last one."""
         own = slice(int(self._rows[index]), int(self._rows[index + 1]))
+        begins, sizes = self._pieces.begins[own].tolist(), self._pieces.sizes[own].tolist()
         place = 0
-        for begin, size in zip(self._pieces.begins[own].tolist(), self._pieces.sizes[own].tolist(), strict=True):
-            span = self._tokens.ids[begin : begin + size + 1]
-            tokens[place : place + size], targets[place : place + size] = span[:-1], span[1:]
+        for begin, size in zip(begins, sizes, strict=True):
+            fill_targets(self._tokens, begin, tokens[place : place + size], targets[place : place + size])
             place += size
         padding = self._length - place
-        sizes = self._pieces.sizes[own].tolist()
         return (*sizes, padding) if padding else tuple(sizes)
 
 

@@ -82,7 +82,7 @@ def test_a_packed_run_goes_on_bit_for_bit(place):
 def test_a_resume_refuses_another_packing(place):
     place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
     out = place("--resume", "runs/x", "--packing", "best-fit", "--steps", "5", code=1)
-    assert "--packing was concatenate, now best-fit" in out
+    assert "--packing was 'concatenate', now 'best-fit'" in out
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_best_fit_learns_whole_documents_and_says_what_is_padding(place):
     args = (*SCRATCH, "--steps", "3", "--precision", "fp32", "--batch-size", "8", "--packing", "best-fit")
     out = place.train(*args, "--run", "packed")
     first = out.index("step 0/3")
-    (share,) = re.findall(r"best-fit: ([\d.]+)% padding", out[:first])
+    (share,) = re.findall(r"best-fit: ([\d.]+) % padding", out[:first])
     assert 0 < float(share) < 20
     place.train(*args, "--run", "said", "--document-mask")
     assert place.curve("packed") == place.curve("said")

@@ -148,8 +148,8 @@ def test_pieces_without_a_target_are_left_out_and_counted(tokens_of):
     rows = PackedRows(attrs.evolve(tokens, learn=np.arange(17) >= 16), 4)
     assert len(rows) == 1
     assert rows.batch([(0, 0)]).targets.tolist() == [[IGNORED, IGNORED, IGNORED, EOS]]
-    assert rows.told == "best-fit: 0.0% padding, 3 pieces without a target left out"
-    assert PackedRows(tokens, 5).told == "best-fit: 6.7% padding"
+    assert rows.told == "best-fit: 0.0 % padding, 3 pieces without a target left out"
+    assert PackedRows(tokens, 5).told == "best-fit: 6.7 % padding"
     assert PackedRows(attrs.evolve(tokens, learn=np.zeros(17, np.bool_)), 4).told.endswith("4 pieces without a target left out")
 
 

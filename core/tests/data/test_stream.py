@@ -154,7 +154,7 @@ def test_impossible_options_are_errors(stream_of, options):
 
 def test_packing_is_told_and_every_document_is_in_an_epoch(stream_of):
     stream = stream_of(lengths=(9, 5, 4, 30), packing="best-fit", batch_size=6)
-    assert (stream.told, stream_of().told) == ("best-fit: 8.3% padding", None)
+    assert (stream.told, stream_of().told) == ("best-fit: 8.3 % padding", None)
     assert stream.next_batch().target_count == 8 + 4 + 3 + 29
     assert stream.epoch == 1
 

@@ -187,7 +187,7 @@ class PackedRows:
     def told(self) -> str:
         """Share of the padding, and how many pieces are left out."""
         left_out = f", {self._left_out:,} pieces without a target left out" if self._left_out else ""
-        return f"best-fit: {self.padding_share:.1%} padding{left_out}"
+        return f"best-fit: {100 * self.padding_share:.1f} % padding{left_out}"
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
         """Tokens, targets, documents and positions of the rows at (epoch, index)."""

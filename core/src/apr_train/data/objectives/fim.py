@@ -228,7 +228,8 @@ class FimEncoder:
 
     def _as_text(self, text: str) -> list[int]:
         """The ids of a text that spells one of the tokens, which the tokenizer takes for it: cut behind its first character."""
-        pieces = re.split("|".join(f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in self.tokens.texts), text)
+        inside = (f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in self.tokens.texts if len(name) > 1)
+        pieces = re.split("|".join(inside), text)
         return list(chain.from_iterable(self.tokenizer.encode_batch([piece for piece in pieces if piece], parse_special=False)))
 
 

@@ -11,10 +11,10 @@ from apr_train.checkpoint.header import RopeRows
 from apr_train.cli import cli
 from apr_train.cli.options import MODEL, UserPath, dtype_option, output_option, setting
 from apr_train.inference.ready import Wanted
-from apr_train.run.settings import GROUPS, flag
+from apr_train.run.settings import GROUPS, flag, options_of
 from click.testing import CliRunner
 
-SETTINGS = {item.name: item.metadata for cls in GROUPS.values() for item in attrs.fields(cls)}
+SETTINGS = {item.name: item.metadata for cls in GROUPS.values() for item in options_of(cls)}
 ELSEWHERE = {"seed": "generate", "prompt": "generate", "data": "validate"}
 """Options of a setting's name that are something else in a command."""
 

@@ -26,7 +26,7 @@ before = peak()
 settings, folder = DataSettings(data=(sys.argv[1],)), Path(sys.argv[2])
 tokenizer = build_tokenizer(train_bpe(settings, 300, cache_dir=folder, notice=str))
 corpus = load_corpus(settings, tokenizer, cache_dir=folder, notice=str)
-print(peak() - before, corpus.train.text_bytes, corpus.train.forced_cuts)
+print(peak() - before, corpus.train.text_bytes, corpus.train.counts.get("forced_cuts", 0))
 """
 OF_THE_TEXT, FIXED = 3, 90_000_000
 """The text once as bytes, its tokens in the page cache, and what is in work at one time; 97 times the text was the fault."""

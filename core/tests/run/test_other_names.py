@@ -63,7 +63,6 @@ def test_a_setting_is_found_by_what_others_call_it(name, setting):
         ("--bf16", "--precision bf16"),
         ("--fp16", "There is no float16"),
         ("--warmup-ratio", "--warmup-steps"),
-        ("--validation-file", "--validation-fraction"),
     ],
 )
 def test_what_a_run_does_not_have_is_told_with_what_to_do(name, part):

@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-import attrs
 import pytest
 import torch
-from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, Settings, flag
+from apr_train.data.objectives import OBJECTIVES
+from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, Settings, flag, options_of
 from apr_train.training.defaults import decide
 
 
@@ -21,14 +21,16 @@ def rows(repository, group):
 def resolved():
     family = SimpleNamespace(name="some", default_preset="tiny")
     config = SimpleNamespace(usable_positions=64)
-    return decide(Settings(), family=family, config=config, objective="causal-lm", device=torch.device("cpu")).settings
+    return decide(
+        Settings(), family=family, config=config, objective=OBJECTIVES["causal-lm"], device=torch.device("cpu")
+    ).settings
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_setting_is_documented_in_its_table(repository, resolved, group):
     told = rows(repository, group)
-    assert list(told) == [flag(item.name) for item in attrs.fields(GROUPS[group])]
-    for item in attrs.fields(GROUPS[group]):
+    assert list(told) == [flag(item.name) for item in options_of(GROUPS[group])]
+    for item in options_of(GROUPS[group]):
         default, resume, meaning = told[flag(item.name)]
         assert default == default_of(item, getattr(getattr(resolved, group), item.name))
         meta = item.metadata

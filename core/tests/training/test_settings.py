@@ -8,7 +8,7 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, Settings, absolute_paths, run_stem
+from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, Settings, absolute_paths, options_of, run_stem
 from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,9 +137,9 @@ def test_a_missing_file_is_an_error_with_its_name(tmp_path):
 
 
 def test_every_setting_has_a_text_and_a_unique_name():
-    names = [item.name for cls in GROUPS.values() for item in attrs.fields(cls)]
+    names = [item.name for cls in GROUPS.values() for item in options_of(cls)]
     assert len(names) == len(set(names))
-    assert all(item.metadata["text"].endswith(".") for cls in GROUPS.values() for item in attrs.fields(cls))
+    assert all(item.metadata["text"].endswith(".") for cls in GROUPS.values() for item in options_of(cls))
 
 
 def test_a_resume_names_every_setting_that_must_not_change():
@@ -202,12 +202,15 @@ def test_a_pattern_is_what_the_user_wrote_and_not_where_he_stands(tmp_path, monk
 def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
     """model.apr tells the rest, and equal runs in two places give equal bytes."""
     place = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if not item.metadata[DECIDES]}
-    watched = {"val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
+    watched = {"eval", "rehash", "val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
     assert place == watched | {
         "init",
         "tokenizer",
         "rope_layout",
+        "chat_template",
         "data",
+        "source",
+        "val_data",
         "gitignore",
         "run",
         "out",

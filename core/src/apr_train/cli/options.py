@@ -7,18 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import attrs
 import click
 
 from apr_train.cli.usage import Number, SettingChoice, WholeNumber
 from apr_train.run.paths import user_path
-from apr_train.run.settings import GROUPS, PATH, expanded, flag
+from apr_train.run.settings import GROUPS, PATH, expanded, flag, options_of
 
 if TYPE_CHECKING:
     from apr_train.artifact.convert import Dtype
 
 FC = TypeVar("FC", bound=Callable[..., Any])
-_SETTINGS = {item.name: item.metadata for cls in GROUPS.values() for item in attrs.fields(cls)}
+_SETTINGS = {item.name: item.metadata for cls in GROUPS.values() for item in options_of(cls)}
 _ALIASES = {"sequence_length": ("--seq-len",)}
 _DTYPES: dict[str, Dtype] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "keep": "keep"}
 MODEL = ("arch", "tokenizer", "rope_layout", "device", "precision", "attention")

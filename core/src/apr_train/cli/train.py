@@ -11,7 +11,7 @@ import click
 
 from apr_train.cli.options import FC, UserPath, setting
 from apr_train.cli.usage import OptionsCommand
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import GROUPS, Settings, options_of
 
 if TYPE_CHECKING:
     from apr_train.preflight import Report
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _settings(function: FC) -> FC:
     """One option a setting, in the order of the tables."""
     for cls in reversed(GROUPS.values()):
-        for item in reversed(attrs.fields(cls)):
+        for item in reversed(options_of(cls)):
             function = setting(item.name, text=_help(item))(function)
     return function
 

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.chunks import chunks
-from apr_train.data.documents import PIECE
+from apr_train.data.documents import PIECE, TEXTS, Take
 from apr_train.data.protocols import Boundary
 from apr_train.data.scan import SPLIT_RULE, Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT
@@ -40,6 +40,7 @@ def train_bpe(
     settings: DataSettings,
     vocabulary_size: int,
     *,
+    take: Take = TEXTS,
     encoder: bool = False,
     cache_dir: Path | None = None,
     notice: Say | None = None,
@@ -59,7 +60,7 @@ def train_bpe(
     if vocabulary_size < least:
         expected = f"at least {least}: every byte and {len(contents)} special tokens"
         raise ConfigError("too small for a byte-level BPE", where="vocab_size", expected=expected, found=vocabulary_size)
-    scan = scan_corpus(settings, notice=_log.debug)  # load_corpus says it aloud
+    scan = scan_corpus(settings, take, notice=_log.debug)  # load_corpus says it aloud
     path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, scan, vocabulary_size, contents)}.json"
     cached = _read(path, vocabulary_size, contents, notice)
     if cached is None:

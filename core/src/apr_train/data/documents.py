@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from attrs import evolve, field, frozen
 
@@ -92,7 +92,58 @@ def _decoded(raw: bytes | memoryview, size: int = PIECE) -> Iterator[tuple[int, 
         begin += used
 
 
-def read_documents(files: Iterable[Path], *, done: Callable[[int], None] = _unwatched) -> Iterator[Document]:
+class Take(Protocol):
+    """What is taken of each record as a document."""
+
+    @property
+    def whole_texts(self) -> bool:
+        """Whether a file that holds no records is a document as it stands."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What is taken, by name."""
+        ...
+
+    def __call__(self, record: Any, where: str, command: str) -> str | bytes:
+        """The document of a record.
+
+        Args:
+            record: a value of JSON, as a rule an object.
+            where: the record's place, for a message.
+            command: how a record is written out with another field's text, NAME in place of the field.
+
+        Raises:
+            DataError: naming `where`, for a record that has none.
+        """
+        ...
+
+
+@frozen
+class TextRecords:
+    """The text of a record: what it has in a field, or, in an array, the string that it is."""
+
+    field: str | None = None
+    """None: the first of `TEXT_FIELDS` that holds a string."""
+    whole_texts: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """`text`, and the field."""
+        return "text" if self.field is None else f"text:{self.field}"
+
+    def __call__(self, record: Any, where: str, command: str) -> str:
+        """The text of a record."""
+        return _without_surrogates(record, where) if isinstance(record, str) else _text_of(record, where, command)
+
+
+TEXTS = TextRecords()
+"""What is taken where the user names no field."""
+
+
+def read_documents(
+    files: Iterable[Path], take: Take = TEXTS, *, done: Callable[[int], None] = _unwatched
+) -> Iterator[Document]:
     """All documents that have more than white space in them, one file in memory at a time, of an array one record.
 
     Args:

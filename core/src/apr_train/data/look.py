@@ -9,7 +9,7 @@ from typing import Any
 from attrs import Factory, define, field, frozen
 
 from apr_train import rules
-from apr_train.data.documents import read_documents, require_text_at_start
+from apr_train.data.documents import TEXTS, Take, read_documents, require_text_at_start
 from apr_train.data.scan import Reading, Scan
 from apr_train.data.sources import Search, searches, unreadable
 from apr_train.errors import DataError, Finding
@@ -50,12 +50,12 @@ class Look:
         return {"data": seen} if self.files else {}
 
 
-def look_at(settings: DataSettings) -> Look:
+def look_at(settings: DataSettings, take: Take = TEXTS) -> Look:
     """Find and read the text of `--data`, until all of it or `LOOKED_AT` bytes are read; every fault is a finding.
 
     The standard library, which is the text when there is no `--data`, is not read.
     """
-    reading = _Looking(settings)
+    reading = _Looking(settings, take)
     known: set[Path] = set()
     sought = searches(settings.data, gitignore=settings.gitignore) if settings.data else []
     found = [_Found.by(search, known) for search in sought]
@@ -95,8 +95,8 @@ def _budgets(sizes: Sequence[int]) -> list[int]:
 class _Looking(Reading):
     """A reading that also takes the beginnings of files, of which nothing is hashed."""
 
-    def __init__(self, settings: DataSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: DataSettings, take: Take) -> None:
+        super().__init__(settings, take)
         self.beginnings = self.begun_bytes = 0
 
     def read_start(self, path: Path, budget: int) -> None:
@@ -117,7 +117,7 @@ class _Looking(Reading):
             nonlocal read
             read += more
 
-        for document in read_documents([path], done=done):
+        for document in read_documents([path], self._take, done=done):
             self.begun_bytes += len(document.utf8)
             if read > budget:
                 return

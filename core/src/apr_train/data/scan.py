@@ -28,7 +28,18 @@ import numpy as np
 from attrs import field, frozen
 
 from apr_train import rules
-from apr_train.data.documents import PIECE, Document, Form, NotUtf8Error, file_form, is_json, read_documents, require_records
+from apr_train.data.documents import (
+    PIECE,
+    TEXTS,
+    Document,
+    Form,
+    NotUtf8Error,
+    Take,
+    file_form,
+    is_json,
+    read_documents,
+    require_records,
+)
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files, unreadable
 from apr_train.errors import DataError, Finding
@@ -36,6 +47,8 @@ from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
 Side = Literal["train", "validation"]
+SIDES: tuple[Side, ...] = ("train", "validation")
+"""In the order in which they are made: only all of the one side says what the other is."""
 SPLIT_RULE = "text-share-1"
 """The rule of this module by name: another rule holds out other documents of the same text, so a run notes it."""
 _KEYS = 1 << 64
@@ -276,6 +289,8 @@ class Scan:
     """UTF-8 bytes of all texts."""
     split: Split
     """The rule that sends each document to its side."""
+    take: Take = TEXTS
+    """What is taken of each record."""
     left_out: int = 0
     """Documents whose text, or whose end, is on neither side: copies of what is held out."""
 
@@ -300,14 +315,14 @@ class Scan:
             DataError: at the end, when they are not what they were.
         """
         digest = _TextDigest()
-        for document in read_documents(self.files):
+        for document in read_documents(self.files, self.take):
             digest.add(document)
             yield document
         if digest.hex() != self.hash:
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
 
 
-def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress | None = None) -> Scan:
+def scan_corpus(settings: DataSettings, take: Take = TEXTS, *, notice: Say, progress: StageProgress | None = None) -> Scan:
     """Read all documents of `settings.data` once, and split them by `settings.validation_fraction`.
 
     A text that is not UTF-8 is left out, with a notice, unless the user named that very file. JSONL is data, of which
@@ -318,7 +333,7 @@ def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress 
     """
     files = find_files(settings.data, notice=notice, gitignore=settings.gitignore)
     done = byte_counter(progress, "read", _total_size(files) if progress is not None else 0)
-    reading = Reading(settings)
+    reading = Reading(settings, take)
     for path in files:
         reading.read(path, done)
     for text in reading.notices():
@@ -336,7 +351,8 @@ def scan_corpus(settings: DataSettings, *, notice: Say, progress: StageProgress 
 class Reading:
     """The documents of files as they are read: their hash and keys, and which of the files are taken how."""
 
-    def __init__(self, settings: DataSettings) -> None:
+    def __init__(self, settings: DataSettings, take: Take = TEXTS) -> None:
+        self._take = take
         self._fraction = settings.validation_fraction
         self._named = {Path(argument).resolve() for argument in settings.data}
         self.digest, self.keys = _TextDigest(), KeyScan()
@@ -353,7 +369,7 @@ class Reading:
         """
         form = self.form(path)
         try:
-            for document in read_documents([path], done=done):
+            for document in read_documents([path], self._take, done=done):
                 self.keys.add(split_key(document), self.digest.add(document))
             self.kept.append(path)
         except NotUtf8Error:
@@ -398,6 +414,7 @@ class Reading:
             hash=self.digest.hex(),
             text_bytes=self.digest.text_bytes,
             split=split,
+            take=self._take,
             left_out=texts.left_out(split),
         )
         return scan, texts.findings(self._fraction, split)

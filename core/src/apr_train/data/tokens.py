@@ -6,18 +6,20 @@ A header of 128 bytes, little-endian, stands in front of the ids and the documen
 8    version, bytes per id (2 or 4)                  2 × u32
 16   ids, documents, largest id, bytes of text       4 × u64
 48   the key that the file was made for              32 bytes
-80   special tokens that the text spells, cuts inside a word                  2 × u64
+80   whether ids are marked as learnt or not (1 or 0), bytes of the counts    2 × u64
 96   CRC-32 of everything after the header, then of the 96 bytes above       u32
 100  zeros
-128  the ids, padded with zeros to a multiple of 8, then the documents' starts as u64
+128  the ids, padded with zeros to a multiple of 8; the documents' starts as u64; where ids are marked, a byte for each,
+     1 for a target; then the counts: a JSON object of what happened to documents on the way, name to number
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +33,7 @@ from apr_train.data.cache import cached_file
 from apr_train.errors import TokenizerError
 
 MAGIC = b"APRTOKEN"
-VERSION = 2
+VERSION = 3
 HEADER_SIZE = 128
 _FIELDS = struct.Struct("<8sIIQQQQ32sQQ")
 _CHECKSUM = struct.Struct("<I")
@@ -51,8 +53,8 @@ class TokenHeader:
     max_token_id: int
     text_bytes: int
     key: bytes
-    spelled: int
-    forced_cuts: int
+    marked: bool
+    counts_bytes: int
 
     @property
     def starts_offset(self) -> int:
@@ -61,14 +63,24 @@ class TokenHeader:
         return end + -end % 8
 
     @property
+    def learn_offset(self) -> int:
+        """Byte offset of the marks, or of what follows them."""
+        return self.starts_offset + 8 * self.document_count
+
+    @property
+    def counts_offset(self) -> int:
+        """Byte offset of the counts."""
+        return self.learn_offset + self.token_count * self.marked
+
+    @property
     def file_size(self) -> int:
         """Bytes of the whole file."""
-        return self.starts_offset + 8 * self.document_count
+        return self.counts_offset + self.counts_bytes
 
     def pack(self, body_checksum: int) -> bytes:
         """The header's bytes; `body_checksum` is the CRC-32 of all that follows it."""
         counts = (self.token_count, self.document_count, self.max_token_id, self.text_bytes)
-        fields = _FIELDS.pack(MAGIC, VERSION, self.id_bytes, *counts, self.key, self.spelled, self.forced_cuts)
+        fields = _FIELDS.pack(MAGIC, VERSION, self.id_bytes, *counts, self.key, self.marked, self.counts_bytes)
         return (fields + _CHECKSUM.pack(isal_zlib.crc32(fields, body_checksum))).ljust(HEADER_SIZE, b"\0")
 
 
@@ -80,7 +92,7 @@ def unpack_header(raw: bytes) -> TokenHeader:
     """
     if len(raw) < HEADER_SIZE:
         raise DamagedTokenFile(f"{len(raw)} bytes are too few for a header")
-    magic, version, id_bytes, tokens, documents, largest, text_bytes, key, spelled, cuts = _FIELDS.unpack_from(raw)
+    magic, version, id_bytes, tokens, documents, largest, text_bytes, key, marked, counts_bytes = _FIELDS.unpack_from(raw)
     if magic != MAGIC or version != VERSION or id_bytes not in (2, 4):
         raise DamagedTokenFile("not a token file of this version")
     return TokenHeader(
@@ -90,8 +102,8 @@ def unpack_header(raw: bytes) -> TokenHeader:
         max_token_id=largest,
         text_bytes=text_bytes,
         key=key,
-        spelled=spelled,
-        forced_cuts=cuts,
+        marked=bool(marked),
+        counts_bytes=counts_bytes,
     )
 
 
@@ -119,10 +131,10 @@ class TokenFile:
     """UTF-8 bytes of the text behind `ids`."""
     key: str
     """Hex digest of what decided the content: text, split, tokenizer."""
-    spelled: int = 0
-    """How many special tokens the text spells."""
-    forced_cuts: int = 0
-    """How many cuts of the text, to encode it in parts, are inside a word."""
+    learn: np.ndarray[Any, np.dtype[np.bool_]] | None = field(default=None, repr=False, eq=False)
+    """`[tokens]`: whether a token is a target, to be predicted from those before it; None: every one is."""
+    counts: Mapping[str, int] = field(factory=dict)
+    """What happened to documents on the way, by names that the encoder knows: cut, left out, …"""
     path: Path | None = None
     """The file; None for tokens that live in memory."""
 
@@ -164,14 +176,15 @@ class TokenFile:
             raise DamagedTokenFile("its checksum does not match")
         ids = np.frombuffer(view, dtype=f"<u{header.id_bytes}", count=header.token_count, offset=HEADER_SIZE)
         starts = np.frombuffer(view, dtype="<u8", count=header.document_count, offset=header.starts_offset)
+        marks = np.frombuffer(view, dtype=np.bool_, count=header.token_count * header.marked, offset=header.learn_offset)
         return cls(
             ids=ids,
             starts=starts,
             max_token_id=header.max_token_id,
             text_bytes=header.text_bytes,
             key=key,
-            spelled=header.spelled,
-            forced_cuts=header.forced_cuts,
+            learn=marks if header.marked else None,
+            counts=json.loads(bytes(view[header.counts_offset :])),
             path=path,
         )
 
@@ -208,7 +221,9 @@ class TokenWriter:
         self._size = size
         self._dtype = np.dtype("<u2" if size <= 1 << 16 else "<u4")
         self._starts = array("Q", [0])
-        self._count = self._max = self._bytes = self._checksum = self._spelled = self._forced = 0
+        self._count = self._max = self._bytes = self._checksum = 0
+        self._learn: bytearray | None = None  # made at the first token that is no target
+        self._counts: dict[str, int] = {}
         self._open: AbstractContextManager[BinaryIO] = cached_file(path)
 
     def __enter__(self) -> Self:
@@ -219,22 +234,39 @@ class TokenWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def append(self, ids: Sequence[int], *, text_bytes: int = 0, spelled: int = 0, forced_cuts: int = 0) -> None:
-        """Add tokens to the current document; the numbers are of the text behind them.
+    def append(self, ids: Sequence[int], *, learn: bool | Sequence[bool] = True, text_bytes: int = 0) -> None:
+        """Add tokens to the current document.
+
+        Args:
+            ids: of the vocabulary.
+            learn: whether they are targets; one for all, or one each.
+            text_bytes: UTF-8 bytes of the text that they stand for.
 
         Raises:
             TokenizerError: for an id outside the vocabulary.
         """
         self._bytes += text_bytes
-        self._spelled += spelled
-        self._forced += forced_cuts
         if len(ids):
+            self._mark(len(ids), learn)
             self._append_ids(np.asarray(ids, dtype=np.int64))
 
-    def end_document(self, separator: int) -> None:
-        """Close the current document with the end-of-text token."""
-        self._append_ids(np.array([separator], dtype=np.int64))
+    def end_document(self, separator: int | None = None) -> None:
+        """Close the current document, with an end-of-text token, which is a target, unless it has its end already."""
+        if separator is not None:
+            self.append([separator])
         self._starts.append(self._count)
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Note that something happened to documents so many times; kept with the tokens."""
+        self._counts[name] = self._counts.get(name, 0) + number
+
+    def _mark(self, number: int, learn: bool | Sequence[bool]) -> None:
+        every = learn is True or (not isinstance(learn, bool) and all(learn))
+        if self._learn is None and every:
+            return
+        if self._learn is None:
+            self._learn = bytearray(b"\1" * self._count)
+        self._learn += bytes([learn]) * number if isinstance(learn, bool) else bytes(map(bool, learn))
 
     def _append_ids(self, ids: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
         smallest, largest = int(ids.min()), int(ids.max())
@@ -251,7 +283,8 @@ class TokenWriter:
         self._file.write(data)
 
     def finish(self) -> None:
-        """After the last `end_document`: write the document starts and the header."""
+        """After the last `end_document`: write the document starts, the marks, the counts and the header."""
+        counts = json.dumps({name: number for name, number in sorted(self._counts.items()) if number}).encode()
         header = TokenHeader(
             id_bytes=self._dtype.itemsize,
             token_count=self._count,
@@ -259,10 +292,12 @@ class TokenWriter:
             max_token_id=self._max,
             text_bytes=self._bytes,
             key=self._key,
-            spelled=self._spelled,
-            forced_cuts=self._forced,
+            marked=self._learn is not None,
+            counts_bytes=len(counts),
         )
         self._write(bytes(header.starts_offset - self._file.tell()))
         self._write(np.array(self._starts, dtype="<u8")[:-1].tobytes())
+        self._write(bytes(self._learn or b""))
+        self._write(counts)
         self._file.seek(0)
         self._file.write(header.pack(self._checksum))

@@ -15,7 +15,7 @@ from attrs import frozen
 from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
-from apr_train.data.corpus import Corpus, load_corpus
+from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
 from apr_train.data.objectives import Objective
 from apr_train.data.protocols import StageProgress
 from apr_train.data.scan import SPLIT_RULE
@@ -103,8 +103,8 @@ def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, 
         DataError: when the text cannot be read.
         PreflightError: when a token lies outside the model's vocabulary.
     """
-    ends = ready.objective.document_ends(ready.tokenizer)
-    corpus = load_corpus(rows.data, ready.tokenizer, ends=ends, progress=progress, notice=say)
+    wanted = EncodingWanted(sequence_length=rows.sequence_length, fim_tokens=ready.family.info.fim_tokens)
+    corpus = load_corpus(rows.data, ready.tokenizer, objective=ready.objective, options=wanted, progress=progress, notice=say)
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:
         raise PreflightError(findings)

@@ -6,9 +6,10 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header, encoder_marks, kind_of
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import Finding, PluginError
-from apr_train.family.card import FamilyInfo, ObjectiveName
+from apr_train.family.card import FamilyInfo
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
+from apr_train.run.objective_names import TrainingObjective
 
 
 def choose_family(registry: Registry, arch: str | None, header: Header | None) -> tuple[Family | None, list[Finding]]:
@@ -85,7 +86,7 @@ def _identity(header: Header) -> str:
     return f"class {header.hf_class or 'not given'}, architecture {header.architecture or 'not given'}"
 
 
-def encoder_findings(header: Header, family: Family | None, objective: ObjectiveName) -> list[Finding]:
+def encoder_findings(header: Header, family: Family | None, objective: TrainingObjective) -> list[Finding]:
     """An encoder's tensors in the decoder-only causal trainer, whichever families are installed."""
     if kind_of(header) != "encoder" or not (
         OBJECTIVES[objective].kind == "decoder" or (family and family.info.kind == "decoder")
@@ -105,16 +106,16 @@ def encoder_findings(header: Header, family: Family | None, objective: Objective
     ]
 
 
-def objective_findings(family: Family, objective: ObjectiveName) -> list[Finding]:
-    """Only what the family declares."""
-    if objective in family.info.objectives:
+def objective_findings(family: Family, objective: TrainingObjective) -> list[Finding]:
+    """Only what the family's models predict."""
+    if OBJECTIVES[objective].predicts in family.info.objectives:
         return []
     return [
         Finding(
             rule=rules.PREFLIGHT_002,
             subject="--objective",
             problem=f"{family.name} ({with_article(family.info.kind)}) cannot be trained on this objective",
-            expected=" or ".join(family.info.objectives),
+            expected=" or ".join(name for name, known in OBJECTIVES.items() if known.predicts in family.info.objectives),
             found=objective,
         )
     ]

@@ -11,7 +11,7 @@ from apr_train import rules
 from apr_train.checkpoint.header import Header, TokenizerSpec, kind_of
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import AprTrainError, Finding
-from apr_train.family.card import DEFAULT_OBJECTIVE, Layout, ObjectiveName
+from apr_train.family.card import DEFAULT_OBJECTIVE, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.preflight import config_rules, family_rules, machine_rules, token_rules
@@ -30,6 +30,7 @@ from apr_train.preflight.report import (
 )
 from apr_train.preflight.tensor_rules import TensorReport, provisional_tie, tensor_report
 from apr_train.preflight.wrapped_names import without_wrapper
+from apr_train.run.objective_names import TrainingObjective
 
 
 @define
@@ -41,7 +42,7 @@ class _Examination:
     skipped: list[Skipped] = Factory(list)
     facts: dict[str, Any] = Factory(dict)
     family: Family | None = None
-    objective: ObjectiveName = DEFAULT_OBJECTIVE
+    objective: TrainingObjective = DEFAULT_OBJECTIVE
     config: ModelConfig | None = None
     tensors: TensorReport | None = None
     tokenizer: TokenizerSpec | None = None
@@ -143,7 +144,7 @@ def _tensors(seen: _Examination, family: Family, header: Header, bogus: list[Fin
 
 def _family(seen: _Examination, family: Family, header: Header) -> None:
     try:
-        seen.findings += family.validate_family(header, seen.objective)
+        seen.findings += family.validate_family(header, OBJECTIVES[seen.objective].predicts)
     except AprTrainError as error:
         seen.findings.append(error.under(rules.PREFLIGHT_001, f"{family.name}: validate_family"))
 

@@ -12,13 +12,13 @@ from attrs import Factory, asdict, field, frozen
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.objectives import Objective
 from apr_train.errors import Finding, PreflightError
-from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.machine_rules import parameter_count
 from apr_train.preflight.tensor_rules import TensorReport
+from apr_train.run.objective_names import TrainingObjective
 from apr_train.run.preflight_file import SCHEMA_VERSION
 
 
@@ -36,7 +36,7 @@ class PreflightInput:
     """From scratch: a preset of the family; None: its default."""
     vocab_size: int | None = None
     """From scratch: another vocabulary than the preset's."""
-    objective: ObjectiveName | None = None
+    objective: TrainingObjective | None = None
     """What is learnt; None: the family's first objective."""
     tokenizer: TokenizerSpec | None = None
     """Instead of the checkpoint's own."""
@@ -108,7 +108,7 @@ class Report:
     facts: dict[str, Any] = Factory(dict)
     """What was checked, for a reader: family, sizes, tensors used, tie, tokenizer."""
     family: Family | None = None
-    objective: ObjectiveName | None = None
+    objective: TrainingObjective | None = None
     config: ModelConfig | None = None
     tokenizer: TokenizerSpec | None = None
     settled: Cleared | None = field(default=None, repr=False)

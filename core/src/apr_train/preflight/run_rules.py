@@ -16,6 +16,7 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.documents import Document
 from apr_train.data.look import Look, look_at
 from apr_train.data.objectives import OBJECTIVES
+from apr_train.data.source import take_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
@@ -193,7 +194,7 @@ def judge_unknown_family(settings: Settings) -> Report | None:
     if arch is None or arch in Registry.discover().names():
         return None
     device, precision = settings.run.device or "cpu", settings.run.precision or "fp32"
-    look = look_at(settings.data)
+    look = look_at(settings.data, take_of(settings))
     with ExitStack() as held:
         checkpoint = open_run_source(settings, look=look, device=device)
         if checkpoint is not None:

@@ -10,8 +10,8 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.tokenizer_json import HOW_TO_MAKE
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import Finding
-from apr_train.family.card import ObjectiveName
 from apr_train.family.config import ModelConfig
+from apr_train.run.objective_names import TrainingObjective
 
 MASK_SPELLINGS = ("<mask>", "[MASK]", "<|mask|>")
 ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "sep_token_id", "cls_token_id", "unk_token_id")
@@ -106,7 +106,7 @@ def _special(where: str, value: Any, rows: int) -> Finding:
     )
 
 
-def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, objective: ObjectiveName) -> list[Finding]:
+def mask_findings(header: Header | None, tokenizer: TokenizerSpec | None, objective: TrainingObjective) -> list[Finding]:
     """Masked-language modelling needs a token to mask with."""
     if "mask" not in OBJECTIVES[objective].special_tokens or tokenizer is None or mask_id(header, tokenizer) is not None:
         return []

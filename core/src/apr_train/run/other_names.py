@@ -40,6 +40,17 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
         *("input", "input_file", "text", "train", "train_data", "train_data_file", "train_data_path", "train_dataset"),
         *("train_file", "train_files", "train_path", "training_data"),
     ),
+    "val_data": (
+        *("eval_data", "eval_dataset", "eval_file", "test_file", "val_dataset", "valid_data", "validation_data"),
+        *("validation_dataset", "validation_file"),
+    ),
+    "text_field": ("content_field", "dataset_text_field", "field", "text_column", "text_key"),
+    "packing": ("group_by_length", "pack", "packing_strategy", "sample_packing"),
+    "train_on": ("assistant_only_loss", "completion_only_loss", "response_only", "train_on_inputs", "train_on_responses"),
+    "chat_template": ("chat_format", "conversation_template", "prompt_template", "template"),
+    "fim_rate": ("fim_ratio",),
+    "fim_spm_rate": ("fim_spm_ratio", "spm_rate"),
+    "eval": ("evals", "evaluations"),
     "validation_fraction": (
         "eval_split",
         "test_size",
@@ -119,9 +130,7 @@ _ONE_DEVICE = "A run is one process on one device: {device}"
 _FULL_WEIGHTS = "Weights are trained in 32 or 16 bits: {precision}"
 _REPORTED = "Nothing is sent anywhere: the run's metrics.jsonl has every number, and `apr-train report` shows them"
 _SHAPE = "A model's shape is its family's preset ({preset}) or its file's ({init})"
-_PACKED = "Rows are always filled with whole texts; {document_mask} keeps their attention apart"
 _FLOAT16 = "There is no float16, which needs a scaled loss; {precision} bf16 has float32's range"
-_HELD_OUT = "What is measured is held out from {data}: {validation_fraction}"
 _PUBLISHED = "A run uploads nothing: `apr-train publish` makes the folder to upload"
 
 NOT_HERE: Mapping[str, str] = {
@@ -150,7 +159,6 @@ NOT_HERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("flash_attn", "flash_attention", "use_flash_attn", "use_flash_attention_2"), "A backend is named: {attention}"
     ),
-    **dict.fromkeys(("packing", "group_by_length", "pack", "sample_packing"), _PACKED),
     **dict.fromkeys(("optim", "optimizer_type", "optimizer_name"), "AdamW is the one optimizer: {lr}, {beta1}, {beta2}, {eps}"),
     **dict.fromkeys(("report_to", "tensorboard", "wandb", "wandb_project", "use_wandb", "mlflow"), _REPORTED),
     **dict.fromkeys(("hub_model_id", "hub_token", "push_to_hub"), _PUBLISHED),
@@ -163,8 +171,6 @@ NOT_HERE: Mapping[str, str] = {
     ),
     **dict.fromkeys(("config_file", "config_path", "conf"), "Settings are read from a TOML file by `--config FILE`"),
     **dict.fromkeys(("do_train", "do_eval"), "A run always does both; {steps} 0 only validates, and so does `apr-train eval`"),
-    **dict.fromkeys(("eval_data", "eval_dataset", "test_file", "val_data", "val_dataset", "valid_data"), _HELD_OUT),
-    **dict.fromkeys(("validation_data", "validation_dataset", "validation_file"), _HELD_OUT),
     "overwrite_output_dir": "A run's folder is never overwritten: give another name with {run}",
     "trust_remote_code": "No code is ever taken from a checkpoint: a family is an installed plugin",
     "validation_split_percentage": "The held-out share is a fraction: {validation_fraction} 0.05 for 5 percent",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +17,8 @@ from apr_train.checkpoint.given import is_address
 from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import ConfigError
-from apr_train.family.card import ObjectiveName
 from apr_train.run.folder import OUT
+from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective, TrainOn
 from apr_train.run.other_names import meant_value
 from apr_train.run.paths import user_path
 from apr_train.run.precision import PRECISION_TYPES
@@ -27,6 +28,7 @@ MAY_CHANGE = "may change at a resume"
 MAY_MOVE = "may lie elsewhere at a resume"
 DECIDES = "decides what a run computes"
 PATH = "is a path"
+TABLES = "is an array of tables"
 
 
 def option(
@@ -64,6 +66,11 @@ def option(
     resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move}
     metadata = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, **resume, **limits}
     return attrs.field(default=default, metadata=metadata, validator=_check, converter=_to_tuple if many else None)
+
+
+def options_of(group: type) -> list[attrs.Attribute[Any]]:
+    """The settings of a table that the command line has an option for: all but its arrays of tables."""
+    return [item for item in attrs.fields(group) if TABLES not in item.metadata]
 
 
 def flag(name: str) -> str:
@@ -154,10 +161,40 @@ class ModelSettings:
         choices=get_args(RopeRows),
         decides=False,
     )
-    objective: ObjectiveName | None = option(
-        None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(ObjectiveName)
+    chat_template: str | None = option(
+        None,
+        "A chat template (.jinja), or a tokenizer_config.json with one; else the tokenizer's own.",
+        kind=str,
+        may_move=True,
+        decides=False,
+        path=True,
+    )
+    objective: TrainingObjective | None = option(
+        None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(TrainingObjective)
     )
     attention: str | None = option(None, "Force one attention backend, or fail with its reason.", kind=str)
+
+
+def _tables(cls: type) -> Any:
+    """An attrs field for an array of tables, `[[group.field]]` in TOML; the command line has no option for it."""
+
+    def convert(value: Any) -> Any:
+        return tuple(cls(**item) if isinstance(item, dict) else item for item in value)
+
+    metadata = {TABLES: cls, MAY_CHANGE: False, MAY_MOVE: True, DECIDES: False, PATH: False}
+    return attrs.field(default=(), converter=convert, metadata=metadata)
+
+
+@frozen(kw_only=True)
+class SourceSettings:
+    """[[data.source]]: one part of a mixture."""
+
+    name: str = option(None, "What the source is called in metrics and report.", kind=str)
+    path: tuple[str, ...] = option((), "Files, folders or globs.", kind=str, many=True, path=True)
+    weight: float | None = option(None, "Its share of the rows, by the sum of all weights.", kind=float, above=0)
+    kind: SourceKind | None = option(None, "What its documents are.", kind=str, choices=get_args(SourceKind))
+    max_epochs: int | None = option(None, "How often it is gone through at most.", kind=int, minimum=1)
+    text_field: str | None = option(None, "The field of a record that is its text.", kind=str)
 
 
 @frozen(kw_only=True)
@@ -166,13 +203,24 @@ class DataSettings:
 
     data: tuple[str, ...] = option(
         (),
-        "Files, folders, globs or JSONL; without it the Python standard library's own source.",
+        "Files, folders or globs, or NAME=PATH:WEIGHT for a part of a mixture; else the Python standard library's own source.",
         kind=str,
         many=True,
         may_move=True,
         decides=False,
         path=True,
     )
+    source: tuple[SourceSettings, ...] = _tables(SourceSettings)
+    val_data: tuple[str, ...] = option(
+        (),
+        "Held-out text of one's own, as --data; nothing of --data is held out then.",
+        kind=str,
+        many=True,
+        may_move=True,
+        decides=False,
+        path=True,
+    )
+    text_field: str | None = option(None, "The field of a record that is its text; text or content otherwise.", kind=str)
     gitignore: bool = option(
         True, "Leave out what the .gitignore files of a checkout leave out, unless it is named.", kind=bool, decides=False
     )
@@ -187,6 +235,19 @@ class DataSettings:
     )
     document_mask: bool = option(False, "Keep attention inside documents when several share a row.", kind=bool)
     mask_probability: float = option(0.15, "Masked-LM: share of tokens to predict.", kind=float, above=0, maximum=0.9)
+    packing: Packing | None = option(
+        None,
+        "How documents come into rows: concatenate, or best-fit, which cuts none that fits; the objective decides otherwise.",
+        kind=str,
+        choices=get_args(Packing),
+    )
+    train_on: TrainOn = option("assistant", "sft: which turns are learnt.", kind=str, choices=get_args(TrainOn))
+    chat_date: str | None = option(None, "sft: the date that a chat template is told, YYYY-MM-DD; today's otherwise.", kind=str)
+    fim_rate: float = option(0.5, "fim: share of the documents with a hole.", kind=float, minimum=0, maximum=1)
+    fim_spm_rate: float = option(0.5, "fim: of these, share with the suffix in front.", kind=float, minimum=0, maximum=1)
+    rehash: bool = option(
+        False, "Read all text, though nothing says that it has changed.", kind=bool, may_change=True, decides=False
+    )
     val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1, decides=False)
 
 
@@ -218,6 +279,9 @@ class RunSettings:
     out: str = option(OUT, "Folder that holds the runs.", kind=str, decides=False, path=True)
     steps: int = option(
         200, "Optimizer steps in all; 0 only loads, validates and writes.", kind=int, minimum=0, may_change=True
+    )
+    eval: str | None = option(
+        None, "Evaluations at each validation, NAME:COUNT with commas between.", kind=str, may_change=True, decides=False
     )
     val_every: int = option(
         50, "Steps between validations; 0 for first and last only.", kind=int, minimum=0, may_change=True, decides=False
@@ -291,15 +355,49 @@ def absolute_paths(settings: Settings, *, absent: bool = False) -> Settings:
     """
     settings = _without_tilde(settings)
     model = settings.model
-    init, tokenizer = (
+    init, tokenizer, template = (
         str(Path(path).absolute()) if path is not None and (absent or os.path.lexists(path)) else path
-        for path in (model.init, model.tokenizer)
+        for path in (model.init, model.tokenizer, model.chat_template)
     )
     return attrs.evolve(
         settings,
-        model=attrs.evolve(model, init=init, tokenizer=tokenizer),
-        data=attrs.evolve(settings.data, data=tuple(_absolute(item) for item in settings.data.data)),
+        model=attrs.evolve(model, init=init, tokenizer=tokenizer, chat_template=template),
+        data=_absolute_data(settings.data),
     )
+
+
+def _absolute_data(data: DataSettings) -> DataSettings:
+    sources = tuple(attrs.evolve(item, path=tuple(map(_absolute, item.path))) for item in data.source)
+    named, val = (tuple(_of_argument(item, _absolute) for item in paths) for paths in (data.data, data.val_data))
+    return attrs.evolve(data, data=named, val_data=val, source=sources)
+
+
+_ARGUMENT = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<path>.+?)(?::(?P<weight>[0-9.eE+-]+))?")
+
+
+@frozen(kw_only=True)
+class DataArgument:
+    """One argument of `--data`: a path, or `NAME=PATH:WEIGHT`."""
+
+    name: str | None
+    path: str
+    weight: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> DataArgument:
+        """Take an argument apart; one that is a path as it stands is that."""
+        found = None if os.path.lexists(text) else _ARGUMENT.fullmatch(text)
+        return cls(name=None, path=text, weight=None) if found is None else cls(**found.groupdict())
+
+    def __str__(self) -> str:
+        name = "" if self.name is None else f"{self.name}="
+        return f"{name}{self.path}" + ("" if self.weight is None else f":{self.weight}")
+
+
+def _of_argument(text: str, change: Callable[[str], str]) -> str:
+    """An argument of `--data` with another path."""
+    argument = DataArgument.parse(text)
+    return str(attrs.evolve(argument, path=change(argument.path)))
 
 
 def _without_tilde(settings: Settings) -> Settings:
@@ -315,7 +413,7 @@ def expanded(value: Any) -> Any:
     """A path setting's value, one or several, as `user_path` gives it; None stays."""
     if value is None:
         return None
-    return tuple(map(user_path, value)) if isinstance(value, tuple) else user_path(value)
+    return tuple(_of_argument(item, user_path) for item in value) if isinstance(value, tuple) else user_path(value)
 
 
 def _absolute(item: str) -> str:

@@ -12,7 +12,7 @@ import tomli_w
 
 from apr_train.errors import ConfigError, Finding, RunError
 from apr_train.run.other_names import advice, plain, settings_called
-from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, Settings, flag
+from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, TABLES, Settings, flag
 from apr_train.suggest import closest, nearest
 
 
@@ -73,9 +73,22 @@ def _unknown(name: str, table: Any) -> Iterator[tuple[str, str, str]]:
     if name not in GROUPS:
         yield name, "no such table", nearest(plain(name), GROUPS) or _TABLES
     own = attrs.fields_dict(GROUPS[name]) if name in GROUPS else None
-    for key in table:
+    for key, value in table.items():
         if own is None or key not in own:
             yield f"{name}.{key}", "no such setting", _instead(key, own)
+        elif TABLES in own[key].metadata:
+            yield from _unknown_in_tables(f"{name}.{key}", value, own[key].metadata[TABLES])
+
+
+def _unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, str, str]]:
+    """The same of an array of tables."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        yield name, "an array of tables is wanted", f"Write [[{name}]], and its settings below."
+        return
+    own = attrs.fields_dict(cls)
+    for number, table in enumerate(value):
+        for key in set(table) - set(own):
+            yield f"{name}[{number}].{key}", "no such setting", nearest(plain(key), own) or f"Known here: {', '.join(own)}."
 
 
 def _instead(key: str, own: Collection[str] | None) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import TypeVar
 
 import attrs
 import torch
 from attrs import frozen
 
-from apr_train.family.card import FamilyInfo, ObjectiveName
+from apr_train.data.objectives import Objective
+from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
 from apr_train.run.settings import Settings
@@ -43,9 +45,7 @@ class Decided:
     schedule: Schedule
 
 
-def decide(
-    asked: Settings, *, family: FamilyInfo, config: ModelConfig, objective: ObjectiveName, device: torch.device
-) -> Decided:
+def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objective: Objective, device: torch.device) -> Decided:
     """Fill in what the user left open; what the user said stays."""
     warm, data, optimizer = asked.model.init is not None, asked.data, asked.optimizer
     precision = _or(asked.run.precision, default_precision(device))
@@ -57,8 +57,14 @@ def decide(
     threads = _or(asked.run.threads, torch.get_num_threads())
     settings = attrs.evolve(
         asked,
-        model=attrs.evolve(asked.model, arch=_or(asked.model.arch, family.name), objective=objective, preset=preset),
-        data=attrs.evolve(data, sequence_length=length, batch_size=batch),
+        model=attrs.evolve(asked.model, arch=_or(asked.model.arch, family.name), objective=objective.name, preset=preset),
+        data=attrs.evolve(
+            data,
+            sequence_length=length,
+            batch_size=batch,
+            packing=_or(data.packing, objective.packing),
+            chat_date=_or(data.chat_date, date.today().isoformat()) if "chat" in objective.source_kinds else data.chat_date,
+        ),
         optimizer=attrs.evolve(optimizer, lr=rate, warmup_steps=warmup),
         run=attrs.evolve(asked.run, precision=precision, device=_or(asked.run.device, str(device)), threads=threads),
     )

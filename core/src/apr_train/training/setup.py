@@ -16,10 +16,11 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
-from apr_train.data.corpus import Corpus, load_corpus
+from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
 from apr_train.data.look import Look, look_at
 from apr_train.data.reference import reference_rows
 from apr_train.data.scan import SPLIT_RULE
+from apr_train.data.source import take_of
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
@@ -101,7 +102,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     if asked.run.deterministic:
         make_deterministic()
     device, precision = _machine(asked.run)
-    look = look_at(asked.data)
+    look = look_at(asked.data, take_of(asked))
     with ExitStack() as held:
         checkpoint = _opened(asked, resume, device, look, held)
         header, report = judge_run(
@@ -153,13 +154,18 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
 def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
-    decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective.name, device=device)
+    decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
     with stage_bars() as progress:
-        ends = cleared.objective.document_ends(tokenizer)
-        say_new = _unless(told, say)
-        corpus = load_corpus(decided.settings.data, tokenizer, ends=ends, progress=progress, notice=say_new)
+        corpus = load_corpus(
+            decided.settings.data,
+            tokenizer,
+            objective=cleared.objective,
+            options=encoding_wanted(decided, cleared),
+            progress=progress,
+            notice=_unless(told, say),
+        )
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
     init = _init_hash(decided.settings, examined.checkpoint, resume, say)
@@ -175,6 +181,15 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         tokenizer=tokenizer,
         corpus=corpus,
         identity=identity,
+    )
+
+
+def encoding_wanted(decided: Decided, cleared: Cleared) -> EncodingWanted:
+    """What decides the ids of a run beside its text, its tokenizer and the settings of the data."""
+    return EncodingWanted(
+        sequence_length=decided.sequence_length,
+        seed=decided.settings.run.seed,
+        fim_tokens=cleared.family.info.fim_tokens,
     )
 
 
@@ -202,7 +217,7 @@ def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerS
         raise PreflightError([no_tokenizer(needed=True)])
     size = cleared.config.vocab_size
     say(f"no tokenizer given: a byte-level BPE of {size:,} tokens is made from the corpus, once")
-    return train_bpe(settings.data, size, encoder=cleared.family.info.kind == "encoder", notice=say)
+    return train_bpe(settings.data, size, take=take_of(settings), encoder=cleared.family.info.kind == "encoder", notice=say)
 
 
 def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | None, say: Say) -> str | None:

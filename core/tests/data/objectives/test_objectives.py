@@ -12,9 +12,10 @@ from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.stream import validation_batches
 from apr_train.family.card import ObjectiveName
 from apr_train.model.loss import IGNORE
+from apr_train.run.objective_names import TrainingObjective
 
 SOURCE = Path(apr_train.__file__).parent
-BY_NAME = pytest.mark.parametrize("name", get_args(ObjectiveName))
+BY_NAME = pytest.mark.parametrize("name", OBJECTIVES)
 
 
 class Echo:
@@ -37,8 +38,11 @@ def batch_of(tokenizer, tokens_of):
     return make
 
 
-def test_every_name_that_a_family_can_declare_is_an_objective():
-    assert {name: objective.name for name, objective in OBJECTIVES.items()} == {name: name for name in get_args(ObjectiveName)}
+def test_every_name_that_settings_take_is_an_objective_and_families_declare_what_it_predicts():
+    assert {name: objective.name for name, objective in OBJECTIVES.items()} == {
+        name: name for name in get_args(TrainingObjective)
+    }
+    assert {objective.predicts for objective in OBJECTIVES.values()} == set(get_args(ObjectiveName))
 
 
 def test_what_a_batch_ignores_the_loss_ignores():
@@ -77,4 +81,4 @@ def test_only_the_objective_the_card_and_the_table_spell_a_name(name):
 
     found = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if spells(path)}
     own = f"data/objectives/{name.replace('-', '_')}.py"
-    assert found == {"family/card.py", "data/objectives/__init__.py", "run/other_names.py", own}
+    assert found == {"family/card.py", "run/objective_names.py", "data/objectives/__init__.py", "run/other_names.py", own}

@@ -1,7 +1,8 @@
 """Training objectives: what each learns from a token file, as one value. Torch-free at import.
 
 A new objective is one module with a class that has the members of `Objective`, and one line in `OBJECTIVES`; its name
-joins `ObjectiveName` (apr_train.family.card), for families to declare. Nothing else in the program compares names.
+joins `TrainingObjective` (apr_train.run.objective_names), for settings to take. Families declare what their models predict,
+and nothing else in the program compares names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import Batch, RowOptions, Rows
+from apr_train.data.encoding import EncodeOptions, Encoder
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.objectives.masked_lm import MaskedLM
 from apr_train.data.protocols import TokenizerLike
@@ -18,6 +20,7 @@ from apr_train.data.special_tokens import DocumentEnds
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Mask, MaskKind
+from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +31,14 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """A training objective."""
 
-    name: ClassVar[ObjectiveName]
-    """What `--objective` takes and a family declares."""
+    name: ClassVar[TrainingObjective]
+    """What `--objective` takes."""
+    predicts: ClassVar[ObjectiveName]
+    """What a family declares whose models can be trained on it."""
+    source_kinds: ClassVar[tuple[SourceKind, ...]]
+    """The kinds of sources that can be learnt from; the first one is meant where the user says none."""
+    packing: ClassVar[Packing]
+    """How documents come into rows where the user does not say."""
     kind: ClassVar[Kind]
     """The kind of model that is trained on it; a decoder can then continue a text."""
     shortest_row: ClassVar[int]
@@ -50,6 +59,14 @@ class Objective(Protocol):
 
         Raises:
             TokenizerError: when the tokenizer has no token to end a document with.
+        """
+        ...
+
+    def encoder(self, kind: SourceKind, options: EncodeOptions) -> Encoder:
+        """How the documents of a source of one of `source_kinds` become ids.
+
+        Raises:
+            TokenizerError: when the tokenizer lacks a token that this needs.
         """
         ...
 
@@ -77,5 +94,5 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: Mapping[ObjectiveName, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
+OBJECTIVES: Mapping[TrainingObjective, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
 """Name → objective."""

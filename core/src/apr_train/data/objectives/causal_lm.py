@@ -11,11 +11,13 @@ from attrs import frozen
 from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
+from apr_train.data.encoding import EncodeOptions, TextEncoder
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds, decoder_ends
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Causal, Documents, MaskKind
+from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 class CausalLM:
     """The objective of decoders; a whole text is predicted, so that its cost can be told in bits per byte."""
 
-    name: ClassVar[ObjectiveName] = "causal-lm"
+    name: ClassVar[TrainingObjective] = "causal-lm"
+    predicts: ClassVar[ObjectiveName] = "causal-lm"
+    source_kinds: ClassVar[tuple[SourceKind, ...]] = ("text",)
+    packing: ClassVar[Packing] = "concatenate"
     kind: ClassVar[Kind] = "decoder"
     shortest_row: ClassVar[int] = 1
     special_tokens: ClassVar[tuple[str, ...]] = ()
@@ -41,6 +46,11 @@ class CausalLM:
     def document_ends(self, tokenizer: TokenizerLike) -> DocumentEnds:
         """A bos where the tokenizer puts one, and the end of text."""
         return decoder_ends(tokenizer)
+
+    def encoder(self, kind: SourceKind, options: EncodeOptions) -> TextEncoder:
+        """Texts between their ends."""
+        ends = self.document_ends(options.tokenizer)
+        return TextEncoder(options.tokenizer, ends, options.settings.parse_special)
 
     def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows:
         """Rows that follow on one another."""

@@ -15,11 +15,13 @@ from attrs import field, frozen
 
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
+from apr_train.data.encoding import EncodeOptions, TextEncoder
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds, encoder_end, never_masked, special_id
 from apr_train.data.tokens import TokenFile
 from apr_train.family.card import ObjectiveName
 from apr_train.model.attention.masks import Bidirectional, MaskKind
+from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,10 @@ _MASKED_OR_RANDOM = 0.9
 class MaskedLM:
     """The objective of encoders; measured beside the loss: the share of hidden tokens that are predicted right."""
 
-    name: ClassVar[ObjectiveName] = "masked-lm"
+    name: ClassVar[TrainingObjective] = "masked-lm"
+    predicts: ClassVar[ObjectiveName] = "masked-lm"
+    source_kinds: ClassVar[tuple[SourceKind, ...]] = ("text",)
+    packing: ClassVar[Packing] = "concatenate"
     kind: ClassVar[Kind] = "encoder"
     shortest_row: ClassVar[int] = 3
     special_tokens: ClassVar[tuple[str, ...]] = ("bos", "eos", "pad", "mask")
@@ -51,6 +56,11 @@ class MaskedLM:
     def document_ends(self, tokenizer: TokenizerLike) -> DocumentEnds:
         """`eos` behind each document; the bos is the row's, one a row, as RoBERTa packs full sentences (4.2)."""
         return DocumentEnds(end=encoder_end(tokenizer, "eos"))
+
+    def encoder(self, kind: SourceKind, options: EncodeOptions) -> TextEncoder:
+        """Texts between their ends."""
+        ends = self.document_ends(options.tokenizer)
+        return TextEncoder(options.tokenizer, ends, options.settings.parse_special)
 
     def rows(self, tokens: TokenFile, options: RowOptions) -> MaskedRows:
         """Rows of the form `bos … eos`, some of their tokens hidden.

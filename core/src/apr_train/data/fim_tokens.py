@@ -8,7 +8,9 @@ mean; `SPELLINGS` is by what stands behind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal, Protocol
 
 from attrs import frozen
@@ -71,6 +73,10 @@ class FimTokens:
         known = (self.prefix, self.suffix, self.middle, self.end, self.pad)
         return frozenset(index for index in known if index is not None)
 
+    def question(self, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+        """What stands in front of a hole's own text, in the order PSM."""
+        return [self.prefix, *prefix, self.suffix, *suffix, self.middle]
+
     @property
     def roles(self) -> dict[str, int]:
         """Role → id, of those that stand in a row with a hole."""
@@ -115,7 +121,9 @@ def parse_names(text: str) -> dict[Role, str]:
     """
     names = text.split(",")
     if len(names) != len(NEEDED) or not all(names):
-        expected = "PREFIX,SUFFIX,MIDDLE: what stands before the text in front of a hole, before the text behind it, before its own"
+        expected = (
+            "PREFIX,SUFFIX,MIDDLE: what stands before the text in front of a hole, before the text behind it, before its own"
+        )
         raise ConfigError("not three names", where=f"{SETTING} ({FLAG})", expected=expected, found=repr(text))
     return dict(zip(NEEDED, names, strict=True))
 
@@ -170,3 +178,23 @@ def _shared(ids: Mapping[Role, int], where: str) -> list[Finding]:
             expected = "an id of its own for each"
             findings.append(Finding(rule=rules.FIM_002, subject=where, problem=problem, expected=expected, found=str(index)))
     return findings
+
+
+def encode_texts(tokenizer: IdsOf, texts: Sequence[str], tokens: FimTokens, *, parse_special: bool) -> list[list[int]]:
+    """The ids of texts around and in holes, each apart; unless `parse_special`, text that spells one of `tokens` stays text.
+
+    A tokenizer finds a token that is not marked as special wherever a text spells it: there the text is cut behind its first
+    character.
+    """
+    found = tokenizer.encode_batch(texts, parse_special=parse_special)
+    if parse_special:
+        return found
+    return [
+        ids if tokens.ids.isdisjoint(ids) else _as_text(tokenizer, text, tokens) for text, ids in zip(texts, found, strict=True)
+    ]
+
+
+def _as_text(tokenizer: IdsOf, text: str, tokens: FimTokens) -> list[int]:
+    inside = (f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in tokens.texts if len(name) > 1)
+    pieces = [piece for piece in re.split("|".join(inside), text) if piece]
+    return list(chain.from_iterable(tokenizer.encode_batch(pieces, parse_special=False)))

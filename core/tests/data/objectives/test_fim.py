@@ -116,7 +116,7 @@ def test_the_shares_are_those_that_are_asked_for(rate, spm_rate):
 
 
 def test_seed_document_and_place_decide_and_nothing_else():
-    base = dict(seed=1, key=2, begin=0, rate=1.0, spm_rate=0.5)
+    base = {"seed": 1, "key": 2, "begin": 0, "rate": 1.0, "spm_rate": 0.5}
     hole = cut(TEXT * 40, **base)
     assert hole == cut(TEXT * 40, **base)
     for change in ({"seed": 2}, {"key": 3}, {"begin": 1}):
@@ -182,7 +182,7 @@ def test_a_part_that_its_cuts_make_too_long_is_halved(tmp_path):
         """A token for two equal bytes, so that a cut between them makes one more."""
 
         def encode_batch(self, texts, *, parse_special=False):
-            return [[byte for byte in text.encode()[::2]] for text in texts]
+            return [list(text.encode()[::2]) for text in texts]
 
     found = encoded(tmp_path, ["aa" * 400], tokenizer=Pairs(), length=16)
     assert all(len(ids) <= 16 for ids in found)

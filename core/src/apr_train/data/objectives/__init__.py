@@ -14,6 +14,7 @@ from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import Batch, RowOptions, Rows
 from apr_train.data.encoding import EncodeOptions, Encoder
 from apr_train.data.objectives.causal_lm import CausalLM
+from apr_train.data.objectives.fim import FillInTheMiddle
 from apr_train.data.objectives.masked_lm import MaskedLM
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds
@@ -94,5 +95,9 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: Mapping[TrainingObjective, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
+OBJECTIVES: Mapping[TrainingObjective, Objective] = {
+    "causal-lm": CausalLM(),
+    "fim": FillInTheMiddle(),
+    "masked-lm": MaskedLM(),
+}
 """Name → objective."""

@@ -16,22 +16,32 @@ order of the documents nor a resume changes it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import chain
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from attrs import frozen
+from attrs import asdict, field, frozen
 
+from apr_train import rules
 from apr_train.data.documents import PIECE, Document
-from apr_train.data.fim_tokens import FimTokens
+from apr_train.data.encoding import SPELLED, EncodeOptions, spelled_findings
+from apr_train.data.fim_tokens import NEEDED, FimTokens, encode_texts, fim_tokens
+from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.scan import split_key
 from apr_train.data.special_tokens import DocumentEnds, SpelledTokens
 from apr_train.data.tokens import TokenWriter
+from apr_train.errors import ConfigError, Finding
+from apr_train.run.objective_names import SourceKind, TrainingObjective
 
 Order = Literal["PSM", "SPM"]
+PARTS, PSM, SPM, IN_TEXT = "fim_parts", "fim_psm", "fim_spm", "fim_in_text"
+"""Counts of a token file: parts, those with a hole in either order, and tokens around a hole that the text itself has."""
+RULE = "fim-1"
+"""The rule of this module by name: another one makes other tokens of the same text."""
+VALIDATION_SEED = 0
+"""What is held out gets the same holes in every run."""
 _WORD = 1 << 64
 _BATCH_CHARACTERS = 1 << 18
 """Text whose lines are counted at once."""
@@ -82,7 +92,7 @@ def arranged(tokens: FimTokens, order: Order, prefix: Sequence[int], middle: Seq
     """The ids of a text with a hole, without what stands around a document."""
     if order == "SPM":
         return [tokens.prefix, tokens.suffix, *suffix, tokens.middle, *prefix, *middle]
-    return [tokens.prefix, *prefix, tokens.suffix, *suffix, tokens.middle, *middle]
+    return [*tokens.question(prefix, suffix), *middle]
 
 
 @frozen
@@ -115,7 +125,8 @@ class Parts:
         if len(document.utf8) <= self._room:  # a token is a byte at least
             yield Part(key, 0, document.text)
             return
-        begin, held, tokens = 0, [], 0
+        held: list[str] = []
+        begin = tokens = 0
         for line, count in self._counted(document.pieces()):
             if held and tokens + count > self._room:
                 yield (part := Part(key, begin, "".join(held)))
@@ -169,11 +180,43 @@ def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
+@frozen
+class FillInTheMiddle(CausalLM):
+    """The objective of decoders that write what stands in a hole; most of it is causal language modelling."""
+
+    name: ClassVar[TrainingObjective] = "fim"
+    shortest_row: ClassVar[int] = 8
+    measures_bits_per_byte: ClassVar[bool] = False
+
+    def encoder(self, kind: SourceKind, options: EncodeOptions) -> FimEncoder:
+        """Texts, a share of them with a hole.
+
+        Raises:
+            ConfigError: for a setting of tokens that is not three names, and for rows too short for a hole.
+            TokenizerError: FIM-001 or FIM-002, and when the tokenizer has no end of text.
+        """
+        data, length = options.settings, options.sequence_length
+        if length < self.shortest_row:
+            expected = f"at least {self.shortest_row}"
+            raise ConfigError("the rows are too short", where="sequence_length", expected=expected, found=length)
+        tokens = fim_tokens(options.tokenizer, card=options.fim_tokens, setting=data.fim_tokens, where="tokenizer")
+        return FimEncoder(
+            tokenizer=options.tokenizer,
+            tokens=tokens,
+            ends=self.document_ends(options.tokenizer),
+            length=length,
+            seed=options.seed if options.side == "train" else VALIDATION_SEED,
+            rate=data.fim_rate,
+            spm_rate=data.fim_spm_rate,
+            parse_special=data.parse_special,
+        )
+
+
 @frozen(kw_only=True)
 class FimEncoder:
     """Documents to ids, a share of them with a hole; each part of a document is a document of the token file."""
 
-    tokenizer: TokenizerLike
+    tokenizer: TokenizerLike = field(repr=False)
     tokens: FimTokens
     ends: DocumentEnds
     length: int
@@ -181,7 +224,13 @@ class FimEncoder:
     seed: int
     rate: float
     spm_rate: float
-    parse_special: bool = False
+    parse_special: bool
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The rule, the tokens, the ends, the row, the draw, and how special tokens are read."""
+        plain = asdict(self, filter=lambda item, _: item.name != "tokenizer")
+        return {"rule": RULE, **plain}
 
     def encode(self, documents: Iterable[Document], writer: TokenWriter, *, done: Callable[[int], None]) -> None:
         """Append the documents to a token file; `done` is told of the bytes of text encoded."""
@@ -190,9 +239,22 @@ class FimEncoder:
         for batch in _batches_of(parts):
             for part, order, ids in self._encoded(batch):
                 size = len(part.text.encode("utf-8"))
-                writer.append(ids, text_bytes=size, spelled=spelled.count(part.text))
+                writer.append(ids, text_bytes=size)
                 writer.end_document(self._end(order))
+                self._count(writer, part, order, ids)
+                writer.count(SPELLED, spelled.count(part.text))
                 done(size)
+
+    def findings(self, counts: Mapping[str, int]) -> list[Finding]:
+        """What of the text is read otherwise than one may think."""
+        return [*spelled_findings(counts.get(SPELLED, 0), self.parse_special), *_in_text(counts.get(IN_TEXT, 0))]
+
+    def _count(self, writer: TokenWriter, part: Part, order: Order | None, ids: Sequence[int]) -> None:
+        writer.count(PARTS)
+        if order is not None:
+            writer.count(PSM if order == "PSM" else SPM)
+        around = 0 if order is None else len(NEEDED)
+        writer.count(IN_TEXT, sum(index in self.tokens.ids for index in ids) - around)
 
     def _parts(self) -> Parts:
         """The cutter, for rows with room for what stands around a part, and for what two cuts may add to it."""
@@ -207,7 +269,8 @@ class FimEncoder:
         """Each part's ids without its end, and the order of its hole; a part that turns out too long for a row, in two."""
         holes = [self._hole(part) for part in parts]
         texts = [(part.text,) if hole is None else hole.texts for part, hole in zip(parts, holes, strict=True)]
-        ids = iter(self._ids(list(chain.from_iterable(texts))))
+        flat = list(chain.from_iterable(texts))
+        ids = iter(encode_texts(self.tokenizer, flat, self.tokens, parse_special=self.parse_special))
         for part, hole, pieces in zip(parts, holes, texts, strict=True):
             found = [next(ids) for _ in pieces]
             whole = [*self.ends.start, *(found[0] if hole is None else arranged(self.tokens, hole.order, *found))]
@@ -218,19 +281,6 @@ class FimEncoder:
 
     def _hole(self, part: Part) -> Hole | None:
         return cut(part.text, seed=self.seed, key=part.key, begin=part.begin, rate=self.rate, spm_rate=self.spm_rate)
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts, none of them one of the tokens around a hole where a text merely spells it."""
-        found = self.tokenizer.encode_batch(texts, parse_special=self.parse_special)
-        if self.parse_special:
-            return found
-        return [ids if self.tokens.ids.isdisjoint(ids) else self._as_text(text) for text, ids in zip(texts, found, strict=True)]
-
-    def _as_text(self, text: str) -> list[int]:
-        """The ids of a text that spells one of the tokens, which the tokenizer takes for it: cut behind its first character."""
-        inside = (f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in self.tokens.texts if len(name) > 1)
-        pieces = re.split("|".join(inside), text)
-        return list(chain.from_iterable(self.tokenizer.encode_batch([piece for piece in pieces if piece], parse_special=False)))
 
 
 def _batches_of(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -245,3 +295,19 @@ def _batches_of(parts: Iterable[Part]) -> Iterator[list[Part]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _in_text(number: int) -> list[Finding]:
+    if not number:
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_023,
+            subject="--data",
+            problem="the text itself has tokens that stand around a hole",
+            expected="tokens that no text has, so that they mean one thing",
+            found=f"{number:,} of them",
+            hint="Name others with --fim-tokens, or leave --parse-special out.",
+            severity="warning",
+        )
+    ]

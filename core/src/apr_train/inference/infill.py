@@ -60,13 +60,18 @@ def infill(
         ConfigError: when they and the tokens to come do not fit the model's positions.
         RunError: when the model's output is not a number.
     """
-    _require_text(prefix, suffix)
+    require_text(prefix, suffix)
     before, behind = encode_texts(ready.tokenizer, [prefix, suffix], tokens, parse_special=False)
     prompt = [*ready.tokenizer.start_ids, *tokens.question(before, behind)]
     return continue_ids(ready, prompt, sampling=sampling, ends=attrs.evolve(ends, tokens=ends.tokens | tokens.ids), emit=emit)
 
 
-def _require_text(prefix: str, suffix: str) -> None:
+def require_text(prefix: str, suffix: str) -> None:
+    """Refuse a hole with nothing around it, and what is no text.
+
+    Raises:
+        DataError: naming the option.
+    """
     if not prefix and not suffix:
         raise DataError("nothing stands around the hole", where="--prefix, --suffix", expected="text on one side at least")
     for option, text in (("--prefix", prefix), ("--suffix", suffix)):

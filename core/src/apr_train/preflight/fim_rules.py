@@ -46,6 +46,18 @@ def fim_findings(
     return findings if findings or checkpoint is None else untrained_findings(tokens, tokenizer, checkpoint)
 
 
+def no_tokenizer_yet() -> Finding:
+    """A tokenizer that is only made of the corpus has no tokens around a hole."""
+    return Finding(
+        rule=rules.FIM_001,
+        subject="tokenizer",
+        problem="no tokenizer is given, and one that is made of the corpus has no tokens around a hole",
+        expected="a tokenizer that has them",
+        found="nothing",
+        hint="Give a tokenizer.json with --tokenizer.",
+    )
+
+
 def outside_findings(tokens: FimTokens, rows: int, subject: str) -> list[Finding]:
     """Every token has a row in the embedding."""
     return [
@@ -113,7 +125,7 @@ def _untrained(tokens: FimTokens, role: str, index: int, tokenizer: Tokenizer, w
         problem=f"the row of {tokenizer.token(index)!r}, the {role} token of {tokens.told_by}, looks untrained",
         expected="a row that the model was trained with, as other tokens have",
         found=found,
-        hint="It is learnt in this run, from nothing: give it steps, and more of them than a model needs that knows the form.",
+        hint="Training learns it from nothing, which takes more steps than a model needs that knows these tokens.",
         severity="warning",
     )
 

@@ -1,4 +1,4 @@
-"""What a run may evaluate at each validation: `--eval fim:50,syntax:20`; `training/evaluations.py` gives the names a meaning."""
+"""What a run may evaluate at each validation: `--eval fim:50,syntax:20`; `training/evaluations.py` says what the names mean."""
 
 from __future__ import annotations
 

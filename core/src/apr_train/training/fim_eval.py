@@ -1,6 +1,6 @@
 """A gate on what was learnt of holes: lines of held-out code are hidden, and the model is asked for them.
 
-The prompt is the one of `inference/infill.py`: PSM, what stands before the line and behind it, as much of both as a row of
+The prompt is the one with which holes are filled: PSM, what stands before the line and behind it, as much of both as a row of
 the training holds. Of the line's own tokens the loss is measured; then the model writes, greedily, up to the end of text. It
 counts as given back when it wrote the line, nothing else, and ended there. What it wrote is put in the line's place and
 parsed, never executed.
@@ -20,6 +20,7 @@ from apr_train.data.fim_tokens import FimTokens, encode_texts
 from apr_train.data.hidden_lines import HiddenLine, hidden_lines
 from apr_train.data.python_text import syntax_error
 from apr_train.data.special_tokens import separator_id
+from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import DataError
 from apr_train.model.attention.masks import Causal
 from apr_train.model.loss import head_loss
@@ -136,21 +137,22 @@ def fim_gate(
     Raises:
         DataError: when there is none that fits.
     """
-    return fill(examinee, questions(examinee, documents, tokens, count=count, row=row), tokens, count=count, done=done)
+    chosen = questions(examinee.tokenizer, documents, tokens, count=count, row=min(row, examinee.positions))
+    return fill(examinee, chosen, tokens, count=count, done=done)
 
 
 def questions(
-    examinee: Examinee, documents: Iterable[Document], tokens: FimTokens, *, count: int, row: int
+    tokenizer: Tokenizer, documents: Iterable[Document], tokens: FimTokens, *, count: int, row: int
 ) -> tuple[Question, ...]:
     """The first `count` lines that leave room for what is around them.
 
     Args:
-        row: tokens in a row of the training: more than that the model has not seen of a text.
+        row: tokens of a question and its answer at most: those of a row of the training, if the model has as many positions.
 
     Raises:
         DataError: when there is none.
     """
-    found = (_question(examinee, line, tokens, min(row, examinee.positions)) for line in hidden_lines(documents))
+    found = (_question(tokenizer, line, tokens, row) for line in hidden_lines(documents))
     chosen = tuple(islice((item for item in found if item is not None), count))
     if not chosen:
         expected = "held-out documents with a line of code and room around it"
@@ -158,12 +160,12 @@ def questions(
     return chosen
 
 
-def _question(examinee: Examinee, line: HiddenLine, tokens: FimTokens, row: int) -> Question | None:
+def _question(tokenizer: Tokenizer, line: HiddenLine, tokens: FimTokens, row: int) -> Question | None:
     """The ids of a line and of as much around it as fits; None where that is next to nothing."""
     texts = (line.prefix, line.middle, line.suffix)
-    prefix, middle, suffix = encode_texts(examinee.tokenizer, texts, tokens, parse_special=False)
+    prefix, middle, suffix = encode_texts(tokenizer, texts, tokens, parse_special=False)
     length = _TIMES * len(middle) + _MORE
-    start = examinee.tokenizer.start_ids
+    start = tokenizer.start_ids
     room = row - length - len(start) - len(tokens.roles)
     if room < min(_LEAST_CONTEXT, len(prefix) + len(suffix)):
         return None

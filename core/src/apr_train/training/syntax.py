@@ -18,6 +18,7 @@ from attrs import frozen
 from apr_train.data.documents import Document
 from apr_train.data.python_text import cut_body, function_end, signatures, syntax_error
 from apr_train.data.special_tokens import ids_of_prompt
+from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import DataError
 from apr_train.training.examinee import Examinee
 
@@ -74,9 +75,15 @@ def syntax_gate(
     Raises:
         DataError: when no document holds a function, or none that fits the model's positions.
     """
-    length = length or min(LENGTH, examinee.positions // 2)
-    chosen = prompts(examinee, documents, count=count, length=length, parse_special=parse_special)
+    length = length or completion_length(examinee.positions)
+    room = examinee.positions - length
+    chosen = prompts(examinee.tokenizer, documents, count=count, room=room, parse_special=parse_special)
     return complete(examinee, chosen, count=count, length=length, done=done)
+
+
+def completion_length(positions: int) -> int:
+    """Tokens of a completion at most, of a model with so many positions."""
+    return min(LENGTH, positions // 2)
 
 
 @frozen(kw_only=True)
@@ -89,18 +96,18 @@ class Prompt:
 
 
 def prompts(
-    examinee: Examinee, documents: Iterable[Document], *, count: int, length: int, parse_special: bool
+    tokenizer: Tokenizer, documents: Iterable[Document], *, count: int, room: int, parse_special: bool
 ) -> tuple[Prompt, ...]:
-    """The first `count` signatures that leave room for `length` tokens.
+    """The first `count` signatures of at most `room` tokens.
 
     Raises:
         DataError: when there is none.
     """
     found = (
-        Prompt(source=where, text=text, ids=tuple(ids_of_prompt(examinee.tokenizer, text, parse_special=parse_special)))
+        Prompt(source=where, text=text, ids=tuple(ids_of_prompt(tokenizer, text, parse_special=parse_special)))
         for where, text in signatures(documents)
     )
-    chosen = tuple(islice((item for item in found if len(item.ids) + length <= examinee.positions), count))
+    chosen = tuple(islice((item for item in found if len(item.ids) <= room), count))
     if not chosen:
         expected = "held-out documents with Python functions"
         raise DataError("no function signature to complete", where="--syntax", expected=expected, found="none that fits")

@@ -45,7 +45,7 @@ class Objective(Protocol):
     shortest_row: ClassVar[int]
     """The least number of tokens in a row."""
     special_tokens: ClassVar[tuple[str, ...]]
-    """Names of the special tokens without which there are no rows: some of bos, eos, pad, mask."""
+    """Names of the special tokens without which there are no rows: some of bos, eos, pad, mask; prefix, suffix, middle."""
     measures_accuracy: ClassVar[bool]
     """Whether the share of right predictions is measured beside the loss."""
     measures_bits_per_byte: ClassVar[bool]

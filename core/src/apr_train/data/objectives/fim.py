@@ -186,6 +186,7 @@ class FillInTheMiddle(CausalLM):
 
     name: ClassVar[TrainingObjective] = "fim"
     shortest_row: ClassVar[int] = 8
+    special_tokens: ClassVar[tuple[str, ...]] = NEEDED
     measures_bits_per_byte: ClassVar[bool] = False
 
     def encoder(self, kind: SourceKind, options: EncodeOptions) -> FimEncoder:

@@ -11,11 +11,8 @@ from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import AprTrainError, ConfigError, Finding
 from apr_train.preflight.fim_rules import fim_findings, no_tokenizer_yet
 from apr_train.preflight.report import Report
-from apr_train.run.evaluation_names import FLAG, EvaluationName, parse_evaluations
+from apr_train.run.evaluation_names import FLAG, HOLES, EvaluationName, parse_evaluations
 from apr_train.run.settings import Settings
-
-HOLES: EvaluationName = "fim"
-"""The evaluation that asks for the tokens around a hole."""
 
 
 def evaluation_findings(settings: Settings, report: Report, checkpoint: Checkpoint | None) -> list[Finding]:
@@ -55,7 +52,7 @@ def _fim(settings: Settings, report: Report, checkpoint: Checkpoint | None) -> l
     if report.family is None or report.config is None:
         return []
     if report.tokenizer is None:
-        return [no_tokenizer_yet()] if settings.model.init is None else []
+        return [no_tokenizer_yet()] if settings.model.init is None and settings.data.fim_tokens is None else []
     try:
         tokenizer = build_tokenizer(report.tokenizer)
     except AprTrainError:

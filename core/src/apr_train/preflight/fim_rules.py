@@ -54,7 +54,7 @@ def no_tokenizer_yet() -> Finding:
         problem="no tokenizer is given, and one that is made of the corpus has no tokens around a hole",
         expected="a tokenizer that has them",
         found="nothing",
-        hint="Give a tokenizer.json with --tokenizer.",
+        hint="Give a tokenizer.json with --tokenizer, or name rare entries with --fim-tokens.",
     )
 
 

@@ -12,6 +12,8 @@ from apr_train.suggest import did_you_mean
 EvaluationName = Literal["fim", "syntax"]
 """A line of code is hidden and written anew; a function is completed."""
 NAMES: tuple[EvaluationName, ...] = get_args(EvaluationName)
+HOLES: EvaluationName = "fim"
+"""The one that needs the tokens around a hole."""
 FLAG = "--eval"
 MOST = 1_000_000
 

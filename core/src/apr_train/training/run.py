@@ -27,7 +27,7 @@ from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
-Evaluate = Callable[[nn.Module], Mapping[str, float | None]]
+Evaluate = Callable[[nn.Module], Mapping[str, Any]]
 """Evaluates the model, and gives fields of `Metrics`."""
 
 
@@ -89,7 +89,7 @@ class Run:
         line = evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
         return line if self.evaluate is None or not math.isfinite(loss) else evolve(line, **self._evaluated(self.evaluate))
 
-    def _evaluated(self, evaluate: Evaluate) -> Mapping[str, float | None]:
+    def _evaluated(self, evaluate: Evaluate) -> Mapping[str, Any]:
         """What the evaluations give; the random generators are where they were."""
         state = rng_state(self.device)
         try:

@@ -15,8 +15,8 @@ from apr_train.model.loss import IGNORE
 from apr_train.run.objective_names import TrainingObjective
 
 SOURCE = Path(apr_train.__file__).parent
-EVALUATIONS = {"run/evaluation_names.py", "training/evaluations.py"}
-"""An evaluation may have the name of an objective."""
+EVALUATIONS = {"run/evaluation_names.py", "training/evaluations.py", "cli/eval_.py"}
+"""An evaluation may have the name of an objective: where evaluations are named."""
 BY_NAME = pytest.mark.parametrize("name", OBJECTIVES)
 
 

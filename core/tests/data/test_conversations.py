@@ -19,12 +19,12 @@ SHAPES = {
 
 
 def take(record, where="chats.jsonl:3"):
-    return json.loads(TAKE(record, where, ""))
+    return json.loads(TAKE(record, where))
 
 
 def refused(record):
     with pytest.raises(DataError) as caught:
-        TAKE(record, "chats.jsonl:3", "")
+        TAKE(record, "chats.jsonl:3")
     finding = caught.value.finding
     assert finding.subject == "chats.jsonl:3"
     return finding
@@ -56,7 +56,7 @@ def test_what_a_template_may_read_is_kept_and_nulls_are_not():
     call = {"type": "function", "function": {"name": "f", "arguments": {"b": None, "a": 1}}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call], "name": "bot", "reasoning_content": "hm"}
     record = {"messages": [ASKED, answer, {"role": "tool", "content": "3", "tool_call_id": "x"}], "tools": '[{"name": "f"}]'}
-    found = TAKE(record, "x", "").decode()
+    found = TAKE(record, "x").decode()
     assert found == (
         '{"messages":[{"role":"user","content":"1+1?"},{"role":"assistant","tool_calls":[{"type":"function","function":'
         '{"name":"f","arguments":{"b":null,"a":1}}}],"name":"bot","reasoning_content":"hm"},'
@@ -65,7 +65,7 @@ def test_what_a_template_may_read_is_kept_and_nulls_are_not():
 
 
 def test_conversation_is_read_back_from_its_bytes():
-    raw = TAKE({"messages": [ASKED, ANSWERED, {"role": "user", "content": "ä🙂"}]}, "x", "")
+    raw = TAKE({"messages": [ASKED, ANSWERED, {"role": "user", "content": "ä🙂"}]}, "x")
     conversation = Conversation.from_bytes(memoryview(raw))
     assert conversation.to_bytes() == raw
     assert conversation.turns == [1]
@@ -121,7 +121,7 @@ def test_a_deep_record_is_no_crash():
 def test_taking_a_conversation_needs_little_more_than_its_bytes():
     record = {"messages": [{"role": "user", "content": "x" * 10_000_000}, ANSWERED]}
     tracemalloc.start()
-    TAKE(record, "x", "")
+    TAKE(record, "x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60_000_000

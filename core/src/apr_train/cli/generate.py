@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_train.cli.options import MODEL, json_option, model_options
+from apr_train.cli.options import MODEL, json_option, model_options, setting
 from apr_train.cli.output import emit_json, emit_table, say
 from apr_train.run.progress import progress_bar
 
@@ -21,7 +21,8 @@ FILLERS = 5
 """Fillers that are shown without --top-k."""
 _DECODER_ONLY = ("max_tokens", "temperature", "top_p", "seed", "stop", "echo")
 EPILOG = """Examples: apr-train generate runs/NAME --prompt "def fib(n):"   ·   apr-train generate x.gguf --prompt -
---temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate encoder.apr --fill-mask "def <mask>(x):" """
+--temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate coder.apr --prefix "def add(a, b):\n    return "
+--suffix "\n"   ·   apr-train generate encoder.apr --fill-mask "def <mask>(x):" """
 
 
 def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -41,29 +42,44 @@ def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -
     callback=_text_behind,
     help="For an encoder: a text with its mask token; - reads it.",
 )
+@click.option("--prefix", metavar="TEXT", help="Fill a hole: the text before it; - reads it.")
+@click.option("--suffix", metavar="TEXT", help="Fill a hole: the text behind it; - reads it.")
+@setting("fim_tokens", metavar="PRE,SUF,MID", text="Fill a hole: its tokens; the run's, the family's or known ones otherwise.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens at most. Default: 256, or what the positions allow.")
 @click.option("--temperature", type=float, help="0 (the default): the most likely token; above: draw, flatter the higher.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have this probability.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many tokens; with --fill-mask: how many are shown.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the draws; the same seed gives the same text. Default: 0.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times.")
-@click.option("--echo", is_flag=True, help="Print the prompt, too.")
+@click.option("--echo", is_flag=True, help="Print the prompt, too; of a hole, what stands around it.")
 @json_option("Print JSON, when all is done.")
 @model_options
-def command(file: str, prompt: str | None, masked: str | None, as_json: bool, **options: Any) -> None:
-    """Continue a text with the decoder in FILE, or fill the masks of a text with the encoder in FILE.
+def command(
+    file: str, prompt: str | None, masked: str | None, prefix: str | None, suffix: str | None, as_json: bool, **options: Any
+) -> None:
+    """Continue a text or fill a hole in one with the decoder in FILE, or fill the masks of a text with the encoder in FILE.
 
     FILE is any checkpoint: .apr, safetensors, GGUF, a Hugging Face folder, a run's folder. The text goes to standard
     output as it comes, everything else to standard error. It ends at the end-of-text token, before a --stop text, or
     after --max-tokens.
     """
-    if (prompt is None) == (masked is None):
-        raise click.UsageError("Give --prompt (a decoder continues it) or --fill-mask (an encoder fills its masks).")
+    hole = None if prefix is None and suffix is None else (prefix or "", suffix or "")
+    if [prompt, masked, hole].count(None) != 2:
+        raise click.UsageError(
+            "Give --prompt (a decoder continues it), --prefix and --suffix (it fills the hole between them), or --fill-mask "
+            "(an encoder fills its masks)."
+        )
+    if hole == ("-", "-"):
+        raise click.UsageError("--prefix - and --suffix -: standard input is one text.")
+    if options["fim_tokens"] is not None and hole is None:
+        raise click.UsageError("--fim-tokens is only with --prefix and --suffix.")
     if "" in options["stop"]:
         raise click.UsageError("--stop: an empty text is everywhere.")
     if masked is not None:
         _refuse(options)
         _fill(file, _text_of(masked, "--fill-mask"), as_json, options)
+    elif hole is not None:
+        _infill(file, _text_of(hole[0], "--prefix"), _text_of(hole[1], "--suffix"), as_json, options)
     elif prompt is not None:
         _continue(file, _text_of(prompt, "--prompt"), as_json, options)
 
@@ -88,7 +104,7 @@ def _text_of(value: str, option: str) -> str:
 def _refuse(options: dict[str, Any]) -> None:
     given = [f"--{name.replace('_', '-')}" for name in _DECODER_ONLY if options[name] not in (None, (), False)]
     if given:
-        raise click.UsageError(f"{', '.join(given)}: only with --prompt.")
+        raise click.UsageError(f"{', '.join(given)}: only with --prompt, or --prefix and --suffix.")
 
 
 def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
@@ -114,17 +130,35 @@ def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) ->
         click.echo(prompt, nl=False)
     start = time.perf_counter()
     made = continue_text(ready, prompt, sampling=sampling, ends=ends, emit=None if as_json else _emit)
-    _tell(ready, prompt, made, time.perf_counter() - start, as_json)
+    _tell(ready, {"prompt": prompt}, made, time.perf_counter() - start, as_json)
+
+
+def _infill(file: str, prefix: str, suffix: str, as_json: bool, options: dict[str, Any]) -> None:
+    from apr_train.inference.generate import Ends, Sampling, ends_of_text
+    from apr_train.inference.infill import infill, require_text, tokens_for
+
+    require_text(prefix, suffix)  # before a model is loaded for nothing
+    chosen = {name: options[name] for name in ("temperature", "top_p", "top_k", "seed") if options[name] is not None}
+    sampling = Sampling(**chosen)
+    ready = _ready(file, "decoder", options)
+    tokens = tokens_for(ready, options["fim_tokens"])
+    ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
+    shown = options["echo"] and not as_json
+    click.echo(prefix if shown else "", nl=False)
+    start = time.perf_counter()
+    made = infill(ready, prefix, suffix, tokens=tokens, sampling=sampling, ends=ends, emit=None if as_json else _emit)
+    click.echo(suffix if shown else "", nl=False)
+    _tell(ready, {"prefix": prefix, "suffix": suffix}, made, time.perf_counter() - start, as_json)
 
 
 def _emit(piece: str) -> None:
     click.echo(piece, nl=False)
 
 
-def _tell(ready: Ready, prompt: str, made: Continuation, seconds: float, as_json: bool) -> None:
+def _tell(ready: Ready, given: dict[str, str], made: Continuation, seconds: float, as_json: bool) -> None:
     speed = len(made.tokens) / seconds
     if as_json:
-        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, "prompt": prompt}
+        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, **given}
         emit_json(
             told
             | {

@@ -77,8 +77,13 @@ class Conversations:
     """A file that holds no records is no conversation."""
     fingerprint: ClassVar[str] = "chat"
 
-    def __call__(self, record: Any, where: str, command: str) -> bytes:
-        """The canonical form of a record; `command` is of no use, for no one field makes a conversation.
+    columns: ClassVar[frozenset[str]] = frozenset(
+        {"messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "tools"}
+    )
+    """The fields that are looked at."""
+
+    def __call__(self, record: Any, where: str) -> bytes:
+        """The canonical form of a record.
 
         Raises:
             DataError: naming `where`, when the record has none of the shapes, or breaks the one that it has.

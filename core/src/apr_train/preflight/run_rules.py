@@ -22,6 +22,7 @@ from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
+from apr_train.preflight.evaluation_rules import evaluation_findings
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -286,7 +287,8 @@ def judge_run(
     of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
     of_reference = [] if resume is not None else reference_findings(header, report, settings)
     of_chats = chats(look, report, data, default_row)
-    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference)
+    of_evaluations = evaluation_findings(settings, report, checkpoint if resume is None else None)
+    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference, *of_evaluations)
     findings = (*contradiction, *unusable, *of_template, *of_text, *of_chats.findings, *of_run)
     facts = report.facts | look.facts | of_chats.facts
     return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

@@ -25,9 +25,9 @@ from attrs import asdict, field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import Document
-from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.encoding import SPELLED, EncodeOptions, spelled_findings
 from apr_train.data.fim_tokens import NEEDED, FimTokens, encode_texts, fim_tokens
+from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.scan import split_key

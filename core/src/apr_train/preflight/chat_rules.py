@@ -16,7 +16,7 @@ from apr_train.data.encoding import EncodeOptions
 from apr_train.data.look import Look
 from apr_train.data.objectives.sft import ChatEncoder, left_out, require_some
 from apr_train.data.tokenizer import build_tokenizer
-from apr_train.errors import AprTrainError, Finding
+from apr_train.errors import AprTrainError, ConfigError, Finding, TokenizerError
 from apr_train.run.settings import DataSettings
 
 TRIED = 1000
@@ -58,20 +58,13 @@ def chat_report(tokenizer: TokenizerSpec | None, look: Look, data: DataSettings,
             habits = renderer.habits
             if data.train_on != "all":
                 renderer.require_turns()
-    except TemplateFault as fault:
-        return ChatReport(findings=(fault_finding(fault),))
-    except AprTrainError as error:
-        of_template = error.finding.rule == rules.CHAT_001 or error.finding.subject == "--chat-date"
-        # of a tokenizer that cannot be built PREFLIGHT-018 tells
-        return ChatReport(findings=(error.under(rules.CHAT_002),) if of_template else ())
+    except (TemplateFault, ConfigError) as error:
+        return ChatReport(findings=(error.under(rules.CHAT_002),))
+    except TokenizerError as error:  # of one that cannot be built PREFLIGHT-018 tells
+        return ChatReport(findings=(error.finding,) if error.finding.rule == rules.CHAT_001 else ())
     tried = _tried(tokenizer, look, data, length)
     warnings = () if habits.control or habits.unclear else (_no_end(template),)
     return attrs.evolve(tried, findings=(*tried.findings, *warnings))
-
-
-def fault_finding(fault: TemplateFault) -> Finding:
-    """CHAT-003 for turns that cannot be told apart, CHAT-002 for all else that can be wrong with a template."""
-    return fault.under(rules.CHAT_003 if fault.kind == "turns" else rules.CHAT_002)
 
 
 def _tried(tokenizer: TokenizerSpec, look: Look, data: DataSettings, length: int) -> ChatReport:
@@ -85,8 +78,6 @@ def _tried(tokenizer: TokenizerSpec, look: Look, data: DataSettings, length: int
         more = next(documents, None) is not None
         if not more:
             require_some(counts)
-    except TemplateFault as fault:
-        return ChatReport(findings=(fault_finding(fault),))
     except AprTrainError as error:
         return ChatReport(findings=(error.under(rules.CHAT_005, "--data"),))
     return ChatReport(facts={"chat": {**left_out(counts), "complete": not more}})

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from attrs import field, frozen
 
+from apr_train import rules
 from apr_train.data.chat.template import ChatTemplate
 from apr_train.data.conversations import Conversation
 from apr_train.errors import DataError
@@ -207,6 +208,7 @@ class Renderer:
             _PROBLEMS[error["kind"]],
             where=where or self._template.origin or "chat template",
             field="chat_template" if not where else None,
+            rule=rules.CHAT_003 if error["kind"] == "turns" else rules.CHAT_002,
             expected=_EXPECTED.get(error["kind"]),
             found=f"{error['message']}{line}",
             hint=_HINT,
@@ -251,5 +253,5 @@ def _rendering(told: dict[str, Any], *, prompt: bool) -> Rendering:
     spans = [] if prompt else [tuple(span) for span in told.get("spans", ())]
     edges = [edge for span in spans for edge in span]
     if edges != sorted(edges) or (edges and not 0 <= edges[0] <= edges[-1] <= len(text)):
-        raise TemplateFault("the chat template marks parts that overlap", found=str(spans)[:80])
+        raise TemplateFault("the chat template marks parts that overlap", rule=rules.CHAT_003, found=str(spans)[:80])
     return Rendering(text=text, spans=tuple(spans), unclear=told.get("unclear", ""), spelt=told["spelt"], apart=apart)

@@ -30,19 +30,21 @@ class ChatTemplate:
     """Where it comes from, for messages."""
 
 
-def template_of(tokenizer: Tokenizer, date: str | None) -> ChatTemplate:
-    """The tokenizer's own chat template.
+def template_of(tokenizer: Tokenizer, date: str | None, text: str | None = None) -> ChatTemplate:
+    """The tokenizer's own chat template, or another one for it.
 
     Args:
         tokenizer: gives the template what it may ask for of special tokens.
         date: what the template takes for today, `YYYY-MM-DD`; None: today.
+        text: of the other one.
 
     Raises:
         TokenizerError: CHAT-001, when the tokenizer has none.
         ConfigError: for a date that is none.
     """
     spec = tokenizer.spec
-    if spec.chat_template is None:
+    text = spec.chat_template if text is None else text
+    if text is None:
         raise TokenizerError(
             "the tokenizer has no chat template",
             where=spec.origin or "tokenizer",
@@ -53,7 +55,7 @@ def template_of(tokenizer: Tokenizer, date: str | None) -> ChatTemplate:
         )
     named = {f"{role}_token": tokenizer.token(index) for role, index in spec.special_ids.items()}
     return ChatTemplate(
-        text=spec.chat_template,
+        text=text,
         special_tokens={name: token for name, token in named.items() if token is not None},
         control=tuple(tokenizer.special_tokens),
         date=_date(date),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import evolve, field, frozen
 
 from apr_train.checkpoint.dtypes import Array
 from apr_train.data.protocols import TokenizerLike
+from apr_train.run.objective_names import Packing
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +32,14 @@ class Batch:
     """`[batch, length]` int32, counted from 0 in each row; only where causal attention stays inside documents."""
     document_lengths: tuple[tuple[int, ...], ...] | None = None
     """Per row, the lengths of its documents; they add up to the row's length. Given with `document_ids`."""
+    positions: Tensor | None = field(default=None, repr=False)
+    """`[batch, length]` int64, counted from 0 in each document; None: from 0 in each row."""
     keep: Tensor | None = field(default=None, repr=False)
     """`[batch, length]` bool, False at padding; None: there is no padding that attention must not see."""
     target_count: int
     """Number of positions that are learnt from."""
+    source: str | None = None
+    """In a validation, the source that all rows are of; None where it has no name."""
 
     @classmethod
     def from_arrays(
@@ -44,6 +49,7 @@ class Batch:
         *,
         document_ids: Array | None = None,
         document_lengths: tuple[tuple[int, ...], ...] | None = None,
+        positions: Array | None = None,
         keep: Array | None = None,
     ) -> Batch:
         """A batch on the CPU that shares the memory of numpy arrays of the fields' shapes; counts the targets."""
@@ -54,15 +60,39 @@ class Batch:
             targets=torch.from_numpy(targets),
             document_ids=None if document_ids is None else torch.from_numpy(document_ids),
             document_lengths=document_lengths,
+            positions=None if positions is None else torch.from_numpy(positions),
             keep=None if keep is None else torch.from_numpy(keep),
             target_count=int((targets != IGNORED).sum()),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch], order: Sequence[int]) -> Batch:
+        """The rows of batches as one batch, in another order: `order[i]` is where row i of all parts together then stands."""
+        if len(parts) == 1:
+            return parts[0]
+        import torch
+
+        places = torch.tensor(order).argsort()
+        keep = [item.keep for item in parts]
+        filled = [torch.ones_like(item.tokens, dtype=torch.bool) if item.keep is None else item.keep for item in parts]
+        lengths = [row for item in parts for row in item.document_lengths or ()]
+        joined: dict[str, Any] = {
+            name: torch.cat(tensors)[places]
+            for name in ("tokens", "targets", "document_ids", "positions")
+            if None not in (tensors := [getattr(item, name) for item in parts])
+        }
+        return cls(
+            **joined,
+            keep=None if all(item is None for item in keep) else torch.cat(filled)[places],
+            document_lengths=tuple(lengths[place] for place in places.tolist()) if lengths else None,
+            target_count=sum(item.target_count for item in parts),
         )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         moved = {
             name: tensor.to(device, non_blocking=True)
-            for name in ("tokens", "targets", "document_ids", "keep")
+            for name in ("tokens", "targets", "document_ids", "positions", "keep")
             if (tensor := getattr(self, name)) is not None
         }
         return evolve(self, **moved)
@@ -70,6 +100,11 @@ class Batch:
 
 class Rows(Protocol):
     """The rows of one token file, as an objective cuts them."""
+
+    @property
+    def told(self) -> str | None:
+        """What a user should know of how documents came into these rows, before a run; None where there is nothing."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -94,3 +129,5 @@ class RowOptions:
     """Seed of whatever is drawn at random."""
     partial: bool
     """Whether the last row may be short, its rest padding that is not learnt from."""
+    packing: Packing = "concatenate"
+    """How documents come into rows."""

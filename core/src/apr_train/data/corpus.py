@@ -141,7 +141,7 @@ def load_corpus(
     return Corpus(
         learnt=tuple(made[place, "train"] for place in range(len(sources.learnt))),
         held_out=tuple(part for (_, side), part in made.items() if side == "validation"),
-        hash=_hash_of(scans),
+        hash=hash_of(scans),
         description=described(sources),
     )
 
@@ -171,7 +171,21 @@ def load_held_out(
     cache = TokenCache(loading.folder, settings, tokenizer, objective, options, notice)
     made = cache.open(list(zip(sources.held_out, scans, strict=True)), progress)
     described_as = described(Sources(learnt=(), held_out=sources.held_out))
-    return Corpus(learnt=(), held_out=tuple(made.values()), hash=_hash_of(scans), description=described_as)
+    return Corpus(learnt=(), held_out=tuple(made.values()), hash=hash_of(scans), description=described_as)
+
+
+def scanned(
+    settings: DataSettings, objective: Objective | None = None, *, cache_dir: Path | None = None, believe: bool = True
+) -> list[tuple[Source, Scan]]:
+    """The sources that are learnt from, each with its scan; nothing is said, for `load_corpus` says it aloud.
+
+    Raises:
+        ConfigError: for sources that are no mixture.
+        DataError: when a text cannot be read.
+    """
+    sources = sources_of(settings, objective or OBJECTIVES[DEFAULT_OBJECTIVE])
+    scans = _Loading(settings, _log.debug, None, cache_dir, believe).scans(sources.learnt, sources.held_out)
+    return list(zip(sources.learnt, scans, strict=False))
 
 
 def held_out_documents(settings: DataSettings, objective: Objective | None = None) -> list[Document]:
@@ -216,7 +230,7 @@ class _Loading:
         )
 
 
-def _hash_of(scans: Sequence[Scan]) -> str:
+def hash_of(scans: Sequence[Scan]) -> str:
     """Of one pool the hash of its texts; of several sources one that knows their names, and which are only measured."""
     if len(scans) == 1 and scans[0].name is None:
         return scans[0].hash
@@ -234,9 +248,7 @@ class TokenCache:
     wanted: EncodingWanted
     notice: Say = field(repr=False)
 
-    def open(
-        self, pairs: Sequence[tuple[Source, Scan]], progress: StageProgress | None = None
-    ) -> dict[tuple[int, Side], Part]:
+    def open(self, pairs: Sequence[tuple[Source, Scan]], progress: StageProgress | None = None) -> dict[tuple[int, Side], Part]:
         """The token files of sources, made where they are missing, by the source's place and the side.
 
         Raises:
@@ -246,7 +258,9 @@ class TokenCache:
             (place, side): self._entry(source, scan, side) for place, (source, scan) in enumerate(pairs) for side in scan.sides
         }
         found = {at: entry.open(self.tokenizer.size, self.notice) for at, entry in entries.items()}
-        missing = [place for place in range(len(pairs)) if any(at[0] == place and tokens is None for at, tokens in found.items())]
+        missing = [
+            place for place in range(len(pairs)) if any(at[0] == place and tokens is None for at, tokens in found.items())
+        ]
         done = byte_counter(progress, "tokenise", sum(pairs[place][1].text_bytes for place in missing))
         for place in missing:
             mine = {side: entry for (at, side), entry in entries.items() if at == place}

@@ -12,7 +12,8 @@ from typing import Any
 from attrs import Factory, define, field, frozen
 
 from apr_train import rules
-from apr_train.data.documents import read_documents, require_text_at_start
+from apr_train.data.documents import is_packed, read_documents, require_text_at_start
+from apr_train.data.formats.packed import READ_AHEAD
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.scan import Contents, Reading, Scan, Wanted, divided, is_known, recalled
 from apr_train.data.source import read_sources, wanted_of
@@ -25,6 +26,8 @@ from apr_train.run.settings import DataSettings
 LOOKED_AT = 1 << 24
 """Bytes of files, over all arguments of `--data`: what one does not need the others have."""
 MOST_FILES = 2000
+_UNPACKED = 8
+"""How many bytes of text are taken to be in a byte of a packed file, or of columns."""
 
 
 @frozen(kw_only=True)
@@ -184,11 +187,10 @@ class _Looking(Reading):
         """
         form = self.form(path)
         self.beginnings += 1
-        if form == "text":
-            require_text_at_start(path, budget)
-            self.begun_bytes += budget
+        if form == "text" and self._take.whole_texts:
+            self.begun_bytes += require_text_at_start(path, budget)
             return
-        read = 0
+        read, before = 0, self.begun_bytes
 
         def done(more: int) -> None:
             nonlocal read
@@ -196,7 +198,7 @@ class _Looking(Reading):
 
         for document in read_documents([path], self._take, done=done):
             self.begun_bytes += len(document.utf8)
-            if read > budget:
+            if self.begun_bytes - before > budget or read > budget + READ_AHEAD:
                 return
 
 
@@ -244,7 +246,8 @@ class _Found:
 
 
 def _size(path: Path) -> int:
+    """Bytes of text in a file, by a guess where it is packed."""
     try:
-        return path.stat().st_size
+        return path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
     except OSError as error:
         raise unreadable(error) from error

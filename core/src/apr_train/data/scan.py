@@ -33,17 +33,17 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import (
-    PIECE,
     TEXTS,
     Document,
     Form,
-    NotUtf8Error,
+    NoRecordsError,
     Take,
     file_form,
     is_json,
     read_documents,
     require_records,
 )
+from apr_train.data.formats.utf8 import PIECE, NotUtf8Error
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files, unreadable
 from apr_train.data.unchanged import Readout, Unchanged, now, states_of
@@ -430,12 +430,15 @@ def divided(contents: Sequence[Contents], fraction: float, own: Sequence[Content
     of_own = [item.texts.keys for item in own]
     scans = []
     for place, (item, split) in enumerate(zip(contents, splits, strict=True)):
+        _require_whole(item, split)
         elsewhere = _shared(item.texts, split, [*held[:place], *held[place + 1 :], *of_own])
         _require_a_text(item, split, elsewhere)
         scans.append(_scan(item, split, elsewhere))
     scans += [_scan(item, EVERYTHING) for item in own]
     named = zip(contents, splits, strict=True)
-    findings = [] if own else [found for item, split in named for found in item.texts.findings(fraction, split, item.name or "")]
+    findings = (
+        [] if own else [found for item, split in named for found in item.texts.findings(fraction, split, item.name or "")]
+    )
     return scans, findings
 
 
@@ -443,6 +446,21 @@ def _shared(texts: Texts, split: Split, others: Sequence[Numbers]) -> frozenset[
     """Keys of texts that others hold out, and that are not held out whole here."""
     taken = np.concatenate(others) if others else np.array([], np.uint64)
     return frozenset(map(int, np.setdiff1d(np.intersect1d(texts.keys, taken), texts.held_keys(split, whole=True))))
+
+
+def _require_whole(item: Contents, split: Split) -> None:
+    """Of a conversation no end is held out."""
+    if split.tail is None or item.take.whole_texts:
+        return
+    raise DataError(
+        "too few conversations to hold some of them out",
+        where="--data",
+        field=item.name,
+        rule=rules.PREFLIGHT_024,
+        expected="whole conversations that make up the share",
+        found=f"{len(item.texts.keys):,} different ones",
+        hint="Give more of them, or others to validate on with --val-data.",
+    )
 
 
 def _require_a_text(item: Contents, split: Split, elsewhere: frozenset[int]) -> None:
@@ -526,8 +544,8 @@ def scan_sources(
     total = sum(_total_size(found) for found, known in zip(files, read, strict=True) if known is None)
     done = byte_counter(progress, "read", total if progress is not None else 0)
     pairs = zip(wanted, files, read, strict=True)
-    contents = [known or read_source(item, found, unchanged, done) for item, found, known in pairs]
-    for text in (text for item in contents for text in item.notes):
+    contents = [known or read_source(item, found, unchanged, notice=notice, done=done) for item, found, known in pairs]
+    for text in (text for known in read if known is not None for text in known.notes):
         notice(text)
     scans, findings = divided(contents[: len(learnt)], settings.validation_fraction, contents[len(learnt) :])
     for text in (text for scan in scans for text in scan.notices()):
@@ -575,9 +593,11 @@ def read_source(
     wanted: Wanted,
     files: Sequence[Path],
     unchanged: Unchanged | None = None,
+    *,
+    notice: Say,
     done: Callable[[int], None] = lambda _: None,
 ) -> Contents:
-    """Read the files of a source, and note in `unchanged` what they told.
+    """Read the files of a source, and note in `unchanged` what they told; `notice` is told of what was left out.
 
     Raises:
         DataError: when they cannot be read, or have no document.
@@ -590,6 +610,8 @@ def read_source(
     reading = Reading(wanted)
     for path in files:
         reading.read(path, done)
+    for text in reading.notices():
+        notice(text)
     contents = reading.contents()
     if unchanged is not None:
         keys, sizes = reading.keys.numbers
@@ -611,6 +633,7 @@ class Reading:
         self.digest, self.keys = _TextDigest(), KeyScan()
         self.kept: list[Path] = []
         self._not_utf8: list[Path] = []
+        self._no_records: list[Path] = []
         self._json: dict[Form, int] = {}
         self._notebooks = 0
 
@@ -629,6 +652,10 @@ class Reading:
             if form != "text" or path.resolve() in self._named:
                 raise
             self._not_utf8.append(path)
+        except NoRecordsError:
+            if path.resolve() in self._named:
+                raise
+            self._no_records.append(path)
 
     def form(self, path: Path) -> Form:
         """How documents lie in a file, noted for `notices`.
@@ -636,10 +663,10 @@ class Reading:
         Raises:
             DataError: when it cannot be read, or is a named list of no texts.
         """
-        form = file_form(path)
+        form = file_form(path, self._take)
         if is_json(path):
             if form == "text" and path.resolve() in self._named:
-                require_records(path)
+                require_records(path, self._take)
             self._json[form] = self._json.get(form, 0) + 1
         self._notebooks += path.suffix.lower() == ".ipynb"
         return form
@@ -648,6 +675,8 @@ class Reading:
         """What was left out, and what was taken for what."""
         if self._not_utf8:
             yield f"files left out because they are not UTF-8: {counted(self._not_utf8)}"
+        if self._no_records:
+            yield f"files left out because they hold no records: {counted(self._no_records)}"
         if self._json:
             taken = (f"{self._json[form]} {how}" for form, how in _TAKEN.items() if form in self._json)
             yield f".json files: {', '.join(taken)}"

@@ -12,6 +12,7 @@ import attrs
 from attrs import frozen
 
 from apr_train import rules
+from apr_train.data.conversations import Conversations
 from apr_train.data.documents import Take, TextRecords
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.scan import Wanted
@@ -132,7 +133,9 @@ def _weight_findings(option: str, tables: Sequence[SourceSettings]) -> Iterator[
     missing = [_label(table, place) for place, table in enumerate(tables) if table.weight is None]
     if weights and missing:
         hint = "Give each a weight, or none: then each has its share by the rows that it has."
-        yield _fault(option, "weights for some sources only", expected="all or none", found=f"none for {', '.join(missing)}", hint=hint)
+        yield _fault(
+            option, "weights for some sources only", expected="all or none", found=f"none for {', '.join(missing)}", hint=hint
+        )
     elif weights and not any(weights.values()):
         expected = "a sum above 0"
         yield _fault(option, "the weights sum to nothing", expected=expected, found=", ".join(f"{n} 0" for n in weights))
@@ -200,7 +203,7 @@ def _source(table: SourceSettings, data: DataSettings, objective: Objective) -> 
 
 
 def _take(kind: SourceKind, text_field: str | None) -> Take:
-    return TextRecords(text_field)
+    return Conversations() if kind == "chat" else TextRecords(text_field)
 
 
 def wanted_of(sources: Iterable[Source]) -> list[Wanted]:

@@ -24,7 +24,8 @@ from apr_train.checkpoint.given import is_address
 from apr_train.data.cache import cache_folder
 from apr_train.data.gitignore import GitIgnore
 from apr_train.data.hub import of_address, of_name
-from apr_train.data.kinds import how_to_unpack, kind_of
+from apr_train.data.kinds import COLUMNS, kind_of, what_to_do
+from apr_train.data.saved import data_files, is_description, is_shard_name, other_splits
 from apr_train.errors import DataError
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, IDENTITY, LOCK
@@ -64,6 +65,10 @@ class LeftOut:
     """Files and folders that a `.gitignore` leaves out."""
     no_text: dict[str, list[Path]] = Factory(dict)
     """Files that hold no text as they stand, by what they are."""
+    beside: set[Path] = Factory(set)
+    """What lies beside the data of a data set and is none: cards, descriptions."""
+    splits: set[Path] = Factory(set)
+    """Splits of data sets that are there to test on."""
     git: GitIgnore | None = field(default=None, repr=False)
     """The rules of the checkout; None: none are asked for."""
 
@@ -92,15 +97,34 @@ class LeftOut:
         Raises:
             OSError: when it cannot be read.
         """
+        if is_description(path):
+            self.beside.add(path)
+            return False
         kind, has_nul = kind_of(path)
-        if kind is None and not has_nul:
+        if kind in COLUMNS or (kind is None and not has_nul):
             return True
         self.no_text.setdefault("with NUL bytes" if kind is None else kind.name, []).append(path)
         return False
 
+    def data_of(self, folder: Path, folders: list[str], names: list[str]) -> list[str]:
+        """The files of a folder that are data, in their order; drops the folders of splits that are not learnt, and notes both.
+
+        Raises:
+            DataError: for a damaged data set, and one without a split to train on.
+        """
+        for split in other_splits(folder, names):
+            if split in folders:
+                folders.remove(split)
+                self.splits.add(folder / split)
+        taken, beside = data_files(folder, names)
+        self.beside.update(folder / name for name in beside if not is_shard_name(name))
+        self.splits.update(folder / name for name in beside if is_shard_name(name))
+        return taken
+
     def __str__(self) -> str:
         """Kind by kind: how many, and the first ones."""
         parts = {"by .gitignore": sorted(self.ignored), **dict(sorted(self.no_text.items()))}
+        parts |= {"what describes a data set": sorted(self.beside), "splits to test on": sorted(self.splits)}
         parts |= {"environments and installed packages": sorted(self.installed), "output of apr-train itself": sorted(self.own)}
         return "; ".join(f"{kind}: {counted(paths)}" for kind, paths in parts.items() if paths)
 
@@ -115,6 +139,7 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
 
     Raises:
         OSError: when a folder cannot be listed.
+        DataError: as `LeftOut.data_of`.
     """
 
     def fail(error: OSError) -> None:
@@ -126,7 +151,7 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {COMPILED})
-        yield folder, sorted(name for name in names if not name.startswith("."))
+        yield folder, left_out.data_of(folder, folders, sorted(name for name in names if not name.startswith(".")))
 
 
 def matches(pattern: str, left_out: LeftOut) -> Iterator[Path]:
@@ -243,15 +268,15 @@ def unreadable(error: OSError) -> DataError:
 def _named(path: Path) -> Path:
     """A file that is named: taken, if it is not of a kind that holds no text as it stands."""
     kind, _ = kind_of(path)
-    if kind is None:
+    if kind is None or kind in COLUMNS:
         return path
     raise DataError(
         "not text as it stands",
         where=path,
         rule=rules.PREFLIGHT_025,
-        expected="text or JSONL, in UTF-8",
+        expected="text or JSONL in UTF-8, Parquet or Arrow",
         found=kind.name,
-        hint=f"Make text of it: {how_to_unpack(kind, path)}",
+        hint=what_to_do(kind, path),
     )
 
 

@@ -67,7 +67,7 @@ class Unchanged:
         return self._folder / f"{cache_key(version=_VERSION, package=version('apr-train'), **source)}.reading"
 
     def recall(self, place: Path, files: Sequence[Path]) -> Readout | None:
-        """What was read of exactly these files, if they have not changed; None for a damaged entry, too, which is made again."""
+        """What was read of exactly these files, if they have not changed; None also for a damaged entry."""
         if not self._believe:
             return None
         try:

@@ -209,9 +209,7 @@ class SourceSettings:
         (), "Files, folders or globs: one, or a list.", kind=str, many=True, or_one=True, path=True, in_table=_SOURCE
     )
     weight: float | None = option(None, "Its share of the rows, by the sum of all weights.", kind=float, in_table=_SOURCE)
-    kind: SourceKind | None = option(
-        None, "What its documents are.", kind=str, choices=get_args(SourceKind), in_table=_SOURCE
-    )
+    kind: SourceKind | None = option(None, "What its documents are.", kind=str, choices=get_args(SourceKind), in_table=_SOURCE)
     max_epochs: int | None = option(None, "How often it is gone through at most.", kind=int, minimum=1, in_table=_SOURCE)
     text_field: str | None = option(None, "The field of a record that is its text.", kind=str, in_table=_SOURCE)
 
@@ -264,6 +262,9 @@ class DataSettings:
     chat_date: str | None = option(None, "sft: the date that a chat template is told, YYYY-MM-DD; today's otherwise.", kind=str)
     fim_rate: float = option(0.5, "fim: share of the documents with a hole.", kind=float, minimum=0, maximum=1)
     fim_spm_rate: float = option(0.5, "fim: of these, share with the suffix in front.", kind=float, minimum=0, maximum=1)
+    fim_tokens: str | None = option(
+        None, "fim: PREFIX,SUFFIX,MIDDLE, entries of the vocabulary; the family's or the known ones otherwise.", kind=str
+    )
     rehash: bool = option(
         False, "Read all text, though nothing says that it has changed.", kind=bool, may_change=True, decides=False
     )
@@ -387,7 +388,7 @@ def absolute_paths(settings: Settings, *, absent: bool = False) -> Settings:
 
 def _absolute_data(data: DataSettings) -> DataSettings:
     sources = tuple(attrs.evolve(item, path=tuple(_absolute(user_path(path)) for path in item.path)) for item in data.source)
-    named, val = (tuple(_of_argument(item, _absolute) for item in paths) for paths in (data.data, data.val_data))
+    named, val = (tuple(of_argument(item, _absolute) for item in paths) for paths in (data.data, data.val_data))
     return attrs.evolve(data, data=named, val_data=val, source=sources)
 
 
@@ -421,7 +422,9 @@ class DataArgument:
             return SourceSettings(name=self.name, path=(self.path,), weight=weight)
         except (ValueError, ConfigError) as error:
             where = f"--data [{self.name}]"
-            raise ConfigError("a weight that is no finite number", where=where, expected="such as 0.3", found=self.weight) from error
+            raise ConfigError(
+                "a weight that is no finite number", where=where, expected="such as 0.3", found=self.weight
+            ) from error
 
     def __str__(self) -> str:
         name = "" if self.name is None else f"{self.name}="
@@ -456,7 +459,7 @@ def moved_sources(data: DataSettings, arguments: Sequence[str]) -> DataSettings:
     return attrs.evolve(data, data=(), source=tuple(tables.values()))
 
 
-def _of_argument(text: str, change: Callable[[str], str]) -> str:
+def of_argument(text: str, change: Callable[[str], str]) -> str:
     """An argument of `--data` with another path."""
     argument = DataArgument.parse(text)
     return str(attrs.evolve(argument, path=change(argument.path)))
@@ -475,7 +478,7 @@ def expanded(value: Any) -> Any:
     """A path setting's value, one or several, as `user_path` gives it; None stays."""
     if value is None:
         return None
-    return tuple(_of_argument(item, user_path) for item in value) if isinstance(value, tuple) else user_path(value)
+    return tuple(of_argument(item, user_path) for item in value) if isinstance(value, tuple) else user_path(value)
 
 
 def _absolute(item: str) -> str:

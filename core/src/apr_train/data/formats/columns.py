@@ -52,6 +52,7 @@ def read_parquet(path: Path, wanted: frozenset[str] | None, done: Callable[[int]
         with parquet.ParquetFile(path, buffer_size=_READ, pre_buffer=False, page_checksum_verification=True) as file:
             sizes = _column_sizes(path, file.metadata)
             names = _chosen(path, file.schema_arrow, wanted, sizes)
+            _allowance(path).spend(sum(sizes.get(name, 0) for name in names))
             yield from _rows(path, _parquet_batches(path, file, names, done))
 
 
@@ -163,10 +164,15 @@ def _require_small_batches(path: Path, begin: int) -> None:
             found=f"{largest:,}",
             hint="Write it again with fewer rows a batch: writer.write_table(table, max_chunksize=10000).",
         )
+    _allowance(path).spend(largest)
+
+
+def _allowance(path: Path) -> Allowance:
+    return Allowance(path, path.stat().st_size, "If you trust it, write the texts out as JSON lines.")
 
 
 def _rows(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
-    allowance = Allowance(path, path.stat().st_size, "If you trust it, write the texts out as JSON lines.")
+    allowance = _allowance(path)
     number = 0
     for batch in batches:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))

@@ -68,7 +68,7 @@ class LeftOut:
     beside: set[Path] = Factory(set)
     """What lies beside the data of a data set and is none: cards, descriptions."""
     splits: set[Path] = Factory(set)
-    """Splits of data sets that are there to test on."""
+    """Splits of data sets that are not the one to train on."""
     git: GitIgnore | None = field(default=None, repr=False)
     """The rules of the checkout; None: none are asked for."""
 
@@ -124,7 +124,10 @@ class LeftOut:
     def __str__(self) -> str:
         """Kind by kind: how many, and the first ones."""
         parts = {"by .gitignore": sorted(self.ignored), **dict(sorted(self.no_text.items()))}
-        parts |= {"what describes a data set": sorted(self.beside), "splits to test on": sorted(self.splits)}
+        parts |= {
+            "what describes a data set": sorted(self.beside),
+            "splits of a data set that are not train": sorted(self.splits),
+        }
         parts |= {"environments and installed packages": sorted(self.installed), "output of apr-train itself": sorted(self.own)}
         return "; ".join(f"{kind}: {counted(paths)}" for kind, paths in parts.items() if paths)
 

@@ -105,8 +105,9 @@ def gzip_bomb(path):
 
 
 def page_bomb(path):
-    """One text of a gigabyte."""
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * (1 << 30)]}), path, compression="zstd", use_dictionary=False)
+    """One text of half a gigabyte."""
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * (1 << 29)]}), path, **options)
 
 
 def dictionary_bomb(path):

@@ -92,7 +92,7 @@ def test_without_the_field_its_name_is_suggested_before_anything_is_spent(place,
     FORMATS[name](path, texts)
     out = " ".join(place(*SCRATCH, *SMALL, "--data", path, "--run", "x", *dry, code=3).split())
     assert "PREFLIGHT-025" in out
-    assert "--text-field body" in out or name == "a.json.gz"  # an array of other records is a text where no field is named
+    assert "--text-field body" in out
     assert not place.run("x").exists()
 
 
@@ -111,23 +111,10 @@ def test_half_a_file_is_refused_by_its_name_before_anything_is_spent(place, text
 def test_a_resume_reads_the_same_format_again(place, texts):
     path = place.folder / "a.parquet"
     FORMATS["a.parquet"](path, texts)
-    run = (
-        *SCRATCH[:4],
-        *SMALL,
-        "--precision",
-        "fp32",
-        "--data",
-        path,
-        "--text-field",
-        "body",
-        "--steps",
-        "4",
-        "--save-every",
-        "2",
-    )
+    run = (*SCRATCH, *SMALL, "--data", path, "--text-field", "body", "--save-every", "1")
     for name in ("whole", "halves"):
         place(*run, "--run", name)
-    shutil.rmtree(place.run("halves") / "step-000004")
+    shutil.rmtree(place.run("halves") / "step-000002")
     (place.run("halves") / "model.apr").unlink()
     place("--resume", place.run("halves"))
-    place.assert_same_end("whole", "halves", step=4)
+    place.assert_same_end("whole", "halves", step=2)

@@ -95,7 +95,7 @@ def _rows_at_once(path: Path, number: int, group: Any, names: Sequence[str]) -> 
     A value that a dictionary or its neighbour holds is a few bits in the file and any length in memory, so that of such
     columns every row counts as all of the column.
     """
-    chunks = [chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.partition(".")[0] in names]
+    chunks = [chunk for chunk in _chunks(group) if _top_level(chunk.path_in_schema, names) in names]
     size = sum(chunk.total_uncompressed_size for chunk in chunks)
     if size > bounds.LARGEST_ROW_GROUP:
         raise DataError(

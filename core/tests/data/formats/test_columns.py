@@ -4,6 +4,8 @@ import json
 import struct
 import subprocess
 import sys
+from datetime import datetime
+from decimal import Decimal
 
 import pyarrow
 import pyarrow.feather
@@ -114,6 +116,21 @@ def test_all_columns_come_as_json_has_them_where_all_are_asked_for(tmp_path, nam
     assert found == [
         {"text": text, "n": number, "messages": turns} for text, number, turns in zip(ROWS, OTHER, messages, strict=True)
     ]
+
+
+@pytest.mark.parametrize("name", ["snappy.parquet", "stream.arrow"])
+def test_what_json_lacks_comes_as_text(tmp_path, name):
+    when, amount = datetime(2026, 1, 2, 3, 4, 5), Decimal("1.50")
+    path = tmp_path / name
+    turns = [[{"role": "user", "at": when, "tags": {"a": b"caf\xc3\xa9"}}]]
+    WRITERS[name](path, pyarrow.table({"text": ["a"], "when": [when], "amount": [amount], "turns": turns}))
+    (text,) = texts(path, Whole())
+    assert json.loads(text) == {
+        "text": "a",
+        "when": "2026-01-02 03:04:05",
+        "amount": "1.50",
+        "turns": [{"role": "user", "at": "2026-01-02 03:04:05", "tags": {"a": "café"}}],
+    }
 
 
 def test_only_the_wanted_column_of_a_parquet_is_read(tmp_path):

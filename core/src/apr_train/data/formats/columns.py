@@ -30,6 +30,7 @@ _BATCH_BYTES = 1 << 23
 _MOST_ROWS = 1024
 _ROW_COST = 16
 """Bytes that a row counts for at least: rows without end may be nothing but nulls."""
+_AS_IT_IS = (str, bytes, int, float, type(None))
 _LISTED = 24
 """Columns that an error lists, at most."""
 _SMALLER = "Write it again in smaller parts: pyarrow.parquet.write_table(table, path, row_group_size=10000)."
@@ -195,9 +196,21 @@ def _rows(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
 
 def _record(columns: dict[str, Any], row: int, where: str) -> dict[str, Any]:
     try:
-        return {name: column[row].as_py() for name, column in columns.items()}
+        values = {name: column[row].as_py() for name, column in columns.items()}
+        return {name: value if isinstance(value, _AS_IT_IS) else _as_json(value) for name, value in values.items()}
     except UnicodeDecodeError as error:
         raise not_utf8(where, f"byte 0x{error.object[error.start]:02x} at byte {error.start} of the text") from error
+
+
+def _as_json(value: Any) -> Any:
+    """A value with nothing in it that JSON lacks: dates and numbers of other kinds as their text."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else str(value)
 
 
 def _chosen(path: Path, schema: Any, wanted: frozenset[str] | None, sizes: dict[str, int]) -> list[str]:

@@ -3,7 +3,10 @@
 import gzip
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from apr_train.data import look as module
 from apr_train.data.look import look_at
 from apr_train.data.scan import scan_corpus
@@ -127,3 +130,28 @@ def test_copies_of_held_out_text_are_counted_by_the_look_and_by_a_start(tmp_path
 
 def test_the_standard_library_is_not_read():
     assert look() == module.Look()
+
+
+PACKED = {
+    "a.jsonl.gz": lambda path, texts: path.write_bytes(gzip.compress(as_lines(texts))),
+    "a.txt.zst": lambda path, texts: path.write_bytes(zstandard.compress("".join(texts).encode())),
+    "a.parquet": lambda path, texts: pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path),
+}
+
+
+def as_lines(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_of_packed_text_and_columns_as_much_is_looked_at_as_of_plain_text(tmp_path, monkeypatch, name):
+    """The files are smaller than what may be looked at; what is in them is not."""
+    texts = [f"{number} and some more words\n" * 10 for number in range(2000)]
+    path = tmp_path / name
+    PACKED[name](path, texts)
+    monkeypatch.setattr(module, "LOOKED_AT", path.stat().st_size * 2)
+    data = look(path).facts["data"]
+    assert (data["beginnings"], data["complete"]) == (1, False)
+    assert 1 <= data["text_bytes"] / module.LOOKED_AT < 1.1
+    monkeypatch.setattr(module, "LOOKED_AT", path.stat().st_size * 20)
+    assert look(path).facts["data"] == {"files": 1, "beginnings": 0, "text_bytes": len("".join(texts)), "complete": True}

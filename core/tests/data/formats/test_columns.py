@@ -4,6 +4,8 @@ import json
 import struct
 import subprocess
 import sys
+from datetime import datetime
+from decimal import Decimal
 
 import pyarrow
 import pyarrow.feather
@@ -114,6 +116,21 @@ def test_all_columns_come_as_json_has_them_where_all_are_asked_for(tmp_path, nam
     assert found == [
         {"text": text, "n": number, "messages": turns} for text, number, turns in zip(ROWS, OTHER, messages, strict=True)
     ]
+
+
+@pytest.mark.parametrize("name", ["snappy.parquet", "stream.arrow"])
+def test_what_json_lacks_comes_as_text(tmp_path, name):
+    when, amount = datetime(2026, 1, 2, 3, 4, 5), Decimal("1.50")
+    path = tmp_path / name
+    turns = [[{"role": "user", "at": when, "tags": {"a": b"caf\xc3\xa9"}}]]
+    WRITERS[name](path, pyarrow.table({"text": ["a"], "when": [when], "amount": [amount], "turns": turns}))
+    (text,) = texts(path, Whole())
+    assert json.loads(text) == {
+        "text": "a",
+        "when": "2026-01-02 03:04:05",
+        "amount": "1.50",
+        "turns": [{"role": "user", "at": "2026-01-02 03:04:05", "tags": {"a": "café"}}],
+    }
 
 
 def test_only_the_wanted_column_of_a_parquet_is_read(tmp_path):
@@ -251,6 +268,15 @@ def test_a_footer_that_claims_more_than_the_file_has_is_damaged(tmp_path):
     with pytest.raises(DataError) as caught:
         texts(path)
     assert caught.value.finding.subject == str(path)
+
+
+def test_a_column_may_have_dots_in_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, pyarrow.table({"text.clean": ROWS, "text": OTHER, "nested": [{"text": "no"}] * 500}))
+    assert texts(path, TextRecords("text.clean")) == ROWS
+    monkeypatch.setattr(bounds, "LARGEST_ROW_GROUP", 1000)
+    with pytest.raises(DataError, match="a row group that is too large"):
+        texts(path, TextRecords("text.clean"))
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path):

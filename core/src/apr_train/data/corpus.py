@@ -14,6 +14,7 @@ from attrs import field, frozen
 from apr_train.data.cache import cache_folder, cache_key
 from apr_train.data.documents import Document
 from apr_train.data.encoding import EncodeOptions, Encoder
+from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.protocols import StageProgress, TokenizerLike, byte_counter
 from apr_train.data.scan import EVERYTHING, NOTHING, SPLIT_RULE, HeldOutDocuments, Scan, Side, in_order, scan_sources
@@ -134,7 +135,7 @@ def load_corpus(
     """
     notice, objective = notice or _log.warning, objective or OBJECTIVES[DEFAULT_OBJECTIVE]
     sources, loading = sources_of(settings, objective), _Loading(settings, notice, progress, cache_dir, believe)
-    scans = loading.scans(sources.learnt, sources.held_out)
+    scans = loading.scans(sources.learnt, sources.held_out, _ids(tokenizer, objective, sources))
     cache = TokenCache(loading.folder, settings, tokenizer, objective, options or EncodingWanted(), notice)
     pairs = list(zip((*sources.learnt, *sources.held_out), scans, strict=True))
     made = cache.open(pairs, progress)
@@ -167,7 +168,7 @@ def load_held_out(
             settings, tokenizer, objective=objective, options=options, cache_dir=cache_dir, progress=progress, notice=notice
         )
     sources, loading = sources_of(settings, objective), _Loading(settings, notice, progress, cache_dir)
-    scans = loading.scans((), sources.held_out)
+    scans = loading.scans((), sources.held_out, _ids(tokenizer, objective, sources))
     cache = TokenCache(loading.folder, settings, tokenizer, objective, options, notice)
     made = cache.open(list(zip(sources.held_out, scans, strict=True)), progress)
     described_as = described(Sources(learnt=(), held_out=sources.held_out))
@@ -177,15 +178,16 @@ def load_held_out(
 def scanned(
     settings: DataSettings, objective: Objective | None = None, *, cache_dir: Path | None = None, believe: bool = True
 ) -> list[tuple[Source, Scan]]:
-    """The sources that are learnt from, each with its scan; nothing is said, for `load_corpus` says it aloud.
+    """The sources of text that are learnt from, each with its scan; nothing is said, for `load_corpus` says it aloud.
 
     Raises:
         ConfigError: for sources that are no mixture.
         DataError: when a text cannot be read.
     """
     sources = sources_of(settings, objective or OBJECTIVES[DEFAULT_OBJECTIVE])
-    scans = _Loading(settings, _log.debug, None, cache_dir, believe).scans(sources.learnt, sources.held_out)
-    return list(zip(sources.learnt, scans, strict=False))
+    learnt, held_out = ([item for item in group if item.kind != "tokens"] for group in (sources.learnt, sources.held_out))
+    scans = _Loading(settings, _log.debug, None, cache_dir, believe).scans(learnt, held_out)
+    return list(zip(learnt, scans, strict=False))
 
 
 def held_out_documents(settings: DataSettings, objective: Objective | None = None) -> list[Document]:
@@ -197,10 +199,16 @@ def held_out_documents(settings: DataSettings, objective: Objective | None = Non
     """
     sources = sources_of(settings, objective or OBJECTIVES[DEFAULT_OBJECTIVE])
     loading = _Loading(settings, _log.debug)  # load_corpus says it aloud
-    learnt = () if sources.held_out else sources.learnt
-    scans = loading.scans(learnt, sources.held_out)
-    texts = (scan for source, scan in zip(sources.held_out or learnt, scans, strict=True) if source.kind == "text")
-    return [document for scan in texts for document in scan.validation()]
+    own, learnt = ([item for item in group if item.kind == "text"] for group in (sources.held_out, sources.learnt))
+    scans = loading.scans(() if sources.held_out else learnt, own)
+    return [document for scan in scans for document in scan.validation()]
+
+
+def _ids(tokenizer: TokenizerLike, objective: Objective, sources: Sources) -> ShardIds | None:
+    """What the ids of sources of ids mean; None where there is none."""
+    if all(item.kind != "tokens" for item in (*sources.learnt, *sources.held_out)):
+        return None
+    return ShardIds(size=tokenizer.size, end=objective.document_ends(tokenizer).end)
 
 
 class _Loading:
@@ -218,12 +226,12 @@ class _Loading:
         self._unchanged = Unchanged(cache_dir, believe=believe and not settings.rehash)
         self.folder = (cache_dir or cache_folder()) / "tokens"
 
-    def scans(self, learnt: Sequence[Source], held_out: Sequence[Source]) -> list[Scan]:
-        """A scan of each source."""
+    def scans(self, learnt: Sequence[Source], held_out: Sequence[Source], ids: ShardIds | None = None) -> list[Scan]:
+        """A scan of each source; `ids` says what those of ids mean."""
         return scan_sources(
-            wanted_of(learnt),
+            wanted_of(learnt, ids),
             self._settings,
-            wanted_of(held_out),
+            wanted_of(held_out, ids),
             unchanged=self._unchanged,
             notice=self._notice,
             progress=self._progress,

@@ -5,7 +5,7 @@ Of what was read before and has not changed since (`data.unchanged`) everything 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from attrs import Factory, define, field, frozen
 from apr_train import rules
 from apr_train.data.documents import is_packed, read_documents, require_text_at_start
 from apr_train.data.formats.packed import READ_AHEAD
+from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
-from apr_train.data.scan import Contents, Reading, Scan, Wanted, divided, is_known, recalled
+from apr_train.data.scan import Contents, Reading, Scan, Wanted, divided, files_of, is_known, recalled
+from apr_train.data.shards import open_shard
 from apr_train.data.source import read_sources, wanted_of
-from apr_train.data.sources import Search, find_files, searches, unreadable
+from apr_train.data.sources import Search, searches, unreadable
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import DataError, Finding
 from apr_train.family.card import DEFAULT_OBJECTIVE
@@ -26,6 +28,8 @@ from apr_train.run.settings import DataSettings
 LOOKED_AT = 1 << 24
 """Bytes of files, over all arguments of `--data`: what one does not need the others have."""
 MOST_FILES = 2000
+_UNKNOWN = ShardIds(size=1 << 16, end=0)
+"""What ids mean is known with the tokenizer; until then only that a file is a shard."""
 _UNPACKED = 8
 """How many bytes of text are taken to be in a byte of a packed file, or of columns."""
 
@@ -71,7 +75,8 @@ def look_at(settings: DataSettings, objective: Objective | None = None, *, uncha
         unchanged: readings of files that need not be read again.
     """
     sources, faults = read_sources(settings, objective or OBJECTIVES[DEFAULT_OBJECTIVE])
-    looks = [_Look(wanted, settings, unchanged) for wanted in wanted_of((*sources.learnt, *sources.held_out)) if wanted.paths]
+    every = wanted_of((*sources.learnt, *sources.held_out), _UNKNOWN)
+    looks = [_Look(wanted, settings, unchanged) for wanted in every if wanted.paths]
     _read_all(looks)
     found = [*faults, *(error.under(rules.PREFLIGHT_025, "--data") for look in looks for error in look.faults)]
     complete = all(look.complete for look in looks)
@@ -110,11 +115,12 @@ class _Look:
     def __init__(self, wanted: Wanted, settings: DataSettings, unchanged: Unchanged | None) -> None:
         self.reading = _Looking(wanted)
         self._left_out: list[str] = []
-        self._known = None if unchanged is None else self._recalled(wanted, settings, unchanged)
+        self._ids = wanted.shards is not None
+        self._known = None if unchanged is None or self._ids else self._recalled(wanted, settings, unchanged)
         self.found: list[_Found] = []
         if self._known is None:
             seen: set[Path] = set()
-            sought = searches(wanted.paths, gitignore=settings.gitignore)
+            sought = searches(wanted.paths, gitignore=settings.gitignore, shards=self._ids)
             self.found = [_Found.by(search, seen) for search in sought]
             self._left_out = [search.left_out_text for search in sought if search.left_out_text]
 
@@ -123,15 +129,15 @@ class _Look:
         if not is_known(wanted, unchanged):
             return None
         try:
-            files = find_files(wanted.paths, notice=self._left_out.append, gitignore=settings.gitignore)
+            files = files_of(wanted, settings, notice=self._left_out.append)
         except DataError:
             return None  # the look says it
         return recalled(wanted, files, unchanged)
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is known."""
-        return all(found.complete for found in self.found)
+        """Whether all of it is known, which of token ids it never is."""
+        return not self._ids and all(found.complete for found in self.found)
 
     @property
     def faults(self) -> list[DataError]:
@@ -178,6 +184,23 @@ class _Looking(Reading):
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)
         self.beginnings = self.begun_bytes = 0
+
+    def read(self, path: Path, done: Callable[[int], None] = lambda _: None) -> None:
+        """Read a file; of token ids, whose tokenizer is not known yet, see that it is a whole shard.
+
+        Raises:
+            DataError: as `Reading.read`.
+        """
+        if self._wanted.shards is None:
+            super().read(path, done)
+            return
+        open_shard(path, size=self._wanted.shards.size)
+        self.kept.append(path)
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether a file is known by its header."""
+        return self._wanted.shards is not None
 
     def read_start(self, path: Path, budget: int) -> None:
         """Read the beginning of a file that is too large to be read now.
@@ -234,13 +257,13 @@ class _Found:
         """Read the files until the budget is spent, or one is at fault."""
         try:
             for path, size in self.files:
-                if size > budget:
+                if size > budget and not reading.is_cheap:
                     self.complete = False
                     if budget:
                         reading.read_start(path, budget)
                     return
                 reading.read(path)
-                budget -= size
+                budget -= size * (not reading.is_cheap)
         except DataError as error:
             self.faults.insert(0, error)
 

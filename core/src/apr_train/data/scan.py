@@ -44,6 +44,7 @@ from apr_train.data.documents import (
     require_records,
 )
 from apr_train.data.formats.utf8 import PIECE, NotUtf8Error
+from apr_train.data.id_documents import IdDocument, ShardIds, read_ids
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files, unreadable
 from apr_train.data.unchanged import Readout, Unchanged, now, states_of
@@ -236,6 +237,8 @@ class Texts:
 
 def split_key(text: Document | str) -> int:
     """The 64-bit number that decides a text's side, the same on every machine and in every version."""
+    if isinstance(text, IdDocument):
+        return text.key
     words = blake2b(digest_size=8, person=b"apr-split")
     inside = begun = False  # a word that the next piece may go on with; anything so far
     for piece in (text,) if isinstance(text, str) else text.pieces():
@@ -290,6 +293,8 @@ def in_order(held: HeldOutDocuments) -> list[Document]:
 
 def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
     """Head and tail of a text, cut at the end of a line, else between words, where that does not double the tail."""
+    if isinstance(document, IdDocument):
+        return document.cut(fraction)
     raw = bytes(document.utf8)
     length = _length(raw)
     target = round(length * (1 - fraction))
@@ -334,6 +339,8 @@ class Contents:
     texts: Texts = field(repr=False, eq=False)
     take: Take
     """What is taken of each record."""
+    shards: ShardIds | None = None
+    """For files of token ids: what they mean."""
     notes: tuple[str, ...] = ()
     """What was left out, and what was taken for what."""
     documents: int
@@ -358,6 +365,8 @@ class Scan:
     """What is taken of each record."""
     left_out: int = 0
     """Documents whose text, or whose end, is on neither side: copies of what is held out."""
+    shards: ShardIds | None = None
+    """For files of token ids: what they mean."""
     name: str | None = None
     """The source's."""
     elsewhere: frozenset[int] = frozenset()
@@ -402,13 +411,20 @@ class Scan:
             DataError: at the end, when they are not what they were.
         """
         digest = _TextDigest()
-        for document in read_documents(self.files, self.take):
+        for document in _documents(self.files, self.take, self.shards):
             digest.add(document)
             yield document
         if digest.hex() != self.hash:
             if self.recalled is not None:
                 self.recalled.unlink(missing_ok=True)  # what it says of the files is not true
             raise DataError("the corpus changed while it was read", where="--data", hint="Run it again.")
+
+
+def _documents(
+    files: Iterable[Path], take: Take, shards: ShardIds | None, done: Callable[[int], None] = lambda _: None
+) -> Iterator[Document]:
+    """What files hold: texts, or token ids."""
+    return read_documents(files, take, done=done) if shards is None else read_ids(files, shards, done=done)
 
 
 def divided(contents: Sequence[Contents], fraction: float, own: Sequence[Contents] = ()) -> tuple[list[Scan], list[Finding]]:
@@ -483,6 +499,7 @@ def _scan(item: Contents, split: Split, elsewhere: frozenset[int] = frozenset())
         text_bytes=item.text_bytes,
         split=split,
         take=item.take,
+        shards=item.shards,
         left_out=item.texts.left_out(split),
         name=item.name,
         elsewhere=elsewhere,
@@ -511,6 +528,8 @@ class Wanted:
     paths: tuple[str, ...]
     """Files, folders and globs; none stand for the standard library."""
     take: Take
+    shards: ShardIds | None = None
+    """What the ids mean, where the files are shards of them; None where they are texts."""
 
 
 def scan_sources(
@@ -539,7 +558,7 @@ def scan_sources(
         DataError: when they cannot be read, or when there are none.
     """
     wanted = [*learnt, *own]
-    files = [find_files(item.paths, notice=notice, gitignore=settings.gitignore) for item in wanted]
+    files = [files_of(item, settings, notice=notice) for item in wanted]
     read = [_read(item, found, unchanged) for item, found in zip(wanted, files, strict=True)]
     total = sum(_total_size(found) for found, known in zip(files, read, strict=True) if known is None)
     done = byte_counter(progress, "read", total if progress is not None else 0)
@@ -555,6 +574,15 @@ def scan_sources(
     if any(scan.split.tail is not None for scan in scans) and not findings:
         notice("the corpus is a single text: its tail is held out for validation")
     return scans
+
+
+def files_of(wanted: Wanted, settings: DataSettings, *, notice: Say) -> list[Path]:
+    """The files of a source.
+
+    Raises:
+        DataError: as `find_files`.
+    """
+    return find_files(wanted.paths, notice=notice, gitignore=settings.gitignore, shards=wanted.shards is not None)
 
 
 def _read(wanted: Wanted, files: Sequence[Path], unchanged: Unchanged | None) -> Contents | None:
@@ -574,6 +602,7 @@ def recalled(wanted: Wanted, files: Sequence[Path], unchanged: Unchanged) -> Con
         text_bytes=known.text_bytes,
         texts=Texts.of(known.keys, known.sizes),
         take=wanted.take,
+        shards=wanted.shards,
         notes=known.notes,
         documents=len(known.keys),
         recalled=place,
@@ -586,7 +615,8 @@ def is_known(wanted: Wanted, unchanged: Unchanged) -> bool:
 
 
 def _place(wanted: Wanted, unchanged: Unchanged) -> Path:
-    return unchanged.place(paths=wanted.paths, take=wanted.take.fingerprint)
+    ids = {} if wanted.shards is None else {"size": wanted.shards.size, "end": wanted.shards.end}
+    return unchanged.place(paths=wanted.paths, take=wanted.take.fingerprint, ids=ids)
 
 
 def read_source(
@@ -643,9 +673,10 @@ class Reading:
         Raises:
             DataError: for what cannot be read, and for data and named files that are not what they should be.
         """
-        form = self.form(path)
+        shards = self._wanted.shards
+        form = self.form(path) if shards is None else "array"
         try:
-            for document in read_documents([path], self._take, done=done):
+            for document in _documents([path], self._take, shards, done):
                 self.keys.add(split_key(document), self.digest.add(document))
             self.kept.append(path)
         except NotUtf8Error:
@@ -697,6 +728,7 @@ class Reading:
             text_bytes=self.digest.text_bytes,
             texts=texts,
             take=self._take,
+            shards=self._wanted.shards,
             notes=tuple(self.notices()),
             documents=int(texts.copies.sum()) + len(texts.keys),
         )

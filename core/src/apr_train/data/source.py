@@ -14,16 +14,16 @@ from attrs import frozen
 from apr_train import rules
 from apr_train.data.conversations import Conversations
 from apr_train.data.documents import Take, TextRecords
+from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.scan import Wanted
+from apr_train.data.shards import is_shard
 from apr_train.data.sources import describe_sources
 from apr_train.errors import ConfigError, Finding
 from apr_train.family.card import DEFAULT_OBJECTIVE
 from apr_train.run.objective_names import SourceKind
 from apr_train.run.settings import SOURCE_NAME, DataArgument, DataSettings, Settings, SourceSettings
 
-SHARD_SUFFIX = ".bin"
-"""Of the files that hold token ids: naming one says what the source is."""
 _HOW = "Name it with --data NAME=PATH:WEIGHT, or with name, path and weight in [[data.source]]."
 
 
@@ -181,7 +181,8 @@ def _like(table: SourceSettings, other: SourceSettings | None) -> SourceSettings
 
 
 def _is_shard(path: str) -> bool:
-    return Path(path).suffix.lower() == SHARD_SUFFIX
+    """Naming a file of ids says what the source is."""
+    return is_shard(Path(path))
 
 
 def _kind(table: SourceSettings, objective: Objective) -> SourceKind:
@@ -206,9 +207,15 @@ def _take(kind: SourceKind, text_field: str | None) -> Take:
     return Conversations() if kind == "chat" else TextRecords(text_field)
 
 
-def wanted_of(sources: Iterable[Source]) -> list[Wanted]:
-    """What is to be read of each source."""
-    return [Wanted(name=source.name, paths=source.paths, take=source.take) for source in sources]
+def wanted_of(sources: Iterable[Source], shards: ShardIds | None = None) -> list[Wanted]:
+    """What is to be read of each source.
+
+    Args:
+        sources: in their order.
+        shards: what the ids of those mean that are made of ids; may be left out where there are none.
+    """
+    ids = {"tokens": shards}
+    return [Wanted(name=item.name, paths=item.paths, take=item.take, shards=ids.get(item.kind)) for item in sources]
 
 
 def described(sources: Sources) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.corpus import Corpus, EncodingWanted, load_held_out
+from apr_train.data.decided import ROW
 from apr_train.data.objectives import Objective
 from apr_train.data.packing import with_packing
 from apr_train.data.protocols import StageProgress
@@ -37,7 +38,7 @@ from apr_train.run.metrics import perplexity, tokens_per_second
 from apr_train.run.objective_names import Packing
 from apr_train.run.settings import DataSettings, Settings
 from apr_train.run.settings_file import read_toml
-from apr_train.training.defaults import BATCH, ROW
+from apr_train.training.defaults import BATCH
 
 
 @frozen(kw_only=True)

@@ -17,6 +17,7 @@ from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
 from apr_train.data.corpus import Corpus, EncodingWanted, held_out_documents, load_corpus
+from apr_train.data.decided import default_row
 from apr_train.data.look import Look, look_at
 from apr_train.data.reference import reference_rows
 from apr_train.data.scan import SPLIT_RULE
@@ -49,7 +50,7 @@ from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.build import choose_attention, make_model
-from apr_train.training.defaults import Decided, decide, default_row
+from apr_train.training.defaults import Decided, decide
 from apr_train.training.display import make_display
 from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions

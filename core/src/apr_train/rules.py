@@ -1,7 +1,7 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
 `FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `TRAIN-` those of a training step,
-`FIM-` those of fill in the middle, `EVAL-` of evaluations in a run, `REFERENCE-` the comparisons with a file's reference
+`CHAT-` those of conversations, `FIM-` of fill in the middle, `EVAL-` of evaluations in a run, `REFERENCE-` the comparisons with a file's reference
 loss, `WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
 """
 

@@ -6,8 +6,10 @@ import threading
 import time
 
 import pytest
+from apr_train.data.chat import turns
 from apr_train.data.chat.renderer import Renderer, TemplateFault
 from apr_train.data.chat.template import read_template, template_of
+from apr_train.data.chat.worker import Renderings
 from apr_train.data.conversations import Conversation
 from apr_train.errors import ConfigError, FormatError, TokenizerError
 
@@ -166,6 +168,23 @@ def test_earlier_turn_that_is_written_in_another_way_is_found(kit):
     rendering = only(Conversation(said), kit, text)
     learnt = [rendering.text[begin:end] for begin, end in rendering.spans]
     assert learnt == ["yes<|close|>", "yes<|close|>", "hm, so|yes<|close|>"]
+
+
+def test_turns_of_a_long_conversation_are_found_by_their_strings_as_by_their_beginnings(kit, monkeypatch):
+    said = []
+    for number in range(40):
+        said += [{"role": "user", "content": f"question {number} <|open|>assistant"}]
+        said += [{"role": "assistant", "content": f"{number}<|close|>"}]
+    first = {"template": kit.template, "variables": {}, "special": ["<|open|>", "<|close|>"], "date": kit.date}
+    found = {}
+    for many in (0, 1000):
+        monkeypatch.setattr(turns, "MANY", many)
+        renderings = Renderings(first)
+        renderings.probe()
+        found[many] = renderings.answer({"messages": said, "prompt": False})
+    assert found[0] == found[1000]
+    text = found[0]["text"]
+    assert [text[begin:end] for begin, end in found[0]["spans"]] == [f"{number}<|close|><|close|>" for number in range(40)]
 
 
 def test_marks_of_the_template_count(kit):

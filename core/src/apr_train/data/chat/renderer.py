@@ -25,6 +25,8 @@ MEMORY = 1 << 30
 """Bytes of address space that the child may have, where the system can bound it."""
 _GRACE = 20
 """Seconds after which a child that nobody killed ends itself."""
+_ANSWER_FACTOR, _ANSWER_MORE = 200, 1 << 22
+"""Bytes of an answer: more than two texts of the size that a template may write come to in JSON."""
 _START = """
 import sys
 memory, seconds, *sys.path = sys.argv[1:]
@@ -169,9 +171,11 @@ class Renderer:
             stdin, stdout = self._child.stdin, self._child.stdout
             if stdin is None or stdout is None:
                 raise RuntimeError("the child was started with pipes")
-            stdin.write(json.dumps(line).encode("ascii") + b"\n")
+            asked = json.dumps(line).encode("ascii") + b"\n"
+            stdin.write(asked)
             stdin.flush()
-            while len(answers) < count and (told := stdout.readline()).endswith(b"\n"):
+            most = _ANSWER_FACTOR * len(asked) + _ANSWER_MORE
+            while len(answers) < count and (told := stdout.readline(most)).endswith(b"\n"):
                 answers.append(json.loads(told))
         except BrokenPipeError:
             pass  # the child is gone: what it said, and how it ended, is told below

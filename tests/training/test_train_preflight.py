@@ -190,13 +190,13 @@ def write(path, raw):
     ("name", "raw", "rule"),
     [
         ("a.jsonl", b'{"text": {"a": 1}}\n', "PREFLIGHT-025"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}'), "PREFLIGHT-025"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-4], "PREFLIGHT-025"),
         ("a.txt", b" \n", "PREFLIGHT-025"),
         ("a.txt", b"x", "PREFLIGHT-025"),
         ("a.txt", b"a few words, and no more\n" * 3, "PREFLIGHT-026"),
         (None, b"", "PREFLIGHT-019"),
     ],
-    ids=("no string", "gzip", "white space", "a letter", "a few words", "not there"),
+    ids=("no string", "half an archive", "white space", "a letter", "a few words", "not there"),
 )
 def test_text_that_a_start_refuses_is_refused_by_a_dry_run_with_the_same_id(place, untrained, dry, name, raw, rule):
     path = place.folder / "none.txt" if name is None else write(place.folder / name, raw)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from apr_train.data.shards import is_shard, shard_documents, write_shard
+from apr_train.data.sources import find_files
 from apr_train.errors import DataError
 
 END = 50256
@@ -134,3 +135,14 @@ def test_an_id_that_does_not_fit_leaves_no_shard_behind(tmp_path):
         with pytest.raises(DataError, match="does not have"):
             write_shard(path, [np.array([1]), np.array([2, wrong])], id_bytes=2)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_shards_is_its_bin_files_where_shards_are_searched_for(tmp_path, notices):
+    for name in ("val.bin", "train.bin", "meta.pkl", "prepare.py"):
+        (tmp_path / name).write_bytes(struct.pack("<2H", 1, END))
+    found = find_files([str(tmp_path)], notice=notices.append, shards=True)
+    assert found == [tmp_path / "train.bin", tmp_path / "val.bin"]
+    assert notices == [f"{tmp_path}: left out: no .bin: 2 ({tmp_path / 'meta.pkl'}, {tmp_path / 'prepare.py'})"]
+    assert find_files([str(tmp_path / "meta.pkl")], notice=print, shards=True) == [tmp_path / "meta.pkl"]  # it is named
+    with pytest.raises(DataError, match="no token shard in it"):
+        find_files([str(tmp_path / "*.py")], notice=print, shards=True)

@@ -233,7 +233,7 @@ def _read_text(path: Path, take: Take, done: Callable[[int], None]) -> Iterator[
     with opened(path, done) as file:
         raw = read_whole(path, file)
     require_utf8(raw, path, first_line=1)
-    yield Document(str(path), memoryview(raw)[len(BOM) :] if raw.startswith(BOM) else memoryview(raw))
+    yield Document(str(path), memoryview(raw)[len(BOM) :] if raw.startswith(BOM) else raw)
 
 
 def _read_records(form: Form, path: Path, take: Take, done: Callable[[int], None]) -> Iterator[Document]:

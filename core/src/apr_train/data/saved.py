@@ -82,8 +82,8 @@ def _shards(folder: Path, names: Sequence[str]) -> list[str]:
     """The data files of a saved data set, in the order of their rows."""
     state = _read(folder / STATE)
     try:
-        shards = [item["filename"] for item in state["_data_files"]]
-    except (KeyError, TypeError) as error:
+        shards = [item["filename"] for item in state["_data_files"] if item["filename"].endswith(_COLUMNS)]
+    except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / STATE, "the names of the data files", "none") from error
     if state.get("_indices_data_files"):
         hint = "Save it again after flatten_indices()."

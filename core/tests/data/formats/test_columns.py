@@ -253,6 +253,15 @@ def test_a_footer_that_claims_more_than_the_file_has_is_damaged(tmp_path):
     assert caught.value.finding.subject == str(path)
 
 
+def test_a_column_may_have_dots_in_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, pyarrow.table({"text.clean": ROWS, "text": OTHER, "nested": [{"text": "no"}] * 500}))
+    assert texts(path, TextRecords("text.clean")) == ROWS
+    monkeypatch.setattr(bounds, "LARGEST_ROW_GROUP", 1000)
+    with pytest.raises(DataError, match="a row group that is too large"):
+        texts(path, TextRecords("text.clean"))
+
+
 def test_a_column_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "a.arrow"
     write_stream(path, pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"]))

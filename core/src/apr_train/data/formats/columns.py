@@ -8,7 +8,7 @@ otherwise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,13 @@ def read_parquet(path: Path, wanted: frozenset[str] | None, done: Callable[[int]
         DataError: naming the file, for one that is damaged, has none of the columns, a row group of more than
             `LARGEST_ROW_GROUP` bytes, or unpacks to too much; and when pyarrow is not installed.
     """
-    with _faults(path, "a Parquet file"):
-        parquet = _pyarrow(path).parquet
-        with parquet.ParquetFile(path, buffer_size=_READ, pre_buffer=False, page_checksum_verification=True) as file:
-            sizes = _column_sizes(path, file.metadata)
+    pyarrow = _pyarrow(path)
+    with _faults(path, "a Parquet file", pyarrow.ArrowException):
+        options = {"buffer_size": _READ, "pre_buffer": False, "page_checksum_verification": True}
+        with pyarrow.parquet.ParquetFile(path, **options) as file:
+            sizes = _column_sizes(path, file)
             names = _chosen(path, file.schema_arrow, wanted, sizes)
+            _allowance(path).spend(sum(sizes.get(name, 0) for name in names))
             yield from _rows(path, _parquet_batches(path, file, names, done))
 
 
@@ -64,19 +66,27 @@ def _parquet_batches(path: Path, file: Any, names: Sequence[str], done: Callable
         done((number + 1) * size // groups - number * size // groups)
 
 
-def _column_sizes(path: Path, metadata: Any) -> dict[str, int]:
+def _column_sizes(path: Path, file: Any) -> dict[str, int]:
     """Bytes of each top-level column, unpacked; held against the size of the file on the way."""
-    sizes: dict[str, int] = {}
-    packed = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for chunk in map(group.column, range(group.num_columns)):
-            name = chunk.path_in_schema.partition(".")[0]
-            sizes[name] = sizes.get(name, 0) + chunk.total_uncompressed_size
+    sizes = dict.fromkeys(file.schema_arrow.names, 0)
+    packed, length = 0, path.stat().st_size
+    for number in range(file.num_row_groups):
+        for chunk in _chunks(file.metadata.row_group(number)):
             packed += chunk.total_compressed_size
-            if chunk.total_compressed_size < 0 or chunk.total_uncompressed_size < 0 or packed > path.stat().st_size:
+            if chunk.total_compressed_size < 0 or chunk.total_uncompressed_size < 0 or packed > length:
                 raise _damaged(path, "a Parquet file", "its footer claims more bytes than the file has")
+            name = _top_level(chunk.path_in_schema, sizes)
+            sizes[name] = sizes.get(name, 0) + chunk.total_uncompressed_size
     return sizes
+
+
+def _chunks(group: Any) -> Iterator[Any]:
+    yield from map(group.column, range(group.num_columns))
+
+
+def _top_level(path_in_schema: str, names: Container[str]) -> str:
+    """The column that a path with dots in it belongs to; a name may have dots, too."""
+    return path_in_schema if path_in_schema in names else path_in_schema.partition(".")[0]
 
 
 def _rows_at_once(path: Path, number: int, group: Any, names: Sequence[str]) -> int:
@@ -85,7 +95,7 @@ def _rows_at_once(path: Path, number: int, group: Any, names: Sequence[str]) -> 
     A value that a dictionary or its neighbour holds is a few bits in the file and any length in memory, so that of such
     columns every row counts as all of the column.
     """
-    chunks = [chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.partition(".")[0] in names]
+    chunks = [chunk for chunk in _chunks(group) if _top_level(chunk.path_in_schema, names) in names]
     size = sum(chunk.total_uncompressed_size for chunk in chunks)
     if size > bounds.LARGEST_ROW_GROUP:
         raise DataError(
@@ -110,8 +120,8 @@ def read_arrow(path: Path, wanted: frozenset[str] | None, done: Callable[[int], 
     Raises:
         DataError: as `read_parquet`, a batch in the place of a row group.
     """
-    with _faults(path, "an Arrow file"):
-        pyarrow = _pyarrow(path)
+    pyarrow = _pyarrow(path)
+    with _faults(path, "an Arrow file", pyarrow.ArrowException):
         begin = _stream_begin(path)
         _require_small_batches(path, begin)
         with pyarrow.OSFile(str(path)) as file:
@@ -163,10 +173,15 @@ def _require_small_batches(path: Path, begin: int) -> None:
             found=f"{largest:,}",
             hint="Write it again with fewer rows a batch: writer.write_table(table, max_chunksize=10000).",
         )
+    _allowance(path).spend(largest)
+
+
+def _allowance(path: Path) -> Allowance:
+    return Allowance(path, path.stat().st_size, "If you trust it, write the texts out as JSON lines.")
 
 
 def _rows(path: Path, batches: Iterator[Any]) -> Iterator[Record]:
-    allowance = Allowance(path, path.stat().st_size, "If you trust it, write the texts out as JSON lines.")
+    allowance = _allowance(path)
     number = 0
     for batch in batches:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -234,11 +249,11 @@ def _pyarrow(path: Path) -> Any:
 
 
 @contextmanager
-def _faults(path: Path, kind: str) -> Iterator[None]:
+def _faults(path: Path, kind: str, arrow_exception: type[Exception]) -> Iterator[None]:
     """Make one error of all that pyarrow raises about what is in a file."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError, OverflowError) as error:
+    except (arrow_exception, OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
         found = str(error).partition("\n")[0] or type(error).__name__
         raise _damaged(path, kind, found) from error
 
@@ -250,5 +265,5 @@ def _damaged(path: Path, kind: str, found: str) -> DataError:
         rule=rules.PREFLIGHT_025,
         expected=f"{kind}, whole",
         found=found,
-        hint="Make or download it again.",
+        hint="Make or download it again, or leave it out.",
     )

@@ -220,5 +220,5 @@ def _damaged(path: Path, packing: Packing, found: str) -> DataError:
         rule=rules.PREFLIGHT_025,
         expected=f"a file that is {packing.name}, whole",
         found=found,
-        hint=f"Make or download it again; {packing.command(path)} says what is left of it.",
+        hint=f"Make or download it again, or leave it out; {packing.command(path)} says what is left of it.",
     )

@@ -13,10 +13,11 @@ from apr_train.model.decoder import Decoder, DecoderBlock
 from apr_train.model.mlp import MLP
 from apr_train.model.norms import RMSNorm
 from apr_train.testing import ConformanceError, check_family, installed_family
-from apr_train.testing.behaviour import BEHAVIOUR, Subject, check_forward
+from apr_train.testing.behaviour import BEHAVIOUR, check_forward
 from apr_train.testing.initial import check_seed, check_start
 from apr_train.testing.plain import plain_logits
 from apr_train.testing.report import Checks, NotCheckedError
+from apr_train.testing.subject import Subject
 from torch import nn
 from torch.nn import functional as F
 

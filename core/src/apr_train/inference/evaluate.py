@@ -47,6 +47,8 @@ class EvalRows:
     batch_size: int
     batches: int | None
     """None: every held-out row."""
+    seed: int = 0
+    """Of the run: its tokens are in the cache."""
 
 
 def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
@@ -82,6 +84,7 @@ def rows_for(settings: Settings, given: Mapping[str, Any], *, config: ModelConfi
         sequence_length=data.sequence_length or min(ROW[device.type], config.usable_positions),
         batch_size=data.batch_size or BATCH[device.type],
         batches=batches or None,
+        seed=settings.run.seed,
     )
 
 
@@ -103,7 +106,7 @@ def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, 
         DataError: when the text cannot be read.
         PreflightError: when a token lies outside the model's vocabulary.
     """
-    wanted = EncodingWanted(sequence_length=rows.sequence_length, fim_tokens=ready.family.info.fim_tokens)
+    wanted = EncodingWanted(sequence_length=rows.sequence_length, seed=rows.seed, fim_tokens=ready.family.info.fim_tokens)
     corpus = load_corpus(rows.data, ready.tokenizer, objective=ready.objective, options=wanted, progress=progress, notice=say)
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:

@@ -99,6 +99,12 @@ def test_run_learns_to_answer_and_to_end_its_turn_and_tells_what_it_decided(desk
     assert turn["text"].isdecimal()
 
 
+def test_eval_measures_a_run_by_what_it_learns(desk):
+    desk(*RUN, "--steps", "2", "--run", "a")
+    (told,) = json.loads(desk("eval", "runs/a", "--batches", "0", "--json"))["models"]
+    assert told["loss"] == pytest.approx(desk.curve("a")[-1]["val_loss"], rel=1e-4)
+
+
 def test_interrupted_run_goes_on_bit_for_bit(desk):
     args = (*RUN, "--save-every", "3", "--val-every", "4", "--chat-date", "2026-03-04")
     desk(*args, "--steps", "10", "--run", "whole")

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from apr_train.data.chat import turns
@@ -193,13 +194,16 @@ def test_marks_of_the_template_count(kit):
     assert [rendering.text[begin:end] for begin, end in rendering.spans] == ["Hello! "]
 
 
-def test_template_cannot_write_a_file_or_see_the_environment(kit, tmp_path, monkeypatch):
-    """The sandbox keeps it from trying; what is left is an environment that Python is told to ignore."""
+def test_what_the_child_imports_and_knows_does_not_depend_on_the_environment(kit, tmp_path, monkeypatch):
     (tmp_path / "jinja2.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "jinja2.py"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert only(CHAT, kit, kit.template).spans
+    with Renderer(kit.template_of(kit.ours())) as renderer:
+        if sys.platform == "linux":
+            assert b"hf_secret" not in Path(f"/proc/{renderer._child.pid}/environ").read_bytes()
 
 
 def test_child_that_dies_is_told(kit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ _GRACE = 20
 """Seconds after which a child that nobody killed ends itself."""
 _ANSWER_FACTOR, _ANSWER_MORE = 200, 1 << 22
 """Bytes of an answer: more than two texts of the size that a template may write come to in JSON."""
+_ENVIRONMENT = {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT"}
+"""What Python may need to start; keys and passwords of the user are no business of a template."""
 _START = """
 import sys
 memory, seconds, *sys.path = sys.argv[1:]
@@ -98,6 +101,7 @@ class Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
         )
         try:
             self.habits = self._probe()

@@ -99,9 +99,19 @@ def test_run_learns_to_answer_and_to_end_its_turn_and_tells_what_it_decided(desk
     assert turn["text"].isdecimal()
 
 
+def test_sample_that_ends_a_run_is_an_answer(desk):
+    args = [arg for arg in RUN if arg not in ("--sample-tokens", "0")]
+    desk(*args, "--steps", "60", "--batch-size", "8", "--lr", "3e-3", "--prompt", "061: 3+4?", "--run", "a")
+    (sample,) = map(json.loads, (desk.run("a") / "samples.jsonl").read_text().splitlines())
+    assert (sample["prompt"], sample["text"].isdecimal()) == ("061: 3+4?", True)
+    told = json.loads(desk("generate", "runs/a", "--chat", "--prompt", "061: 3+4?", "--json"))
+    assert sample["text"] == told["turns"][0]["text"]
+
+
 def test_eval_measures_a_run_by_what_it_learns(desk):
     desk(*RUN, "--steps", "2", "--run", "a")
-    (told,) = json.loads(desk("eval", "runs/a", "--batches", "0", "--json"))["models"]
+    out = desk("eval", "runs/a", "--batches", "0", "--json")
+    (told,) = json.loads(out[out.index("{") :])["results"]
     assert told["loss"] == pytest.approx(desk.curve("a")[-1]["val_loss"], rel=1e-4)
 
 

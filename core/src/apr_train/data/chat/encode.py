@@ -11,7 +11,9 @@ from itertools import chain, pairwise
 
 from attrs import field, frozen
 
-from apr_train.data.chat.renderer import Rendering
+from apr_train.data.chat.renderer import Habits, Renderer, Rendering
+from apr_train.data.chat.template import template_of
+from apr_train.data.conversations import Conversation
 from apr_train.data.tokenizer import Tokenizer
 from apr_train.run.objective_names import TrainOn
 
@@ -61,6 +63,29 @@ def encode_prompt(rendering: Rendering, tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation that the model is to go on with."""
     (encoded,) = encode_chats([rendering], tokenizer, train_on="all", parse_special=False)
     return encoded.ids
+
+
+def ends_of_turn(tokenizer: Tokenizer, habits: Habits) -> frozenset[int]:
+    """The id of the first control token that the template puts behind the assistant's text; none where it puts none there."""
+    control = set(tokenizer.special_tokens.values())
+    return frozenset([index for index in tokenizer.encode(habits.ending) if index in control][:1])
+
+
+def encode_question(text: str, tokenizer: Tokenizer, date: str | None) -> tuple[list[int], frozenset[int]]:
+    """The ids of a conversation of one turn that the model is to answer, and those that end its answer.
+
+    Args:
+        text: what the user says.
+        tokenizer: with its template.
+        date: what the template takes for today.
+
+    Raises:
+        TokenizerError: CHAT-001, when there is no template.
+        DataError: when the template does not work.
+    """
+    with Renderer(template_of(tokenizer, date)) as renderer:
+        rendering = renderer.prompt(Conversation([{"role": "user", "content": text}]))
+        return encode_prompt(rendering, tokenizer), ends_of_turn(tokenizer, renderer.habits)
 
 
 def _targets(rendering: Rendering, places: Places, train_on: TrainOn) -> list[bool]:

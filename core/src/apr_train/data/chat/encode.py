@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain, pairwise
 
+import numpy as np
 from attrs import field, frozen
 
 from apr_train.data.chat.renderer import Habits, Renderer, Rendering
@@ -54,7 +55,8 @@ def encode_chats(
             if apart is not None:
                 (ids, places), control = apart, 0
         learn = _targets(rendering, places, train_on)
-        ends = [sum(begin < end for begin, _ in places) for _, end in rendering.spans]
+        begins = np.array(places, np.int64).reshape(-1, 2)[:, 0]
+        ends = [int((begins < end).sum()) for _, end in rendering.spans]
         encoded.append(EncodedChat(ids=ids, learn=learn, turn_ends=ends, control=control))
     return encoded
 
@@ -92,11 +94,12 @@ def _targets(rendering: Rendering, places: Places, train_on: TrainOn) -> list[bo
     """An id is a target when one of the characters that it stands for is."""
     if train_on == "all":
         return [True] * len(places)
-    learn = [False] * len(places)
+    begins, ends = np.array(places, np.int64).reshape(-1, 2).T
+    learn = np.zeros(len(places), np.bool_)
     for first, behind in rendering.spans if train_on == "assistant" else rendering.spans[-1:]:
-        for place, (begin, end) in enumerate(places):
-            learn[place] |= begin < behind and end > first
-    return learn
+        learn |= (begins < behind) & (ends > first)
+    flags: list[bool] = learn.tolist()
+    return flags
 
 
 def _apart(text: str, apart: str, tokenizer: Tokenizer) -> tuple[list[int], Places] | None:

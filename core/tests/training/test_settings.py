@@ -96,7 +96,7 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
         ({"mask_probability": 0.95}, "too large"),
         ({"validation_fraction": 0}, "more than 0"),
         ({"validation_fraction": 1.0}, "too large"),
-        ({"objective": "prefix-lm"}, "no such choice, expected causal-lm, masked-lm, found prefix-lm"),
+        ({"objective": "prefix-lm"}, "no such choice, expected causal-lm, fim, masked-lm, found prefix-lm"),
         ({"data": "src"}, r"data \(--data\): wrong type, expected a list of str, found 'src'"),
         ({"data": 3}, "expected a list of str, found 3"),
         ({"data": ["src", ""]}, r"data \(--data\): empty"),

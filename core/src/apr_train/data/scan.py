@@ -416,6 +416,15 @@ class Reading:
         """
         texts = self.keys.texts()
         split = texts.split(self._fraction)
+        if split.tail is not None and not self._take.whole_texts:
+            raise DataError(
+                "too few conversations to hold some of them out",
+                where="--data",
+                rule=rules.PREFLIGHT_024,
+                expected="whole conversations that make up the share",
+                found=f"{len(self.keys.texts().keys):,} different ones",
+                hint="Give more of them, or others to validate on with --val-data.",
+            )
         scan = Scan(
             files=tuple(self.kept),
             hash=self.digest.hex(),

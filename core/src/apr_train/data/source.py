@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from apr_train.data.conversations import Conversations
 from apr_train.data.documents import Take, TextRecords
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.errors import ConfigError
@@ -76,7 +77,7 @@ def sources_of(data: DataSettings, kind: SourceKind) -> tuple[Source, ...]:
 
 
 def _take(kind: SourceKind, text_field: str | None) -> Take:
-    return TextRecords(text_field)
+    return Conversations() if kind == "chat" else TextRecords(text_field)
 
 
 def take_of(settings: Settings) -> Take:

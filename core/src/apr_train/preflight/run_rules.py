@@ -21,12 +21,15 @@ from apr_train.data.source import take_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
+from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
+from apr_train.preflight.evaluation_rules import evaluation_findings
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.objective_names import TrainingObjective
 from apr_train.run.resume import Resume
 from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings, flag
 
@@ -73,7 +76,7 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
         data: may leave the length of a row open.
         default_row: tokens of a row where it does.
     """
-    if look.scan is None or report.config is None or report.objective is None:
+    if look.scan is None or report.config is None or report.objective is None or has_chats(report.objective):
         return []
     length = data.sequence_length or min(default_row, report.config.usable_positions)
     if length > report.config.usable_positions:
@@ -96,6 +99,19 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
             hint="Give more text, or shorter rows with --sequence-length.",
         )
     ]
+
+
+def has_chats(objective: TrainingObjective) -> bool:
+    """Whether an objective learns from conversations where a source says nothing else."""
+    return OBJECTIVES[objective].source_kinds[0] == "chat"
+
+
+def chats(look: Look, report: Report, data: DataSettings, default_row: int) -> ChatReport:
+    """Of a run on conversations, what its template and they are good for."""
+    if report.objective is None or report.config is None or not has_chats(report.objective):
+        return ChatReport()
+    length = data.sequence_length or min(default_row, report.config.usable_positions)
+    return chat_report(report.tokenizer, look, data, length=length)
 
 
 def _needed(objective: Objective, data: DataSettings, length: int) -> int:
@@ -218,6 +234,16 @@ def tokenizer_is_lost(settings: Settings, header: Header | None, resume: Resume 
     return kept and resume is not None and path is not None and resume.lost("tokenizer", path)
 
 
+def _with_template(
+    tokenizer: TokenizerSpec | None, header: Header | None, path: str | None, resume: Resume | None
+) -> tuple[TokenizerSpec | None, tuple[Finding, ...]]:
+    """The tokenizer with the template of `--chat-template`; a resume whose file is gone has it in its checkpoint."""
+    kept = None if header is None else header.tokenizer
+    if tokenizer is None or path is None or kept is None or resume is None or not resume.lost("chat_template", path):
+        return with_template(tokenizer, path)
+    return attrs.evolve(tokenizer, chat_template=kept.chat_template), ()
+
+
 def judge_run(
     settings: Settings,
     checkpoint: Checkpoint | None,
@@ -239,6 +265,8 @@ def judge_run(
     named = None if tokenizer_is_lost(settings, header, resume) else model.tokenizer
     tokenizer, unusable = collected(lambda: None if named is None else given_tokenizer(named))
     unusable = tuple(_movable(finding, "tokenizer", resume) for finding in unusable)
+    own = tokenizer if tokenizer is not None or header is None else header.tokenizer
+    tokenizer, of_template = _with_template(own, header, model.chat_template, resume)
     report = preflight(
         PreflightInput(
             registry=Registry.discover(),
@@ -262,7 +290,9 @@ def judge_run(
     )
     of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
     of_reference = [] if resume is not None else reference_findings(header, report, settings)
-    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference)
-    findings = (*contradiction, *unusable, *of_text, *of_run)
-    facts = report.facts | look.facts
+    of_chats = chats(look, report, data, default_row)
+    of_evaluations = evaluation_findings(settings, report, checkpoint if resume is None else None)
+    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference, *of_evaluations)
+    findings = (*contradiction, *unusable, *of_template, *of_text, *of_chats.findings, *of_run)
+    facts = report.facts | look.facts | of_chats.facts
     return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

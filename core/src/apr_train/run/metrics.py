@@ -44,6 +44,13 @@ class Metrics:
     perplexity: float | None = _unit("", "exp(val_loss).", default=None)
     val_accuracy: float | None = _unit("", "Masked-LM: share of masked tokens that are predicted right.", default=None)
 
+    eval_fim_loss: float | None = _unit("nats", "--eval fim: mean loss per token of the hidden lines.", default=None)
+    eval_fim_exact: float | None = _unit("", "--eval fim: share of the hidden lines that come back exactly.", default=None)
+    eval_fim_parsed: float | None = _unit(
+        "", "--eval fim: of Python documents, share that is Python with what was written.", default=None
+    )
+    eval_syntax: float | None = _unit("", "--eval syntax: share of the completed functions that are Python.", default=None)
+
     def to_json(self) -> str:
         """One line without its newline."""
         return json.dumps({name: value for name, value in attrs.asdict(self).items() if value is not None}, allow_nan=False)

@@ -245,6 +245,9 @@ class DataSettings:
     chat_date: str | None = option(None, "sft: the date that a chat template is told, YYYY-MM-DD; today's otherwise.", kind=str)
     fim_rate: float = option(0.5, "fim: share of the documents with a hole.", kind=float, minimum=0, maximum=1)
     fim_spm_rate: float = option(0.5, "fim: of these, share with the suffix in front.", kind=float, minimum=0, maximum=1)
+    fim_tokens: str | None = option(
+        None, "fim: PREFIX,SUFFIX,MIDDLE, entries of the vocabulary; the family's or the known ones otherwise.", kind=str
+    )
     rehash: bool = option(
         False, "Read all text, though nothing says that it has changed.", kind=bool, may_change=True, decides=False
     )

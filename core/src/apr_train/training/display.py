@@ -80,6 +80,11 @@ def step_line(line: Metrics, steps: int) -> str:
         parts.append(f"val {line.val_loss:.4f} (perplexity {shown})")
     if line.val_accuracy is not None:
         parts.append(f"accuracy {line.val_accuracy:.1%}")
+    if line.eval_fim_loss is not None and line.eval_fim_exact is not None:
+        parsed = "" if line.eval_fim_parsed is None else f", {line.eval_fim_parsed:.1%} parse"
+        parts.append(f"fim {line.eval_fim_loss:.4f} ({line.eval_fim_exact:.1%} exact{parsed})")
+    if line.eval_syntax is not None:
+        parts.append(f"syntax {line.eval_syntax:.1%}")
     return "  ".join(parts)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
+Evaluate = Callable[[nn.Module], Mapping[str, Any]]
+"""Evaluates the model, and gives fields of `Metrics`."""
 
 
 @define(kw_only=True)
@@ -44,6 +47,8 @@ class Run:
     device: torch.device
     write_model: ModelWriter = field(repr=False)
     display: RunEvents = field(repr=False)
+    evaluate: Evaluate | None = field(default=None, repr=False)
+    """What else is measured at each validation; None: nothing."""
     warm: bool = False
     """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
     arrived: bool = False
@@ -81,7 +86,16 @@ class Run:
         """The line with a validation in it."""
         measured = held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
         loss, accuracy = measured.loss, measured.accuracy
-        return evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
+        line = evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
+        return line if self.evaluate is None or not math.isfinite(loss) else evolve(line, **self._evaluated(self.evaluate))
+
+    def _evaluated(self, evaluate: Evaluate) -> Mapping[str, Any]:
+        """What the evaluations give; the random generators are where they were."""
+        state = rng_state(self.device)
+        try:
+            return evaluate(self.model)
+        finally:
+            restore_rng(state, self.device)
 
 
 def restore(run: Run, resume: Resume) -> None:

@@ -16,11 +16,12 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
-from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
+from apr_train.data.corpus import Corpus, EncodingWanted, held_out_documents, load_corpus
 from apr_train.data.look import Look, look_at
 from apr_train.data.reference import reference_rows
 from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.source import take_of
+from apr_train.data.special_tokens import ending_ids
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import PreflightError
@@ -29,12 +30,14 @@ from apr_train.model.acceleration import make_deterministic
 from apr_train.model.attention import Choice, Request
 from apr_train.model.device import PRECISIONS, Precision, choose_device, default_precision, memory_errors
 from apr_train.model.load import LoadReport
+from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
+from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
@@ -48,9 +51,11 @@ from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import Decided, decide, default_row
 from apr_train.training.display import make_display
 from apr_train.training.evaluation import judge_reference
+from apr_train.training.evaluations import Evaluations, Material, make_questions
+from apr_train.training.examinee import Examinee
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
-from apr_train.training.run import Run, restore
+from apr_train.training.run import Evaluate, Run, restore
 
 
 @frozen(kw_only=True)
@@ -239,6 +244,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     decided = inputs.decided
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
+    evaluate = make_evaluations(inputs, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
@@ -252,6 +258,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         optimizer=make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr),
         stream=stream,
         held_out=validation_data(inputs),
+        evaluate=evaluate,
         objective=inputs.cleared.objective,
         precision=decided.precision,
         device=decided.device,
@@ -320,6 +327,46 @@ def model_file(inputs: Inputs) -> ModelFile:
         tokenizer=inputs.tokenizer.spec,
         origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__)),
     )
+
+
+def make_evaluations(inputs: Inputs, say: Say) -> Evaluate | None:
+    """What the run is asked for with `--eval`, the same questions at each validation; None for nothing.
+
+    Raises:
+        DataError: when the held-out text has nothing to ask about.
+    """
+    decided, cleared, header = inputs.decided, inputs.cleared, inputs.header
+    asked = parse_evaluations(decided.settings.run.eval)
+    if not asked:
+        return None
+    data = decided.settings.data
+    material = Material(
+        documents=held_out_documents(data, take_of(decided.settings)),
+        tokenizer=inputs.tokenizer,
+        positions=cleared.config.usable_positions,
+        row=decided.sequence_length,
+        fim_tokens=cleared.family.info.fim_tokens,
+        fim_setting=data.fim_tokens,
+        parse_special=data.parse_special,
+    )
+    ends = ending_ids(inputs.tokenizer, {} if header is None else header.config)
+
+    def examinee(model: LanguageModel) -> Examinee:
+        precision, device = decided.precision, decided.device
+        return Examinee(
+            model=model,
+            tokenizer=material.tokenizer,
+            positions=material.positions,
+            precision=precision,
+            device=device,
+            ends=ends,
+        )
+
+    made = make_questions(asked, material)
+    for name, questions in made.items():
+        if len(questions) < asked[name]:
+            say(f"--eval {name}: the held-out text has {len(questions)} that fit, not {asked[name]}")
+    return Evaluations(tuple(made.values()), examinee)
 
 
 def training_stream(inputs: Inputs, say: Say) -> BatchStream:

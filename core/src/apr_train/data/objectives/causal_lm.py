@@ -11,7 +11,7 @@ from attrs import frozen
 from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
-from apr_train.data.encoding import EncodeOptions, TextEncoder
+from apr_train.data.encoding import EncodeOptions, Encoder, TextEncoder
 from apr_train.data.packing import PackedRows, fill_targets
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds, decoder_ends
@@ -48,7 +48,7 @@ class CausalLM:
         """A bos where the tokenizer puts one, and the end of text."""
         return decoder_ends(tokenizer)
 
-    def encoder(self, kind: SourceKind, options: EncodeOptions) -> TextEncoder:
+    def encoder(self, kind: SourceKind, options: EncodeOptions) -> Encoder:
         """Texts between their ends."""
         ends = self.document_ends(options.tokenizer)
         return TextEncoder(options.tokenizer, ends, options.settings.parse_special)

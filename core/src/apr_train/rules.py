@@ -88,6 +88,8 @@ PREFLIGHT_027 = "PREFLIGHT-027"
 """Text that is cut inside a word, because it is too long without the end of one."""
 PREFLIGHT_028 = "PREFLIGHT-028"
 """A resume on another text, tokenizer or checkpoint than the run was started on."""
+PREFLIGHT_029 = "PREFLIGHT-029"
+"""Whole documents side by side in a row, for an objective that cannot keep them apart."""
 
 FIM_001 = "FIM-001"
 """A tokenizer without the tokens around a hole."""

@@ -179,29 +179,49 @@ def _window_note(subject: Subject) -> str:
 
 
 def check_documents(subject: Subject) -> str:
-    """A document packed with others gives what it gives alone."""
+    """A document packed with others gives what it gives alone, its positions going on in the row or its own."""
     if not subject.decodes:
         raise NotCheckedError("an encoder's rows are not packed")
-    tokens, length = subject.tokens(), subject.length
+    length = subject.length
     if length < 6:
         raise NotCheckedError(f"a row of {length} tokens is too short for documents")
     lengths = ((3, length - 5, 2), (length - 4, 1, 3))
     ids = torch.stack([torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(row)) for row in lengths])
     faults, largest = [], 0.0
-    for mask in (Documents(ids, lengths), Documents(ids)):
-        packed = subject.logits(tokens, mask)
-        for row, sizes in enumerate(lengths):
-            start = 0
-            for number, size in enumerate(sizes):
-                alone = tokens[row : row + 1, start : start + size]
-                expected = subject.logits(alone, positions=torch.arange(start, start + size)[None])
-                error = relative_error(packed[row : row + 1, start : start + size], expected)
-                largest = max(largest, error)
-                if error > FLOAT64:
-                    faults.append(f"document {number} of row {row}, packed, {_exactly(error)} from itself alone")
-                start += size
+    for mask, own in ((Documents(ids, lengths), False), (Documents(ids), False), (Documents(ids, lengths), True)):
+        told = ", its positions counted from 0" if own else ""
+        for (row, number), error in _packed_errors(subject, mask, lengths, own=own).items():
+            largest = max(largest, error)
+            if error > FLOAT64:
+                faults.append(f"document {number} of row {row}, packed{told}, {_exactly(error)} from itself alone")
     fail_on(dict.fromkeys(faults), where="")
     return f"packed against alone {largest:.1g}"
+
+
+def _packed_errors(
+    subject: Subject, mask: Documents, lengths: tuple[tuple[int, ...], ...], *, own: bool
+) -> dict[tuple[int, int], float]:
+    """How far each document in packed rows is from itself alone: (row, document) → relative error of the logits.
+
+    Args:
+        subject: the model and its tokens.
+        mask: of the rows.
+        lengths: of the documents in each row.
+        own: whether each document's positions are counted from 0, and not from the row's beginning.
+    """
+    tokens = subject.tokens()
+    positions = torch.stack([torch.cat([torch.arange(size) for size in row]) for row in lengths])
+    packed = subject.logits(tokens, mask, positions=positions if own else None)
+    errors = {}
+    for row, sizes in enumerate(lengths):
+        start = 0
+        for number, size in enumerate(sizes):
+            inside = slice(start, start + size)
+            there = None if own else torch.arange(start, start + size)[None]
+            expected = subject.logits(tokens[row : row + 1, inside], positions=there)
+            errors[row, number] = relative_error(packed[row : row + 1, inside], expected)
+            start += size
+    return errors
 
 
 def check_padding(subject: Subject) -> str:

@@ -1,9 +1,12 @@
 import json
 import tracemalloc
 
+import pyarrow
 import pytest
 from apr_train.data.conversations import ROLES, Conversation, Conversations
+from apr_train.data.documents import read_documents
 from apr_train.errors import DataError
+from pyarrow import parquet
 
 TAKE = Conversations()
 ASKED, ANSWERED = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
@@ -125,3 +128,20 @@ def test_taking_a_conversation_needs_little_more_than_its_bytes():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60_000_000
+
+
+def test_rows_of_a_parquet_file_are_conversations(tmp_path):
+    """Arrow fills what a struct lacks with nulls, which are none of the message's keys."""
+    table = {"messages": [[ASKED, ANSWERED | {"name": "bot"}], [ASKED, ANSWERED]], "id": [1, 2]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "chats.parquet")
+    found = [json.loads(bytes(document.utf8)) for document in read_documents([tmp_path / "chats.parquet"], TAKE)]
+    assert found == [{"messages": [ASKED, ANSWERED | {"name": "bot"}]}, {"messages": [ASKED, ANSWERED]}]
+
+
+def test_lines_and_arrays_of_records_are_conversations(tmp_path):
+    record = SHAPES["messages"]
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(SHAPES["instruction"]))
+    (tmp_path / "b.json").write_text(json.dumps([record, record]))
+    found = list(read_documents([tmp_path / "a.jsonl", tmp_path / "b.json"], TAKE))
+    assert [json.loads(bytes(document.utf8)) for document in found] == [record] * 4
+    assert [document.source for document in found][1::2] == [f"{tmp_path}/a.jsonl:2", f"{tmp_path}/b.json[1]"]

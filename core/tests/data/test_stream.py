@@ -163,8 +163,19 @@ def test_packing_is_told_and_every_document_is_in_an_epoch(stream_of):
 
 def test_a_text_shorter_than_a_row_can_be_packed_and_one_without_a_target_not(stream_of):
     assert stream_of(lengths=(3,), packing="best-fit", batch_size=1).next_batch().target_count == 2
-    with pytest.raises(DataError, match="too small for one row, expected more than 1 token"):
+    with pytest.raises(DataError, match="no row of the corpus has anything to learn"):
         stream_of(lengths=(1, 1), packing="best-fit")
+    with pytest.raises(DataError, match="too small for one row, expected more than 1 tokens, found 1"):
+        stream_of(lengths=(1,), packing="best-fit")
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best-fit"])
+def test_a_corpus_of_which_nothing_is_a_target_is_an_error(tokens_of, tokenizer, packing):
+    tokens = attrs.evolve(tokens_of((30, 20)), learn=np.zeros(50, np.bool_))
+    shared = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 1, "tokenizer": tokenizer, "packing": packing}
+    for make in (lambda: BatchStream(tokens, seed=0, **shared), lambda: validation_batches(tokens, **shared)):
+        with pytest.raises(DataError, match="no row of the corpus has anything to learn"):
+            make()
 
 
 def test_masked_lm_does_not_pack_what_it_cannot_keep_apart(stream_of):

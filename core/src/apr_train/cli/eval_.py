@@ -228,7 +228,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], gate: _Gate) ->
     from apr_train.model.device import default_precision
 
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
-    wanted = Wanted(path=file, **{name: options[name] for name in MODEL})
+    wanted = Wanted(path=file, objective=settings.model.objective, **{name: options[name] for name in MODEL})
     with opened(wanted, kind="decoder" if gate.writes else None, say=say) as examined:
         rows = rows_for(settings, given, config=examined.config, objective=examined.objective, device=examined.device)
         check_rows(rows, examined.config, examined.objective)

@@ -23,8 +23,9 @@ FILLERS = 5
 """Fillers that are shown without --top-k."""
 _DECODER_ONLY = ("max_tokens", "temperature", "top_p", "seed", "stop", "echo")
 EPILOG = """Examples: apr-train generate runs/NAME --prompt "def fib(n):"   ·   apr-train generate x.gguf --prompt -
---temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate coder.apr --prefix "def add(a, b):\n    return "
---suffix "\n"   ·   apr-train generate runs/NAME --chat   ·   apr-train generate encoder.apr --fill-mask "def <mask>(x):" """
+--temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate coder.apr --prefix "def add(a, b): return "
+--suffix "# the sum"   ·   apr-train generate runs/NAME --chat   ·   apr-train generate
+encoder.apr --fill-mask "def <mask>(x):" """
 
 
 def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -> str | None:

@@ -14,6 +14,7 @@ from apr_train.data.documents import Document
 from apr_train.data.shards import Ids, shard_documents
 from apr_train.data.tokens import TokenWriter
 from apr_train.errors import DataError, Finding
+from apr_train.run.events import Say
 
 
 @frozen(kw_only=True)
@@ -53,14 +54,16 @@ class IdDocument(Document):
         return IdDocument(head.source, head.utf8), IdDocument(tail.source, tail.utf8)
 
 
-def read_ids(files: Iterable[Path], shards: ShardIds, *, done: Callable[[int], None]) -> Iterator[IdDocument]:
-    """All documents of shards; `done` is told of the bytes of each file.
+def read_ids(
+    files: Iterable[Path], shards: ShardIds, *, done: Callable[[int], None], notice: Say | None = None
+) -> Iterator[IdDocument]:
+    """All documents of shards; `done` is told of the bytes of each file, `notice` of one without an end of text.
 
     Raises:
         DataError: as `shard_documents`.
     """
     for path in files:
-        for number, ids in enumerate(shard_documents(path, size=shards.size, end=shards.end)):
+        for number, ids in enumerate(shard_documents(path, size=shards.size, end=shards.end, notice=notice)):
             yield IdDocument(f"{path}[{number}]", np.asarray(ids).astype("<u4").tobytes())
         done(path.stat().st_size)
 

@@ -209,8 +209,11 @@ class _Looking(Reading):
             DataError: as `read`, for what is wrong there.
         """
         form = self.form(path)
+        if form == "text" and not self._take.whole_texts:
+            self.read(path)  # which leaves it out, or refuses it
+            return
         self.beginnings += 1
-        if form == "text" and self._take.whole_texts:
+        if form == "text":
             self.begun_bytes += require_text_at_start(path, budget)
             return
         read, before = 0, self.begun_bytes

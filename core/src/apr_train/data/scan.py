@@ -421,10 +421,14 @@ class Scan:
 
 
 def _documents(
-    files: Iterable[Path], take: Take, shards: ShardIds | None, done: Callable[[int], None] = lambda _: None
+    files: Iterable[Path],
+    take: Take,
+    shards: ShardIds | None,
+    done: Callable[[int], None] = lambda _: None,
+    notice: Say | None = None,
 ) -> Iterator[Document]:
     """What files hold: texts, or token ids."""
-    return read_documents(files, take, done=done) if shards is None else read_ids(files, shards, done=done)
+    return read_documents(files, take, done=done) if shards is None else read_ids(files, shards, done=done, notice=notice)
 
 
 def divided(contents: Sequence[Contents], fraction: float, own: Sequence[Contents] = ()) -> tuple[list[Scan], list[Finding]]:
@@ -665,6 +669,7 @@ class Reading:
         self._not_utf8: list[Path] = []
         self._no_records: list[Path] = []
         self._json: dict[Form, int] = {}
+        self._of_shards: list[str] = []
         self._notebooks = 0
 
     def read(self, path: Path, done: Callable[[int], None] = lambda _: None) -> None:
@@ -676,7 +681,7 @@ class Reading:
         shards = self._wanted.shards
         form = self.form(path) if shards is None else "array"
         try:
-            for document in _documents([path], self._take, shards, done):
+            for document in _documents([path], self._take, shards, done, self._of_shards.append):
                 self.keys.add(split_key(document), self.digest.add(document))
             self.kept.append(path)
         except NotUtf8Error:
@@ -704,6 +709,7 @@ class Reading:
 
     def notices(self) -> Iterator[str]:
         """What was left out, and what was taken for what."""
+        yield from self._of_shards
         if self._not_utf8:
             yield f"files left out because they are not UTF-8: {counted(self._not_utf8)}"
         if self._no_records:

@@ -406,6 +406,10 @@ def _require_at_least(name: str, value: int, least: int) -> None:
 
 
 def _require_a_row(rows: int, tokens: TokenFile, length: int, name: str | None = None) -> None:
+    if rows == 0 and len(tokens) > length:
+        hint = "What is a target is the objective's choice, and each document's first token is none: give other text."
+        problem = "no row of the corpus has anything to learn"
+        raise DataError(problem, where="--data", field=name, found=f"{len(tokens):,} tokens", hint=hint)
     if rows == 0:
         raise DataError(
             "the corpus is too small for one row",

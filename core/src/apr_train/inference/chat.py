@@ -8,11 +8,10 @@ from typing import Any, Self
 
 import attrs
 
-from apr_train.data.chat.encode import encode_prompt
-from apr_train.data.chat.renderer import Habits, Renderer
+from apr_train.data.chat.encode import encode_prompt, ends_of_turn
+from apr_train.data.chat.renderer import Renderer
 from apr_train.data.chat.template import template_of
 from apr_train.data.conversations import Conversation
-from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import ConfigError, DataError
 from apr_train.inference.generate import Continuation, Ends, Sampling, continue_ids, ends_of_text
 from apr_train.inference.ready import Ready
@@ -63,12 +62,6 @@ class Chat:
             raise error.amend(hint="Begin a new conversation, or say less.") from error
         self.messages = [*messages, {"role": "assistant", "content": made.text}]
         return made
-
-
-def ends_of_turn(tokenizer: Tokenizer, habits: Habits) -> frozenset[int]:
-    """The id of the first control token that the template puts behind the assistant's text; none where it puts none there."""
-    control = set(tokenizer.special_tokens.values())
-    return frozenset([index for index in tokenizer.encode(habits.ending) if index in control][:1])
 
 
 def require_text(text: str) -> None:

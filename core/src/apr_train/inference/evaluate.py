@@ -53,6 +53,8 @@ class EvalRows:
     """None: every held-out row."""
     packing: Packing
     """How documents come into rows; `data` has the document mask that it implies."""
+    seed: int = 0
+    """Of the run: its tokens are in the cache."""
 
 
 def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
@@ -93,6 +95,7 @@ def rows_for(
         batch_size=data.batch_size or BATCH[device.type],
         batches=batches or None,
         packing=data.packing or objective.packing,
+        seed=settings.run.seed,
     )
 
 
@@ -114,7 +117,7 @@ def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, 
         DataError: when the text cannot be read.
         PreflightError: when a token lies outside the model's vocabulary.
     """
-    wanted = EncodingWanted(sequence_length=rows.sequence_length, fim_tokens=ready.family.info.fim_tokens)
+    wanted = EncodingWanted(sequence_length=rows.sequence_length, seed=rows.seed, fim_tokens=ready.family.info.fim_tokens)
     corpus = load_held_out(rows.data, ready.tokenizer, objective=ready.objective, options=wanted, progress=progress, notice=say)
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:

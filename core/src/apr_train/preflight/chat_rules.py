@@ -15,7 +15,7 @@ from apr_train.data.chat.template import ChatTemplate, read_template, template_o
 from apr_train.data.encoding import EncodeOptions
 from apr_train.data.look import Look
 from apr_train.data.objectives.sft import ChatEncoder, left_out, require_some
-from apr_train.data.tokenizer import build_tokenizer
+from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, ConfigError, Finding, TokenizerError
 from apr_train.run.settings import DataSettings
 
@@ -53,7 +53,8 @@ def chat_report(tokenizer: TokenizerSpec | None, look: Look, data: DataSettings,
     if tokenizer is None:
         return ChatReport(findings=(_no_tokenizer(),))
     try:
-        template = template_of(build_tokenizer(tokenizer), data.chat_date)
+        built = build_tokenizer(tokenizer)
+        template = template_of(built, data.chat_date)
         with Renderer(template) as renderer:
             habits = renderer.habits
             if data.train_on != "all":
@@ -62,17 +63,17 @@ def chat_report(tokenizer: TokenizerSpec | None, look: Look, data: DataSettings,
         return ChatReport(findings=(error.under(rules.CHAT_002),))
     except TokenizerError as error:  # of one that cannot be built PREFLIGHT-018 tells
         return ChatReport(findings=(error.finding,) if error.finding.rule == rules.CHAT_001 else ())
-    tried = _tried(tokenizer, look, data, length)
+    tried = _tried(built, look, data, length)
     warnings = () if habits.control or habits.unclear else (_no_end(template),)
     return attrs.evolve(tried, findings=(*tried.findings, *warnings))
 
 
-def _tried(tokenizer: TokenizerSpec, look: Look, data: DataSettings, length: int) -> ChatReport:
+def _tried(tokenizer: Tokenizer, look: Look, data: DataSettings, length: int) -> ChatReport:
     """What the first conversations come to; nothing where not all of the text was looked at."""
     chats = [scan for scan in look.learnt if not scan.take.whole_texts]
     if not chats:
         return ChatReport()
-    options = EncodeOptions(tokenizer=build_tokenizer(tokenizer), settings=data, sequence_length=length, seed=0, side="train")
+    options = EncodeOptions(tokenizer=tokenizer, settings=data, sequence_length=length, seed=0, side="train")
     documents = chain.from_iterable(scan.train() for scan in chats)
     try:
         counts = ChatEncoder.of(options).counts(islice(documents, TRIED))

@@ -243,10 +243,14 @@ def tokenizer_is_lost(settings: Settings, header: Header | None, resume: Resume 
     return kept and resume is not None and path is not None and resume.lost("tokenizer", path)
 
 
-def _template_path(model: ModelSettings, resume: Resume | None) -> str | None:
-    """The file of `--chat-template`; a resume whose file is gone has the template in its checkpoint."""
-    path = model.chat_template
-    return None if path is None or (resume is not None and resume.lost("chat_template", path)) else path
+def _with_template(
+    tokenizer: TokenizerSpec | None, header: Header | None, path: str | None, resume: Resume | None
+) -> tuple[TokenizerSpec | None, tuple[Finding, ...]]:
+    """The tokenizer with the template of `--chat-template`; a resume whose file is gone has it in its checkpoint."""
+    kept = None if header is None else header.tokenizer
+    if tokenizer is None or path is None or kept is None or resume is None or not resume.lost("chat_template", path):
+        return with_template(tokenizer, path)
+    return attrs.evolve(tokenizer, chat_template=kept.chat_template), ()
 
 
 def judge_run(
@@ -271,7 +275,7 @@ def judge_run(
     tokenizer, unusable = collected(lambda: None if named is None else given_tokenizer(named))
     unusable = tuple(_movable(finding, "tokenizer", resume) for finding in unusable)
     own = tokenizer if tokenizer is not None or header is None else header.tokenizer
-    tokenizer, of_template = with_template(own, _template_path(model, resume))
+    tokenizer, of_template = _with_template(own, header, model.chat_template, resume)
     report = preflight(
         PreflightInput(
             registry=Registry.discover(),

@@ -52,8 +52,11 @@ class HiddenLines:
         """The first `count` lines to hide."""
         tokenizer = material.tokenizer
         tokens = fim_tokens(tokenizer, card=material.fim_tokens, setting=material.fim_setting, where="tokenizer")
-        row = min(material.row, material.positions)
-        return cls(questions=questions(tokenizer, material.documents, tokens, count=count, row=row), tokens=tokens)
+        shape = {"row": material.row, "positions": material.positions}
+        return cls(questions=questions(tokenizer, material.documents, tokens, count=count, **shape), tokens=tokens)
+
+    def __len__(self) -> int:
+        return len(self.questions)
 
     def ask(self, examinee: Examinee) -> Values:
         """Loss, share that comes back, share that is Python."""
@@ -79,6 +82,9 @@ class Functions:
         room = material.positions - length
         found = prompts(material.tokenizer, material.documents, count=count, room=room, parse_special=special)
         return cls(prompts=found, length=length)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
     def ask(self, examinee: Examinee) -> Values:
         """The share that is Python."""
@@ -107,16 +113,16 @@ class Evaluations:
             return {name: value for item in self.asked for name, value in item.ask(examinee).items()}
 
 
-def make_questions(asked: Mapping[EvaluationName, int], material: Material) -> tuple[HiddenLines | Functions, ...]:
+def make_questions(asked: Mapping[EvaluationName, int], material: Material) -> dict[EvaluationName, HiddenLines | Functions]:
     """The questions of each evaluation.
 
     Raises:
         DataError: when the held-out text has nothing to ask about; it names the evaluation.
     """
-    made = []
+    made = {}
     for name, count in asked.items():
         try:
-            made.append(EVALUATIONS[name](count, material))
+            made[name] = EVALUATIONS[name](count, material)
         except DataError as error:
             raise error.amend(subject=f"{FLAG} {name}") from error
-    return tuple(made)
+    return made

@@ -29,7 +29,7 @@ from apr_train.training.examinee import Examinee, Stop
 
 _TIMES, _MORE = 2, 8
 """A model may write so many times the tokens of the line, and so many more, before it is stopped."""
-_LEAST_CONTEXT = 16
+_LEAST_CONTEXT = 8
 """Tokens around a line; one that leaves less is passed over."""
 
 
@@ -137,22 +137,23 @@ def fim_gate(
     Raises:
         DataError: when there is none that fits.
     """
-    chosen = questions(examinee.tokenizer, documents, tokens, count=count, row=min(row, examinee.positions))
+    chosen = questions(examinee.tokenizer, documents, tokens, count=count, row=row, positions=examinee.positions)
     return fill(examinee, chosen, tokens, count=count, done=done)
 
 
 def questions(
-    tokenizer: Tokenizer, documents: Iterable[Document], tokens: FimTokens, *, count: int, row: int
+    tokenizer: Tokenizer, documents: Iterable[Document], tokens: FimTokens, *, count: int, row: int, positions: int
 ) -> tuple[Question, ...]:
     """The first `count` lines that leave room for what is around them.
 
     Args:
-        row: tokens of a question and its answer at most: those of a row of the training, if the model has as many positions.
+        row: tokens in a row of the training, which a line and what is shown around it fit into.
+        positions: of the model, which what it writes fits into.
 
     Raises:
         DataError: when there is none.
     """
-    found = (_question(tokenizer, line, tokens, row) for line in hidden_lines(documents))
+    found = (_question(tokenizer, line, tokens, row, positions) for line in hidden_lines(documents))
     chosen = tuple(islice((item for item in found if item is not None), count))
     if not chosen:
         expected = "held-out documents with a line of code and room around it"
@@ -160,17 +161,17 @@ def questions(
     return chosen
 
 
-def _question(tokenizer: Tokenizer, line: HiddenLine, tokens: FimTokens, row: int) -> Question | None:
+def _question(tokenizer: Tokenizer, line: HiddenLine, tokens: FimTokens, row: int, positions: int) -> Question | None:
     """The ids of a line and of as much around it as fits; None where that is next to nothing."""
     texts = (line.prefix, line.middle, line.suffix)
     prefix, middle, suffix = encode_texts(tokenizer, texts, tokens, parse_special=False)
-    length = _TIMES * len(middle) + _MORE
     start = tokenizer.start_ids
-    room = row - length - len(start) - len(tokens.roles)
+    room = min(row, positions) - len(middle) - len(start) - len(tokens.roles) - 1
     if room < min(_LEAST_CONTEXT, len(prefix) + len(suffix)):
         return None
     before = min(len(prefix), max(room // 2, room - len(suffix)))
     prompt = (*start, *tokens.question(prefix[len(prefix) - before :], suffix[: room - before]))
+    length = min(_TIMES * len(middle) + _MORE, positions - len(prompt))
     return Question(line=line, prompt=prompt, middle=tuple(middle), length=length)
 
 

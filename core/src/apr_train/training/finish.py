@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apr_train.artifact.card import Card, markdown
 from apr_train.atomic import write_file
 from apr_train.checkpoint.given_name import given_name
+from apr_train.data.chat.encode import encode_question
 from apr_train.data.corpus import Part
 from apr_train.data.objectives import Objective
 from apr_train.data.source import described, sources_of
@@ -87,11 +88,14 @@ def _sample(prepared: Prepared) -> Sample | None:
     prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
     tokenizer, header = prepared.inputs.tokenizer, prepared.inputs.header
     try:
-        ids = ids_of_prompt(tokenizer, prompt)
+        if run.objective.source_kinds[0] == "chat":
+            ids, ends = encode_question(prompt, tokenizer, run.settings.data.chat_date)
+        else:
+            ids, ends = ids_of_prompt(tokenizer, prompt), frozenset()
     except DataError as error:  # the training is done: a run is not lost to its sample
         run.display.say(f"no sample: {error}")
         return None
-    ends = ending_ids(tokenizer, {} if header is None else header.config)
+    ends |= ending_ids(tokenizer, {} if header is None else header.config)
     made = greedy(run.model, ids, length=wanted.sample_tokens, ends=ends, precision=run.precision)
     return Sample(step=run.step, prompt=prompt, text=tokenizer.decode(made))
 

@@ -260,7 +260,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     decided = inputs.decided
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
-    evaluate = make_evaluations(inputs)
+    evaluate = make_evaluations(inputs, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
@@ -345,7 +345,7 @@ def model_file(inputs: Inputs) -> ModelFile:
     )
 
 
-def make_evaluations(inputs: Inputs) -> Evaluate | None:
+def make_evaluations(inputs: Inputs, say: Say) -> Evaluate | None:
     """What the run is asked for with `--eval`, the same questions at each validation; None for nothing.
 
     Raises:
@@ -378,7 +378,11 @@ def make_evaluations(inputs: Inputs) -> Evaluate | None:
             ends=ends,
         )
 
-    return Evaluations(make_questions(asked, material), examinee)
+    made = make_questions(asked, material)
+    for name, questions in made.items():
+        if len(questions) < asked[name]:
+            say(f"--eval {name}: the held-out text has {len(questions)} that fit, not {asked[name]}")
+    return Evaluations(tuple(made.values()), examinee)
 
 
 def training_stream(inputs: Inputs, say: Say) -> BatchStream:

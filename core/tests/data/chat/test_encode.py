@@ -44,6 +44,7 @@ def told(theirs, texts, **options):
     return found["input_ids"], [bool(flag) for flag in found.get("assistant_masks", [])]
 
 
+@pytest.mark.rule("CHAT-003")
 def test_ids_and_targets_are_transformers_of_the_template_with_marks(kit):
     tokenizer = kit.ours()
     theirs = kit.theirs(tokenizer, MARKED)

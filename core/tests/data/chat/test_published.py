@@ -154,6 +154,7 @@ def agree(kit, spec, text, changes, *, tools):
     return pairs
 
 
+@pytest.mark.rule("CHAT-003")
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.slow
 @no_llama_cpp

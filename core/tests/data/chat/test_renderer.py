@@ -4,10 +4,13 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from apr_train.data.chat import turns
 from apr_train.data.chat.renderer import Renderer, TemplateFault
 from apr_train.data.chat.template import read_template, template_of
+from apr_train.data.chat.worker import Renderings
 from apr_train.data.conversations import Conversation
 from apr_train.errors import ConfigError, FormatError, TokenizerError
 
@@ -168,19 +171,39 @@ def test_earlier_turn_that_is_written_in_another_way_is_found(kit):
     assert learnt == ["yes<|close|>", "yes<|close|>", "hm, so|yes<|close|>"]
 
 
+def test_turns_of_a_long_conversation_are_found_by_their_strings_as_by_their_beginnings(kit, monkeypatch):
+    said = []
+    for number in range(40):
+        said += [{"role": "user", "content": f"question {number} <|open|>assistant"}]
+        said += [{"role": "assistant", "content": f"{number}<|close|>"}]
+    first = {"template": kit.template, "variables": {}, "special": ["<|open|>", "<|close|>"], "date": kit.date}
+    found = {}
+    for many in (0, 1000):
+        monkeypatch.setattr(turns, "MANY", many)
+        renderings = Renderings(first)
+        renderings.probe()
+        found[many] = renderings.answer({"messages": said, "prompt": False})
+    assert found[0] == found[1000]
+    text = found[0]["text"]
+    assert [text[begin:end] for begin, end in found[0]["spans"]] == [f"{number}<|close|><|close|>" for number in range(40)]
+
+
 def test_marks_of_the_template_count(kit):
     text = "{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} {% endgeneration %}<|close|>{% else %}{{ m.content }}{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
     rendering = only(CHAT, kit, text)
     assert [rendering.text[begin:end] for begin, end in rendering.spans] == ["Hello! "]
 
 
-def test_template_cannot_write_a_file_or_see_the_environment(kit, tmp_path, monkeypatch):
-    """The sandbox keeps it from trying; what is left is an environment that Python is told to ignore."""
+def test_what_the_child_imports_and_knows_does_not_depend_on_the_environment(kit, tmp_path, monkeypatch):
     (tmp_path / "jinja2.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "jinja2.py"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert only(CHAT, kit, kit.template).spans
+    with Renderer(kit.template_of(kit.ours())) as renderer:
+        if sys.platform == "linux":
+            assert b"hf_secret" not in Path(f"/proc/{renderer._child.pid}/environ").read_bytes()
 
 
 def test_child_that_dies_is_told(kit):

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain, pairwise
 
+import numpy as np
 from attrs import field, frozen
 
-from apr_train.data.chat.renderer import Rendering
+from apr_train.data.chat.renderer import Habits, Renderer, Rendering
+from apr_train.data.chat.template import template_of
+from apr_train.data.conversations import Conversation
 from apr_train.data.tokenizer import Tokenizer
 from apr_train.run.objective_names import TrainOn
 
@@ -52,7 +55,8 @@ def encode_chats(
             if apart is not None:
                 (ids, places), control = apart, 0
         learn = _targets(rendering, places, train_on)
-        ends = [sum(begin < end for begin, _ in places) for _, end in rendering.spans]
+        begins = np.array(places, np.int64).reshape(-1, 2)[:, 0]
+        ends = [int((begins < end).sum()) for _, end in rendering.spans]
         encoded.append(EncodedChat(ids=ids, learn=learn, turn_ends=ends, control=control))
     return encoded
 
@@ -63,15 +67,39 @@ def encode_prompt(rendering: Rendering, tokenizer: Tokenizer) -> list[int]:
     return encoded.ids
 
 
+def ends_of_turn(tokenizer: Tokenizer, habits: Habits) -> frozenset[int]:
+    """The id of the first control token that the template puts behind the assistant's text; none where it puts none there."""
+    control = set(tokenizer.special_tokens.values())
+    return frozenset([index for index in tokenizer.encode(habits.ending) if index in control][:1])
+
+
+def encode_question(text: str, tokenizer: Tokenizer, date: str | None) -> tuple[list[int], frozenset[int]]:
+    """The ids of a conversation of one turn that the model is to answer, and those that end its answer.
+
+    Args:
+        text: what the user says.
+        tokenizer: with its template.
+        date: what the template takes for today.
+
+    Raises:
+        TokenizerError: CHAT-001, when there is no template.
+        DataError: when the template does not work.
+    """
+    with Renderer(template_of(tokenizer, date)) as renderer:
+        rendering = renderer.prompt(Conversation([{"role": "user", "content": text}]))
+        return encode_prompt(rendering, tokenizer), ends_of_turn(tokenizer, renderer.habits)
+
+
 def _targets(rendering: Rendering, places: Places, train_on: TrainOn) -> list[bool]:
     """An id is a target when one of the characters that it stands for is."""
     if train_on == "all":
         return [True] * len(places)
-    learn = [False] * len(places)
+    begins, ends = np.array(places, np.int64).reshape(-1, 2).T
+    learn = np.zeros(len(places), np.bool_)
     for first, behind in rendering.spans if train_on == "assistant" else rendering.spans[-1:]:
-        for place, (begin, end) in enumerate(places):
-            learn[place] |= begin < behind and end > first
-    return learn
+        learn |= (begins < behind) & (ends > first)
+    flags: list[bool] = learn.tolist()
+    return flags
 
 
 def _apart(text: str, apart: str, tokenizer: Tokenizer) -> tuple[list[int], Places] | None:

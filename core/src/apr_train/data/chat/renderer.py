@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,10 @@ MEMORY = 1 << 30
 """Bytes of address space that the child may have, where the system can bound it."""
 _GRACE = 20
 """Seconds after which a child that nobody killed ends itself."""
+_ANSWER_FACTOR, _ANSWER_MORE = 200, 1 << 22
+"""Bytes of an answer: more than two texts of the size that a template may write come to in JSON."""
+_ENVIRONMENT = {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT"}
+"""What Python may need to start; keys and passwords of the user are no business of a template."""
 _START = """
 import sys
 memory, seconds, *sys.path = sys.argv[1:]
@@ -96,6 +101,7 @@ class Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
         )
         try:
             self.habits = self._probe()
@@ -169,9 +175,11 @@ class Renderer:
             stdin, stdout = self._child.stdin, self._child.stdout
             if stdin is None or stdout is None:
                 raise RuntimeError("the child was started with pipes")
-            stdin.write(json.dumps(line).encode("ascii") + b"\n")
+            asked = json.dumps(line).encode("ascii") + b"\n"
+            stdin.write(asked)
             stdin.flush()
-            while len(answers) < count and (told := stdout.readline()).endswith(b"\n"):
+            most = _ANSWER_FACTOR * len(asked) + _ANSWER_MORE
+            while len(answers) < count and (told := stdout.readline(most)).endswith(b"\n"):
                 answers.append(json.loads(told))
         except BrokenPipeError:
             pass  # the child is gone: what it said, and how it ended, is told below

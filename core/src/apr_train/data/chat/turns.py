@@ -23,6 +23,10 @@ _WORDS = ("quartz one", "basalt two", "feldspar three", "gneiss four")
 """What is said in the probe: words that no template has."""
 
 
+MANY = 32
+"""Turns from which on the strings that open and end them are looked for first: all beginnings would take a square of time."""
+
+
 class UnclearTurns(Exception):
     """A template, or a conversation in it, whose turns cannot be told apart: the message says what was missed."""
 
@@ -112,6 +116,8 @@ def assistant_spans(conversation: Mapping[str, Any], text: str, render: Render, 
     """
     messages = conversation["messages"]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(turns) > MANY and (found := _by_strings(text, len(turns), habits)):
+        return found
     spans: list[Span] = []
     for number, place in enumerate(turns):
         earlier = spans[-1][1] if spans else 0
@@ -122,6 +128,19 @@ def assistant_spans(conversation: Mapping[str, Any], text: str, render: Render, 
         if not earlier <= begin < end:
             raise UnclearTurns(f"turn {number + 1} of the assistant has no text of its own")
         spans.append((begin, end))
+    return spans
+
+
+def _by_strings(text: str, turns: int, habits: Habits) -> list[Span]:
+    """All turns by the strings that open and end them; none where these are no control tokens, or not as many as turns."""
+    before, *parts = text.split(habits.head) if any(token in habits.head for token in habits.special) else [text]
+    if len(parts) != turns or not habits.control or not all(habits.ending in part for part in parts):
+        return []
+    spans, place = [], len(before)
+    for part in parts:
+        begin = place + len(habits.head)
+        spans.append((begin, begin + part.index(habits.ending) + len(habits.ending)))
+        place = begin + len(part)
     return spans
 
 

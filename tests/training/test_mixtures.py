@@ -7,6 +7,7 @@ import shutil
 from fractions import Fraction
 
 import pytest
+from apr_train.checkpoint.apr import open_apr
 from apr_train.cli import cli
 from apr_train.run.settings_file import read_toml
 from click.testing import CliRunner
@@ -76,6 +77,9 @@ def test_a_mixture_learns_in_its_shares_and_tells_each_source(place, mixture):
     assert "| corpus | code: code; docs: docs |" in card
     assert re.search(r"\| source code \| 70\.0% of the rows, 2,240 tokens read, [\d.]+ epochs \|", card)
     assert str(place.folder.parent) not in card
+    with open_apr(place.run("x") / "model.apr") as checkpoint:
+        origin = checkpoint.raw_metadata["apr_train.run"]
+    assert origin["mixture"] == [{"name": "code", "weight": 0.7}, {"name": "docs", "weight": 0.3}]
 
 
 def test_one_pool_tells_nothing_by_source(place):

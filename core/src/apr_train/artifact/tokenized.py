@@ -148,7 +148,9 @@ class Row:
     bytes_per_token: float | None
     """Of both sides; None for ids that somebody else made."""
     left_out: Mapping[str, int]
-    """Documents that are on neither side, and what else happened to documents, by name."""
+    """Documents that are on neither side, by the reason."""
+    counted: Mapping[str, int]
+    """What happened to documents when they were encoded, by the encoder's names."""
 
 
 def rows_of(corpus: Corpus) -> list[Row]:
@@ -176,7 +178,8 @@ def _row(sides: Mapping[str, Part]) -> Row:
         targets=0 if learnt is None else _targets(learnt),
         held_out=len(files["validation"]) if "validation" in files else 0,
         bytes_per_token=text / tokens if text else None,
-        left_out={name: number for name, number in {**neither, **counts}.items() if number},
+        left_out={name: number for name, number in neither.items() if number},
+        counted=dict(counts),
     )
 
 

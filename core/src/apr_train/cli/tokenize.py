@@ -60,7 +60,7 @@ def command(config: Path | None, show: int | None, output: Path | None, as_json:
 
 
 def _print(rows: list[Row], shown: list[Shown]) -> None:
-    columns = ("source", "kind", "files", "documents", "tokens", "targets", "held out", "bytes a token", "left out")
+    columns = ("source", "kind", "files", "documents", "tokens", "targets", "held out", "bytes a token", "left out", "counted")
     emit_table(columns, [_cells(row) for row in rows])
     for item in shown:
         of = "" if item.source is None else f" of {item.source}"
@@ -73,5 +73,5 @@ def _print(rows: list[Row], shown: list[Shown]) -> None:
 def _cells(row: Row) -> tuple[str, ...]:
     numbers = (f"{number:,}" for number in (row.files, row.documents, row.tokens, row.targets, row.held_out))
     size = "–" if row.bytes_per_token is None else f"{row.bytes_per_token:.2f}"
-    left_out = ", ".join(f"{number:,} {name}" for name, number in row.left_out.items()) or "–"
-    return (row.source or "–", row.kind, *numbers, size, left_out)
+    told = (", ".join(f"{number:,} {name}" for name, number in of.items()) or "–" for of in (row.left_out, row.counted))
+    return (row.source or "–", row.kind, *numbers, size, *told)

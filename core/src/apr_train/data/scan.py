@@ -615,7 +615,7 @@ def recalled(wanted: Wanted, files: Sequence[Path], unchanged: Unchanged) -> Con
 
 def is_known(wanted: Wanted, unchanged: Unchanged) -> bool:
     """Whether there was an earlier reading of a source, whatever became of its files."""
-    return _place(wanted, unchanged).exists()
+    return unchanged.holds(_place(wanted, unchanged))
 
 
 def _place(wanted: Wanted, unchanged: Unchanged) -> Path:

@@ -66,6 +66,10 @@ class Unchanged:
         """Where the reading of a source is kept, by JSON-able data that says which files are meant and how they are read."""
         return self._folder / f"{cache_key(version=_VERSION, package=version('apr-train'), **source)}.reading"
 
+    def holds(self, place: Path) -> bool:
+        """Whether there is a reading that may be believed, whatever became of its files."""
+        return self._believe and place.exists()
+
     def recall(self, place: Path, files: Sequence[Path]) -> Readout | None:
         """What was read of exactly these files, if they have not changed; None also for a damaged entry."""
         if not self._believe:

@@ -211,7 +211,14 @@ def _value(record: Record, name: str) -> str:
     value = record.settings.get(name)
     if value is None or value in ((), []):
         return NOTHING
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return ", ".join(map(_item, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _item(value: object) -> str:
+    """One of several values; a table as its keys and values."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return " ".join(f"{key}={_item(item)}" for key, item in value.items() if item is not None)
 
 
 def _preflight(records: Sequence[Record]) -> Iterator[str]:

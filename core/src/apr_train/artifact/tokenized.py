@@ -300,7 +300,7 @@ def _settings(tokenized: Tokenized, folder: Path) -> str:
         }
         sources.append({name: value for name, value in said.items() if value is not None})
     held_out = [f"{part.name or _TEXT}={folder / _place('held-out', part)}" for part in corpus.held_out]
-    model = {"tokenizer": str(folder / "tokenizer.json"), "objective": "causal-lm"}
+    model = {"tokenizer": str(folder / "tokenizer.json"), "objective": tokenized.objective.predicts}
     return tomli_w.dumps({"model": model, "data": {"val_data": held_out, "source": sources}})
 
 

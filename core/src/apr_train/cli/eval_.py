@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _ROWS = (
-    *("data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
+    *("data", "val_data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
     *("parse_special", "document_mask", "mask_probability", "packing"),
 )
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
@@ -34,6 +34,7 @@ apr-train eval x.apr --reference"""
 @click.command("eval", epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @setting("data", text="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
+@setting("val_data", text="Held-out text of your own, all of which is measured; --data is not read then.")
 @setting("gitignore")
 @setting("validation_fraction")
 @setting("sequence_length", limits=True)
@@ -295,7 +296,7 @@ def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
     return {
         "corpus": corpus.description,
         "corpus_hash": corpus.hash,
-        "held_out_tokens": len(corpus.validation),
+        "held_out_tokens": corpus.held_out_tokens,
         "sequence_length": rows.sequence_length,
         "batch_size": rows.batch_size,
         "batches": rows.batches,
@@ -336,7 +337,7 @@ def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> 
     from apr_train.training.syntax import syntax_gate
 
     with progress_bar("completing", count, unit="functions") as done:
-        documents, special = held_out_documents(rows.data), rows.data.parse_special
+        documents, special = held_out_documents(rows.data, ready.objective), rows.data.parse_special
         report = syntax_gate(examinee_of(ready), documents, count=count, length=length, parse_special=special, done=done)
     if len(report.completed) < count:
         say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
@@ -369,7 +370,7 @@ def _filled(ready: Ready, rows: EvalRows, count: int, setting: str | None) -> di
 
     tokens = tokens_for(ready, setting if setting is not None else rows.data.fim_tokens)
     with progress_bar("filling", count, unit="lines") as done:
-        documents = held_out_documents(rows.data)
+        documents = held_out_documents(rows.data, ready.objective)
         report = fim_gate(examinee_of(ready), documents, tokens, count=count, row=rows.sequence_length, done=done)
     if len(report.filled) < count:
         say(f"the held-out text has {len(report.filled)} documents with a line that fits, not {count}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import attrs
@@ -70,10 +70,11 @@ def chat_report(tokenizer: TokenizerSpec | None, look: Look, data: DataSettings,
 
 def _tried(tokenizer: Tokenizer, look: Look, data: DataSettings, length: int) -> ChatReport:
     """What the first conversations come to; nothing where not all of the text was looked at."""
-    if look.scan is None:
+    chats = [scan for scan in look.learnt if not scan.take.whole_texts]
+    if not chats:
         return ChatReport()
     options = EncodeOptions(tokenizer=tokenizer, settings=data, sequence_length=length, seed=0, side="train")
-    documents = look.scan.train()
+    documents = chain.from_iterable(scan.train() for scan in chats)
     try:
         counts = ChatEncoder.of(options).counts(islice(documents, TRIED))
         more = next(documents, None) is not None

@@ -17,8 +17,10 @@ from apr_train.data.documents import Document
 from apr_train.data.look import Look, look_at
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.packing import implies_document_mask
-from apr_train.data.source import take_of
+from apr_train.data.scan import Scan
+from apr_train.data.source import objective_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
+from apr_train.data.unchanged import Unchanged
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
@@ -76,23 +78,30 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
         data: may leave the length of a row open.
         default_row: tokens of a row where it does.
     """
-    if look.scan is None or report.config is None or report.objective is None or has_chats(report.objective):
+    if not look.learnt or report.config is None or report.objective is None:
         return []
     length = data.sequence_length or min(default_row, report.config.usable_positions)
     if length > report.config.usable_positions:
         return []  # PREFLIGHT-009 is about that length
     tokenizer = None if report.tokenizer is None else _built(report.tokenizer)
+    needed = _needed(OBJECTIVES[report.objective], data, length)
+    texts = (scan for scan in look.learnt if scan.take.whole_texts)  # of conversations chat_rules tells
+    return [finding for scan in texts for finding in _row_findings(scan, tokenizer, needed, length)]
+
+
+def _row_findings(scan: Scan, tokenizer: Tokenizer | None, needed: int, length: int) -> list[Finding]:
+    """The same of one source."""
     try:
-        found = _tokens(look.scan.train(), tokenizer, enough=length + 1)
+        found = _tokens(scan.train(), tokenizer, enough=length + 1)
     except DataError as error:
         return [error.under(rules.PREFLIGHT_025, "--data")]
-    needed = _needed(OBJECTIVES[report.objective], data, length)
     if found >= needed:
         return []
     return [
         Finding(
             rule=rules.PREFLIGHT_026,
             subject="--data",
+            field=scan.name or "",
             problem="the text is too little for one row",
             expected=f"at least {needed:,} tokens to learn from",
             found=f"{found:,} tokens" if tokenizer is not None else f"{found:,} tokens at most",
@@ -218,7 +227,7 @@ def judge_unknown_family(settings: Settings) -> Report | None:
     if arch is None or arch in Registry.discover().names():
         return None
     device, precision = settings.run.device or "cpu", settings.run.precision or "fp32"
-    look = look_at(settings.data, take_of(settings))
+    look = look_at(settings.data, objective_of(settings), unchanged=Unchanged(believe=not settings.data.rehash))
     with ExitStack() as held:
         checkpoint = open_run_source(settings, look=look, device=device)
         if checkpoint is not None:

@@ -86,7 +86,10 @@ class Run:
         """The line with a validation in it."""
         measured = held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
         loss, accuracy = measured.loss, measured.accuracy
-        line = evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
+        by_source = {name: value for name, value in measured.by_source.items() if math.isfinite(value)}
+        line = evolve(
+            line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy, source_val_loss=by_source or None
+        )
         return line if self.evaluate is None or not math.isfinite(loss) else evolve(line, **self._evaluated(self.evaluate))
 
     def _evaluated(self, evaluate: Evaluate) -> Mapping[str, Any]:

@@ -260,7 +260,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     decided = inputs.decided
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
-    evaluate = make_evaluations(inputs, say)
+    evaluate = make_evaluations(inputs, choice, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
@@ -345,7 +345,7 @@ def model_file(inputs: Inputs) -> ModelFile:
     )
 
 
-def make_evaluations(inputs: Inputs, say: Say) -> Evaluate | None:
+def make_evaluations(inputs: Inputs, choice: Choice, say: Say) -> Evaluate | None:
     """What the run is asked for with `--eval`, the same questions at each validation; None for nothing.
 
     Raises:
@@ -366,15 +366,15 @@ def make_evaluations(inputs: Inputs, say: Say) -> Evaluate | None:
         parse_special=data.parse_special,
     )
     ends = ending_ids(inputs.tokenizer, {} if header is None else header.config)
+    precision = _precision_of_comparison(inputs, choice)  # autocast would convert all weights for every token
 
     def examinee(model: LanguageModel) -> Examinee:
-        precision, device = decided.precision, decided.device
         return Examinee(
             model=model,
             tokenizer=material.tokenizer,
             positions=material.positions,
             precision=precision,
-            device=device,
+            device=decided.device,
             ends=ends,
         )
 

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from apr_train.data import look as module
-from apr_train.data.documents import TEXTS
 from apr_train.data.look import look_at
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.scan import scan_corpus
 from apr_train.errors import DataError
 from apr_train.run.settings import DataSettings
@@ -158,22 +158,14 @@ def test_of_packed_text_and_columns_as_much_is_looked_at_as_of_plain_text(tmp_pa
     assert look(path).facts["data"] == {"files": 1, "beginnings": 0, "text_bytes": len("".join(texts)), "complete": True}
 
 
-class Records:
-    """A take of records only, as that of conversations is."""
-
-    whole_texts, fingerprint, columns = False, "records", frozenset({"text"})
-
-    def __call__(self, record, where):
-        return TEXTS(record, where)
-
-
 @pytest.mark.parametrize("looked_at", [100, 1 << 20])
 def test_texts_are_left_out_where_only_records_are_taken_and_refused_by_their_name(tmp_path, monkeypatch, looked_at):
     monkeypatch.setattr(module, "LOOKED_AT", looked_at)
     (tmp_path / "README.md").write_text("about the records\n" * 50)
-    (tmp_path / "a.jsonl").write_bytes(as_lines([f"text {number}" for number in range(50)]))
-    found = look_at(DataSettings(data=(str(tmp_path),)), Records())
+    turns = [[{"role": "user", "content": str(number)}, {"role": "assistant", "content": "yes"}] for number in range(50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    found = look_at(DataSettings(data=(str(tmp_path),)), OBJECTIVES["sft"])
     assert found.findings == ()
     assert f"files left out because they hold no records: 1 ({tmp_path / 'README.md'})" in found.notes
-    found = look_at(DataSettings(data=(str(tmp_path / "README.md"),)), Records())
+    found = look_at(DataSettings(data=(str(tmp_path / "README.md"),)), OBJECTIVES["sft"])
     assert [(finding.rule, finding.problem) for finding in found.findings] == [("PREFLIGHT-025", "no records in it")]

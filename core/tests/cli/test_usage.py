@@ -26,7 +26,10 @@ def refused(*args):
         ("--no-torch-compile", "No such option '--no-torch-compile'. Here that is --no-compile."),
         ("--bf16", "No such option '--bf16'. That is --precision bf16."),
         ("eval x.apr --max-length 5", "No such option '--max-length'. Here that is --sequence-length."),
-        ("generate x.apr --max-new-tokens 5", "No such option '--max-new-tokens'. Did you mean '--max-tokens'?"),
+        (
+            "generate x.apr --max-new-tokens 5",
+            "No such option '--max-new-tokens'. (Did you mean one of: '--fim-tokens', '--max-tokens'?)",
+        ),
         ("--precision bfloat16", "'bf16-weights'. Here that is bf16."),
         ("--objective mlm", "'masked-lm'. Here that is masked-lm."),
         ("--batch-size 2k", "'2k' is not a valid integer. Write 2000."),

@@ -18,7 +18,7 @@ from apr_train.data.look import Look, look_at
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.packing import implies_document_mask
 from apr_train.data.scan import Scan
-from apr_train.data.source import objective_of
+from apr_train.data.source import objective_of, read_sources
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
@@ -31,7 +31,6 @@ from apr_train.preflight.opening import given_tokenizer, open_source, tied_heade
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
-from apr_train.run.objective_names import TrainingObjective
 from apr_train.run.resume import Resume
 from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings, flag
 
@@ -110,14 +109,14 @@ def _row_findings(scan: Scan, tokenizer: Tokenizer | None, needed: int, length: 
     ]
 
 
-def has_chats(objective: TrainingObjective) -> bool:
-    """Whether an objective learns from conversations where a source says nothing else."""
-    return OBJECTIVES[objective].source_kinds[0] == "chat"
+def has_chats(data: DataSettings, objective: Objective) -> bool:
+    """Whether one of the sources of a run is made of conversations."""
+    return any(source.kind == "chat" for source in read_sources(data, objective)[0].learnt)
 
 
 def chats(look: Look, report: Report, data: DataSettings, default_row: int) -> ChatReport:
     """Of a run on conversations, what its template and they are good for."""
-    if report.objective is None or report.config is None or not has_chats(report.objective):
+    if report.objective is None or report.config is None or not has_chats(data, OBJECTIVES[report.objective]):
         return ChatReport()
     length = data.sequence_length or min(default_row, report.config.usable_positions)
     return chat_report(report.tokenizer, look, data, length=length)

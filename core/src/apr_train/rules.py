@@ -88,6 +88,11 @@ PREFLIGHT_027 = "PREFLIGHT-027"
 PREFLIGHT_028 = "PREFLIGHT-028"
 """A resume on another text, tokenizer or checkpoint than the run was started on."""
 
+ADAPTER_001 = "ADAPTER-001"
+"""Adapters that cannot be trained: no base, a target that matches nothing or is no linear layer, no PEFT."""
+ADAPTER_002 = "ADAPTER-002"
+"""An adapter that does not fit: another base, another rank than its tensors, a kind that is not merged here."""
+
 CONFIG_001 = "CONFIG-001"
 """A config whose fields are a combination that nothing implements."""
 NAMES_001 = "NAMES-001"

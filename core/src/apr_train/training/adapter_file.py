@@ -1,0 +1,63 @@
+"""adapter/: what a run that trains adapters writes in place of model.apr, as PEFT saves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+from torch import nn
+
+from apr_train.atomic import replace_folder
+from apr_train.checkpoint.adapter_files import write_adapter
+from apr_train.checkpoint.folder import ADAPTER
+from apr_train.family.adapter_sites import Site, short_names
+from apr_train.family.name_map import NameMap
+from apr_train.model.adapters import adapter_config, adapter_tensors
+from apr_train.model.tensors import to_view
+from apr_train.run.adapted import BASE_NOTE, STEP_NOTE
+from apr_train.run.folder import ADAPTER_FOLDER
+
+RESULT = f"{ADAPTER_FOLDER}/{ADAPTER}"
+"""Where in a run's folder it lies at the end."""
+
+
+@frozen(kw_only=True)
+class AdapterFile:
+    """Writes adapter_config.json and adapter_model.safetensors; the same weights at the same step give the same bytes."""
+
+    sites: tuple[Site, ...] = field(repr=False)
+    name_map: NameMap = field(repr=False)
+    """For Hugging Face's names."""
+    base_name: str
+    """What the base is called, without a path."""
+    base_hash: str
+    task: str | None
+    """PEFT's word for what the model does; None where it has none."""
+
+    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+        """Write both files: beside each other where `path` is, or, at the run's end, as a folder that appears whole.
+
+        Raises:
+            OutputError: when one cannot be written; what was there is then as it was.
+        """
+        if path.parent.name != ADAPTER_FOLDER:
+            self._write(path.parent, model, step)
+            return
+        with replace_folder(path.parent) as folder:
+            self._write(folder, model, step)
+
+    def _write(self, folder: Path, model: nn.Module, step: int) -> None:
+        tensors = {name: to_view(tensor) for name, tensor in adapter_tensors(model, self.sites).items()}
+        note = {BASE_NOTE: self.base_hash, STEP_NOTE: str(step)}
+        write_adapter(folder, self._config(model), tensors, note=note)
+
+    def _config(self, model: nn.Module) -> Mapping[str, Any]:
+        return {
+            **adapter_config(model),
+            "base_model_name_or_path": self.base_name,
+            "target_modules": short_names(self.sites, self.name_map),
+            "task_type": self.task,
+            "fan_in_fan_out": all(site.is_transposed for site in self.sites),
+        }

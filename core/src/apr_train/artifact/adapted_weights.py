@@ -34,10 +34,27 @@ _PARTS = {
 """How the name of a tensor of LoRA ends, behind its module's → which part it is."""
 _KNOWN = frozenset(
     {
-        *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config"),
+        *(
+            "alpha_pattern",
+            "auto_mapping",
+            "base_model_name_or_path",
+            "bias",
+            "corda_config",
+            "ensure_weight_tying",
+            "eva_config",
+        ),
         *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
         *("loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type"),
-        *("peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type"),
+        *(
+            "peft_version",
+            "qalora_group_size",
+            "r",
+            "rank_pattern",
+            "revision",
+            "runtime_config",
+            "target_modules",
+            "task_type",
+        ),
         *("use_dora", "use_rslora"),
     }
 )
@@ -207,7 +224,9 @@ class AdaptedWeights:
         """Of a LoRA: both matrices, of the rank that the config says and the sizes of the base."""
         parts, rank = self._parts[module], self._rank(module)
         if not {"A", "B"} <= set(parts):
-            yield self._finding(module, "one of the adapter's two matrices is missing", expected="A and B", found=", ".join(parts))
+            yield self._finding(
+                module, "one of the adapter's two matrices is missing", expected="A and B", found=", ".join(parts)
+            )
             return
         edge = self._names.by_checkpoint[module + _WEIGHT][0]
         shape = getattr(edge, "checkpoint_shape", ())

@@ -50,6 +50,7 @@ class MergedCheckpoint:
         self._weights = AdaptedWeights(adapter, names, subject=str(adapter.folder))
         changed = {edge.parameter for name in self._weights.changed for edge in names.edges(name)}
         infos = {name: self._info(info, changed, exact=exact) for name, info in header.tensors.items()}
+        self._require_base(names, changed)
         self._changed = frozenset(name for name in infos if changed & self._parameters(name))
         self.header = attrs.evolve(
             header,
@@ -57,6 +58,19 @@ class MergedCheckpoint:
             extra={key: value for key, value in header.extra.items() if key != REFERENCE},
             provenance={**header.provenance, "source": f"{given_name(header.path)} + {given_name(adapter.folder)}"},
         )
+
+    def _require_base(self, names: NameMap, changed: set[str]) -> None:
+        """Refuse an adapter of what the base does not have: the head of a bare file."""
+        held = self._base.header.tensors
+        lacking = [
+            edge.checkpoint for name in sorted(changed) for edge in self._file.fills[name] if edge.checkpoint not in held
+        ]
+        if lacking:
+            problem, subject = "the adapter changes what the base does not have", str(self._adapter.folder)
+            found = f"nothing of it in {self._base.header.path}"
+            raise PreflightError(
+                [Finding(rule=rules.ADAPTER_002, subject=subject, problem=problem, expected=lacking[0], found=found)]
+            )
 
     def _parameters(self, name: str) -> set[str]:
         """The parameters that a tensor of the base fills, or is tied to."""
@@ -66,6 +80,11 @@ class MergedCheckpoint:
         if not changed & self._parameters(info.name) or (info.dtype in FLOATS and not exact):
             return info
         return TensorInfo(info.name, "F32", info.shape, DTYPES["F32"].nbytes(info.elements))
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The tensors of the base that have other values."""
+        return self._changed
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -209,6 +228,19 @@ def merged_run(path: str | Path, *, verify: bool = True, exact: bool = False) ->
         merged.close()
         raise FormatError.of([_other_base(found)])
     return merged
+
+
+def base_is_wanted(folder: Path) -> FormatError:
+    """What is said where an adapter's base is not known; of a folder that holds no adapter, that."""
+    named = open_adapter(folder).config.get("base_model_name_or_path")
+    return FormatError(
+        "an adapter alone, and nothing here says where its base lies",
+        rule=rules.ADAPTER_002,
+        path=folder,
+        expected="--base BASE, the checkpoint that it was trained on",
+        found=f"its config names {named!r:.120}" if isinstance(named, str) and named else "no name in its config",
+        hint=f"apr-train merge {shlex.quote(str(folder))} --base BASE -o X.apr",
+    )
 
 
 def _elsewhere(found: AdaptedRun) -> str:

@@ -74,7 +74,12 @@ def open_adapter(folder: Path) -> Adapter:
         if info.dtype not in FLOATS:
             expected = ", ".join(FLOATS)
             raise FormatError(
-                "no float tensor", rule=rules.ADAPTER_002, path=folder / ADAPTER, field=name, expected=expected, found=info.dtype
+                "no float tensor",
+                rule=rules.ADAPTER_002,
+                path=folder / ADAPTER,
+                field=name,
+                expected=expected,
+                found=info.dtype,
             )
     plain = {name: name.removeprefix(PREFIX) for name in index.tensors}
     return Adapter(
@@ -91,7 +96,10 @@ def _without_weights(folder: Path) -> FormatError:
     if (folder / PICKLED).is_file():
         hint = "Open it in peft, and save it again: save_pretrained writes safetensors."
         return _incomplete("a pickled adapter, which is never read", folder, PICKLED, hint)
-    return _incomplete("no adapter", folder, "neither" if not (folder / CONFIG).is_file() else CONFIG, "")
+    found = CONFIG if (folder / CONFIG).is_file() else "neither" if folder.is_dir() else "no such folder"
+    return _incomplete(
+        "no adapter", folder, found, "Give a folder as peft's save_pretrained writes it, or a run that trained one."
+    )
 
 
 def _incomplete(problem: str, folder: Path, found: str, hint: str) -> FormatError:

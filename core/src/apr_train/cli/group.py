@@ -29,6 +29,7 @@ COMMANDS = {
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
     "export": ("export", "Convert .apr to a Hugging Face folder."),
+    "merge": ("merge", "Merge an adapter into its base."),
     "eval": ("eval_", "Measure a checkpoint's loss."),
     "generate": ("generate", "Continue a text."),
     "stamp": ("stamp", "Write metadata into a checkpoint."),

@@ -108,9 +108,7 @@ def _same(matrix: Any) -> Any:
 
 def _unfit(adapter: Adapter, name: str, expected: object, found: object) -> FormatError:
     problem = "not the adapter of this run"
-    return FormatError(
-        problem, rule=rules.ADAPTER_002, path=adapter.folder, field=name, expected=expected, found=found
-    )
+    return FormatError(problem, rule=rules.ADAPTER_002, path=adapter.folder, field=name, expected=expected, found=found)
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:
@@ -163,7 +161,14 @@ def merged_by_peft(
         layer: Any = shell.get_submodule(module)
         layer.merge()
         merged: np.ndarray[Any, Any] = layer.get_base_layer().weight.numpy()
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:  # whatever peft raises
+    except (
+        AttributeError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # whatever peft raises
         raise _not_by_peft(config, module, where, str(error)) from error
     if unused:
         raise _not_by_peft(config, module, where, f"no place for {unused[0]}")

@@ -20,6 +20,7 @@ from apr_train.data.source import take_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
+from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -248,12 +249,14 @@ def judge_run(
             precision=precision,
             attention=model.attention,
             document_mask=data.document_mask,
+            lora=settings.lora,
             needs_tokenizer=model.tokenizer is None,
         )
     )
     of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
     of_reference = [] if resume is not None else reference_findings(header, report, settings)
     of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference)
+    of_run += tuple(adapter_findings(settings, report))
     findings = (*contradiction, *unusable, *of_text, *of_run)
     facts = report.facts | look.facts
     return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

@@ -13,13 +13,15 @@ from apr_train.data.objectives import Objective
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
-from apr_train.run.settings import Settings
+from apr_train.run.settings import LoraSettings, Settings
 from apr_train.training.schedule import Schedule
 
 T = TypeVar("T")
 
 LR_FINE_TUNING = 5e-5
 """What BERT, LLaMA-Factory and the transformers Trainer start from."""
+LR_ADAPTERS = 2e-4
+"""QLoRA's for models of up to 13 billion parameters (Dettmers et al. 2023, table 9); adapters want more than weights do."""
 LR_FROM_SCRATCH = 6e-4
 """GPT-3's rate for its smallest model (Brown et al. 2020, table 2.1)."""
 ROW = {"cpu": 512, "cuda": 1024}
@@ -52,6 +54,8 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
     length = _or(data.sequence_length, min(ROW[device.type], config.usable_positions))
     batch = _or(data.batch_size, BATCH[device.type])
     rate = _or(optimizer.lr, LR_FINE_TUNING if warm else LR_FROM_SCRATCH)
+    if asked.lora.lora_rank is not None:
+        rate = _or(optimizer.lr, LR_ADAPTERS)
     warmup = _or(optimizer.warmup_steps, min(asked.run.steps // 10, MOST_WARM_UP))
     preset = asked.model.preset if warm else _or(asked.model.preset, family.default_preset)
     threads = _or(asked.run.threads, torch.get_num_threads())
@@ -66,6 +70,7 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
             chat_date=_or(data.chat_date, date.today().isoformat()) if "chat" in objective.source_kinds else data.chat_date,
         ),
         optimizer=attrs.evolve(optimizer, lr=rate, warmup_steps=warmup),
+        lora=_decide_lora(asked.lora),
         run=attrs.evolve(asked.run, precision=precision, device=_or(asked.run.device, str(device)), threads=threads),
     )
     return Decided(
@@ -76,6 +81,10 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
         batch_size=batch,
         schedule=Schedule.of(settings.optimizer, steps=asked.run.steps, lr=rate, warmup_steps=warmup),
     )
+
+
+def _decide_lora(lora: LoraSettings) -> LoraSettings:
+    return lora if lora.lora_rank is None else attrs.evolve(lora, lora_alpha=_or(lora.lora_alpha, 2.0 * lora.lora_rank))
 
 
 def _or(said: T | None, otherwise: T) -> T:

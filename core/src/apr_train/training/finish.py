@@ -60,9 +60,9 @@ def _most_likely(logits: Tensor) -> int:
 
 
 def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
-    """Write the sample, MODEL_CARD.md and model.apr; returns all metrics, and the sample if there is one.
+    """Write the sample, MODEL_CARD.md and model.apr, or the adapter; returns all metrics, and the sample if there is one.
 
-    model.apr is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
+    The model is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
 
     Raises:
         OutputError: one of them cannot be written.
@@ -73,7 +73,7 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
-    run.write_model(run.folder / MODEL, run.model, step=run.step)
+    run.write_model(run.folder / run.result, run.model, step=run.step)
     return lines, sample
 
 

@@ -15,7 +15,7 @@ from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
 from apr_train.run.events import RunEvents
-from apr_train.run.folder import METRICS, SAMPLES, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.folder import METRICS, MODEL, SAMPLES, checkpoints, remove_checkpoint, require_removable
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
@@ -44,6 +44,8 @@ class Run:
     device: torch.device
     write_model: ModelWriter = field(repr=False)
     display: RunEvents = field(repr=False)
+    result: str = MODEL
+    """What `write_model` writes: the path in the run's folder at the end, and its name in that of a checkpoint."""
     warm: bool = False
     """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
     arrived: bool = False
@@ -74,6 +76,7 @@ class Run:
             model=self.model,
             optimizer=self.optimizer,
             write_model=self.write_model,
+            model_name=Path(self.result).name,
             keep=self.settings.run.keep,
         )
 

@@ -118,7 +118,8 @@ class AdaptedWeights:
             return whole
         lengths = np.linalg.norm(whole, axis=1)
         wanted = self._adapter.read(self._parts[module]["magnitude"]).astype(np.float32).reshape(-1)
-        return whole * (wanted / lengths)[:, None]
+        longer: Array = whole * (wanted / lengths)[:, None]
+        return longer
 
     def _scale(self, module: str) -> float:
         rank = self._rank(module)
@@ -146,10 +147,10 @@ class AdaptedWeights:
             yield self._finding("peft_type", "the config does not say which kind of adapter it is", expected="LORA")
         if not self._lora:
             return
-        wanted = {"r": (int,), "lora_alpha": (int, float)}
+        wanted: dict[str, tuple[type[int] | type[float], ...]] = {"r": (int,), "lora_alpha": (int, float)}
         for key, kinds in wanted.items():
             value = self._config.get(key)
-            if type(value) not in kinds or value <= 0:
+            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
                 yield self._finding(key, "not a number that an adapter can have", expected="a number > 0", found=repr(value))
         if self._config.get("init_lora_weights", True) not in _PLAIN_INITS:
             found = f"{self._config['init_lora_weights']!r:.80}"
@@ -177,7 +178,8 @@ class AdaptedWeights:
     def _sorted(self) -> Iterator[Finding]:
         """Sort the adapter's tensors by module; a finding for each that the base has no place for."""
         modules = {name.removesuffix(_WEIGHT) for name in self._names.by_checkpoint if name.endswith(_WEIGHT)}
-        nearest, strange = ClosestTensor(modules), {}
+        nearest = ClosestTensor(modules)
+        strange: dict[str, str] = {}
         for name in self._adapter.tensors:
             whole = name.replace(".base_layer.", ".")
             if whole in self._names.by_checkpoint:
@@ -229,12 +231,12 @@ class AdaptedWeights:
             )
             return
         edge = self._names.by_checkpoint[module + _WEIGHT][0]
-        shape = getattr(edge, "checkpoint_shape", ())
+        shape: tuple[int, ...] = getattr(edge, "checkpoint_shape", ())
         if len(shape) != 2:
             yield self._finding(module, "no matrix in the base", expected="two axes", found=str(list(shape)))
             return
         flipped = "lora_embedding_A" in self._of(module) or isinstance(getattr(edge, "operation", None), Transpose)
-        rows, columns = shape[::-1] if flipped else shape
+        rows, columns = (shape[1], shape[0]) if flipped else (shape[0], shape[1])
         shapes = {part: self._adapter.tensors[name].shape for part, name in parts.items()}
         wanted = {"A": (rank, columns), "B": (rows, rank)}
         for part, expected in wanted.items():

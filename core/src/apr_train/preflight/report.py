@@ -57,7 +57,7 @@ class PreflightInput:
     """`fp32`, `bf16` (autocast over float32 weights) or `bf16-weights`."""
     attention: str | None = None
     """An attention backend that is forced."""
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings = Factory(LoraSettings)
     """The adapters that are trained in place of the weights; without a rank, none."""
     document_mask: bool = False
     """Whether attention stays inside documents."""

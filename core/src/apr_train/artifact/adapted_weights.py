@@ -17,7 +17,7 @@ from apr_train import rules
 from apr_train.checkpoint.adapter_files import Adapter
 from apr_train.checkpoint.dtypes import Array
 from apr_train.errors import Finding, PreflightError
-from apr_train.family.name_map import Fill, NameMap
+from apr_train.family.name_map import Fill, Ignored, NameMap, Tied
 from apr_train.family.operations import Transpose
 from apr_train.suggest import ClosestTensor
 
@@ -185,9 +185,11 @@ class AdaptedWeights:
             if whole in self._names.by_checkpoint:
                 self._replaced[whole] = name
                 yield from self._of_whole(whole, name)
+                yield from self._of_tied(whole, name)
                 continue
             module, part = self._module_of(name, modules)
             if part is not None and module in modules:
+                yield from self._of_tied(module + _WEIGHT, name) if not self._parts[module] else ()
                 self._parts[module][part] = name
             else:
                 strange.setdefault(module, name)
@@ -213,6 +215,22 @@ class AdaptedWeights:
             if (module := ".".join(words[:count])) in modules:
                 return module, ".".join(words[count:])
         return name, None
+
+    def _of_tied(self, tensor: str, name: str) -> Iterator[Finding]:
+        """Of a matrix that is embedding and head at once: an adapter that changes one of the two cannot be merged."""
+        entry = self._names.by_checkpoint[tensor][0]
+        entries = (item for group in self._names.by_checkpoint.values() for item in group)
+        tied = {item.parameter for item in entries if isinstance(item, Tied)}
+        if isinstance(entry, Fill | Tied) and entry.parameter in tied:
+            hint = "Untie them in peft first, or train without a target that is tied."
+            problem, expected = (
+                "the head is the embedding, and the adapter changes one of them",
+                "a base with a head of its own",
+            )
+            yield self._finding(name, problem, expected=expected, found="a tied head", hint=hint)
+        elif isinstance(entry, Ignored):
+            problem, expected = "the family does not use this tensor", "a tensor that the model has"
+            yield self._finding(name, problem, expected=expected, found=entry.reason)
 
     def _of_whole(self, whole: str, name: str) -> Iterator[Finding]:
         """Of a tensor that takes the base's place: it has the same shape."""

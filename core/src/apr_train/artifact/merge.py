@@ -29,7 +29,7 @@ from apr_train.family.operations import joined
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_rules import config_from_file
 from apr_train.preflight.family_rules import choose_family
-from apr_train.run.adapted import BASE_NOTE, AdaptedRun, adapted_run
+from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run
 
 
 class MergedCheckpoint:
@@ -232,13 +232,14 @@ def merged_run(path: str | Path, *, verify: bool = True, exact: bool = False) ->
 
 def base_is_wanted(folder: Path) -> FormatError:
     """What is said where an adapter's base is not known; of a folder that holds no adapter, that."""
-    named = open_adapter(folder).config.get("base_model_name_or_path")
+    adapter = open_adapter(folder)
+    named = adapter.config.get("base_model_name_or_path") or adapter.note.get(NAME_NOTE)
     return FormatError(
         "an adapter alone, and nothing here says where its base lies",
         rule=rules.ADAPTER_002,
         path=folder,
         expected="--base BASE, the checkpoint that it was trained on",
-        found=f"its config names {named!r:.120}" if isinstance(named, str) and named else "no name in its config",
+        found=f"it names {named!r:.120}" if isinstance(named, str) and named else "no name in it",
         hint=f"apr-train merge {shlex.quote(str(folder))} --base BASE -o X.apr",
     )
 

@@ -153,6 +153,8 @@ def merged_by_peft(
     peft = peft_library()
     shell = _shell(module, weight)
     asked = {**config, "target_modules": [module], "inference_mode": True, "layers_to_transform": None, "exclude_modules": None}
+    if isinstance(inner := config.get("feedforward_modules"), list):  # of IA3: layers whose input is scaled, not the output
+        asked["feedforward_modules"] = [module] if any(f".{module}".endswith(f".{name}") for name in inner) else []
     try:
         settings = peft.PeftConfig.from_peft_type(**{key: value for key, value in asked.items() if value is not None})
         peft.inject_adapter_in_model(settings, shell, NAME)

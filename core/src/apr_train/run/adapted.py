@@ -14,8 +14,8 @@ from apr_train.run.folder import ADAPTER_FOLDER, CONFIG, checkpoints, run_of
 from apr_train.run.identity import read_identity
 from apr_train.run.settings_file import read_toml
 
-BASE_NOTE, STEP_NOTE = "apr_train.base", "apr_train.step"
-"""What the header of a run's adapter notes: the content hash of the base, and the step."""
+BASE_NOTE, NAME_NOTE, STEP_NOTE = "apr_train.base", "apr_train.base_name", "apr_train.step"
+"""What the header of a run's adapter notes: the content hash of the base, its name, and the step."""
 
 
 @frozen(kw_only=True)

@@ -17,7 +17,7 @@ from apr_train.family.adapter_sites import Site, short_names
 from apr_train.family.name_map import NameMap
 from apr_train.model.adapters import adapter_config, adapter_tensors, set_adapter
 from apr_train.model.tensors import to_view
-from apr_train.run.adapted import BASE_NOTE, STEP_NOTE
+from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, STEP_NOTE
 from apr_train.run.folder import ADAPTER_FOLDER, run_of
 
 RESULT = f"{ADAPTER_FOLDER}/{ADAPTER}"
@@ -42,6 +42,8 @@ class AdapterFile:
     """For Hugging Face's names."""
     base_name: str
     """What the base is called, without a path."""
+    base_id: str | None
+    """Its name on the Hub, where it lies in the Hub's cache: peft asks the Hub for whatever stands in the config."""
     base_hash: str
     task: str | None
     """PEFT's word for what the model does; None where it has none."""
@@ -68,13 +70,13 @@ class AdapterFile:
 
     def _write(self, folder: Path, model: nn.Module, step: int) -> None:
         tensors = {name: to_view(tensor) for name, tensor in adapter_tensors(model, self.sites).items()}
-        note = {BASE_NOTE: self.base_hash, STEP_NOTE: str(step)}
+        note = {BASE_NOTE: self.base_hash, NAME_NOTE: self.base_name, STEP_NOTE: str(step)}
         write_adapter(folder, self._config(model), tensors, note=note)
 
     def _config(self, model: nn.Module) -> Mapping[str, Any]:
         return {
             **adapter_config(model),
-            "base_model_name_or_path": self.base_name,
+            "base_model_name_or_path": self.base_id,
             "target_modules": short_names(self.sites, self.name_map),
             "task_type": self.task,
             "fan_in_fan_out": all(site.is_transposed for site in self.sites),

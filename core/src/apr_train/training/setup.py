@@ -12,6 +12,7 @@ from torch import nn
 
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import Checkpoint
+from apr_train.checkpoint.given_name import hub_name
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
@@ -336,6 +337,7 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
         sites=chosen_sites(settings.lora, cleared.family, cleared.config),
         name_map=cleared.family.map_tensor_names(cleared.config, Layout()),
         base_name=name_of_base(settings.model.init),
+        base_id=hub_name(settings.model.init),
         base_hash=inputs.identity.init or "",
         task=TASKS.get(cleared.objective.predicts),
     )

@@ -17,7 +17,6 @@ from apr_train.artifact.parts import read_part
 from apr_train.checkpoint.adapter_files import Adapter, open_adapter
 from apr_train.checkpoint.checkpoint import Checkpoint, TensorView
 from apr_train.checkpoint.dtypes import DTYPES, FLOATS, Array, bytes_of, cast_pieces, values_of
-from apr_train.checkpoint.given_name import given_name
 from apr_train.checkpoint.header import Header, RopeRows, TensorInfo
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.reference import KEY as REFERENCE
@@ -29,7 +28,7 @@ from apr_train.family.operations import joined
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_rules import config_from_file
 from apr_train.preflight.family_rules import choose_family
-from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run
+from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run, name_of
 
 
 class MergedCheckpoint:
@@ -56,7 +55,7 @@ class MergedCheckpoint:
             header,
             tensors=infos,
             extra={key: value for key, value in header.extra.items() if key != REFERENCE},
-            provenance={**header.provenance, "source": f"{given_name(header.path)} + {given_name(adapter.folder)}"},
+            provenance={**header.provenance, "source": f"{name_of(header.path)} + {name_of(adapter.folder)}"},
         )
 
     def _require_base(self, names: NameMap, changed: set[str]) -> None:

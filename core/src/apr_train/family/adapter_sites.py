@@ -148,8 +148,13 @@ def short_names(chosen: Sequence[Site], name_map: NameMap) -> list[str]:
     """Transformers' names of the chosen modules as PEFT's `target_modules`: ends that match just these, else all in full."""
     wanted = {site.hf_module for site in chosen}
     modules = {name.rpartition(".")[0] for name in name_map.by_checkpoint}
-    tails = {_tail(name) for name in wanted}
-    for ends in ({tail.rpartition(".")[2] for tail in tails}, tails):
-        if {name for name in modules if any(_ends(name, end) for end in ends)} == wanted:
-            return sorted(ends)
-    return sorted(wanted)
+    ends = {_shortest(_tail(name), wanted, modules) for name in wanted}
+    matched = {name for name in modules if any(_ends(name, end) for end in ends)}
+    return sorted(ends if matched == wanted else wanted)
+
+
+def _shortest(tail: str, wanted: set[str], modules: set[str]) -> str:
+    """The shortest end of a module's name that is no unwanted module's; the tail where there is none."""
+    words = tail.split(".")
+    ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    return next((end for end in ends if {name for name in modules if _ends(name, end)} <= wanted), tail)

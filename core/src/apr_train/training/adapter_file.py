@@ -12,25 +12,18 @@ from torch import nn
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.adapter_files import open_adapter, write_adapter
 from apr_train.checkpoint.folder import ADAPTER
-from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.family.adapter_sites import Site, short_names
 from apr_train.family.name_map import NameMap
 from apr_train.model.adapters import adapter_config, adapter_tensors, set_adapter
 from apr_train.model.tensors import to_view
 from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, STEP_NOTE
-from apr_train.run.folder import ADAPTER_FOLDER, run_of
+from apr_train.run.folder import ADAPTER_FOLDER
 
 RESULT = f"{ADAPTER_FOLDER}/{ADAPTER}"
 """Where in a run's folder it lies at the end."""
 
 TASKS = {"causal-lm": "CAUSAL_LM"}
 """What a model predicts → PEFT's word for it; for a masked language model it has none."""
-
-
-def name_of_base(path: str) -> str:
-    """What a base is called: by its run, whose files all have one name, or by its own; never a path."""
-    run = run_of(path)
-    return given_stem(path) if run is None else given_name(run)
 
 
 @frozen(kw_only=True)

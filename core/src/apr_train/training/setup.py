@@ -37,6 +37,7 @@ from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
+from apr_train.run.adapted import name_of
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
@@ -46,7 +47,7 @@ from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
-from apr_train.training.adapter_file import RESULT, TASKS, AdapterFile, name_of_base
+from apr_train.training.adapter_file import RESULT, TASKS, AdapterFile
 from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import Decided, decide, default_row
 from apr_train.training.display import make_display
@@ -336,7 +337,7 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
     return AdapterFile(
         sites=chosen_sites(settings.lora, cleared.family, cleared.config),
         name_map=cleared.family.map_tensor_names(cleared.config, Layout()),
-        base_name=name_of_base(settings.model.init),
+        base_name=name_of(settings.model.init),
         base_id=hub_name(settings.model.init),
         base_hash=inputs.identity.init or "",
         task=TASKS.get(cleared.objective.predicts),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-SCRIPT = r'''
+SCRIPT = r"""
 import json, sys, warnings
 from pathlib import Path
 
@@ -70,7 +70,7 @@ said["apart"] = furthest("ours", "theirs-here")
 said["moved"] = furthest("ours", "before")
 
 # trained here, opened by peft
-text = ["--data", "text.txt", "--sequence-length", "32", "--batch-size", "2", "--steps", "2", "--lr", "1e-2", "--val-batches", "1"]
+text = ["--data", "text.txt", "--sequence-length", "32", "--batch-size", "2", "--steps", "2", "--lr", "1e-2"]
 lora = ["--init", "base", "--lora-rank", "4", "--precision", "fp32", "--sample-tokens", "0", "--allow-cold-init"]
 said["refused"] = run("train", *text, *lora, "--lora-target", {"gpt2": "q_proj", "mixtral": "experts.down_proj"}[arch])
 said["train"] = run("train", *text, *lora, "--run", "l")
@@ -84,7 +84,7 @@ with torch.no_grad():
     plain = AutoModelForCausalLM.from_pretrained("base").eval()(rows).logits
 said["logits"] = [float((logits - exported).abs().max()), float((logits - plain).abs().max())]
 print("\n" + json.dumps(said))
-'''
+"""
 
 
 @pytest.fixture(scope="module", params=["gpt2", "mixtral"])
@@ -96,7 +96,7 @@ def told(request, examples, tmp_path_factory):
 
 
 def test_an_adapter_of_peft_s_merges_into_fused_and_transposed_matrices(told):
-    arch, said = told
+    _, said = told
     assert said["merge"][0] == 0, said["merge"][1]
     compared, apart = said["apart"]
     assert compared > 20

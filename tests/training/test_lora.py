@@ -16,6 +16,8 @@ from apr_train.inference.ready import Wanted, make_ready, opened
 from apr_train.model.adapters import attach, set_adapter
 from apr_train.model.loss import head_loss
 from apr_train.testing import installed_family, model_from_file, our_logits
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.quants import quantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Qwen2ForCausalLM
 
@@ -147,6 +149,52 @@ def test_an_adapter_that_peft_trained_merges_here_to_the_same_logits(place, base
         place("merge", "ad", "--base", source, "-o", "m.apr")
         merged, _ = model_from_file(installed_family("qwen2"), "m.apr")
         assert apart("qwen2", merged, theirs) <= 1e-5
+
+
+def gguf_of(model, path, *, quantised):
+    """The model as llama.cpp's converter writes a Llama: rows of q and k in adjacent pairs."""
+    config = model.config
+    writer = GGUFWriter(path, "llama")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        array, count = parameter.detach().numpy(), heads.get(name.split(".")[-2])
+        if count is not None:
+            array = array.reshape(count, 2, len(array) // count // 2, -1).swapaxes(1, 2).reshape(array.shape)
+        kind = GGMLQuantizationType.Q8_0 if quantised and array.ndim > 1 else None
+        data = array if kind is None else quantize(array, kind)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_gguf_base_is_merged_in_its_own_order_of_rows_and_decoded_as_by_an_import(place, bases, quantised):
+    model = transformers_model("llama370m", bases["llama370m"][1])
+    path = gguf_of(model, place.folder / "base.gguf", quantised=quantised)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "down_proj"])
+    theirs = randomized(peft.get_peft_model(model, config))
+    theirs.save_pretrained(place.folder / "ad")
+    place("merge", "ad", "--base", path, "--arch", "llama370m", "-o", "m.apr")
+    place("import", path, "--arch", "llama370m", "-o", "base.apr")
+    place("merge", "ad", "--base", "base.apr", "-o", "n.apr")
+    assert "the same model" in place("diff", "m.apr", "n.apr")
+    if not quantised:
+        merged, _ = model_from_file(installed_family("llama370m"), "m.apr")
+        assert apart("llama370m", merged, theirs) <= 1e-5
 
 
 @pytest.fixture
@@ -432,3 +480,33 @@ def test_a_run_that_trained_an_adapter_is_no_base_and_says_how_it_becomes_one(pl
         assert f"apr-train merge {path} -o X.apr" in said
     said = refused(place, "--init", trained)
     assert f"apr-train merge {trained} --base BASE -o X.apr" in said
+
+
+def test_a_base_that_was_moved_may_be_named_anew_at_a_resume(place, bases):
+    base = shutil.copy(bases["qwen2"][0], place.folder / "base.apr")
+    place.train("--init", base, *LORA, "--run", "l")
+    shutil.move(base, place.folder / "there.apr")
+    said = place("--resume", place.run("l"), "--steps", "6", code=3)
+    assert "If it was moved, say with --init where it is now: it is compared." in said
+    place("--resume", place.run("l"), "--steps", "6", "--init", "there.apr")
+    assert place.curve("l")[-1]["step"] == 6
+    assert place("generate", place.run("l"), "--prompt", "def", "--max-tokens", "2")
+
+
+def test_commands_that_want_one_file_say_how_to_make_it(place, bases, trained):
+    for command in (("inspect",), ("check",), ("validate",), ("publish", "-o", "out")):
+        said = place(command[0], place.run("l"), *command[1:], code=3 if command[0] == "check" else 1)
+        assert "apr-train merge" in said, command
+    card = (place.run("l") / "MODEL_CARD.md").read_text()
+    assert (
+        "| adapters | LoRA of rank 4, alpha 8, on all matrices of the blocks: 22,912 parameters trained, 581,456 frozen |"
+        in card
+    )
+    assert "| parameters | 581,456 |" in card
+
+
+def test_a_run_with_recomputed_blocks_learns_the_same(place, bases):
+    for name, more in (("plain", ()), ("again", ("--recompute",))):
+        place.train("--init", bases["qwen2"][0], *LORA, "--run", name, *more)
+    files = [(place.run(name) / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "again")]
+    assert files[0] == files[1]

@@ -29,6 +29,10 @@ from apr_train.family.registry import Registry
 from apr_train.preflight.config_rules import config_from_file
 from apr_train.preflight.family_rules import choose_family
 from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run, name_of
+from apr_train.run.provenance import RUN_KEY
+
+_OF_THE_BASE = frozenset({REFERENCE, RUN_KEY})
+"""Metadata that is about the base alone: the loss that it has, the run that made it."""
 
 
 class MergedCheckpoint:
@@ -54,7 +58,7 @@ class MergedCheckpoint:
         self.header = attrs.evolve(
             header,
             tensors=infos,
-            extra={key: value for key, value in header.extra.items() if key != REFERENCE},
+            extra={key: value for key, value in header.extra.items() if key not in _OF_THE_BASE},
             provenance={**header.provenance, "source": f"{name_of(header.path)} + {name_of(adapter.folder)}"},
         )
 

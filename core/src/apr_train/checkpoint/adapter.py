@@ -117,10 +117,11 @@ def _hint(folder: Path, config: dict[str, Any], names: Sequence[str], *, has_bas
         )
         return f"It adds learnt prompts, which cannot be merged into weights. {without}."
     if not has_base:
-        base = _text(config, "base_model_name_or_path") or "BASE_MODEL"
+        named = _text(config, "base_model_name_or_path")
+        base = f"its base, {named}" if named else "its base"
         if ADAPTER not in names:
-            return f"{_SAVE_AGAIN}. Then merge it into its base, {base}: {_merge('BASE', str(folder))}, and give X.apr."
-        return f"Merge it into its base, {base}: {_merge('BASE', str(folder))}, then give X.apr."
+            return f"{_SAVE_AGAIN}. Then merge it into {base}: {_merge('BASE', str(folder))}, and give X.apr."
+        return f"Merge it into {base}: {_merge('BASE', str(folder))}, then give X.apr."
     return (
         "Move adapter_* into a folder of their own (ADAPTER); without them the model is taken as it is. "
         f"To merge it: {_merge(str(folder), 'ADAPTER')}, then give X.apr."

@@ -178,6 +178,7 @@ def open_run_source(settings: Settings, *, look: Look, device: str, resume: Resu
         return None
     checkpoint, unopened = collected(lambda: open_source(path, layout))
     if checkpoint is None:
+        unopened = tuple(_movable(finding, "init", resume if started is None else None) for finding in unopened)
         others = [*text_findings(look, resume), *device_findings(device), *machine_findings(settings, resume)]
         raise PreflightError([*unopened, *others])
     return checkpoint

@@ -11,7 +11,7 @@ from apr_train.checkpoint.folder import ADAPTER
 from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import AprTrainError, RunError
-from apr_train.run.folder import ADAPTER_FOLDER, CONFIG, checkpoints, run_of
+from apr_train.run.folder import ADAPTER_FOLDER, CONFIG, MODEL, checkpoints, run_of
 from apr_train.run.identity import read_identity
 from apr_train.run.settings_file import read_toml
 
@@ -41,19 +41,20 @@ def adapted_run(path: str | Path) -> AdaptedRun | None:
         RunError: a run that has no result yet, or whose records are damaged.
         ConfigError: settings that cannot be read.
     """
-    found = Path(path)
-    run = run_of(found)
-    if run is None:
+    folder = Path(path).parent if Path(path).name == ADAPTER else Path(path)
+    run = run_of(folder)
+    if run is None or not folder.is_dir() or (folder / MODEL).is_file():
         return None
     settings = read_toml(run / CONFIG)
     if settings.lora.lora_rank is None or settings.model.init is None:
         return None
-    adapter = _adapter_of(found, run)
-    if adapter is None:
+    if folder.absolute() == run:
+        folder = _result(run)
+    if not (folder / ADAPTER).is_file():
         return None
     return AdaptedRun(
         run=run,
-        adapter=adapter,
+        adapter=folder,
         base=settings.model.init,
         base_hash=read_identity(run).init,
         arch=settings.model.arch,
@@ -61,16 +62,18 @@ def adapted_run(path: str | Path) -> AdaptedRun | None:
     )
 
 
-def _adapter_of(path: Path, run: Path) -> Path | None:
-    """The folder of the adapter that a path in a run means."""
-    folder = path.parent if path.name == ADAPTER else path
-    if folder.absolute() != run:
-        return folder if (folder / ADAPTER).is_file() else None
+def _result(run: Path) -> Path:
+    """The folder of the adapter that a run ended with.
+
+    Raises:
+        RunError: when it has not ended.
+    """
     if (run / ADAPTER_FOLDER / ADAPTER).is_file():
         return run / ADAPTER_FOLDER
     whole = checkpoints(run)
     hint = f"Its last checkpoint is {whole[-1].path}." if whole else "It has no checkpoint either."
-    raise RunError("the run has no result yet", where=run, expected=f"{ADAPTER_FOLDER}/{ADAPTER}", found="nothing", hint=hint)
+    expected = f"{ADAPTER_FOLDER}/{ADAPTER}"
+    raise RunError("the run has no result yet", where=run, expected=expected, found="nothing", hint=hint)
 
 
 def name_of(path: str | Path) -> str:

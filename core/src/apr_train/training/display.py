@@ -27,7 +27,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
     """The lines of a run's start, label → text: what is trained, from where, on what, and how."""
     run, family = prepared.run, prepared.inputs.cleared.family
     settings, corpus = run.settings, prepared.inputs.corpus
-    parameters = _parameters_of(run)
+    parameters = parameters_of(run)
     data = settings.data
     per_step = (data.batch_size or 1) * (data.sequence_length or 1) * data.accumulate
     origin = settings.model.init or f"from scratch, preset {settings.model.preset}"
@@ -35,7 +35,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "family": f"{settings.model.arch} ({family.distribution} {family.version})" if family else str(settings.model.arch),
         "model": f"{parameters:,} parameters, {origin}",
         "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
-        **_adapters(prepared),
+        **adapter_lines(prepared),
         "attention": str(prepared.attention),
         "data": f"{corpus.description}: {len(corpus.train):,} tokens to learn from, {len(corpus.validation):,} more held out",
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
@@ -48,20 +48,20 @@ def opening(prepared: Prepared) -> dict[str, str]:
     return lines
 
 
-def _parameters_of(run: Run) -> int:
+def parameters_of(run: Run) -> int:
     """Those of the model; adapters on it come on top."""
     adapted = run.settings.lora.lora_rank is not None
     return sum(item.numel() for item in run.model.parameters() if not (adapted and item.requires_grad))
 
 
-def _adapters(prepared: Prepared) -> dict[str, str]:
+def adapter_lines(prepared: Prepared) -> dict[str, str]:
     """The line about adapters, of a run that trains some."""
     lora, model = prepared.run.settings.lora, prepared.run.model
     if lora.lora_rank is None:
         return {}
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     where = ", ".join(lora.lora_target or prepared.inputs.cleared.family.info.adapter_targets) or "all matrices of the blocks"
-    counts = f"{trained:,} parameters trained, {_parameters_of(prepared.run):,} frozen"
+    counts = f"{trained:,} parameters trained, {parameters_of(prepared.run):,} frozen"
     return {"adapters": f"LoRA of rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, on {where}: {counts}"}
 
 

@@ -29,6 +29,7 @@ from apr_train.run.samples import Sample, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
+from apr_train.training.display import adapter_lines, parameters_of
 from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
@@ -112,12 +113,12 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
 def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
     run, inputs = prepared.run, prepared.inputs
     family = inputs.cleared.family
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     inherited = model_file(inputs).provenance(run.folder / MODEL)
     rows = {
         "family": f"{settings.model.arch}, {family.distribution} {family.version}",
         "family verified": standing(family.plugin).sentence or "no certificate",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters_of(run):,}",
+        **adapter_lines(prepared),
         "objective": run.objective.name,
         "attention": str(prepared.attention),
         "started from": settings.model.init or "fresh weights",

@@ -49,7 +49,7 @@ def test_bfloat16_and_float16_are_read_as_float32(tmp_path):
         (lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"), "pickled"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapter"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "not a JSON object"),
-        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\0" * 9), ""),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\0" * 9), "header"),
         (lambda folder: save_file({"x": np.ones(2, np.int32)}, folder / "adapter_model.safetensors"), "no float tensor"),
     ],
 )

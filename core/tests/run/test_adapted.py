@@ -45,7 +45,7 @@ def test_the_run_means_its_end_and_a_checkpoint_itself(run):
 
 def test_other_paths_mean_no_adapter(run, tmp_path):
     lay(tmp_path / "alone", 1)
-    for path in (tmp_path, tmp_path / "alone", run / "metrics.jsonl", run / "nothing", tmp_path / "nothing"):
+    for path in (tmp_path, tmp_path / "alone", run / "metrics.jsonl", run / "nothing", tmp_path / "nothing", "x" * 300):
         assert adapted_run(path) is None
     assert step_of_adapter(tmp_path) is None
 

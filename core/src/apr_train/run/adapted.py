@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from attrs import frozen
@@ -42,8 +43,8 @@ def adapted_run(path: str | Path) -> AdaptedRun | None:
         ConfigError: settings that cannot be read.
     """
     folder = Path(path).parent if Path(path).name == ADAPTER else Path(path)
-    run = run_of(folder)
-    if run is None or not folder.is_dir() or (folder / MODEL).is_file():
+    run = run_of(folder) if os.path.isdir(folder) else None  # noqa: PTH112  # Path's raises for a long name
+    if run is None or (folder / MODEL).is_file():
         return None
     settings = read_toml(run / CONFIG)
     if settings.lora.lora_rank is None or settings.model.init is None:

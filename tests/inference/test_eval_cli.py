@@ -102,6 +102,18 @@ def test_options_win_over_the_run(apr, models):
     assert 0 < found["targets"] <= 96
 
 
+@pytest.mark.rule("PREFLIGHT-029")
+def test_packed_rows_are_masked_and_an_encoders_are_refused(apr, models):
+    options = ("--sequence-length", 32, "--batches", 0, "--packing", "best-fit", "--json")
+    (found,) = apr("eval", models.decoder, *options).json["results"]
+    assert (found["packing"], found["document_mask"]) == ("best-fit", True)
+    (cut,) = apr("eval", models.decoder, *options[:4], "--document-mask", "--json").json["results"]
+    assert (cut["packing"], cut["targets"]) == ("concatenate", found["targets"])
+    assert found["loss"] != cut["loss"]
+    answer = apr("eval", models.encoder, "--packing", "best-fit", code=3)
+    assert "PREFLIGHT-029" in answer.stderr
+
+
 def test_the_text_for_people_has_the_same_numbers(apr, models):
     (found,) = apr("eval", models.decoder, "--json").json["results"]
     text = apr("eval", models.decoder).stdout

@@ -72,6 +72,19 @@ def test_a_run_whose_text_was_held_out_by_another_rule_is_not_gone_on_with(place
         pass
 
 
+def test_a_packed_run_goes_on_bit_for_bit(place):
+    args = ("--data", place.corpus, *RUN, "--steps", "16", "--precision", "fp32", "--packing", "best-fit")
+    place(*args, "--run", "whole")
+    kill_until_done(place, "killed", args, kills=2, seed=3, longest=0.3)
+    place.assert_same_end("whole", "killed", step=16)
+
+
+def test_a_resume_refuses_another_packing(place):
+    place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
+    out = place("--resume", "runs/x", "--packing", "best-fit", "--steps", "5", code=1)
+    assert "--packing was 'concatenate', now 'best-fit'" in out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("arch", ["llama370m", "codebert"])

@@ -15,6 +15,7 @@ from apr_train.family.registry import Registry
 from apr_train.preflight import opening
 from apr_train.run.preflight_file import read_preflight
 from apr_train.run.samples import read_samples
+from apr_train.run.settings_file import read_toml
 from apr_train.training import build, finish, loop, setup
 from safetensors.torch import load_file
 
@@ -195,6 +196,18 @@ def test_a_document_mask_learns_no_document_from_another(place):
     plain, masked = place.curve("plain"), place.curve("masked")
     assert sum(line["targets"] for line in masked[1:]) < sum(line["targets"] for line in plain[1:])
     assert all(ours["loss"] != theirs["loss"] for ours, theirs in zip(masked[1:], plain[1:], strict=True))
+
+
+def test_best_fit_learns_whole_documents_and_says_what_is_padding(place):
+    args = (*SCRATCH, "--steps", "3", "--precision", "fp32", "--batch-size", "8", "--packing", "best-fit")
+    out = place.train(*args, "--run", "packed")
+    first = out.index("step 0/3")
+    (share,) = re.findall(r"best-fit: ([\d.]+) % padding", out[:first])
+    assert 0 < float(share) < 20
+    place.train(*args, "--run", "said", "--document-mask")
+    assert place.curve("packed") == place.curve("said")
+    settings = read_toml(place.run("packed") / "config.toml")
+    assert (settings.data.packing, settings.data.document_mask) == ("best-fit", True)
 
 
 def test_a_wsd_schedule_falls_at_the_end(place):

@@ -148,6 +148,7 @@ def test_a_preset_beside_init_is_an_error(place, untrained):
     [
         ("llama370m", (), "causal"),
         ("llama370m", ("--document-mask",), "documents"),
+        ("llama370m", ("--packing", "best-fit"), "documents"),
         ("codebert", ("--document-mask",), "bidirectional"),
     ],
 )
@@ -189,13 +190,13 @@ def write(path, raw):
     ("name", "raw", "rule"),
     [
         ("a.jsonl", b'{"text": {"a": 1}}\n', "PREFLIGHT-025"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}'), "PREFLIGHT-025"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-4], "PREFLIGHT-025"),
         ("a.txt", b" \n", "PREFLIGHT-025"),
         ("a.txt", b"x", "PREFLIGHT-025"),
         ("a.txt", b"a few words, and no more\n" * 3, "PREFLIGHT-026"),
         (None, b"", "PREFLIGHT-019"),
     ],
-    ids=("no string", "gzip", "white space", "a letter", "a few words", "not there"),
+    ids=("no string", "half an archive", "white space", "a letter", "a few words", "not there"),
 )
 def test_text_that_a_start_refuses_is_refused_by_a_dry_run_with_the_same_id(place, untrained, dry, name, raw, rule):
     path = place.folder / "none.txt" if name is None else write(place.folder / name, raw)
@@ -209,6 +210,21 @@ def test_without_a_tokenizer_only_what_no_tokenizer_could_make_a_row_of_is_refus
     path = write(place.folder / "a.txt", b"a few words\n" * 30)
     assert "PREFLIGHT-026" in place(*SCRATCH, "--data", path, "--dry-run", code=3)
     assert "PREFLIGHT-026" not in place(*SCRATCH, "--data", path, "--dry-run", "--seq-len", "128")
+
+
+def test_a_text_that_fills_no_row_can_be_packed(place):
+    path = write(place.folder / "a.txt", b"a few words\n")
+    assert "PREFLIGHT-026" not in place(*SCRATCH, "--data", path, "--dry-run", "--packing", "best-fit")
+
+
+@pytest.mark.rule("PREFLIGHT-029")
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_an_encoder_does_not_pack_what_it_cannot_keep_apart(place, dry):
+    args = ("--arch", "codebert", "--preset", "tiny")
+    out = " ".join(place.train(*args, "--packing", "best-fit", *dry, code=3).split())
+    assert "PREFLIGHT-029: --packing: masked-lm has no mask that keeps documents in a row apart" in out
+    assert "expected concatenate, found best-fit. With --document-mask no row holds two documents" in out
+    place.train(*args, "--packing", "concatenate", "--dry-run")
 
 
 @pytest.mark.rule("PREFLIGHT-024")

@@ -87,6 +87,8 @@ PREFLIGHT_027 = "PREFLIGHT-027"
 """Text that is cut inside a word, because it is too long without the end of one."""
 PREFLIGHT_028 = "PREFLIGHT-028"
 """A resume on another text, tokenizer or checkpoint than the run was started on."""
+PREFLIGHT_029 = "PREFLIGHT-029"
+"""Whole documents side by side in a row, for an objective that cannot keep them apart."""
 
 ADAPTER_001 = "ADAPTER-001"
 """Adapters that cannot be trained: no base, a target that matches nothing or is no linear layer, no PEFT."""

@@ -16,7 +16,8 @@ import pytest
 from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
 from apr_train.data.corpus import held_out_documents, load_corpus
-from apr_train.data.documents import _decoded, read_documents
+from apr_train.data.documents import read_documents
+from apr_train.data.formats.utf8 import decoded
 from apr_train.data.scan import scan_corpus, split_key
 from apr_train.data.sources import find_files
 from apr_train.data.special_tokens import DocumentEnds
@@ -338,7 +339,7 @@ def test_the_tokens_of_a_corpus_are_the_same_however_its_documents_are_cut(tmp_p
     found = []
     for size in (1 << 30, 1 << 16, 3000):
         monkeypatch.setattr(
-            "apr_train.data.documents.Document.pieces", lambda self, size=size: map(itemgetter(1), _decoded(self.utf8, size))
+            "apr_train.data.documents.Document.pieces", lambda self, size=size: map(itemgetter(1), decoded(self.utf8, size))
         )
         corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path / str(size))
         assert "forced_cuts" not in corpus.train.counts | corpus.validation.counts

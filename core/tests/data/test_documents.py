@@ -5,7 +5,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from apr_train.data.documents import read_documents
+from apr_train.data.documents import TextRecords, read_documents
 from apr_train.data.scan import scan_corpus
 from apr_train.data.sources import LeftOut, describe_sources, find_files, matches
 from apr_train.errors import DataError
@@ -83,13 +83,40 @@ def test_a_text_of_another_type_names_the_field_and_the_type(tmp_path, name, val
     assert ("select" in finding.hint) is (value is None)
 
 
-def test_records_with_other_fields_name_them_and_a_command_that_renames_one(tmp_path):
+def test_records_with_other_fields_name_them_and_the_one_that_is_probably_meant(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": "3", "body": "a long text", "n": 1}')
     with pytest.raises(DataError) as caught:
         texts(path)
     assert caught.value.finding.found == "the fields body, id, n"
-    assert f"jq -c '{{text: .body}}' {path}" in caught.value.finding.hint
+    assert caught.value.finding.hint == "If 'body' is the text: --text-field body"
+
+
+def test_a_field_that_is_named_is_taken_alone(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "not this", "body": "one"}\n{"body": "two"}\n')
+    assert [document.text for document in read_documents([path], TextRecords("body"))] == ["one", "two"]
+    array = tmp_path / "a.json"
+    array.write_text('[{"body": "three"}]')
+    assert [document.text for document in read_documents([array], TextRecords("body"))] == ["three"]
+
+
+def test_a_field_that_is_misspelt_is_answered_with_the_closest_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "one", "id": "a much longer string than the body"}')
+    with pytest.raises(DataError) as caught:
+        list(read_documents([path], TextRecords("boddy")))
+    assert caught.value.finding.expected == '"boddy" with a string'
+    assert caught.value.finding.hint == "If 'body' is the text: --text-field body"
+
+
+def test_a_line_longer_than_a_record_may_be_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("apr_train.data.formats.bounds.LARGEST_RECORD", 50)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "short"}\n' + json.dumps({"text": "a" * 50}))
+    with pytest.raises(DataError, match="a line is too long") as caught:
+        texts(path)
+    assert caught.value.finding.where == f"{path}:2"
 
 
 RECORDS = [{"text": "one\n"}, {"content": "two 😀"}, "three ]", {"text": " "}, {"id": 1, "text": 'four "x"'}]
@@ -102,8 +129,8 @@ FOUND = ["one\n", "two 😀", "three ]", 'four "x"']
 def test_a_json_array_is_a_document_a_record_whatever_part_of_it_is_in_memory(tmp_path, monkeypatch, layout, judged, bom):
     path = tmp_path / "a.json"
     path.write_bytes(bom + json.dumps(RECORDS, **layout).encode())
-    monkeypatch.setattr("apr_train.data.documents.JUDGED", judged)
-    monkeypatch.setattr("apr_train.data.documents._READ", 7)
+    monkeypatch.setattr("apr_train.data.formats.records.JUDGED", judged)
+    monkeypatch.setattr("apr_train.data.formats.records._READ", 7)
     documents = list(read_documents([path]))
     assert [document.text for document in documents] == FOUND
     assert [document.source for document in documents] == [f"{path}[{place}]" for place in (0, 1, 2, 4)]
@@ -128,15 +155,15 @@ LONG = [{"text": "ä" * 3000}, {"text": "b"}]
 def test_a_json_whose_first_record_is_longer_than_what_is_judged_is_told_by_that_record(
     tmp_path, monkeypatch, content, expected, judged
 ):
-    monkeypatch.setattr("apr_train.data.documents.JUDGED", judged)
+    monkeypatch.setattr("apr_train.data.formats.records.JUDGED", judged)
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
     assert texts(path) == (expected or [content])
 
 
 def test_no_more_of_a_json_is_read_to_tell_its_form_than_a_record_may_have(tmp_path, monkeypatch):
-    monkeypatch.setattr("apr_train.data.documents.JUDGED", 16)
-    monkeypatch.setattr("apr_train.data.documents.LARGEST_RECORD", 1000)
+    monkeypatch.setattr("apr_train.data.formats.records.JUDGED", 16)
+    monkeypatch.setattr("apr_train.data.formats.bounds.LARGEST_RECORD", 1000)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(LONG))
     assert texts(path) == [json.dumps(LONG)]
@@ -198,8 +225,8 @@ def test_one_notice_says_what_json_files_and_notebooks_were_taken_for(tmp_path, 
 
 @pytest.mark.parametrize("tail", ["", "]]", '"b"]', ",]", ",,1]", '{"text"', "] x"])
 def test_a_large_array_that_breaks_off_names_the_record(tmp_path, monkeypatch, tail):
-    monkeypatch.setattr("apr_train.data.documents.JUDGED", 20)
-    monkeypatch.setattr("apr_train.data.documents._READ", 7)
+    monkeypatch.setattr("apr_train.data.formats.records.JUDGED", 20)
+    monkeypatch.setattr("apr_train.data.formats.records._READ", 7)
     path = tmp_path / "a.json"
     path.write_text('["one", "two two two two"' + tail)
     with pytest.raises(DataError, match="not JSON") as caught:
@@ -208,8 +235,8 @@ def test_a_large_array_that_breaks_off_names_the_record(tmp_path, monkeypatch, t
 
 
 def test_bad_utf8_in_an_array_names_the_byte_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("apr_train.data.documents.JUDGED", 20)
-    monkeypatch.setattr("apr_train.data.documents._READ", 7)
+    monkeypatch.setattr("apr_train.data.formats.records.JUDGED", 20)
+    monkeypatch.setattr("apr_train.data.formats.records._READ", 7)
     path = tmp_path / "a.json"
     path.write_bytes(b'["one two three", "caf\xe9"]')
     with pytest.raises(DataError, match="not UTF-8") as caught:

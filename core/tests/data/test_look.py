@@ -3,8 +3,12 @@
 import gzip
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from apr_train.data import look as module
+from apr_train.data.documents import TEXTS
 from apr_train.data.look import look_at
 from apr_train.data.scan import scan_corpus
 from apr_train.errors import DataError
@@ -93,7 +97,7 @@ def test_of_a_large_file_it_is_said_how_far_it_was_looked_at(tmp_path, monkeypat
     assert look(tmp_path / "a.txt").facts["data"] == {"files": 1, "beginnings": 1, "text_bytes": 1000, "complete": False}
     (tmp_path / "a.jsonl").write_text('{"text": "12345678"}\n' * 300)  # 21 bytes a line
     data = look(tmp_path / "a.jsonl").facts["data"]
-    assert data == {"files": 1, "beginnings": 1, "text_bytes": 48 * 8, "complete": False}
+    assert data == {"files": 1, "beginnings": 1, "text_bytes": 126 * 8, "complete": False}
 
 
 def test_what_one_argument_does_not_need_of_the_budget_the_others_have(tmp_path, monkeypatch):
@@ -127,3 +131,49 @@ def test_copies_of_held_out_text_are_counted_by_the_look_and_by_a_start(tmp_path
 
 def test_the_standard_library_is_not_read():
     assert look() == module.Look()
+
+
+PACKED = {
+    "a.jsonl.gz": lambda path, texts: path.write_bytes(gzip.compress(as_lines(texts))),
+    "a.txt.zst": lambda path, texts: path.write_bytes(zstandard.compress("".join(texts).encode())),
+    "a.parquet": lambda path, texts: pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path),
+}
+
+
+def as_lines(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_of_packed_text_and_columns_as_much_is_looked_at_as_of_plain_text(tmp_path, monkeypatch, name):
+    """The files are smaller than what may be looked at; what is in them is not."""
+    texts = [f"{number} and some more words\n" * 10 for number in range(2000)]
+    path = tmp_path / name
+    PACKED[name](path, texts)
+    monkeypatch.setattr(module, "LOOKED_AT", path.stat().st_size * 2)
+    data = look(path).facts["data"]
+    assert (data["beginnings"], data["complete"]) == (1, False)
+    assert 1 <= data["text_bytes"] / module.LOOKED_AT < 1.1
+    monkeypatch.setattr(module, "LOOKED_AT", path.stat().st_size * 20)
+    assert look(path).facts["data"] == {"files": 1, "beginnings": 0, "text_bytes": len("".join(texts)), "complete": True}
+
+
+class Records:
+    """A take of records only, as that of conversations is."""
+
+    whole_texts, fingerprint, columns = False, "records", frozenset({"text"})
+
+    def __call__(self, record, where):
+        return TEXTS(record, where)
+
+
+@pytest.mark.parametrize("looked_at", [100, 1 << 20])
+def test_texts_are_left_out_where_only_records_are_taken_and_refused_by_their_name(tmp_path, monkeypatch, looked_at):
+    monkeypatch.setattr(module, "LOOKED_AT", looked_at)
+    (tmp_path / "README.md").write_text("about the records\n" * 50)
+    (tmp_path / "a.jsonl").write_bytes(as_lines([f"text {number}" for number in range(50)]))
+    found = look_at(DataSettings(data=(str(tmp_path),)), Records())
+    assert found.findings == ()
+    assert f"files left out because they hold no records: 1 ({tmp_path / 'README.md'})" in found.notes
+    found = look_at(DataSettings(data=(str(tmp_path / "README.md"),)), Records())
+    assert [(finding.rule, finding.problem) for finding in found.findings] == [("PREFLIGHT-025", "no records in it")]

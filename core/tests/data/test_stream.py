@@ -27,6 +27,7 @@ def stream_of(tokenizer, tokens_of):
 
 def equal(a, b):
     pairs = [(a.tokens, b.tokens), (a.targets, b.targets), (a.document_ids, b.document_ids), (a.keep, b.keep)]
+    pairs.append((a.positions, b.positions))
     same = all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
     return same and (a.target_count, a.document_lengths) == (b.target_count, b.document_lengths)
 
@@ -34,6 +35,7 @@ def equal(a, b):
 VARIANTS = [
     {"objective": CAUSAL},
     {"objective": CAUSAL, "document_mask": True},
+    {"objective": CAUSAL, "packing": "best-fit"},
     {"objective": MASKED},
     {"objective": MASKED, "document_mask": True},
 ]
@@ -126,6 +128,7 @@ def test_the_seed_decides_the_order(stream_of):
         ("rows", 3),
         ("objective", "masked-lm"),
         ("document_mask", True),
+        ("packing", "best-fit"),
     ],
 )
 def test_a_position_in_another_stream_is_refused_by_name(stream_of, name, value):
@@ -147,6 +150,35 @@ def test_an_impossible_position_is_refused(stream_of, place):
 def test_impossible_options_are_errors(stream_of, options):
     with pytest.raises(ConfigError):
         stream_of(**options)
+
+
+def test_packing_is_told_and_every_document_is_in_an_epoch(stream_of):
+    stream = stream_of(lengths=(9, 5, 4, 30), packing="best-fit", batch_size=6)
+    assert (stream.told, stream_of().told) == ("best-fit: 8.3 % padding", None)
+    assert stream.next_batch().target_count == 8 + 4 + 3 + 29
+    assert stream.epoch == 1
+
+
+def test_a_text_shorter_than_a_row_can_be_packed_and_one_without_a_target_not(stream_of):
+    assert stream_of(lengths=(3,), packing="best-fit", batch_size=1).next_batch().target_count == 2
+    with pytest.raises(DataError, match="no row of the corpus has anything to learn"):
+        stream_of(lengths=(1, 1), packing="best-fit")
+    with pytest.raises(DataError, match="too small for one row, expected more than 1 tokens, found 1"):
+        stream_of(lengths=(1,), packing="best-fit")
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best-fit"])
+def test_a_corpus_of_which_nothing_is_a_target_is_an_error(tokens_of, tokenizer, packing):
+    tokens = attrs.evolve(tokens_of((30, 20)), learn=np.zeros(50, np.bool_))
+    shared = {"objective": CAUSAL, "sequence_length": 8, "batch_size": 1, "tokenizer": tokenizer, "packing": packing}
+    for make in (lambda: BatchStream(tokens, seed=0, **shared), lambda: validation_batches(tokens, **shared)):
+        with pytest.raises(DataError, match="no row of the corpus has anything to learn"):
+            make()
+
+
+def test_masked_lm_does_not_pack_what_it_cannot_keep_apart(stream_of):
+    with pytest.raises(ConfigError, match="packing: this packing is not for this objective, expected concatenate"):
+        stream_of(objective=MASKED, packing="best-fit")
 
 
 def test_masked_lm_needs_room_for_a_token_between_bos_and_eos(stream_of):

@@ -363,10 +363,10 @@ def test_cached_pieces_give_the_logits_of_the_whole(name):
 @pytest.mark.parametrize("name", CASES)
 def test_packed_documents_give_the_logits_of_each_alone(name):
     model = decoder(CASES[name], CASES[name].reference()).double()
-    ids = tokens(batch=1)
-    lengths = (20, 28)  # both past the window, both within LongRoPE's original context
-    numbers = torch.tensor([[0] * 20 + [1] * 28], dtype=torch.int32)
-    positions = torch.tensor([[*range(20), *range(28)]])
+    ids = tokens(64, batch=1)
+    lengths = (20, 44)  # both past the window, the first within LongRoPE's original context, the second not
+    numbers = torch.tensor([[0] * 20 + [1] * 44], dtype=torch.int32)
+    positions = torch.tensor([[*range(20), *range(44)]])
     packed = model(ids, mask=Documents(numbers, (lengths,)), positions=positions)
     alone = [model(part, mask=Causal()) for part in ids.split(list(lengths), dim=1)]
     torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=1e-10, atol=1e-11)

@@ -13,10 +13,11 @@ from apr_train.model.decoder import Decoder, DecoderBlock
 from apr_train.model.mlp import MLP
 from apr_train.model.norms import RMSNorm
 from apr_train.testing import ConformanceError, check_family, installed_family
-from apr_train.testing.behaviour import BEHAVIOUR, Subject, check_forward
+from apr_train.testing.behaviour import BEHAVIOUR, check_forward
 from apr_train.testing.initial import check_seed, check_start
 from apr_train.testing.plain import plain_logits
 from apr_train.testing.report import Checks, NotCheckedError
+from apr_train.testing.subject import Subject
 from torch import nn
 from torch.nn import functional as F
 
@@ -127,6 +128,16 @@ def ignore_the_documents(monkeypatch):
         return masks(self, Causal() if isinstance(mask, Documents) else mask, *rest)
 
     monkeypatch.setattr(Decoder, "_masks", plain)
+
+
+def take_the_first_rows_positions_for_all(monkeypatch):
+    hidden_states = Decoder.hidden_states
+
+    def first(self, tokens, *, mask, positions=None, cache=None, losses=None):
+        positions = None if positions is None else positions[:1]
+        return hidden_states(self, tokens, mask=mask, positions=positions, cache=cache, losses=losses)
+
+    monkeypatch.setattr(Decoder, "hidden_states", first)
 
 
 def leave_q_unnormed(monkeypatch):
@@ -240,6 +251,7 @@ DECODER = {
     "mathematics of a norm": (another_epsilon_in_one_norm, "differs by .* from the config's formulas"),
     "mathematics of q and k": (exchange_the_norms_of_q_and_k, "differs by .* from the config's formulas"),
     "documents": (ignore_the_documents, "document 1 of row 0, packed, differs"),
+    "documents with positions": (take_the_first_rows_positions_for_all, "of row 1, packed, its positions counted from 0, diff"),
     "gradients": (leave_q_unnormed, r"layers\.0\.self_attn\.q_norm\.weight has no gradient"),
     "padding": (let_the_mean_of_a_row_through, "a padded row differs"),
     "loss": (forget_the_cap_in_the_loss, "loss differs by .* from the cross entropy of logits"),

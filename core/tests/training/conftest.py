@@ -81,6 +81,7 @@ def make_run(tmp_path):
         tokens = tiny_tokens()
         shape = {"objective": OBJECTIVES["causal-lm"], "batch_size": settings.data.batch_size, "tokenizer": NoTokenizer()}
         shape |= {"sequence_length": settings.data.sequence_length, "document_mask": settings.data.document_mask}
+        shape["packing"] = settings.data.packing or "concatenate"
         run = Run(
             settings=settings,
             schedule=schedule_of(settings),

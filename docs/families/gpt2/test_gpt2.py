@@ -52,7 +52,7 @@ def test_logits_gradients_and_files_are_those_of_transformers(family, tmp_path):
 
 
 def test_a_run_resumes_bit_for_bit_and_is_evaluated(family, tmp_path):
-    check_run(family, tmp_path, document_mask=True, recompute=True)
+    check_run(family, tmp_path, packing="best-fit", recompute=True)
 
 
 def test_a_gguf_file_of_llama_cpp_computes_the_same(family):

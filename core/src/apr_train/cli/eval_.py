@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _ROWS = (
     *("data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
-    *("parse_special", "document_mask", "mask_probability"),
+    *("parse_special", "document_mask", "mask_probability", "packing"),
 )
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
 apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval x.apr --reference"""
@@ -38,6 +38,7 @@ apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval x.apr --re
 @click.option("--batches", type=click.IntRange(min=0), help="Batches to measure on; 0: the whole held-out text.")
 @setting("parse_special")
 @setting("document_mask")
+@setting("packing")
 @setting("mask_probability")
 @click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --syntax: tokens of a completion. Default: 96.")
@@ -193,8 +194,8 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
     wanted = Wanted(path=file, **{name: options[name] for name in MODEL})
     with opened(wanted, kind=None if syntax is None else "decoder", say=say) as examined:
-        rows = rows_for(settings, given, config=examined.config, device=examined.device)
-        check_rows(rows, examined.config)
+        rows = rows_for(settings, given, config=examined.config, objective=examined.objective, device=examined.device)
+        check_rows(rows, examined.config, examined.objective)
         precision = settings.run.precision or default_precision(examined.device)
         precision = precision if syntax is None else writing_precision(examined.device)
         with progress_bar("loading", examined.total_bytes) as progress:
@@ -259,6 +260,7 @@ def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
         "batch_size": rows.batch_size,
         "batches": rows.batches,
         "document_mask": rows.data.document_mask,
+        "packing": rows.packing,
     }
 
 

@@ -9,6 +9,7 @@ from attrs import evolve, field, frozen
 
 from apr_train.checkpoint.dtypes import Array
 from apr_train.data.protocols import TokenizerLike
+from apr_train.run.objective_names import Packing
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,8 @@ class Batch:
     """`[batch, length]` int32, counted from 0 in each row; only where causal attention stays inside documents."""
     document_lengths: tuple[tuple[int, ...], ...] | None = None
     """Per row, the lengths of its documents; they add up to the row's length. Given with `document_ids`."""
+    positions: Tensor | None = field(default=None, repr=False)
+    """`[batch, length]` int64, counted from 0 in each document; None: from 0 in each row."""
     keep: Tensor | None = field(default=None, repr=False)
     """`[batch, length]` bool, False at padding; None: there is no padding that attention must not see."""
     target_count: int
@@ -44,6 +47,7 @@ class Batch:
         *,
         document_ids: Array | None = None,
         document_lengths: tuple[tuple[int, ...], ...] | None = None,
+        positions: Array | None = None,
         keep: Array | None = None,
     ) -> Batch:
         """A batch on the CPU that shares the memory of numpy arrays of the fields' shapes; counts the targets."""
@@ -54,6 +58,7 @@ class Batch:
             targets=torch.from_numpy(targets),
             document_ids=None if document_ids is None else torch.from_numpy(document_ids),
             document_lengths=document_lengths,
+            positions=None if positions is None else torch.from_numpy(positions),
             keep=None if keep is None else torch.from_numpy(keep),
             target_count=int((targets != IGNORED).sum()),
         )
@@ -62,7 +67,7 @@ class Batch:
         """The same batch on a device."""
         moved = {
             name: tensor.to(device, non_blocking=True)
-            for name in ("tokens", "targets", "document_ids", "keep")
+            for name in ("tokens", "targets", "document_ids", "positions", "keep")
             if (tensor := getattr(self, name)) is not None
         }
         return evolve(self, **moved)
@@ -70,6 +75,11 @@ class Batch:
 
 class Rows(Protocol):
     """The rows of one token file, as an objective cuts them."""
+
+    @property
+    def told(self) -> str | None:
+        """What a user should know of how documents came into these rows, before a run; None where there is nothing."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -94,3 +104,5 @@ class RowOptions:
     """Seed of whatever is drawn at random."""
     partial: bool
     """Whether the last row may be short, its rest padding that is not learnt from."""
+    packing: Packing = "concatenate"
+    """How documents come into rows."""

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.chunks import chunks
-from apr_train.data.documents import PIECE, TEXTS, Take
+from apr_train.data.documents import TEXTS, Take
+from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.protocols import Boundary
 from apr_train.data.scan import SPLIT_RULE, Scan, scan_corpus
 from apr_train.data.special_tokens import END_OF_TEXT

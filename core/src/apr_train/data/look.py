@@ -9,7 +9,8 @@ from typing import Any
 from attrs import Factory, define, field, frozen
 
 from apr_train import rules
-from apr_train.data.documents import TEXTS, Take, read_documents, require_text_at_start
+from apr_train.data.documents import TEXTS, Take, is_packed, read_documents, require_text_at_start
+from apr_train.data.formats.packed import READ_AHEAD
 from apr_train.data.scan import Reading, Scan
 from apr_train.data.sources import Search, searches, unreadable
 from apr_train.errors import DataError, Finding
@@ -18,6 +19,8 @@ from apr_train.run.settings import DataSettings
 LOOKED_AT = 1 << 24
 """Bytes of files, over all arguments of `--data`: what one does not need the others have."""
 MOST_FILES = 2000
+_UNPACKED = 8
+"""How many bytes of text are taken to be in a byte of a packed file, or of columns."""
 
 
 @frozen(kw_only=True)
@@ -106,12 +109,14 @@ class _Looking(Reading):
             DataError: as `read`, for what is wrong there.
         """
         form = self.form(path)
+        if form == "text" and not self._take.whole_texts:
+            self.read(path)  # which leaves it out, or refuses it
+            return
         self.beginnings += 1
         if form == "text":
-            require_text_at_start(path, budget)
-            self.begun_bytes += budget
+            self.begun_bytes += require_text_at_start(path, budget)
             return
-        read = 0
+        read, before = 0, self.begun_bytes
 
         def done(more: int) -> None:
             nonlocal read
@@ -119,7 +124,7 @@ class _Looking(Reading):
 
         for document in read_documents([path], self._take, done=done):
             self.begun_bytes += len(document.utf8)
-            if read > budget:
+            if self.begun_bytes - before > budget or read > budget + READ_AHEAD:
                 return
 
 
@@ -167,7 +172,8 @@ class _Found:
 
 
 def _size(path: Path) -> int:
+    """Bytes of text in a file, by a guess where it is packed."""
     try:
-        return path.stat().st_size
+        return path.stat().st_size * (_UNPACKED if is_packed(path) else 1)
     except OSError as error:
         raise unreadable(error) from error

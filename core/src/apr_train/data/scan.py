@@ -29,17 +29,17 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import (
-    PIECE,
     TEXTS,
     Document,
     Form,
-    NotUtf8Error,
+    NoRecordsError,
     Take,
     file_form,
     is_json,
     read_documents,
     require_records,
 )
+from apr_train.data.formats.utf8 import PIECE, NotUtf8Error
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.sources import counted, find_files, unreadable
 from apr_train.errors import DataError, Finding
@@ -358,6 +358,7 @@ class Reading:
         self.digest, self.keys = _TextDigest(), KeyScan()
         self.kept: list[Path] = []
         self._not_utf8: list[Path] = []
+        self._no_records: list[Path] = []
         self._json: dict[Form, int] = {}
         self._notebooks = 0
 
@@ -376,6 +377,10 @@ class Reading:
             if form != "text" or path.resolve() in self._named:
                 raise
             self._not_utf8.append(path)
+        except NoRecordsError:
+            if path.resolve() in self._named:
+                raise
+            self._no_records.append(path)
 
     def form(self, path: Path) -> Form:
         """How documents lie in a file, noted for `notices`.
@@ -383,10 +388,10 @@ class Reading:
         Raises:
             DataError: when it cannot be read, or is a named list of no texts.
         """
-        form = file_form(path)
+        form = file_form(path, self._take)
         if is_json(path):
             if form == "text" and path.resolve() in self._named:
-                require_records(path)
+                require_records(path, self._take)
             self._json[form] = self._json.get(form, 0) + 1
         self._notebooks += path.suffix.lower() == ".ipynb"
         return form
@@ -395,6 +400,8 @@ class Reading:
         """What was left out, and what was taken for what."""
         if self._not_utf8:
             yield f"files left out because they are not UTF-8: {counted(self._not_utf8)}"
+        if self._no_records:
+            yield f"files left out because they hold no records: {counted(self._no_records)}"
         if self._json:
             taken = (f"{self._json[form]} {how}" for form, how in _TAKEN.items() if form in self._json)
             yield f".json files: {', '.join(taken)}"

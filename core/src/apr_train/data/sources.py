@@ -24,7 +24,10 @@ from apr_train.checkpoint.given import is_address
 from apr_train.data.cache import cache_folder
 from apr_train.data.gitignore import GitIgnore
 from apr_train.data.hub import of_address, of_name
-from apr_train.data.kinds import how_to_unpack, kind_of
+from apr_train.data.kinds import COLUMNS, kind_of, what_to_do
+from apr_train.data.saved import data_files, is_description, is_shard_name, other_splits
+from apr_train.data.shards import SUFFIX as SHARD_SUFFIX
+from apr_train.data.shards import is_shard
 from apr_train.errors import DataError
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, IDENTITY, LOCK
@@ -64,6 +67,12 @@ class LeftOut:
     """Files and folders that a `.gitignore` leaves out."""
     no_text: dict[str, list[Path]] = Factory(dict)
     """Files that hold no text as they stand, by what they are."""
+    beside: set[Path] = Factory(set)
+    """What lies beside the data of a data set and is none: cards, descriptions."""
+    splits: set[Path] = Factory(set)
+    """Splits of data sets that are not the one to train on."""
+    shards: bool = False
+    """Whether token shards are searched for, and no text."""
     git: GitIgnore | None = field(default=None, repr=False)
     """The rules of the checkout; None: none are asked for."""
 
@@ -87,20 +96,49 @@ class LeftOut:
         return False
 
     def takes_text(self, path: Path) -> bool:
-        """Whether a file may be text; notes it if not.
+        """Whether a file may be text, or is a shard where these are searched for; notes it if not.
 
         Raises:
             OSError: when it cannot be read.
         """
+        if self.shards:
+            return self._takes_shard(path)
+        if is_description(path):
+            self.beside.add(path)
+            return False
         kind, has_nul = kind_of(path)
-        if kind is None and not has_nul:
+        if kind in COLUMNS or (kind is None and not has_nul):
             return True
         self.no_text.setdefault("with NUL bytes" if kind is None else kind.name, []).append(path)
         return False
 
+    def _takes_shard(self, path: Path) -> bool:
+        if not is_shard(path):
+            self.no_text.setdefault(f"no {SHARD_SUFFIX}", []).append(path)
+        return is_shard(path)
+
+    def data_of(self, folder: Path, folders: list[str], names: list[str]) -> list[str]:
+        """The files of a folder that are data, in their order; drops the folders of splits that are not learnt, and notes both.
+
+        Raises:
+            DataError: for a damaged data set, and one without a split to train on.
+        """
+        for split in other_splits(folder, names):
+            if split in folders:
+                folders.remove(split)
+                self.splits.add(folder / split)
+        taken, beside = data_files(folder, names)
+        self.beside.update(folder / name for name in beside if not is_shard_name(name))
+        self.splits.update(folder / name for name in beside if is_shard_name(name))
+        return taken
+
     def __str__(self) -> str:
         """Kind by kind: how many, and the first ones."""
         parts = {"by .gitignore": sorted(self.ignored), **dict(sorted(self.no_text.items()))}
+        parts |= {
+            "what describes a data set": sorted(self.beside),
+            "splits of a data set that are not train": sorted(self.splits),
+        }
         parts |= {"environments and installed packages": sorted(self.installed), "output of apr-train itself": sorted(self.own)}
         return "; ".join(f"{kind}: {counted(paths)}" for kind, paths in parts.items() if paths)
 
@@ -115,6 +153,7 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
 
     Raises:
         OSError: when a folder cannot be listed.
+        DataError: as `LeftOut.data_of`.
     """
 
     def fail(error: OSError) -> None:
@@ -126,7 +165,7 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {COMPILED})
-        yield folder, sorted(name for name in names if not name.startswith("."))
+        yield folder, left_out.data_of(folder, folders, sorted(name for name in names if not name.startswith(".")))
 
 
 def matches(pattern: str, left_out: LeftOut) -> Iterator[Path]:
@@ -152,19 +191,19 @@ def matches(pattern: str, left_out: LeftOut) -> Iterator[Path]:
             yield from (path for path in found if path.is_file() or not path.is_symlink())
 
 
-def find_files(data: Iterable[str], *, notice: Say, gitignore: bool = True) -> list[Path]:
+def find_files(data: Iterable[str], *, notice: Say, gitignore: bool = True, shards: bool = False) -> list[Path]:
     """The files behind `--data`, or the standard library's own source when there is no `--data`.
 
     A folder stands for every text file below it: hidden names, `__pycache__` and linked folders are left out; with a
     notice also what is no text, what a checkout's `.gitignore` leaves out, environments, and what this program wrote
     itself. The same holds for what a glob matches, while a file or a folder that is named is taken. A file that several
-    arguments reach is taken once.
+    arguments reach is taken once. With `shards` only token shards are taken, by their name.
 
     Raises:
         DataError: when an argument matches nothing, is no text, or cannot be read.
     """
     unique: dict[Path, Path] = {}
-    for search in searches(data, gitignore=gitignore):
+    for search in searches(data, gitignore=gitignore, shards=shards):
         for path in search.files():
             unique.setdefault(path.resolve(), path)
         if search.left_out_text:
@@ -172,18 +211,18 @@ def find_files(data: Iterable[str], *, notice: Say, gitignore: bool = True) -> l
     return list(unique.values())
 
 
-def searches(data: Iterable[str], *, gitignore: bool = True) -> list[Search]:
+def searches(data: Iterable[str], *, gitignore: bool = True, shards: bool = False) -> list[Search]:
     """One search for every argument of `--data`, or one for the standard library."""
-    return [Search(argument, gitignore=gitignore) for argument in data] or [Search(None)]
+    return [Search(argument, gitignore=gitignore, shards=shards) for argument in data] or [Search(None)]
 
 
 class Search:
     """The files behind one argument of `--data`; None stands for the standard library's own source."""
 
-    def __init__(self, argument: str | None, *, gitignore: bool = True) -> None:
+    def __init__(self, argument: str | None, *, gitignore: bool = True, shards: bool = False) -> None:
         self.argument = argument
         self._gitignore = gitignore
-        self._left_out = LeftOut()
+        self._left_out = LeftOut(shards=shards)
 
     @property
     def left_out_text(self) -> str:
@@ -201,7 +240,7 @@ class Search:
             if self.argument is None:
                 yield from _standard_library()
             elif Path(self.argument).is_file():
-                yield _named(Path(self.argument))
+                yield _named(Path(self.argument), shards=self._left_out.shards)
             else:
                 yield from self._texts(self.argument)
 
@@ -240,27 +279,29 @@ def unreadable(error: OSError) -> DataError:
     return DataError("cannot be read", where=error.filename, rule=rules.PREFLIGHT_025, found=error.strerror)
 
 
-def _named(path: Path) -> Path:
-    """A file that is named: taken, if it is not of a kind that holds no text as it stands."""
+def _named(path: Path, *, shards: bool) -> Path:
+    """A file that is named: taken, if it is not of a kind that holds no text as it stands. A shard says itself what it is."""
+    if shards:
+        return path
     kind, _ = kind_of(path)
-    if kind is None:
+    if kind is None or kind in COLUMNS:
         return path
     raise DataError(
         "not text as it stands",
         where=path,
         rule=rules.PREFLIGHT_025,
-        expected="text or JSONL, in UTF-8",
+        expected="text or JSONL in UTF-8, Parquet or Arrow",
         found=kind.name,
-        hint=f"Make text of it: {how_to_unpack(kind, path)}",
+        hint=what_to_do(kind, path),
     )
 
 
 def _no_text(argument: str, left_out: LeftOut) -> DataError:
     return DataError(
-        "no text file in it",
+        "no token shard in it" if left_out.shards else "no text file in it",
         where=argument,
         rule=rules.PREFLIGHT_025,
-        expected="at least one file of text",
+        expected=f"at least one {SHARD_SUFFIX}" if left_out.shards else "at least one file of text",
         found=f"left out {left_out}" if str(left_out) else "no file, apart from hidden ones",
         hint="A file that is named is taken; --no-gitignore takes what .gitignore leaves out." if left_out.ignored else None,
     )

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from apr_train.data.batch import Batch, RowOptions, Rows
-from apr_train.data.objectives import Objective
+from apr_train.data.objectives import Objective, keeps_documents_apart
+from apr_train.data.packing import implies_document_mask
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError, DataError, RunError
+from apr_train.run.objective_names import Packing
 
 _VALIDATION_SEED = 0
 _INTEGER_LIMIT = 1 << 63
@@ -35,6 +37,7 @@ class BatchStream:
         tokenizer: TokenizerLike,
         document_mask: bool = False,
         mask_probability: float = 0.15,
+        packing: Packing = "concatenate",
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         """`on_epoch` is called with the number of whole epochs done, each time that one is.
@@ -53,9 +56,10 @@ class BatchStream:
             mask_probability=mask_probability,
             seed=seed,
             partial=False,
+            packing=packing,
         )
         self._rows = _rows(tokens, objective, options)
-        _require_a_row(len(self._rows), tokens, sequence_length)
+        _require_a_row(len(self._rows), tokens, 1 if packing == "best-fit" else sequence_length)
         self._batch_size, self._seed, self._on_epoch = batch_size, seed, on_epoch
         self._epoch = self._index = 0
         self._order = self._shuffled(0)
@@ -66,8 +70,14 @@ class BatchStream:
             "seed": seed,
             "document_mask": document_mask,
             "mask_probability": mask_probability,
+            "packing": packing,
             "rows": len(self._rows),
         }
+
+    @property
+    def told(self) -> str | None:
+        """What a user should know of how documents came into rows; None where there is nothing."""
+        return self._rows.told
 
     @property
     def epoch(self) -> int:
@@ -122,6 +132,7 @@ def validation_batches(
     tokenizer: TokenizerLike,
     document_mask: bool = False,
     mask_probability: float = 0.15,
+    packing: Packing = "concatenate",
     max_rows: int | None = None,
 ) -> Iterator[Batch]:
     """The same batches each time it is called: all rows in order, or `max_rows` of them spread evenly.
@@ -141,6 +152,7 @@ def validation_batches(
         mask_probability=mask_probability,
         seed=_VALIDATION_SEED,
         partial=True,
+        packing=packing,
     )
     rows = _rows(tokens, objective, options)
     _require_at_least("batch_size", batch_size, 1)
@@ -155,6 +167,9 @@ def _rows(tokens: TokenFile, objective: Objective, options: RowOptions) -> Rows:
     if options.length < objective.shortest_row:
         expected = f"at least {objective.shortest_row}"
         raise ConfigError("the rows are too short", where="sequence_length", expected=expected, found=options.length)
+    if implies_document_mask(options.packing) and not keeps_documents_apart(objective):
+        expected = f"concatenate, for {objective.name} does not keep documents in a row apart"
+        raise ConfigError("this packing is not for this objective", where="packing", expected=expected, found=options.packing)
     return objective.rows(tokens, options)
 
 
@@ -164,6 +179,11 @@ def _require_at_least(name: str, value: int, least: int) -> None:
 
 
 def _require_a_row(rows: int, tokens: TokenFile, length: int) -> None:
+    if rows == 0 and len(tokens) > length:
+        hint = "What is a target is the objective's choice, and each document's first token is none: give other text."
+        raise DataError(
+            "no row of the corpus has anything to learn", where="--data", found=f"{len(tokens):,} tokens", hint=hint
+        )
     if rows == 0:
         raise DataError(
             "the corpus is too small for one row",

@@ -17,6 +17,7 @@ from torch import Tensor
 from apr_train.data.batch import IGNORED, Batch
 from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
 from apr_train.data.objectives import Objective
+from apr_train.data.packing import with_packing
 from apr_train.data.protocols import StageProgress
 from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.stream import validation_batches
@@ -26,12 +27,14 @@ from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
 from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
+from apr_train.preflight.family_rules import packing_findings
 from apr_train.preflight.machine_rules import sequence_findings
 from apr_train.preflight.token_rules import corpus_findings
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, IDENTITY, run_of
 from apr_train.run.identity import read_identity
 from apr_train.run.metrics import perplexity, tokens_per_second
+from apr_train.run.objective_names import Packing
 from apr_train.run.settings import DataSettings, Settings
 from apr_train.run.settings_file import read_toml
 from apr_train.training.defaults import BATCH, ROW
@@ -47,6 +50,8 @@ class EvalRows:
     batch_size: int
     batches: int | None
     """None: every held-out row."""
+    packing: Packing
+    """How documents come into rows; `data` has the document mask that it implies."""
 
 
 def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
@@ -68,30 +73,33 @@ def held_out_otherwise(run: Path) -> bool:
     return (run / IDENTITY).exists() and read_identity(run).split != SPLIT_RULE
 
 
-def rows_for(settings: Settings, given: Mapping[str, Any], *, config: ModelConfig, device: torch.device) -> EvalRows:
+def rows_for(
+    settings: Settings, given: Mapping[str, Any], *, config: ModelConfig, objective: Objective, device: torch.device
+) -> EvalRows:
     """The run's rows, with what the user gave on top, and a training's own defaults for the rest.
 
     Raises:
         ConfigError: for a value out of range.
     """
     chosen = {name: value for name, value in given.items() if name != "batches"}
-    data = attrs.evolve(settings.data, **chosen)
+    data = with_packing(attrs.evolve(settings.data, **chosen), objective.packing)
     batches = given.get("batches", data.val_batches)
     return EvalRows(
         data=data,
         sequence_length=data.sequence_length or min(ROW[device.type], config.usable_positions),
         batch_size=data.batch_size or BATCH[device.type],
         batches=batches or None,
+        packing=data.packing or objective.packing,
     )
 
 
-def check_rows(rows: EvalRows, config: ModelConfig) -> None:
-    """Refuse rows that the model has no positions for.
+def check_rows(rows: EvalRows, config: ModelConfig, objective: Objective) -> None:
+    """Refuse rows that the model has no positions for, and those whose documents it could not keep apart.
 
     Raises:
-        PreflightError: PREFLIGHT-009.
+        PreflightError: PREFLIGHT-009, PREFLIGHT-029.
     """
-    findings = sequence_findings(rows.sequence_length, config)
+    findings = [*sequence_findings(rows.sequence_length, config), *packing_findings(objective, rows.packing)]
     if findings:
         raise PreflightError(findings)
 
@@ -126,6 +134,7 @@ def batches_for(rows: EvalRows, ready: Ready, corpus: Corpus) -> Iterator[Batch]
         tokenizer=ready.tokenizer,
         document_mask=rows.data.document_mask,
         mask_probability=rows.data.mask_probability,
+        packing=rows.packing,
         max_rows=None if rows.batches is None else rows.batches * rows.batch_size,
     )
 

@@ -14,7 +14,7 @@ from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.rope_scaling import LongRopeScaling
 from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
-from apr_train.model.attention.masks import windowed
+from apr_train.model.attention.masks import Documents, document_sizes, windowed
 from apr_train.model.attention_layer import GroupedQueryAttention
 from apr_train.model.cache import KeyValueCache
 from apr_train.model.head import head_logits
@@ -177,17 +177,19 @@ class Decoder(nn.Module):
             mask: `Causal(offset=cache.length)` with a cache, `Causal()` or `Documents` without.
             positions: `[batch or 1, length]`; counted from 0, or from the cache's length, when not given.
             cache: gets the new tokens' keys and values. LongRoPE takes the frequencies for `cache.max_length` from the
-                first token on, so that cached keys fit later queries; without a cache, those for the largest position.
+                first token on, so that cached keys fit later queries; without a cache, those for the largest position, or,
+                of documents with positions of their own, for each document's length.
             losses: gets `aux_loss`, the unweighted load-balancing loss of a model with sparse layers.
 
         Raises:
             ConfigError: for a position that a table of learned positions does not have.
         """
         seen = 0 if cache is None else cache.length
+        longest = self._longest(mask, positions, cache)
         if positions is None:
             positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
         x = self._embed(tokens, positions)
-        rotary = self._rotary(positions, x.dtype, cache)
+        rotary = self._rotary(positions, x.dtype, longest)
         masks = self._masks(mask, tokens.shape[1], seen + tokens.shape[1], tokens.device)
         statistics: list[RouterStatistics] = []
         for layer, block in enumerate(self.layers):
@@ -226,9 +228,16 @@ class Decoder(nn.Module):
         sliding = self.config.layer_type(layer) == "sliding_attention"
         return "local" if sliding and self.config.rope_local_base_freq is not None else "global"
 
-    def _rotary(self, positions: Tensor, dtype: torch.dtype, cache: KeyValueCache | None) -> dict[str | None, Rotary | None]:
+    def _longest(self, mask: Mask, positions: Tensor | None, cache: KeyValueCache | None) -> int | Tensor | None:
+        """How long the sequences are that tokens belong to, where LongRoPE asks and positions alone do not tell."""
+        if not isinstance(self.config.rope_scaling, LongRopeScaling):
+            return None
+        if cache is not None:
+            return cache.max_length
+        return document_sizes(mask.ids) if positions is not None and isinstance(mask, Documents) else None
+
+    def _rotary(self, positions: Tensor, dtype: torch.dtype, longest: int | Tensor | None) -> dict[str | None, Rotary | None]:
         """The tables of every kind that some layer wants, made once for all of them."""
-        longest = cache.max_length if cache is not None and isinstance(self.config.rope_scaling, LongRopeScaling) else None
         tables: dict[str | None, Rotary | None] = {None: None}
         for kind in {self._rope_kind(layer) for layer in range(len(self.layers))} - {None}:
             tables[kind] = rotary_tables(self.config, positions, dtype, local=kind == "local", longest=longest)

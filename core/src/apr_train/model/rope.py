@@ -29,14 +29,14 @@ def rotary_tables(
 
     Args:
         local: make them from `rope_local_base_freq`, unscaled: those of sliding layers that have a base of their own.
-        longest: length of the sequence for which `positions` are, all of it: LongRoPE has other frequencies beyond the
-            original context. The largest of `positions` + 1 when not given.
+        longest: length of the sequence for which `positions` are, all of it, or of each token's own, `[batch, length]`:
+            LongRoPE has other frequencies beyond the original context. The largest of `positions` + 1 when not given.
     """
     wide = torch.promote_types(dtype, torch.float32)
     if longest is None and isinstance(config.rope_scaling, LongRopeScaling):
         longest = positions.max() + 1
     frequencies = inverse_frequencies(config, device=positions.device, dtype=wide, local=local, longest=longest)
-    angles = positions[..., None, None].to(wide) * frequencies
+    angles = positions[..., None, None].to(wide) * frequencies.unsqueeze(-2)
     factor = 1.0 if local else table_factor(config)
     cos, sin = angles.cos(), angles.sin()
     return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
@@ -52,7 +52,8 @@ def inverse_frequencies(
 ) -> Tensor:
     """theta^(-2i/rotary_dim) for i < rotary_dim/2, stretched when the config says so: `[rotary_dim / 2]`.
 
-    `local` and `longest` are those of `rotary_tables`; `longest` counts as short when not given.
+    `local` and `longest` are those of `rotary_tables`; `longest` counts as short when not given. With one for each token,
+    LongRoPE has `[batch, length, rotary_dim / 2]`.
 
     Raises:
         ConfigError: when the config has no base for them.
@@ -137,13 +138,13 @@ def _yarn(frequencies: Tensor, scaling: YarnScaling, base: float, rotary_dim: in
 
 
 def _longrope_divisors(scaling: LongRopeScaling, like: Tensor, longest: int | Tensor) -> Tensor:
-    """`long_factor` for a sequence that is longer than the original context, else `short_factor`: `[rotary_dim / 2]`.
+    """`long_factor` for a sequence that is longer than the original context, else `short_factor`: `[…, rotary_dim / 2]`.
 
     A tensor decides without a copy from its device. Source: `_compute_longrope_parameters` in transformers.
     """
     short, long = (torch.tensor(x, dtype=like.dtype, device=like.device) for x in (scaling.short_factor, scaling.long_factor))
     is_long = torch.as_tensor(longest, device=like.device) > scaling.original_max_position_embeddings
-    return torch.where(is_long, long, short)
+    return torch.where(is_long[..., None], long, short)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:

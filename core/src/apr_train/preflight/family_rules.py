@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header, encoder_marks, kind_of
-from apr_train.data.objectives import OBJECTIVES
+from apr_train.data.objectives import OBJECTIVES, Objective, keeps_documents_apart
+from apr_train.data.packing import implies_document_mask
 from apr_train.errors import Finding, PluginError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
-from apr_train.run.objective_names import TrainingObjective
+from apr_train.run.objective_names import Packing, TrainingObjective
 
 
 def choose_family(registry: Registry, arch: str | None, header: Header | None) -> tuple[Family | None, list[Finding]]:
@@ -117,6 +118,22 @@ def objective_findings(family: Family, objective: TrainingObjective) -> list[Fin
             problem=f"{family.name} ({with_article(family.info.kind)}) cannot be trained on this objective",
             expected=" or ".join(name for name, known in OBJECTIVES.items() if known.predicts in family.info.objectives),
             found=objective,
+        )
+    ]
+
+
+def packing_findings(objective: Objective, packing: Packing | None) -> list[Finding]:
+    """Documents share rows whole only where attention can keep them apart."""
+    if not implies_document_mask(packing or objective.packing) or keeps_documents_apart(objective):
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_029,
+            subject="--packing",
+            problem=f"{objective.name} has no mask that keeps documents in a row apart",
+            expected="concatenate",
+            found=str(packing),
+            hint="With --document-mask no row holds two documents; without it, rows are full and documents see each other.",
         )
     ]
 

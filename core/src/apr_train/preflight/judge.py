@@ -9,11 +9,13 @@ from attrs import Factory, define
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header, TokenizerSpec, kind_of
-from apr_train.data.objectives import OBJECTIVES
+from apr_train.data.objectives import OBJECTIVES, Objective
+from apr_train.data.packing import implies_document_mask
 from apr_train.errors import AprTrainError, Finding
 from apr_train.family.card import DEFAULT_OBJECTIVE, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
+from apr_train.model.attention.masks import MaskKind
 from apr_train.preflight import adapter_rules, config_rules, family_rules, machine_rules, token_rules
 from apr_train.preflight.config_keys import config_key_findings
 from apr_train.preflight.config_rules import bogus_values
@@ -79,6 +81,7 @@ def _claims(seen: _Examination, header: Header | None) -> None:
     if seen.family is not None:
         if not encoder:
             seen.findings += family_rules.objective_findings(seen.family, seen.objective)
+            seen.findings += family_rules.packing_findings(OBJECTIVES[seen.objective], asked.packing)
         if header is not None and asked.arch is not None:
             seen.findings += family_rules.identity_findings(header, seen.family.info)
 
@@ -188,7 +191,7 @@ def _machine(seen: _Examination) -> None:
         seen.config,
         device=asked.device,
         precision=asked.precision,
-        mask=OBJECTIVES[seen.objective].mask_kind(document_mask=asked.document_mask),
+        mask=_mask_kind(asked, OBJECTIVES[seen.objective]),
         forced=asked.attention,
     )
     seen.findings += findings
@@ -205,6 +208,12 @@ def _trained(seen: _Examination) -> int | None:
     if seen.family is None or seen.config is None:
         return None
     return adapter_rules.trained_parameters(seen.asked.lora, seen.family, seen.config)
+
+
+def _mask_kind(asked: PreflightInput, objective: Objective) -> MaskKind:
+    """The kind of mask that the batches will have, the one included that their packing implies."""
+    implied = implies_document_mask(asked.packing or objective.packing)
+    return objective.mask_kind(document_mask=asked.document_mask or implied)
 
 
 def _parameters(seen: _Examination) -> int | None:

@@ -18,7 +18,7 @@ from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.machine_rules import parameter_count
 from apr_train.preflight.tensor_rules import TensorReport
-from apr_train.run.objective_names import TrainingObjective
+from apr_train.run.objective_names import Packing, TrainingObjective
 from apr_train.run.preflight_file import SCHEMA_VERSION
 from apr_train.run.settings import LoraSettings
 
@@ -60,6 +60,7 @@ class PreflightInput:
     lora: LoraSettings = Factory(LoraSettings)
     """The adapters that are trained in place of the weights; without a rank, none."""
     document_mask: bool = False
+    packing: Packing | None = None
     """Whether attention stays inside documents."""
     needs_tokenizer: bool = False
     """Whether a checkpoint without any tokenizer is an error, as for a training on text; else a warning."""

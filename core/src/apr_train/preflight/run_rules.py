@@ -15,7 +15,8 @@ from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.documents import Document
 from apr_train.data.look import Look, look_at
-from apr_train.data.objectives import OBJECTIVES
+from apr_train.data.objectives import OBJECTIVES, Objective
+from apr_train.data.packing import implies_document_mask
 from apr_train.data.source import take_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
@@ -83,7 +84,7 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
         found = _tokens(look.scan.train(), tokenizer, enough=length + 1)
     except DataError as error:
         return [error.under(rules.PREFLIGHT_025, "--data")]
-    needed = length + 1 if OBJECTIVES[report.objective].kind == "decoder" else length - 2  # a row of an encoder has two ends
+    needed = _needed(OBJECTIVES[report.objective], data, length)
     if found >= needed:
         return []
     return [
@@ -96,6 +97,13 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
             hint="Give more text, or shorter rows with --sequence-length.",
         )
     ]
+
+
+def _needed(objective: Objective, data: DataSettings, length: int) -> int:
+    """Tokens of the least text that gives a row of this length."""
+    if implies_document_mask(data.packing or objective.packing):
+        return 2  # one is predicted from the other, and the rest is padding
+    return length + 1 if objective.kind == "decoder" else length - 2  # a row of an encoder has two ends
 
 
 def _built(tokenizer: TokenizerSpec) -> Tokenizer | None:
@@ -251,6 +259,7 @@ def judge_run(
             attention=model.attention,
             document_mask=data.document_mask,
             lora=settings.lora,
+            packing=data.packing,
             needs_tokenizer=model.tokenizer is None,
         )
     )

@@ -13,18 +13,13 @@ from typing import Any
 
 import attrs
 import torch
-from attrs import define, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apr_train.family.config import ModelConfig
-from apr_train.family.decoder_config import DecoderConfig
-from apr_train.family.plugin import Family
-from apr_train.family.rope_scaling import LongRopeScaling
 from apr_train.model.attention import (
     BACKEND_NAMES,
     AttentionBackend,
-    Bidirectional,
     Causal,
     Documents,
     Mask,
@@ -42,95 +37,14 @@ from apr_train.testing.float64 import everything_in_float64
 from apr_train.testing.models import cached_logits, real_model
 from apr_train.testing.plain import Routed, plain_balancing_loss, plain_logits
 from apr_train.testing.report import NotCheckedError
+from apr_train.testing.subject import Subject
 
-LENGTH = 40
-"""Tokens of a row, unless a window wants more or the positions are fewer."""
-LONGEST = 160
-"""Tokens of a row at most: a window that reaches further is not seen."""
 CHANGED = 1e-6
 """Smallest relative error that counts as another result."""
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 """Fields of a config that say a probability of dropout."""
 CHUNKED_ROWS = 520
 """Rows of the loss: more than one chunk of `apr_train.model.loss`."""
-
-
-@define
-class Subject:
-    """One preset's model, in float64 and in evaluation mode, with the tokens that it is run on."""
-
-    family: Family
-    config: ModelConfig
-    seed: int = 0
-    model: Any = field(init=False)
-    """With eager attention."""
-
-    def __attrs_post_init__(self) -> None:
-        self.model = self.make()
-
-    def make(self, attention: str | AttentionBackend = "eager") -> Any:
-        """Another model with the same weights."""
-        return real_model(self.family, self.config, attention=attention, seed=self.seed)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether a token may see those before it only."""
-        return self.family.info.kind == "decoder"
-
-    @property
-    def windows(self) -> list[int]:
-        """The windows of all layers that have one."""
-        if not isinstance(self.config, DecoderConfig):
-            return []
-        found = (self.config.window(layer) for layer in range(self.config.num_hidden_layers))
-        return [window for window in found if window is not None]
-
-    @property
-    def length(self) -> int:
-        """Tokens of a row: beyond the widest window where that is possible."""
-        wanted = max([LENGTH, *(window + 12 for window in self.windows if window + 12 <= LONGEST)])
-        limit = self.config.usable_positions
-        scaling = getattr(self.config, "rope_scaling", None)
-        if isinstance(scaling, LongRopeScaling):  # beyond it, the length of a row decides on its frequencies
-            limit = min(limit, scaling.original_max_position_embeddings)
-        return min(wanted, limit)
-
-    @property
-    def pad(self) -> int:
-        """The padding's id; -1 for a model that has none."""
-        return int(getattr(self.config, "pad_token_id", -1))
-
-    def tokens(self, rows: int = 2, *, seed: int = 0) -> Tensor:
-        """`[rows, length]` ids, none of them the padding."""
-        source = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, self.config.vocab_size, (rows, self.length), generator=source)
-        return torch.where(ids == self.pad, (ids + 1) % self.config.vocab_size, ids)
-
-    def mask(self, keep: Tensor | None = None) -> Mask:
-        """The plain mask of the model's kind."""
-        return Causal() if self.decodes else Bidirectional(keep)
-
-    def hidden(self, tokens: Tensor, mask: Mask | None = None, **more: Any) -> Tensor:
-        """Hidden states of tokens `[batch, length]`, without a gradient."""
-        with torch.no_grad(), everything_in_float64():
-            states: Tensor = self.model.hidden_states(tokens, mask=mask or self.mask(), **more)
-        return states
-
-    def logits(self, tokens: Tensor, mask: Mask | None = None, **more: Any) -> Tensor:
-        """Logits of tokens `[batch, length]`, without a gradient."""
-        hidden = self.hidden(tokens, mask, **more)
-        with torch.no_grad(), everything_in_float64():
-            logits: Tensor = self.model.logits(hidden)
-        return logits
-
-    def other(self, tokens: Tensor, place: int) -> Tensor:
-        """The tokens with another one at `place`, which is no padding."""
-        changed = tokens.clone()
-        step = 1 + self.config.vocab_size // 3
-        changed[:, place] = (changed[:, place] + step) % self.config.vocab_size
-        again = (changed[:, place] == self.pad) | (changed[:, place] == tokens[:, place])
-        changed[:, place] = torch.where(again, (changed[:, place] + 1) % self.config.vocab_size, changed[:, place])
-        return changed
 
 
 def _per_position(ours: Tensor, theirs: Tensor) -> list[float]:
@@ -265,29 +179,49 @@ def _window_note(subject: Subject) -> str:
 
 
 def check_documents(subject: Subject) -> str:
-    """A document packed with others gives what it gives alone."""
+    """A document packed with others gives what it gives alone, its positions going on in the row or its own."""
     if not subject.decodes:
         raise NotCheckedError("an encoder's rows are not packed")
-    tokens, length = subject.tokens(), subject.length
+    length = subject.length
     if length < 6:
         raise NotCheckedError(f"a row of {length} tokens is too short for documents")
     lengths = ((3, length - 5, 2), (length - 4, 1, 3))
     ids = torch.stack([torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(row)) for row in lengths])
     faults, largest = [], 0.0
-    for mask in (Documents(ids, lengths), Documents(ids)):
-        packed = subject.logits(tokens, mask)
-        for row, sizes in enumerate(lengths):
-            start = 0
-            for number, size in enumerate(sizes):
-                alone = tokens[row : row + 1, start : start + size]
-                expected = subject.logits(alone, positions=torch.arange(start, start + size)[None])
-                error = relative_error(packed[row : row + 1, start : start + size], expected)
-                largest = max(largest, error)
-                if error > FLOAT64:
-                    faults.append(f"document {number} of row {row}, packed, {_exactly(error)} from itself alone")
-                start += size
+    for mask, own in ((Documents(ids, lengths), False), (Documents(ids), False), (Documents(ids, lengths), True)):
+        told = ", its positions counted from 0" if own else ""
+        for (row, number), error in _packed_errors(subject, mask, lengths, own=own).items():
+            largest = max(largest, error)
+            if error > FLOAT64:
+                faults.append(f"document {number} of row {row}, packed{told}, {_exactly(error)} from itself alone")
     fail_on(dict.fromkeys(faults), where="")
     return f"packed against alone {largest:.1g}"
+
+
+def _packed_errors(
+    subject: Subject, mask: Documents, lengths: tuple[tuple[int, ...], ...], *, own: bool
+) -> dict[tuple[int, int], float]:
+    """How far each document in packed rows is from itself alone: (row, document) → relative error of the logits.
+
+    Args:
+        subject: the model and its tokens.
+        mask: of the rows.
+        lengths: of the documents in each row.
+        own: whether each document's positions are counted from 0, and not from the row's beginning.
+    """
+    tokens = subject.tokens()
+    positions = torch.stack([torch.cat([torch.arange(size) for size in row]) for row in lengths])
+    packed = subject.logits(tokens, mask, positions=positions if own else None)
+    errors = {}
+    for row, sizes in enumerate(lengths):
+        start = 0
+        for number, size in enumerate(sizes):
+            inside = slice(start, start + size)
+            there = None if own else torch.arange(start, start + size)[None]
+            expected = subject.logits(tokens[row : row + 1, inside], positions=there)
+            errors[row, number] = relative_error(packed[row : row + 1, inside], expected)
+            start += size
+    return errors
 
 
 def check_padding(subject: Subject) -> str:

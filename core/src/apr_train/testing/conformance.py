@@ -28,12 +28,13 @@ from apr_train.family.reading import AUX_LOSS
 from apr_train.family.registry import Registry
 from apr_train.family.writing import nulls, said
 from apr_train.model.attention import Bidirectional, Causal
-from apr_train.testing.behaviour import BEHAVIOUR, Subject, check_forward, check_on_meta
+from apr_train.testing.behaviour import BEHAVIOUR, check_forward, check_on_meta
 from apr_train.testing.compare import ConformanceError, fail_on
 from apr_train.testing.initial import check_seed, check_start
 from apr_train.testing.models import meta_model, parameter_shapes, random_array, random_tensors
 from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows, check_gguf_values
 from apr_train.testing.report import Checks, NotCheckedError, Report
+from apr_train.testing.subject import Subject
 
 
 def header_from(family: Family, config: ModelConfig, layout: Layout | None = None) -> Header:

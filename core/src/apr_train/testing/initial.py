@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.model.init import HasStartValues
-from apr_train.testing.behaviour import Subject, training_loss
+from apr_train.testing.behaviour import training_loss
 from apr_train.testing.compare import fail_on
 from apr_train.testing.models import meta_model
+from apr_train.testing.subject import Subject
 
 SPREAD = 5.0
 """Standard errors by which a measured mean or deviation of drawn numbers may be off."""

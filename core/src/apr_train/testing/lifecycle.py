@@ -186,7 +186,7 @@ def _check_afterwards(family: Family, run: Path, values: dict[str, Any]) -> None
     """Evaluation of the written model gives the run's last validation loss; a decoder continues a text."""
     ready = _ready(family, run)
     settings = with_values(Settings(), values)
-    rows = rows_for(settings, {}, config=ready.config, device=ready.device)
+    rows = rows_for(settings, {}, config=ready.config, objective=ready.objective, device=ready.device)
     found = measure(ready, batches_for(rows, ready, corpus_for(rows, ready, progress=None, say=lambda text: None)))
     last = [line["val_loss"] for line in read_json_lines(run / METRICS) if "val_loss" in line][-1]
     fail_on(

@@ -27,13 +27,13 @@ from apr_train.family.name_map import to_parameters
 from apr_train.family.plugin import Family
 from apr_train.model.loss import head_loss
 from apr_train.testing.agreement import Agreement, compare_models, layout_of
-from apr_train.testing.behaviour import Subject
 from apr_train.testing.compare import check_agreement, fail_on
 from apr_train.testing.conformance import EXACT_BELOW, check_family, parameter_count
 from apr_train.testing.float64 import compute_in_float64, everything_in_float64
 from apr_train.testing.lifecycle import check_absent_keys, runnable
 from apr_train.testing.models import meta_model, model_from_tensors, randomize
 from apr_train.testing.report import Report
+from apr_train.testing.subject import Subject
 
 Against = Literal["transformers"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}

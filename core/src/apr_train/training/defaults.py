@@ -10,6 +10,7 @@ import torch
 from attrs import frozen
 
 from apr_train.data.objectives import Objective
+from apr_train.data.packing import with_packing
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
@@ -63,10 +64,9 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
         asked,
         model=attrs.evolve(asked.model, arch=_or(asked.model.arch, family.name), objective=objective.name, preset=preset),
         data=attrs.evolve(
-            data,
+            with_packing(data, objective.packing),
             sequence_length=length,
             batch_size=batch,
-            packing=_or(data.packing, objective.packing),
             chat_date=_or(data.chat_date, date.today().isoformat()) if "chat" in objective.source_kinds else data.chat_date,
         ),
         optimizer=attrs.evolve(optimizer, lr=rate, warmup_steps=warmup),

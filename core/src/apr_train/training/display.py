@@ -43,6 +43,8 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
         "folder": str(run.folder),
     }
+    if run.stream.told is not None:
+        lines["packing"] = run.stream.told
     if run.step:
         lines["resumed"] = f"at step {run.step}"
     return lines

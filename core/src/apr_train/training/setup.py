@@ -360,6 +360,7 @@ def training_stream(inputs: Inputs, say: Say) -> BatchStream:
         tokenizer=inputs.tokenizer,
         document_mask=data.document_mask,
         mask_probability=data.mask_probability,
+        packing=data.packing or "concatenate",
         on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
     )
 
@@ -375,5 +376,6 @@ def validation_data(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
         tokenizer=inputs.tokenizer,
         document_mask=data.document_mask,
         mask_probability=data.mask_probability,
+        packing=data.packing or "concatenate",
         max_rows=data.val_batches * decided.batch_size,
     )

@@ -21,7 +21,7 @@ BY_NAME = pytest.mark.parametrize("name", OBJECTIVES)
 class Echo:
     """A model whose hidden states are the tokens themselves; its loss is how many there are."""
 
-    def hidden_states(self, tokens, *, mask, losses=None):
+    def hidden_states(self, tokens, *, mask, positions=None, losses=None):
         self.mask = mask
         if losses is not None:
             losses["aux_loss"] = tokens.numel()

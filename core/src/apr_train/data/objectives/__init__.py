@@ -94,5 +94,10 @@ class Objective(Protocol):
         ...
 
 
+def keeps_documents_apart(objective: Objective) -> bool:
+    """Whether several documents can share a row without seeing each other."""
+    return objective.mask_kind(document_mask=True) == "documents"
+
+
 OBJECTIVES: Mapping[TrainingObjective, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
 """Name → objective."""

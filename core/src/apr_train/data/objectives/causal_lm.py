@@ -12,6 +12,7 @@ from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
 from apr_train.data.encoding import EncodeOptions, TextEncoder
+from apr_train.data.packing import PackedRows, fill_targets
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds, decoder_ends
 from apr_train.data.tokens import TokenFile
@@ -52,8 +53,10 @@ class CausalLM:
         ends = self.document_ends(options.tokenizer)
         return TextEncoder(options.tokenizer, ends, options.settings.parse_special)
 
-    def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows:
-        """Rows that follow on one another."""
+    def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows | PackedRows:
+        """Rows that follow on one another, or rows of whole documents."""
+        if options.packing == "best-fit":
+            return PackedRows(tokens, options.length)
         return CausalRows(tokens, options.length, document_mask=options.document_mask, partial=options.partial)
 
     def mask(self, batch: Batch) -> Causal | Documents:
@@ -62,7 +65,7 @@ class CausalLM:
 
     def predicted(self, model: LanguageModel, batch: Batch, losses: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Every position: hidden states `[batch * length, hidden]` and targets `[batch * length]`."""
-        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch), losses=losses)
+        hidden = model.hidden_states(batch.tokens, mask=self.mask(batch), positions=batch.positions, losses=losses)
         return hidden.flatten(0, 1), batch.targets.flatten()
 
 
@@ -75,10 +78,18 @@ class CausalRows:
         self._length = length
         self._document_mask = document_mask
         predicted = max(0, len(tokens) - 1)
-        self._count = -(-predicted // length) if partial else predicted // length
+        count = -(-predicted // length) if partial else predicted // length
+        self._kept = None if tokens.learn is None else _rows_with_targets(tokens.learn, count, length)
+        self._count = count if self._kept is None else len(self._kept)
+        self._left_out = count - self._count
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def told(self) -> str | None:
+        """How many rows are left out."""
+        return f"concatenate: {self._left_out:,} rows without a target left out" if self._left_out else None
 
     def batch(self, places: Sequence[tuple[int, int]]) -> Batch:
         """Tokens and targets of the rows at (epoch, index), with document ids when attention stays inside documents."""
@@ -86,10 +97,9 @@ class CausalRows:
         tokens, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         documents = np.zeros(shape, np.int32)
         for line, (_, index) in enumerate(places):
-            begin = index * self._length
-            span = self._tokens.ids[begin : begin + self._length + 1]
-            size = len(span) - 1
-            tokens[line, :size], targets[line, :size] = span[:-1], span[1:]
+            begin = (index if self._kept is None else int(self._kept[index])) * self._length
+            size = min(self._length, len(self._tokens) - 1 - begin)
+            fill_targets(self._tokens, begin, tokens[line, :size], targets[line, :size])
             if self._document_mask:
                 self._separate(begin, size, targets[line], documents[line])
         if not self._document_mask:
@@ -104,6 +114,14 @@ class CausalRows:
         documents[:size] = owner[:-1] - owner[0]
         documents[size:] = documents[size - 1] + 1
         targets[:size][owner[1:] != owner[:-1]] = IGNORED
+
+
+def _rows_with_targets(learn: Array, count: int, length: int) -> Array:
+    """The numbers of the rows that have something to learn, of marks for all tokens `[tokens]` bool."""
+    if count == 0:
+        return np.zeros(0, np.int64)
+    kept: Array = np.flatnonzero(np.logical_or.reduceat(learn[: count * length + 1], np.arange(count) * length + 1))
+    return kept
 
 
 def _run_lengths(row: Array) -> tuple[int, ...]:

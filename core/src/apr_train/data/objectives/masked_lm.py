@@ -94,6 +94,8 @@ class MaskedLM:
 class MaskedRows:
     """`bos … eos` around spans of the token stream; with `by_document`, no row holds two documents."""
 
+    told: ClassVar[None] = None
+
     def __init__(
         self, tokens: TokenFile, length: int, *, masking: Masking, ends: tuple[int, int, int], by_document: bool, partial: bool
     ) -> None:

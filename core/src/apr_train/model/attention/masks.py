@@ -66,6 +66,13 @@ class PreparedMask:
 Mask = Causal | Bidirectional | Documents | PreparedMask
 
 
+def document_sizes(ids: Tensor) -> Tensor:
+    """Length of the document that each token is in, of the ids of `Documents`: `[batch, length]` int64."""
+    numbers = ids.long()
+    counts = numbers.new_zeros(numbers.shape).scatter_add(1, numbers, numbers.new_ones(()).expand_as(numbers))
+    return counts.gather(1, numbers)
+
+
 def windowed(mask: Mask, window: int | None) -> Mask:
     """Give a mask the window of a sliding layer; the narrower one stays where it has one already. None: the mask itself.
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -503,6 +504,49 @@ def test_commands_that_want_one_file_say_how_to_make_it(place, bases, trained):
         in card
     )
     assert "| parameters | 581,456 |" in card
+
+
+def test_somebody_s_file_in_the_adapter_s_folder_stays_when_the_run_goes_on(place, bases):
+    place.train("--init", bases["qwen2"][0], *LORA, "--run", "l")
+    note = place.run("l") / "adapter" / "README.md"
+    note.write_text("mine")
+    before = load_file(place.run("l") / "adapter" / "adapter_model.safetensors")
+    place("--resume", place.run("l"), "--steps", "6")
+    assert note.read_text() == "mine"
+    after = load_file(place.run("l") / "adapter" / "adapter_model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_tokenizer_that_the_base_does_not_have_belongs_to_the_run(place, bases):
+    base = shutil.copytree(bases["qwen2"][1], place.folder / "base")
+    shutil.move(base / "tokenizer.json", place.folder / "tokenizer.json")
+    (base / "tokenizer_config.json").unlink()
+    place.train("--init", base, "--tokenizer", "tokenizer.json", *LORA, "--save-every", "2", "--run", "l")
+    (place.folder / "tokenizer.json").unlink()
+    for path in (place.run("l"), place.run("l") / "step-000002"):
+        assert place("generate", path, "--prompt", "def", "--max-tokens", "2")
+    place("merge", place.run("l"), "--base", base, "-o", "m.apr")
+    with open_checkpoint("m.apr") as merged:
+        assert merged.header.tokenizer.size == 1024
+
+
+def test_nothing_asks_a_hub(place, bases, monkeypatch):
+    """Neither a training, nor a merge by PEFT's own code, nor the import of PEFT."""
+
+    def refuse(*_):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    place.train("--init", bases["qwen2"][0], *LORA, "--run", "l")
+    theirs = peft.get_peft_model(
+        transformers_model("qwen2", bases["qwen2"][1]), peft.LoHaConfig(r=2, target_modules=["q_proj"])
+    )
+    monkeypatch.setattr(theirs.peft_config["default"], "base_model_name_or_path", None)
+    theirs.save_pretrained(place.folder / "ad")
+    config = json.loads((place.folder / "ad" / "adapter_config.json").read_text())
+    (place.folder / "ad" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "Org/Name"}))
+    place("merge", "ad", "--base", bases["qwen2"][0], "-o", "m.apr")
 
 
 def test_a_run_with_recomputed_blocks_learns_the_same(place, bases):

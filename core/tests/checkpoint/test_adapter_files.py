@@ -60,10 +60,10 @@ def test_a_damaged_or_incomplete_adapter_is_named(tmp_path, spoil, words):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+def test_weights_that_cannot_be_written_leave_the_old_ones(tmp_path):
     write(tmp_path)
     before = (tmp_path / "adapter_model.safetensors").read_bytes()
     with pytest.raises(FormatError):
-        write_adapter(tmp_path, {}, {"x": TensorView("Q4_K", A)}, note={})
+        write_adapter(tmp_path, {"r": 2}, {"x": TensorView("Q4_K", A)}, note={})
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2

@@ -39,7 +39,7 @@ def test_the_run_means_its_end_and_a_checkpoint_itself(run):
     ):
         found = adapted_run(path)
         assert (found.adapter, found.run) == (run / where, run)
-        assert (found.base, found.base_hash, found.arch) == ("/there/base.apr", "h", "fam")
+        assert (found.base, found.base_hash, found.arch, found.tokenizer) == ("/there/base.apr", "h", "fam", None)
     assert step_of_adapter(run) == 5
 
 

@@ -16,9 +16,10 @@ from apr_train.artifact.adapted_weights import AdaptedWeights
 from apr_train.artifact.parts import read_part
 from apr_train.checkpoint.adapter_files import Adapter, open_adapter
 from apr_train.checkpoint.checkpoint import Checkpoint, TensorView
+from apr_train.checkpoint.companions import TOKENIZER
 from apr_train.checkpoint.dtypes import DTYPES, FLOATS, Array, bytes_of, cast_pieces, values_of
-from apr_train.checkpoint.header import Header, RopeRows, TensorInfo
-from apr_train.checkpoint.open import open_checkpoint
+from apr_train.checkpoint.header import Header, RopeRows, TensorInfo, TokenizerSpec
+from apr_train.checkpoint.open import open_checkpoint, open_tokenizer
 from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
@@ -42,7 +43,15 @@ class MergedCheckpoint:
     type, or float32 where the base's is quantised, or where `exact`.
     """
 
-    def __init__(self, base: Checkpoint, adapter: Adapter, *, arch: str | None = None, exact: bool = False) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        adapter: Adapter,
+        *,
+        arch: str | None = None,
+        tokenizer: TokenizerSpec | None = None,
+        exact: bool = False,
+    ) -> None:
         """Match the adapter with the base.
 
         Raises:
@@ -58,6 +67,7 @@ class MergedCheckpoint:
         self.header = attrs.evolve(
             header,
             tensors=infos,
+            tokenizer=tokenizer or header.tokenizer,
             extra={key: value for key, value in header.extra.items() if key not in _OF_THE_BASE},
             provenance={**header.provenance, "source": f"{name_of(header.path)} + {name_of(adapter.folder)}"},
         )
@@ -183,6 +193,7 @@ def merged_checkpoint(
     *,
     rope_layout: RopeRows | None = None,
     arch: str | None = None,
+    tokenizer: str | None = None,
     verify: bool = True,
     exact: bool = False,
 ) -> MergedCheckpoint:
@@ -193,6 +204,7 @@ def merged_checkpoint(
         base: any checkpoint.
         rope_layout: the user's word on the order of the base's rows of q and k.
         arch: the family, where none or several claim the base.
+        tokenizer: a tokenizer.json or a folder with one; else the one in the adapter's folder, else the base's.
         verify: whether the checksum of an `.apr` base is checked.
         exact: whether changed tensors stay float32, as for a model that is run at once.
 
@@ -201,9 +213,11 @@ def merged_checkpoint(
         PreflightError: as `MergedCheckpoint`.
     """
     opened = open_adapter(adapter)
+    beside = adapter if (adapter / TOKENIZER).is_file() else None
+    spec = None if (tokenizer or beside) is None else open_tokenizer(tokenizer or adapter)
     checkpoint = open_checkpoint(base, verify=verify, rope_layout=rope_layout)
     try:
-        return MergedCheckpoint(checkpoint, opened, arch=arch, exact=exact)
+        return MergedCheckpoint(checkpoint, opened, arch=arch, tokenizer=spec, exact=exact)
     except AprTrainError:
         checkpoint.close()
         raise
@@ -221,7 +235,13 @@ def merged_run(path: str | Path, *, verify: bool = True, exact: bool = False) ->
         return None
     try:
         merged = merged_checkpoint(
-            found.adapter, found.base, rope_layout=found.rope_layout, arch=found.arch, verify=verify, exact=exact
+            found.adapter,
+            found.base,
+            rope_layout=found.rope_layout,
+            arch=found.arch,
+            tokenizer=found.tokenizer,
+            verify=verify,
+            exact=exact,
         )
     except FormatError as error:
         if error.finding.subject == found.base:

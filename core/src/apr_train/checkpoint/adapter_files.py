@@ -109,7 +109,7 @@ def _incomplete(problem: str, folder: Path, found: str, hint: str) -> FormatErro
 def write_adapter(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorView], *, note: Mapping[str, str]
 ) -> None:
-    """Write both files into a folder that is there, each as a whole.
+    """Write both files into a folder that is there, each as a whole, the weights last.
 
     Args:
         folder: gets the files.
@@ -122,5 +122,5 @@ def write_adapter(
     """
     named = {f"{PREFIX}{name}": view for name, view in tensors.items()}
     infos = [TensorInfo(name, view.dtype, view.data.shape, view.data.nbytes) for name, view in named.items()]
-    write_safetensors(folder / ADAPTER, infos, lambda name: [named[name].data], note=note)
     write_file(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_safetensors(folder / ADAPTER, infos, lambda name: [named[name].data], note=note)

@@ -76,7 +76,7 @@ def _opened(
             raise base_is_wanted(adapter)
     else:
         found = adapted_run(adapter)
-        folder = adapter if found is None else found.adapter
-        merged = merged_checkpoint(folder, base, rope_layout=rope_layout, arch=arch, verify=verify)
+        folder, tokenizer = (adapter, None) if found is None else (found.adapter, found.tokenizer)
+        merged = merged_checkpoint(folder, base, rope_layout=rope_layout, arch=arch, tokenizer=tokenizer, verify=verify)
     with merged:
         yield merged

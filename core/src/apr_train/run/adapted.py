@@ -8,6 +8,7 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.checkpoint.adapter_files import open_adapter
+from apr_train.checkpoint.companions import TOKENIZER
 from apr_train.checkpoint.folder import ADAPTER
 from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.checkpoint.header import RopeRows
@@ -33,6 +34,8 @@ class AdaptedRun:
     """Of the base's content when the run began."""
     arch: str | None
     rope_layout: RopeRows | None
+    tokenizer: str | None
+    """Where the run's tokenizer lies; None: in the base."""
 
 
 def adapted_run(path: str | Path) -> AdaptedRun | None:
@@ -53,6 +56,7 @@ def adapted_run(path: str | Path) -> AdaptedRun | None:
         folder = _result(run)
     if not (folder / ADAPTER).is_file():
         return None
+    end = run / ADAPTER_FOLDER
     return AdaptedRun(
         run=run,
         adapter=folder,
@@ -60,6 +64,7 @@ def adapted_run(path: str | Path) -> AdaptedRun | None:
         base_hash=read_identity(run).init,
         arch=settings.model.arch,
         rope_layout=settings.model.rope_layout,
+        tokenizer=str(end) if (end / TOKENIZER).is_file() else settings.model.tokenizer,
     )
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from attrs import field, frozen
 from torch import nn
 
-from apr_train.atomic import replace_folder
+from apr_train.artifact.export import write_tokenizer
 from apr_train.checkpoint.adapter_files import open_adapter, write_adapter
 from apr_train.checkpoint.folder import ADAPTER
+from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.errors import OutputError
 from apr_train.family.adapter_sites import Site, short_names
 from apr_train.family.name_map import NameMap
 from apr_train.model.adapters import adapter_config, adapter_tensors, set_adapter
@@ -38,20 +40,29 @@ class AdapterFile:
     base_id: str | None
     """Its name on the Hub, where it lies in the Hub's cache: peft asks the Hub for whatever stands in the config."""
     base_hash: str
+    tokenizer: TokenizerSpec
+    """The run's, which may be another than the base's; it lies beside the adapter at the run's end."""
     task: str | None
     """PEFT's word for what the model does; None where it has none."""
 
     def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
-        """Write both files: beside each other where `path` is, or, at the run's end, as a folder that appears whole.
+        """Write both files where `path` is, and at the run's end the tokenizer before them; other files there stay.
 
         Raises:
-            OutputError: when one cannot be written; what was there is then as it was.
+            OutputError: when one cannot be written; old weights are then as they were.
         """
-        if path.parent.name != ADAPTER_FOLDER:
-            self._write(path.parent, model, step)
-            return
-        with replace_folder(path.parent) as folder:
-            self._write(folder, model, step)
+        folder = path.parent
+        if folder.name == ADAPTER_FOLDER:
+            self._write_tokenizer(folder)
+        self._write(folder, model, step)
+
+    def _write_tokenizer(self, folder: Path) -> None:
+        try:
+            folder.mkdir(exist_ok=True)
+            write_tokenizer(folder, self.tokenizer)
+        except OSError as error:
+            problem, hint = f"cannot be written ({error.strerror})", "Check the path and its permissions."
+            raise OutputError(problem, where=folder, hint=hint) from error
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         """Give the model's adapters the values that lie in a checkpoint.

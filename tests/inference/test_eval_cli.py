@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,39 @@ def test_weights_that_are_no_numbers_are_said_and_the_json_stays_json(apr, model
 def test_the_gate_gives_the_same_answer_twice(apr, models):
     answers = [apr("eval", models.decoder, "--syntax", 3, "--json").stdout for _ in range(2)]
     assert answers[0] == answers[1]
+
+
+RARE = ("--fim-tokens", "Ā,ā,Ă")
+"""Entries of the byte-level vocabulary that no source code has, in place of tokens that this model has none of."""
+
+
+def test_hidden_lines_are_the_same_for_every_model_and_every_time(apr, models, tmp_path):
+    scratch = ("--arch", "llama370m", "--preset", "tiny", "--data", models.corpus, "--steps", 0, "--sample-tokens", 0)
+    apr(*scratch, "--run", "fresh")
+    fresh = tmp_path / "runs" / "fresh"
+    command = ("eval", fresh, models.decoder, "--data", models.corpus, "--seq-len", 64, "--fim", 2, *RARE)
+    before, after = apr(*command, "--json").json["results"]
+    assert [item["middle"] for item in before["filled"]] == [item["middle"] for item in after["filled"]]
+    assert after["loss"] < before["loss"]
+    assert (before["asked"], before["lines"], before["exact"]) == (2, 2, 0)
+    assert before["exact_interval"] == pytest.approx([0.0, 0.6576], abs=1e-4)  # no one of two, by Wilson's formula
+    assert apr(*command, "--json").json["results"] == [before, after]
+    for item in after["filled"]:
+        path, line = item["source"].rsplit(":", 1)
+        assert Path(path).read_text().split("\n")[int(line) - 1] == item["middle"]
+    table = apr(*command).stdout
+    assert "0 of 2" in table
+    assert "nats" in table
+
+
+def test_fewer_lines_than_asked_are_said_and_one_gate_is_asked_at_a_time(apr, models):
+    answer = apr("eval", models.decoder, "--fim", 500, *RARE, "--json")
+    (found,) = answer.json["results"]
+    assert found["lines"] < found["asked"] == 500
+    assert f"has {found['lines']} documents with a line that fits, not 500" in answer.stderr
+    assert "one at a time" in apr("eval", models.decoder, "--fim", 5, "--syntax", 5, code=2).stderr
+    assert "only with --fim" in apr("eval", models.decoder, *RARE, code=2).stderr
+    assert "FIM-001" in apr("eval", models.decoder, "--fim", 5, code=1).stderr
 
 
 def test_fewer_functions_than_asked_are_said(apr, models):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from apr_train.cli import cli
 
+RARE = "Ā,ā,Ă"
+"""Entries of a byte-level vocabulary that no source code has."""
 DOCS = Path(__file__).parents[2] / "docs" / "evaluate.md"
 
 
@@ -25,6 +27,8 @@ def test_every_json_key_is_documented(apr, models, text):
         apr("eval", models.decoder, "--json"),
         apr("eval", models.decoder, "--reference", "--no-write", "--json"),
         apr("eval", models.decoder, "--syntax", 2, "--max-tokens", 4, "--json"),
+        apr("eval", models.decoder, "--fim", 1, "--fim-tokens", RARE, "--json"),
+        apr("generate", models.decoder, "--prefix", "x", "--fim-tokens", RARE, "--max-tokens", 1, "--json"),
         apr("generate", models.decoder, "--prompt", "x", "--max-tokens", 1, "--json"),
         apr("generate", models.encoder, "--fill-mask", "<mask>", "--json"),
     ]

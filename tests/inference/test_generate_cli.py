@@ -139,3 +139,60 @@ def test_a_process_of_its_own_streams_utf8_through_a_pipe(models):
     options = ["--prompt", "-", "--max-tokens", "6", "--temperature", "5", "--echo"]
     done = subprocess.run([*command, *options], input="naïve 数 =".encode(), check=True, capture_output=True, timeout=120)
     assert done.stdout.decode("utf-8").startswith("naïve 数 =")
+
+
+RARE = ("--fim-tokens", "Ā,ā,Ă")
+"""Entries of the byte-level vocabulary that no source code has, in place of tokens that this model has none of."""
+HOLE = ("--prefix", "def alpha_", "--suffix", ":\n    return count\n")
+
+
+def test_a_hole_is_asked_for_with_the_text_around_it_apart(apr, models):
+    """The tokens that come are transformers' for the ids put together by hand, and the text stands in the whole."""
+    import torch
+    from apr_train.data.tokenizer import build_tokenizer
+    from transformers import AutoModelForCausalLM
+
+    apr("export", models.decoder, "-o", "hf")
+    theirs = AutoModelForCausalLM.from_pretrained("hf", dtype=torch.float32).eval()
+    with open_checkpoint(models.decoder / "model.apr") as checkpoint:
+        tokenizer = build_tokenizer(checkpoint.header.tokenizer)
+    pre, suf, mid = map(tokenizer.id, "ĀāĂ")
+    ids = [pre, *tokenizer.encode(HOLE[1]), suf, *tokenizer.encode(HOLE[3]), mid]
+    ends = [tokenizer.id("<|endoftext|>"), pre, suf, mid]
+    how = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": ends, "pad_token_id": ends[0]}
+    expected = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **how)[0, len(ids) :].tolist()
+    found = apr("generate", models.decoder, *HOLE, *RARE, "--max-tokens", 12, "--json").json
+    assert found["tokens"] == expected
+    assert (found["prefix"], found["suffix"]) == (HOLE[1], HOLE[3])
+    whole = apr("generate", models.decoder, *HOLE, *RARE, "--max-tokens", 12, "--echo").stdout
+    assert whole == HOLE[1] + found["text"] + HOLE[3] + "\n"
+    assert apr("generate", models.decoder, *HOLE, *RARE, "--max-tokens", 12).stdout == found["text"] + "\n"
+
+
+def test_one_side_of_a_hole_can_come_through_a_pipe(apr, models):
+    told = ("generate", models.decoder, *RARE, "--max-tokens", 4, "--json")
+    piped = apr(*told, "--prefix", "-", "--suffix", "b", stdin="a").json
+    assert piped["tokens"] == apr(*told, "--prefix", "a", "--suffix", "b").json["tokens"]
+    assert piped["prefix"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--prefix", "-", "--suffix", "-"), 2, "standard input is one text"),
+        (("--prefix", "a", "--prompt", "b"), 2, "Give --prompt"),
+        (("--fim-tokens", "a,b,c", "--prompt", "b"), 2, "only with --prefix and --suffix"),
+        (("--prefix", "", "--suffix", ""), 1, "nothing stands around the hole"),
+        (("--prefix", "a"), 1, "FIM-001"),
+        (("--prefix", "a", "--fim-tokens", "a,b"), 1, "not three names"),
+        (("--prefix", "a", "--fim-tokens", "a,a,def alpha"), 1, "FIM-002"),
+    ],
+)
+def test_a_hole_that_cannot_be_asked_for_is_refused(apr, models, options, code, message):
+    answer = apr("generate", models.decoder, *options, code=code)
+    assert message in answer.stderr
+
+
+def test_an_encoder_fills_no_hole(apr, models):
+    answer = apr("generate", models.encoder, *HOLE, code=1)
+    assert "does not continue a text" in answer.stderr

@@ -1,7 +1,8 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
 `FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `TRAIN-` those of a training step,
-`REFERENCE-` the comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
+`CHAT-` those of conversations, `FIM-` those of fill in the middle, `EVAL-` of evaluations in a run, `REFERENCE-` the
+comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
 """
 
 from __future__ import annotations
@@ -89,6 +90,30 @@ PREFLIGHT_028 = "PREFLIGHT-028"
 """A resume on another text, tokenizer or checkpoint than the run was started on."""
 PREFLIGHT_029 = "PREFLIGHT-029"
 """Whole documents side by side in a row, for an objective that cannot keep them apart."""
+PREFLIGHT_040 = "PREFLIGHT-040"
+"""Sources that are no mixture: names, weights and kinds that do not go together."""
+PREFLIGHT_041 = "PREFLIGHT-041"
+"""Sources that all end before the run does."""
+
+CHAT_001 = "CHAT-001"
+"""Conversations to learn from, and no chat template to write them with."""
+CHAT_002 = "CHAT-002"
+"""A chat template that cannot be read or compiled, raises, takes too long, or writes too much."""
+CHAT_003 = "CHAT-003"
+"""A chat template that does not tell turns apart."""
+CHAT_004 = "CHAT-004"
+"""A chat template that ends the assistant's turns without a control token."""
+CHAT_005 = "CHAT-005"
+"""Conversations that are cut or left out."""
+
+FIM_001 = "FIM-001"
+"""A tokenizer without the tokens around a hole."""
+FIM_002 = "FIM-002"
+"""Tokens around a hole that are not one id each, share one, or have no row in the embedding."""
+FIM_003 = "FIM-003"
+"""Tokens around a hole whose rows in the embedding look untrained: told, not refused."""
+EVAL_001 = "EVAL-001"
+"""An evaluation in the run that there is not, or that this model cannot be asked."""
 
 ADAPTER_001 = "ADAPTER-001"
 """Adapters that cannot be trained: no base, a target that matches nothing or is no linear layer, no PEFT."""

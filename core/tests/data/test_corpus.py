@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
-from apr_train.data.corpus import held_out_documents, load_corpus
+from apr_train.data.corpus import EncodingWanted, held_out_documents, load_corpus, load_held_out
 from apr_train.data.documents import read_documents
 from apr_train.data.formats.utf8 import decoded
+from apr_train.data.objectives import OBJECTIVES
 from apr_train.data.scan import scan_corpus, split_key
 from apr_train.data.sources import find_files
 from apr_train.data.special_tokens import DocumentEnds
@@ -446,3 +447,85 @@ def test_what_a_killed_process_left_is_cleared_when_any_other_corpus_is_tokenise
         fcntl.flock(file, fcntl.LOCK_EX)
         corpus = load_corpus(settings, byte_tokenizer(bytes_first=3), cache_dir=tmp_path)
         assert set((tmp_path / "tokens").iterdir()) == {live, corpus.train.path, corpus.validation.path}
+
+
+@pytest.fixture
+def two(corpus_folder, tmp_path):
+    """A second folder, in which half of the modules of the first are there, too, with other line ends."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for place, path in enumerate(sorted(corpus_folder.rglob("*.py"))):
+        text = path.read_text()
+        name = other / f"copy_{place}.py"
+        name.write_text(
+            text.replace("\n", "\r\n") if place % 2 else f"other_{place} = 'only here, and {place} more words'\n" * 3
+        )
+    return DataSettings(data=(f"one={corpus_folder}:1", f"two={other}:1"), validation_fraction=0.2)
+
+
+def test_what_one_source_holds_out_is_learnt_from_none(two, tokenizer, tmp_path, notices):
+    corpus = load_corpus(two, tokenizer, cache_dir=tmp_path / "cache", notice=notices.append)
+    learnt, held = (
+        [split_key(bytes(ids[:-1]).decode()) for part in parts for ids in documents_of(part.tokens)]
+        for parts in (corpus.learnt, corpus.held_out)
+    )
+    assert not set(learnt) & set(held)
+    assert [part.name for part in (*corpus.learnt, *corpus.held_out)] == ["one", "two", "one", "two"]
+    missing = {part.name: part.scan.left_elsewhere for part in corpus.learnt}
+    assert sum(missing.values()) > 0
+    sides = zip(corpus.learnt, corpus.held_out, strict=True)
+    told = {a.name: len(a.tokens.starts) + len(b.tokens.starts) + a.scan.left_elsewhere for a, b in sides}
+    assert told == {"one": 40, "two": 40}
+    for name, number in missing.items():
+        line = f"source {name}: not learnt, for their text is held out in another source: {number} documents"
+        assert (line in notices) == (number > 0)
+
+
+def test_a_source_is_tokenised_once_whatever_mixture_it_is_in(two, byte_tokenizer, tmp_path, corpus_folder):
+    (only,) = (argument for argument in two.data if argument.startswith("two"))
+    load_corpus(DataSettings(data=(str(corpus_folder),), validation_fraction=0.2), byte_tokenizer(), cache_dir=tmp_path)
+    load_corpus(DataSettings(data=(only,), validation_fraction=0.2), byte_tokenizer(), cache_dir=tmp_path)
+    before = set((tmp_path / "tokens").iterdir())
+    corpus = load_corpus(two, byte_tokenizer(), cache_dir=tmp_path)
+    made = set((tmp_path / "tokens").iterdir()) - before
+    expected = {part.tokens.path for part in corpus.learnt if part.scan.elsewhere}
+    assert made == expected
+
+
+def test_the_hash_of_a_mixture_is_of_its_texts_and_names(two, tokenizer, tmp_path):
+    def hash_of(*data):
+        return load_corpus(DataSettings(data=data, validation_fraction=0.2), tokenizer, cache_dir=tmp_path / "cache").hash
+
+    one, other = two.data
+    hashes = {hash_of(one, other), hash_of(other, one), hash_of(one), hash_of(one[4:-2]), hash_of(f"x{one}", other)}
+    assert len(hashes) == 5
+    assert hash_of(f"{one[:-2]}:3", f"{other[:-2]}:1") in hashes  # weights are no text
+
+
+def test_a_held_out_set_of_ones_own_is_all_that_is_held_out(two, corpus_folder, tokenizer, tmp_path, notices):
+    other = two.data[1][4:-2]
+    settings = DataSettings(data=(str(corpus_folder),), val_data=(other,))
+    corpus = load_corpus(settings, tokenizer, cache_dir=tmp_path / "cache", notice=notices.append)
+    learnt, held = ([bytes(ids[:-1]) for ids in documents_of(side)] for side in (corpus.train, corpus.validation))
+    assert sorted(held) == sorted(path.read_bytes() for path in Path(other).iterdir())
+    assert len(learnt) == 20
+    assert notices == ["not learnt, for their text is held out in --val-data: 20 documents"]
+    assert not {split_key(text.decode()) for text in learnt} & {split_key(text.decode()) for text in held}
+    again = load_held_out(
+        settings,
+        tokenizer,
+        objective=OBJECTIVES["causal-lm"],
+        options=EncodingWanted(),
+        cache_dir=tmp_path / "cache",
+        notice=str,
+    )
+    assert again.validation.path == corpus.validation.path
+    assert again.learnt == ()
+
+
+def test_nothing_that_is_left_to_learn_is_an_error_that_names_the_source(corpus_folder, tokenizer, tmp_path):
+    settings = DataSettings(data=(f"a={corpus_folder}",), val_data=(str(corpus_folder),))
+    with pytest.raises(DataError, match="nothing is left to learn") as caught:
+        load_corpus(settings, tokenizer, cache_dir=tmp_path / "cache")
+    assert caught.value.finding.where == "--data [a]"
+    assert caught.value.finding.found == "40 texts that are held out in --val-data"

@@ -22,8 +22,8 @@ def look(*paths, **settings):
 def test_a_small_corpus_is_read_whole_and_split_as_a_start_splits_it(corpus_folder):
     found = look(corpus_folder)
     assert found.findings == ()
-    assert found.scan == scan_corpus(DataSettings(data=(str(corpus_folder),)), notice=str)
-    assert found.facts == {"data": {"files": 40, "beginnings": 0, "text_bytes": found.scan.text_bytes, "complete": True}}
+    assert found.learnt == (scan_corpus(DataSettings(data=(str(corpus_folder),)), notice=str),)
+    assert found.facts == {"data": {"files": 40, "beginnings": 0, "text_bytes": found.learnt[0].text_bytes, "complete": True}}
 
 
 BROKEN = {
@@ -49,7 +49,7 @@ def test_what_a_start_refuses_is_found_and_has_an_id(tmp_path, name):
         for _ in scan_corpus(DataSettings(data=(str(path),)), notice=str).train():
             pass
     if name == "f.txt":  # enough text to be read, not to be split: the rows are asked about it
-        assert found.scan is not None
+        assert found.learnt
     else:
         assert faults == [rule]
 
@@ -75,7 +75,7 @@ def test_a_large_corpus_is_looked_at_as_far_as_the_budget_goes(tmp_path, monkeyp
         (tmp_path / f"{number:03}.txt").write_text("x" * 100)
     (tmp_path / "099.txt").write_bytes(b"caf\xe9")
     found = look(tmp_path)
-    assert (found.findings, found.scan) == ((), None)
+    assert (found.findings, found.learnt) == ((), ())
     assert found.facts == {"data": {"files": 10, "beginnings": 0, "text_bytes": 1000, "complete": False}}
 
 
@@ -107,7 +107,7 @@ def test_what_one_argument_does_not_need_of_the_budget_the_others_have(tmp_path,
         (tmp_path / name).write_text(name + "x" * (size - len(name)))
     whole = look(tmp_path / "large", tmp_path / "small", tmp_path / "other")
     assert whole.facts["data"] == {"files": 3, "beginnings": 0, "text_bytes": 1000, "complete": True}
-    assert whole.scan is not None
+    assert whole.learnt
     part = look(tmp_path / "more", tmp_path / "large", tmp_path / "small")
     assert part.facts["data"] == {"files": 3, "beginnings": 2, "text_bytes": 1000, "complete": False}
 
@@ -115,7 +115,7 @@ def test_what_one_argument_does_not_need_of_the_budget_the_others_have(tmp_path,
 def test_a_file_that_two_arguments_reach_is_looked_at_once_as_a_start_reads_it(tmp_path):
     (tmp_path / "a.txt").write_text("some text\n" * 30)
     data = (str(tmp_path), str(tmp_path / "a.txt"))
-    assert look(*data).scan == scan_corpus(DataSettings(data=data), notice=str)
+    assert look(*data).learnt == (scan_corpus(DataSettings(data=data), notice=str),)
 
 
 def test_copies_of_held_out_text_are_counted_by_the_look_and_by_a_start(tmp_path):

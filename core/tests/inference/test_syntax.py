@@ -4,8 +4,10 @@ import ast
 
 import pytest
 from apr_train.data.documents import Document
+from apr_train.data.python_text import cut_body, function_end, signatures
 from apr_train.errors import DataError
-from apr_train.inference.syntax import cut_body, function_end, signatures, syntax_gate
+from apr_train.inference.generate import examinee_of
+from apr_train.training.syntax import syntax_gate
 
 SOURCE = '''import os
 
@@ -94,7 +96,7 @@ def test_an_unfinished_last_line_is_left_out_only_at_the_limit():
 
 def gate(ready, texts, count=4, **more):
     documents = [Document(f"{name}.py", f"def {name}():\n    pass\n") for name in texts]
-    return syntax_gate(ready, documents, count=count, **more)
+    return syntax_gate(examinee_of(ready), documents, count=count, **more)
 
 
 def test_completions_are_judged_by_pythons_parser(scripted):
@@ -126,11 +128,11 @@ def test_nesting_that_breaks_the_parser_is_a_failure_not_a_crash(scripted):
 def test_prompts_that_do_not_fit_are_passed_over(scripted):
     long = Document("long.py", f"def {'x' * 300}():\n    pass\n")
     ready = scripted("\n    pass\n")
-    report = syntax_gate(ready, [long, Document("short.py", "def s():\n    pass\n")], count=2, length=20)
+    report = syntax_gate(examinee_of(ready), [long, Document("short.py", "def s():\n    pass\n")], count=2, length=20)
     assert [item.source for item in report.completed] == ["short.py:1"]
     assert report.asked == 2
 
 
 def test_no_function_at_all_is_an_error(scripted):
     with pytest.raises(DataError, match="no function signature"):
-        syntax_gate(scripted(), [Document("x", "plain words")], count=3)
+        syntax_gate(examinee_of(scripted()), [Document("x", "plain words")], count=3)

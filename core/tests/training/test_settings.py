@@ -8,7 +8,7 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, Settings, absolute_paths, options_of, run_stem
+from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, DataArgument, Settings, absolute_paths, options_of, run_stem
 from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,7 +96,7 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
         ({"mask_probability": 0.95}, "too large"),
         ({"validation_fraction": 0}, "more than 0"),
         ({"validation_fraction": 1.0}, "too large"),
-        ({"objective": "prefix-lm"}, "no such choice, expected causal-lm, masked-lm, found prefix-lm"),
+        ({"objective": "prefix-lm"}, "no such choice, expected causal-lm, sft, fim, masked-lm, found prefix-lm"),
         ({"data": "src"}, r"data \(--data\): wrong type, expected a list of str, found 'src'"),
         ({"data": 3}, "expected a list of str, found 3"),
         ({"data": ["src", ""]}, r"data \(--data\): empty"),
@@ -218,3 +218,100 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
         "threads",
         "allow_cold_init",
     }
+
+
+SOURCES = """
+[[data.source]]
+name = "code"
+path = "src"
+weight = 0.7
+
+[[data.source]]
+name = "docs"
+path = ["a", "b"]
+weight = 0.3
+max_epochs = 2
+"""
+
+
+def test_sources_survive_the_file(tmp_path):
+    (tmp_path / "run.toml").write_text(SOURCES)
+    settings = read_toml(tmp_path / "run.toml")
+    code, docs = settings.data.source
+    assert (code.path, code.weight, docs.path, docs.max_epochs) == (("src",), 0.7, ("a", "b"), 2)
+    assert from_tables(tomllib.loads(to_toml(settings)), where="test") == settings
+
+
+def test_data_of_the_command_line_stands_for_the_sources_of_the_file(tmp_path):
+    (tmp_path / "run.toml").write_text(SOURCES)
+    settings = with_values(read_toml(tmp_path / "run.toml"), {"data": ("other",)})
+    assert (settings.data.data, settings.data.source) == (("other",), ())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("weight = inf", r"\[\[data.source\]\] weight\]: not a finite number, found inf"),
+        ('weight = "half"', r"\[\[data.source\]\] weight\]: wrong type, expected float, found 'half'"),
+        ("max_epochs = 0", r"\[\[data.source\]\] max_epochs\]: too small, expected at least 1, found 0"),
+        ('kind = "texts"', r"\[\[data.source\]\] kind\]: no such choice, .* found texts. did you mean text\?"),
+        ("path = 3", r"\[\[data.source\]\] path\]: wrong type, expected a list of str, found 3"),
+        ('text_feild = "x"', r"\[data.source\[0\].text_feild\]: no such setting. did you mean text_field\?"),
+    ],
+)
+def test_a_bad_value_of_a_source_names_the_table_and_the_key(tmp_path, line, told):
+    (tmp_path / "run.toml").write_text(f'[[data.source]]\nname = "a"\n{line}\n')
+    with pytest.raises(ConfigError, match=rf"run\.toml \[?.*{told}"):
+        read_toml(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path", "weight"),
+    [
+        ("code=src:0.7", "code", "src", "0.7"),
+        ("code=src", "code", "src", None),
+        ("code=C:x/y:1e-3", "code", "C:x/y", "1e-3"),
+        ("code=src:-1", "code", "src", "-1"),
+        ("code=src:nan", "code", "src", "nan"),
+        ("src:0.7", None, "src:0.7", None),
+        ("1code=src", None, "1code=src", None),
+    ],
+)
+def test_an_argument_of_data_is_a_path_or_has_a_name(text, name, path, weight):
+    found = DataArgument.parse(text)
+    assert (found.name, found.path, found.weight) == (name, path, weight)
+    assert str(found) == text
+
+
+def test_a_path_that_is_there_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").write_text("text")
+    assert DataArgument.parse("a=b").name is None
+
+
+def test_the_paths_of_sources_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "run.toml").write_text(SOURCES.replace('"b"', '"~/b"'))
+    data = absolute_paths(with_values(read_toml(tmp_path / "run.toml"), {"val_data": ("code=held:2",)})).data
+    assert [item.path for item in data.source] == [(str(tmp_path / "src"),), (str(tmp_path / "a"), "/home/me/b")]
+    assert data.val_data == (f"code={tmp_path}/held:2",)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("0.7", "0.8"), "weight of the source 'code' was 0.7, now 0.8"),
+        (("max_epochs = 2", "max_epochs = 3"), "max_epochs of the source 'docs' was 2, now 3"),
+        (('name = "code"', 'name = "more"'), "--data had no source 'more'; --data had a source 'code', which is gone"),
+    ],
+)
+def test_a_resume_changes_no_part_of_a_mixture(tmp_path, change, told):
+    (tmp_path / "a.toml").write_text(SOURCES)
+    (tmp_path / "b.toml").write_text(SOURCES.replace(*change))
+    with pytest.raises(RunError) as caught:
+        check_resume(read_toml(tmp_path / "a.toml"), read_toml(tmp_path / "b.toml"))
+    assert told in caught.value.finding.problem
+    moved = SOURCES.replace('"src"', '"elsewhere"')
+    (tmp_path / "b.toml").write_text(moved)
+    check_resume(read_toml(tmp_path / "a.toml"), read_toml(tmp_path / "b.toml"))

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import frozen
 
 from apr_train.cli.options import MODEL, json_option, model_options, setting
 from apr_train.cli.output import emit_json, emit_pairs, emit_table, say
@@ -16,21 +17,24 @@ if TYPE_CHECKING:
     from apr_train.inference.evaluate import EvalRows, Measurement
     from apr_train.inference.ready import Ready
     from apr_train.inference.reference import ReferenceResult, Write
-    from apr_train.inference.syntax import SyntaxReport
     from apr_train.run.settings import Settings
+    from apr_train.training.fim_eval import FimReport
+    from apr_train.training.syntax import SyntaxReport
 
 SCHEMA_VERSION = 1
 _ROWS = (
-    *("data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
+    *("data", "val_data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
     *("parse_special", "document_mask", "mask_probability", "packing"),
 )
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
-apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval x.apr --reference"""
+apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval runs/NAME --fim 100   ·
+apr-train eval x.apr --reference"""
 
 
 @click.command("eval", epilog=EPILOG)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @setting("data", text="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
+@setting("val_data", text="Held-out text of your own, all of which is measured; --data is not read then.")
 @setting("gitignore")
 @setting("validation_fraction")
 @setting("sequence_length", limits=True)
@@ -41,6 +45,14 @@ apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval x.apr --re
 @setting("packing")
 @setting("mask_probability")
 @click.option("--syntax", type=click.IntRange(min=1), metavar="N", help="Complete N held-out functions: how many are Python?")
+@click.option(
+    "--fim", type=click.IntRange(min=1), metavar="N", help="Hide a line in each of N held-out documents: what is written?"
+)
+@setting(
+    "fim_tokens",
+    metavar="PRE,SUF,MID",
+    text="With --fim: the tokens of a hole; the run's, the family's or known ones otherwise.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --syntax: tokens of a completion. Default: 96.")
 @click.option(
     "--from-scratch", is_flag=True, help="Forget the weights: measure the same shape freshly initialised, as a baseline."
@@ -52,6 +64,8 @@ apr-train eval before.apr runs/NAME --syntax 20   ·   apr-train eval x.apr --re
 def command(
     files: tuple[str, ...],
     syntax: int | None,
+    fim: int | None,
+    fim_tokens: str | None,
     max_tokens: int | None,
     reference: bool,
     write: bool | None,
@@ -72,10 +86,14 @@ def command(
 
     if max_tokens is not None and syntax is None:
         raise click.UsageError("--max-tokens is only with --syntax.")
+    if fim is not None and syntax is not None:
+        raise click.UsageError("--fim and --syntax are two gates: ask for one at a time.")
+    if fim_tokens is not None and fim is None:
+        raise click.UsageError("--fim-tokens is only with --fim.")
     if write is not None and not reference:
         raise click.UsageError("--write and --no-write are only with --reference.")
     if reference:
-        _refuse_beside_reference({**options, "syntax": syntax})
+        _refuse_beside_reference({**options, "syntax": syntax, "fim": fim})
         _references(files, options, write, as_json)
         return
     settings, run = settings_of(files)
@@ -83,18 +101,36 @@ def command(
         say(f"rows as in {run}")
         if held_out_otherwise(run):
             say(f"warning: {run} held out other text than this version does: it has learnt some of what is measured")
-    results = [_one(file, settings, options, syntax, max_tokens) for file in files]
+    gate = _Gate(syntax=syntax, max_tokens=max_tokens, fim=fim, fim_tokens=fim_tokens)
+    results = [_one(file, settings, options, gate) for file in files]
     if as_json:
         emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
+    elif fim is not None:
+        _print_fim(results)
     elif syntax is None:
         _print_measured(results)
     else:
         _print_syntax(results)
 
 
+@frozen(kw_only=True)
+class _Gate:
+    """What is asked of a model instead of its loss; nothing where both numbers are None."""
+
+    syntax: int | None
+    max_tokens: int | None
+    fim: int | None
+    fim_tokens: str | None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model has to write."""
+        return self.syntax is not None or self.fim is not None
+
+
 def _refuse_beside_reference(options: dict[str, Any]) -> None:
     """The reference loss depends on no setting, so that an option that would change it is no option."""
-    for name in (*_ROWS, "from_scratch", "syntax"):
+    for name in (*_ROWS, "from_scratch", "syntax", "fim"):
         if options[name] not in (None, (), False):
             raise click.UsageError(f"--reference has a text and rows of its own: leave out --{name.replace('_', '-')}.")
 
@@ -184,7 +220,7 @@ def _reference_shown(item: dict[str, Any]) -> tuple[str, ...]:
     return loss, shown["perplexity"], shown["bits per byte"], item["ids_sha256"], held
 
 
-def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | None, max_tokens: int | None) -> dict[str, Any]:
+def _one(file: str, settings: Settings, options: dict[str, Any], gate: _Gate) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
     from apr_train.inference.evaluate import check_rows, forget, rows_for
     from apr_train.inference.generate import writing_precision
@@ -192,18 +228,18 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
     from apr_train.model.device import default_precision
 
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
-    wanted = Wanted(path=file, **{name: options[name] for name in MODEL})
-    with opened(wanted, kind=None if syntax is None else "decoder", say=say) as examined:
+    wanted = Wanted(path=file, objective=settings.model.objective, **{name: options[name] for name in MODEL})
+    with opened(wanted, kind="decoder" if gate.writes else None, say=say) as examined:
         rows = rows_for(settings, given, config=examined.config, objective=examined.objective, device=examined.device)
         check_rows(rows, examined.config, examined.objective)
         precision = settings.run.precision or default_precision(examined.device)
-        precision = precision if syntax is None else writing_precision(examined.device)
+        precision = writing_precision(examined.device) if gate.writes else precision
         with progress_bar("loading", examined.total_bytes) as progress:
             ready = make_ready(
                 examined,
                 precision=precision,
                 document_mask=rows.data.document_mask,
-                allow_fresh=syntax is None,
+                allow_fresh=not gate.writes,
                 progress=progress,
             )
     if options["from_scratch"]:
@@ -211,7 +247,12 @@ def _one(file: str, settings: Settings, options: dict[str, Any], syntax: int | N
         say(f"{file}: its weights are put aside; fresh ones of the same shape are measured")
     elif ready.loaded.fresh:
         say(f"warning: {file} does not have {', '.join(ready.loaded.fresh)}: random values stand in for it")
-    found = _measured(ready, rows) if syntax is None else _completed(ready, rows, syntax, max_tokens)
+    if gate.fim is not None:
+        found = _filled(ready, rows, gate.fim, gate.fim_tokens)
+    elif gate.syntax is not None:
+        found = _completed(ready, rows, gate.syntax, gate.max_tokens)
+    else:
+        found = _measured(ready, rows)
     return found | {"from_scratch": options["from_scratch"]}
 
 
@@ -255,7 +296,7 @@ def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
     return {
         "corpus": corpus.description,
         "corpus_hash": corpus.hash,
-        "held_out_tokens": len(corpus.validation),
+        "held_out_tokens": corpus.held_out_tokens,
         "sequence_length": rows.sequence_length,
         "batch_size": rows.batch_size,
         "batches": rows.batches,
@@ -292,11 +333,12 @@ def _shown(item: dict[str, Any]) -> dict[str, str]:
 
 def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> dict[str, Any]:
     from apr_train.data.corpus import held_out_documents
-    from apr_train.inference.syntax import syntax_gate
+    from apr_train.inference.generate import examinee_of
+    from apr_train.training.syntax import syntax_gate
 
     with progress_bar("completing", count, unit="functions") as done:
-        documents, special = held_out_documents(rows.data), rows.data.parse_special
-        report = syntax_gate(ready, documents, count=count, length=length, parse_special=special, done=done)
+        documents, special = held_out_documents(rows.data, ready.objective), rows.data.parse_special
+        report = syntax_gate(examinee_of(ready), documents, count=count, length=length, parse_special=special, done=done)
     if len(report.completed) < count:
         say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
     return _about(ready) | _syntax(report)
@@ -318,3 +360,46 @@ def _print_syntax(results: list[dict[str, Any]]) -> None:
         limited = sum(made.stopped_by == "length" for made in item["completions"])
         rows.append((item["path"], f"{item['parsed']} of {item['completed']}", f"{item['rate']:.1%}", limited))
     emit_table(("file", "functions that parse", "rate", "cut at the token limit"), rows)
+
+
+def _filled(ready: Ready, rows: EvalRows, count: int, setting: str | None) -> dict[str, Any]:
+    from apr_train.data.corpus import held_out_documents
+    from apr_train.inference.generate import examinee_of
+    from apr_train.inference.infill import tokens_for
+    from apr_train.training.fim_eval import fim_gate
+
+    tokens = tokens_for(ready, setting if setting is not None else rows.data.fim_tokens)
+    with progress_bar("filling", count, unit="lines") as done:
+        documents = held_out_documents(rows.data, ready.objective)
+        report = fim_gate(examinee_of(ready), documents, tokens, count=count, row=rows.sequence_length, done=done)
+    if len(report.filled) < count:
+        say(f"the held-out text has {len(report.filled)} documents with a line that fits, not {count}")
+    return _about(ready) | _fim(report)
+
+
+def _fim(report: FimReport) -> dict[str, Any]:
+    low, high = report.exact_interval
+    return {
+        "asked": report.asked,
+        "lines": len(report.filled),
+        "loss": report.loss,
+        "line_loss": report.line_loss,
+        "end_loss": report.end_loss,
+        "exact": report.exact,
+        "exact_rate": report.exact_rate,
+        "exact_interval": [low, high],
+        "judged": report.judged,
+        "parsed": report.parsed,
+        "parsed_rate": report.parsed_rate,
+        "filled": list(report.filled),
+    }
+
+
+def _print_fim(results: list[dict[str, Any]]) -> None:
+    rows = []
+    for item in results:
+        low, high = item["exact_interval"]
+        exact = f"{item['exact']} of {item['lines']} ({item['exact_rate']:.1%}; {low:.1%} to {high:.1%})"
+        parsed = "–" if item["parsed_rate"] is None else f"{item['parsed']} of {item['judged']} ({item['parsed_rate']:.1%})"
+        rows.append((item["path"], f"{item['loss']:.4f} nats", f"{item['end_loss']:.4f} nats", exact, parsed))
+    emit_table(("file", "loss on the line", "on its end", "given back exactly (95 %)", "whole parses"), rows)

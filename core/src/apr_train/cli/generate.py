@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_train.cli.options import MODEL, json_option, model_options
+from apr_train.cli.options import MODEL, json_option, model_options, setting
 from apr_train.cli.output import emit_json, emit_table, say
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from apr_train.inference.generate import Continuation
     from apr_train.inference.ready import Ready
 
@@ -21,7 +23,9 @@ FILLERS = 5
 """Fillers that are shown without --top-k."""
 _DECODER_ONLY = ("max_tokens", "temperature", "top_p", "seed", "stop", "echo")
 EPILOG = """Examples: apr-train generate runs/NAME --prompt "def fib(n):"   ·   apr-train generate x.gguf --prompt -
---temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate encoder.apr --fill-mask "def <mask>(x):" """
+--temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate coder.apr --prefix "def add(a, b): return "
+--suffix "# the sum"   ·   apr-train generate runs/NAME --chat   ·   apr-train generate
+encoder.apr --fill-mask "def <mask>(x):" """
 
 
 def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -41,31 +45,68 @@ def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -
     callback=_text_behind,
     help="For an encoder: a text with its mask token; - reads it.",
 )
+@click.option("--prefix", metavar="TEXT", help="Fill a hole: the text before it; - reads it.")
+@click.option("--suffix", metavar="TEXT", help="Fill a hole: the text behind it; - reads it.")
+@click.option("--chat", is_flag=True, help="Talk to the model: --prompt is one turn; without it each line that is read is one.")
+@click.option("--system", metavar="TEXT", help="With --chat: what the model is told first.")
+@setting("chat_template", text="With --chat: a template (.jinja, or tokenizer_config.json) instead of the model's own.")
+@setting("fim_tokens", metavar="PRE,SUF,MID", text="Fill a hole: its tokens; the run's, the family's or known ones otherwise.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens at most. Default: 256, or what the positions allow.")
 @click.option("--temperature", type=float, help="0 (the default): the most likely token; above: draw, flatter the higher.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have this probability.")
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many tokens; with --fill-mask: how many are shown.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the draws; the same seed gives the same text. Default: 0.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times.")
-@click.option("--echo", is_flag=True, help="Print the prompt, too.")
+@click.option("--echo", is_flag=True, help="Print the prompt, too; of a hole, what stands around it.")
 @json_option("Print JSON, when all is done.")
 @model_options
-def command(file: str, prompt: str | None, masked: str | None, as_json: bool, **options: Any) -> None:
-    """Continue a text with the decoder in FILE, or fill the masks of a text with the encoder in FILE.
+def command(
+    file: str,
+    prompt: str | None,
+    masked: str | None,
+    prefix: str | None,
+    suffix: str | None,
+    chat: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Continue a text, talk, or fill a hole with the decoder in FILE, or fill the masks of a text with the encoder in FILE.
 
     FILE is any checkpoint: .apr, safetensors, GGUF, a Hugging Face folder, a run's folder. The text goes to standard
-    output as it comes, everything else to standard error. It ends at the end-of-text token, before a --stop text, or
-    after --max-tokens.
+    output as it comes, everything else to standard error. It ends at the end-of-text token, with --chat at the end of the
+    turn, before a --stop text, or after --max-tokens.
     """
-    if (prompt is None) == (masked is None):
-        raise click.UsageError("Give --prompt (a decoder continues it) or --fill-mask (an encoder fills its masks).")
+    _check_chat(chat, options, others=[masked, prefix, suffix])
+    hole = None if prefix is None and suffix is None else (prefix or "", suffix or "")
+    if [prompt, masked, hole].count(None) != 2 and not chat:
+        raise click.UsageError(
+            "Give --prompt (a decoder continues it), --prefix and --suffix (it fills the hole between them), or --fill-mask "
+            "(an encoder fills its masks)."
+        )
+    if hole == ("-", "-"):
+        raise click.UsageError("--prefix - and --suffix -: standard input is one text.")
+    if options["fim_tokens"] is not None and hole is None:
+        raise click.UsageError("--fim-tokens is only with --prefix and --suffix.")
     if "" in options["stop"]:
         raise click.UsageError("--stop: an empty text is everywhere.")
-    if masked is not None:
+    if chat:
+        _talk(file, None if prompt is None else _text_of(prompt, "--prompt"), as_json, options)
+    elif masked is not None:
         _refuse(options)
         _fill(file, _text_of(masked, "--fill-mask"), as_json, options)
+    elif hole is not None:
+        _infill(file, _text_of(hole[0], "--prefix"), _text_of(hole[1], "--suffix"), as_json, options)
     elif prompt is not None:
         _continue(file, _text_of(prompt, "--prompt"), as_json, options)
+
+
+def _check_chat(chat: bool, options: dict[str, Any], others: list[str | None]) -> None:
+    """Options that are only with --chat, or never."""
+    if chat and (options["echo"] or any(text is not None for text in others)):
+        raise click.UsageError("--chat is with --prompt, or alone: each line of standard input is then a turn.")
+    given = [f"--{name.replace('_', '-')}" for name in ("system", "chat_template") if options[name] is not None]
+    if given and not chat:
+        raise click.UsageError(f"{', '.join(given)}: only with --chat.")
 
 
 def _text_of(value: str, option: str) -> str:
@@ -88,7 +129,7 @@ def _text_of(value: str, option: str) -> str:
 def _refuse(options: dict[str, Any]) -> None:
     given = [f"--{name.replace('_', '-')}" for name in _DECODER_ONLY if options[name] not in (None, (), False)]
     if given:
-        raise click.UsageError(f"{', '.join(given)}: only with --prompt.")
+        raise click.UsageError(f"{', '.join(given)}: only with --prompt, or --prefix and --suffix.")
 
 
 def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
@@ -106,37 +147,117 @@ def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) ->
 
     if not prompt:  # before a model is loaded for nothing
         raise DataError("the prompt is empty", where="--prompt", expected="the start of a text")
-    chosen = {name: options[name] for name in ("temperature", "top_p", "top_k", "seed") if options[name] is not None}
-    sampling = Sampling(**chosen)
+    sampling = Sampling(**_chosen(options))
     ready = _ready(file, "decoder", options)
     ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
     if options["echo"] and not as_json:
         click.echo(prompt, nl=False)
     start = time.perf_counter()
     made = continue_text(ready, prompt, sampling=sampling, ends=ends, emit=None if as_json else _emit)
-    _tell(ready, prompt, made, time.perf_counter() - start, as_json)
+    _tell(ready, {"prompt": prompt}, made, time.perf_counter() - start, as_json)
+
+
+def _talk(file: str, prompt: str | None, as_json: bool, options: dict[str, Any]) -> None:
+    """One turn, or one for each line of standard input until that ends."""
+    from apr_train.data.chat.template import read_template
+    from apr_train.inference.chat import Chat, require_text
+    from apr_train.inference.generate import Ends, Sampling
+
+    if prompt is not None:
+        require_text(prompt)  # before a model is loaded for nothing
+    path = options["chat_template"]
+    template = None if path is None else read_template(path)
+    sampling = Sampling(**_chosen(options))
+    ready = _ready(file, "decoder", options)
+    ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"])
+    turns = []
+    with Chat(ready, system=options["system"], template=template) as chat:
+        for text in _lines() if prompt is None else (prompt,):
+            start = time.perf_counter()
+            made = chat.answer(text, sampling=sampling, ends=ends, emit=None if as_json else _emit)
+            seconds = time.perf_counter() - start
+            turns.append(_told(made, seconds))
+            if not as_json:
+                _say_speed(made, seconds)
+    if as_json:
+        given = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name}
+        emit_json(given | {"messages": chat.messages, "turns": turns})
+
+
+def _chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """What the user says of the draws."""
+    return {name: options[name] for name in ("temperature", "top_p", "top_k", "seed") if options[name] is not None}
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that are not blank; on a terminal a mark asks for each.
+
+    Raises:
+        DataError: for a line that is not UTF-8.
+    """
+    from apr_train.errors import DataError
+
+    asks = sys.stdin.isatty()
+    number = 0
+    while True:
+        if asks:
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.buffer.readline()
+        number += 1
+        if not line:
+            return
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+            raise DataError("standard input is not UTF-8 text", where=f"standard input:{number}", found=found) from error
+        if text:
+            yield text
+
+
+def _infill(file: str, prefix: str, suffix: str, as_json: bool, options: dict[str, Any]) -> None:
+    from apr_train.inference.generate import Ends, Sampling, ends_of_text
+    from apr_train.inference.infill import infill, require_text, tokens_for
+
+    require_text(prefix, suffix)  # before a model is loaded for nothing
+    sampling = Sampling(**_chosen(options))
+    ready = _ready(file, "decoder", options)
+    tokens = tokens_for(ready, options["fim_tokens"])
+    ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
+    shown = options["echo"] and not as_json
+    click.echo(prefix if shown else "", nl=False)
+    start = time.perf_counter()
+    made = infill(ready, prefix, suffix, tokens=tokens, sampling=sampling, ends=ends, emit=None if as_json else _emit)
+    click.echo(suffix if shown else "", nl=False)
+    _tell(ready, {"prefix": prefix, "suffix": suffix}, made, time.perf_counter() - start, as_json)
 
 
 def _emit(piece: str) -> None:
     click.echo(piece, nl=False)
 
 
-def _tell(ready: Ready, prompt: str, made: Continuation, seconds: float, as_json: bool) -> None:
-    speed = len(made.tokens) / seconds
+def _tell(ready: Ready, given: dict[str, str], made: Continuation, seconds: float, as_json: bool) -> None:
     if as_json:
-        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, "prompt": prompt}
-        emit_json(
-            told
-            | {
-                "text": made.text,
-                "tokens": made.tokens,
-                "prompt_tokens": made.prompt_tokens,
-                "stopped_by": made.stopped_by,
-                "tokens_per_s": speed,
-            }
-        )
+        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, **given}
+        emit_json(told | _told(made, seconds))
         return
+    _say_speed(made, seconds)
+
+
+def _told(made: Continuation, seconds: float) -> dict[str, Any]:
+    return {
+        "text": made.text,
+        "tokens": made.tokens,
+        "prompt_tokens": made.prompt_tokens,
+        "stopped_by": made.stopped_by,
+        "tokens_per_s": len(made.tokens) / seconds,
+    }
+
+
+def _say_speed(made: Continuation, seconds: float) -> None:
+    """End the line of the text, and say what it cost."""
     click.echo()
+    speed = len(made.tokens) / seconds
     say(f"[{made.prompt_tokens} + {len(made.tokens)} tokens, stopped by {made.stopped_by}, {speed:,.1f} tokens/s]")
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": ("inspect_", "Show what a checkpoint says about itself."),
     "validate": ("validate", "Check a checkpoint file, byte for byte."),
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
+    "tokenize": ("tokenize", "Make the tokens of a run ahead of it."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
     "export": ("export", "Convert .apr to a Hugging Face folder."),
     "merge": ("merge", "Merge an adapter into its base."),

@@ -78,6 +78,8 @@ def _summary(facts: dict[str, Any]) -> dict[str, object]:
         lines["positions"] = f"{facts['usable_positions']:,} usable"
     if "data" in facts:
         lines["data"] = _data(facts["data"])
+    if "chat" in facts:
+        lines["conversations"] = _conversations(facts["chat"])
     if "memory" in facts:
         lines["memory"] = ", ".join(f"{name} {size(count)}" for name, count in facts["memory"].items())
     return lines
@@ -103,6 +105,13 @@ def _data(data: dict[str, Any]) -> str:
     begun = f" (of {data['beginnings']:,} only the beginning)" if data["beginnings"] and data["files"] > 1 else ""
     first = "the first " if data["beginnings"] and data["files"] == 1 else ""
     return f"{first}{seen}{begun} looked at; there is more"
+
+
+def _conversations(chat: dict[str, Any]) -> str:
+    seen = f"{chat['kept']:,} of {'' if chat['complete'] else 'the first '}{chat['looked_at']:,} are learnt from"
+    cut = f", {chat['cut']:,} of them cut" if chat["cut"] else ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in chat["left_out"].items())
+    return f"{seen}{cut}" + (f"; left out: {reasons}" if reasons else "")
 
 
 def _tie(tie: dict[str, Any]) -> str:

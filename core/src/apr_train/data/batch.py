@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import evolve, field, frozen
 
@@ -38,6 +38,8 @@ class Batch:
     """`[batch, length]` bool, False at padding; None: there is no padding that attention must not see."""
     target_count: int
     """Number of positions that are learnt from."""
+    source: str | None = None
+    """In a validation, the source that all rows are of; None where it has no name."""
 
     @classmethod
     def from_arrays(
@@ -61,6 +63,29 @@ class Batch:
             positions=None if positions is None else torch.from_numpy(positions),
             keep=None if keep is None else torch.from_numpy(keep),
             target_count=int((targets != IGNORED).sum()),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch], order: Sequence[int]) -> Batch:
+        """The rows of batches as one batch, in another order: `order[i]` is where row i of all parts together then stands."""
+        if len(parts) == 1:
+            return parts[0]
+        import torch
+
+        places = torch.tensor(order).argsort()
+        keep = [item.keep for item in parts]
+        filled = [torch.ones_like(item.tokens, dtype=torch.bool) if item.keep is None else item.keep for item in parts]
+        lengths = [row for item in parts for row in item.document_lengths or ()]
+        joined: dict[str, Any] = {
+            name: torch.cat(tensors)[places]
+            for name in ("tokens", "targets", "document_ids", "positions")
+            if None not in (tensors := [getattr(item, name) for item in parts])
+        }
+        return cls(
+            **joined,
+            keep=None if all(item is None for item in keep) else torch.cat(filled)[places],
+            document_lengths=tuple(lengths[place] for place in places.tolist()) if lengths else None,
+            target_count=sum(item.target_count for item in parts),
         )
 
     def to(self, device: torch.device | str) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.chunks import chunks
-from apr_train.data.documents import TEXTS, Take
+from apr_train.data.corpus import hash_of, scanned
 from apr_train.data.formats.utf8 import PIECE
+from apr_train.data.objectives import Objective
 from apr_train.data.protocols import Boundary
-from apr_train.data.scan import SPLIT_RULE, Scan, scan_corpus
+from apr_train.data.scan import NOTHING, SPLIT_RULE, Scan
 from apr_train.data.special_tokens import END_OF_TEXT
 from apr_train.data.tokenizer import boundary
-from apr_train.errors import ConfigError
+from apr_train.errors import ConfigError, DataError
 from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
 
@@ -41,14 +42,24 @@ def train_bpe(
     settings: DataSettings,
     vocabulary_size: int,
     *,
-    take: Take = TEXTS,
+    objective: Objective | None = None,
     encoder: bool = False,
     cache_dir: Path | None = None,
+    believe: bool = True,
     notice: Say | None = None,
 ) -> TokenizerSpec:
     """The tokenizer of a corpus's training side, from the cache when it was made before.
 
     A corpus too small for that many merges is filled up with reserved tokens, and `notice` says so.
+
+    Args:
+        settings: which text; of several sources each is a part of the sample.
+        vocabulary_size: entries of the tokenizer.
+        objective: says which kinds of sources there are; the default one without it.
+        encoder: whether it is for an encoder, which needs more special tokens.
+        cache_dir: instead of `cache_folder()`.
+        believe: whether files that look unchanged need not be read again.
+        notice: told of reserved tokens and of samples; a log warning otherwise.
 
     Raises:
         ConfigError: when the size has no room for all bytes and the special tokens.
@@ -61,11 +72,11 @@ def train_bpe(
     if vocabulary_size < least:
         expected = f"at least {least}: every byte and {len(contents)} special tokens"
         raise ConfigError("too small for a byte-level BPE", where="vocab_size", expected=expected, found=vocabulary_size)
-    scan = scan_corpus(settings, take, notice=_log.debug)  # load_corpus says it aloud
-    path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, scan, vocabulary_size, contents)}.json"
+    scans = _texts(settings, objective, cache_dir=cache_dir, believe=believe)
+    path = (cache_dir or cache_folder()) / "tokenizers" / f"{_key(settings, scans, vocabulary_size, contents)}.json"
     cached = _read(path, vocabulary_size, contents, notice)
     if cached is None:
-        tokenizer = _train(scan, vocabulary_size, contents, notice)
+        tokenizer = _train(scans, vocabulary_size, contents, notice)
         cached = json.loads(tokenizer.to_str())
         with cached_file(path) as file:
             file.write(tokenizer.to_str(pretty=True).encode("utf-8"))
@@ -77,9 +88,25 @@ def train_bpe(
     )
 
 
-def _key(settings: DataSettings, scan: Scan, size: int, specials: tuple[str, ...]) -> str:
-    sides = {"fraction": settings.validation_fraction, "split": SPLIT_RULE}
-    return cache_key(version=_VERSION, corpus=scan.hash, **sides, size=size, specials=specials)
+def _texts(settings: DataSettings, objective: Objective | None, *, cache_dir: Path | None, believe: bool) -> list[Scan]:
+    """The scans of what is learnt, but for token ids that somebody else made.
+
+    Raises:
+        DataError: when there is no text among the sources.
+    """
+    pairs = scanned(settings, objective, cache_dir=cache_dir, believe=believe)
+    texts = [scan for source, scan in pairs if source.kind != "tokens"]
+    if not texts:
+        hint = "Give the tokenizer that the ids are of with --tokenizer."
+        raise DataError("no text to make a tokenizer from", where="--data", found="token ids only", hint=hint)
+    return texts
+
+
+def _key(settings: DataSettings, scans: Sequence[Scan], size: int, specials: tuple[str, ...]) -> str:
+    fraction = 0 if scans[0].split == NOTHING else settings.validation_fraction
+    elsewhere = {"elsewhere": [sorted(scan.elsewhere) for scan in scans]} if any(scan.elsewhere for scan in scans) else {}
+    sides = {"fraction": fraction, "split": SPLIT_RULE, **elsewhere}
+    return cache_key(version=_VERSION, corpus=hash_of(scans), **sides, size=size, specials=specials)
 
 
 class _Words:
@@ -100,7 +127,7 @@ def _untrained() -> Tokenizer:
     return tokenizer
 
 
-def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tokenizer:
+def _train(scans: Sequence[Scan], size: int, specials: tuple[str, ...], notice: Say) -> Tokenizer:
     """Train on the training side only, so that validation text stays unseen."""
     tokenizer = _untrained()
     trainer = trainers.BpeTrainer(
@@ -110,13 +137,18 @@ def _train(scan: Scan, size: int, specials: tuple[str, ...], notice: Say) -> Tok
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(scan, notice), trainer)
+    tokenizer.train_from_iterator(_sample(scans, notice), trainer)
     _fill(tokenizer, size, notice)
     return tokenizer
 
 
-def _sample(scan: Scan, notice: Say) -> Iterator[str]:
-    """The text to learn merges from, in chunks that have the words of the whole."""
+def _sample(scans: Sequence[Scan], notice: Say) -> Iterator[str]:
+    """The text to learn merges from, in chunks that have the words of the whole; of several sources as much of each."""
+    for scan in scans:
+        yield from _sample_of(scan, LARGEST_SAMPLE // len(scans), notice)
+
+
+def _sample_of(scan: Scan, most: int, notice: Say) -> Iterator[str]:
     words = _Words()
     seen = endless = 0
     for document in scan.train():
@@ -126,8 +158,9 @@ def _sample(scan: Scan, notice: Say) -> Iterator[str]:
             elif (endless := endless + len(chunk.text)) <= LARGEST_WORDS:
                 yield from (chunk.text[begin : begin + LONGEST_WORD] for begin in range(0, len(chunk.text), LONGEST_WORD))
             seen += len(chunk.text)
-            if seen >= LARGEST_SAMPLE:
-                notice(f"the tokenizer is trained on the first {seen:,} characters of the corpus, not on all of it")
+            if seen >= most:
+                of = "the corpus" if scan.name is None else f"the source {scan.name}"
+                notice(f"the tokenizer is trained on the first {seen:,} characters of {of}, not on all of it")
                 return
 
 

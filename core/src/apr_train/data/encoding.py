@@ -93,7 +93,7 @@ class TextEncoder:
 
     def findings(self, counts: Mapping[str, int]) -> list[Finding]:
         """What of the text became other tokens than one may think."""
-        return [*_spelled(counts.get(SPELLED, 0), self.parse_special), *_cut(counts.get(FORCED_CUTS, 0))]
+        return [*spelled_findings(counts.get(SPELLED, 0), self.parse_special), *_cut(counts.get(FORCED_CUTS, 0))]
 
     def _parts(self, documents: Iterable[Document]) -> Iterator[_Part]:
         for document in documents:
@@ -128,7 +128,8 @@ def _batches(stream: Iterable[_Part]) -> Iterator[list[_Part]]:
         yield batch
 
 
-def _spelled(number: int, parse_special: bool) -> list[Finding]:
+def spelled_findings(number: int, parse_special: bool) -> list[Finding]:
+    """A warning of text that spells special tokens, and what became of it."""
     if not number:
         return []
     hint = "Leave --parse-special out." if parse_special else "--parse-special makes control tokens of them."

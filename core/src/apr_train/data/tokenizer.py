@@ -76,6 +76,13 @@ class Tokenizer:
         self.backend.encode_special_tokens = not parse_special
         return [list(item.ids) for item in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_places(self, texts: Sequence[str], *, parse_special: bool) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """As `encode_batch`, each id with the characters that it stands for: the first one, and the one behind the last."""
+        self.backend.encode_special_tokens = not parse_special
+        return [
+            (list(item.ids), list(item.offsets)) for item in self.backend.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
     def boundary(self, left: str, right: str, *, parse_special: bool) -> Boundary | None:
         """What ends between two texts, by the tokenizer's own word."""
         self.backend.encode_special_tokens = not parse_special

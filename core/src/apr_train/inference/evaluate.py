@@ -15,12 +15,13 @@ from attrs import frozen
 from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
-from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
+from apr_train.data.corpus import Corpus, EncodingWanted, load_held_out
+from apr_train.data.decided import ROW
 from apr_train.data.objectives import Objective
 from apr_train.data.packing import with_packing
 from apr_train.data.protocols import StageProgress
 from apr_train.data.scan import SPLIT_RULE
-from apr_train.data.stream import validation_batches
+from apr_train.data.stream import StreamSource, held_out_batches
 from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
@@ -37,7 +38,7 @@ from apr_train.run.metrics import perplexity, tokens_per_second
 from apr_train.run.objective_names import Packing
 from apr_train.run.settings import DataSettings, Settings
 from apr_train.run.settings_file import read_toml
-from apr_train.training.defaults import BATCH, ROW
+from apr_train.training.defaults import BATCH
 
 
 @frozen(kw_only=True)
@@ -52,6 +53,8 @@ class EvalRows:
     """None: every held-out row."""
     packing: Packing
     """How documents come into rows; `data` has the document mask that it implies."""
+    seed: int = 0
+    """Of the run: its tokens are in the cache."""
 
 
 def settings_of(paths: Sequence[str]) -> tuple[Settings, Path | None]:
@@ -82,6 +85,8 @@ def rows_for(
         ConfigError: for a value out of range.
     """
     chosen = {name: value for name, value in given.items() if name != "batches"}
+    if "data" in chosen:  # another text than the run's
+        chosen = {"source": (), "val_data": ()} | chosen
     data = with_packing(attrs.evolve(settings.data, **chosen), objective.packing)
     batches = given.get("batches", data.val_batches)
     return EvalRows(
@@ -90,6 +95,7 @@ def rows_for(
         batch_size=data.batch_size or BATCH[device.type],
         batches=batches or None,
         packing=data.packing or objective.packing,
+        seed=settings.run.seed,
     )
 
 
@@ -111,8 +117,8 @@ def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, 
         DataError: when the text cannot be read.
         PreflightError: when a token lies outside the model's vocabulary.
     """
-    wanted = EncodingWanted(sequence_length=rows.sequence_length, fim_tokens=ready.family.info.fim_tokens)
-    corpus = load_corpus(rows.data, ready.tokenizer, objective=ready.objective, options=wanted, progress=progress, notice=say)
+    wanted = EncodingWanted(sequence_length=rows.sequence_length, seed=rows.seed, fim_tokens=ready.family.info.fim_tokens)
+    corpus = load_held_out(rows.data, ready.tokenizer, objective=ready.objective, options=wanted, progress=progress, notice=say)
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:
         raise PreflightError(findings)
@@ -126,8 +132,8 @@ def batches_for(rows: EvalRows, ready: Ready, corpus: Corpus) -> Iterator[Batch]
         DataError: when there is nothing to predict.
         TokenizerError: when the objective needs a special token that the tokenizer does not have.
     """
-    return validation_batches(
-        corpus.validation,
+    return held_out_batches(
+        [StreamSource(name=part.name, tokens=part.tokens, weight=part.weight) for part in corpus.held_out],
         objective=ready.objective,
         sequence_length=rows.sequence_length,
         batch_size=rows.batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from apr_train.inference.text import StopStrings, TextStream
 from apr_train.model.device import default_precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
+from apr_train.training.examinee import Examinee
 
 
 @frozen(kw_only=True)
@@ -152,6 +153,18 @@ def continue_text(
         RunError: when the model's output is not a number.
     """
     ids = ids_of_prompt(ready.tokenizer, prompt, parse_special=parse_special)
+    return continue_ids(ready, ids, sampling=sampling, ends=ends, emit=emit)
+
+
+def continue_ids(
+    ready: Ready, ids: Sequence[int], *, sampling: Sampling, ends: Ends, emit: Callable[[str], None] | None = None
+) -> Continuation:
+    """Write on from a prompt that is ids already, at least one; `emit` gets the text piece by piece.
+
+    Raises:
+        ConfigError: when prompt and tokens do not fit the model's positions.
+        RunError: when the model's output is not a number.
+    """
     length = room(ready, len(ids), ends.max_tokens)
     writer = _Writer(TextStream(ready.tokenizer), StopStrings(ends.stop), ends, emit)
     made: list[int] = []
@@ -230,3 +243,15 @@ def writing_precision(device: torch.device) -> str:
 def ends_of_text(ready: Ready) -> frozenset[int]:
     """The ids that end a text."""
     return ending_ids(ready.tokenizer, ready.header.config)
+
+
+def examinee_of(ready: Ready) -> Examinee:
+    """The model as evaluations of training know one."""
+    return Examinee(
+        model=cast(LanguageModel, ready.model),
+        tokenizer=ready.tokenizer,
+        positions=ready.config.usable_positions,
+        precision=ready.precision,
+        device=ready.device,
+        ends=ends_of_text(ready),
+    )

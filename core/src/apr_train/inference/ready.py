@@ -13,7 +13,7 @@ from apr_train import rules
 from apr_train.artifact.merge import merged_run
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress
 from apr_train.checkpoint.header import Header, Kind, RopeRows, TokenizerSpec
-from apr_train.data.objectives import Objective
+from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import ConfigError, Finding, FormatError, PreflightError, TokenizerError
 from apr_train.family.config import ModelConfig
@@ -29,6 +29,7 @@ from apr_train.preflight.opening import given_tokenizer, open_source, opening_fi
 from apr_train.preflight.report import ClearedFile
 from apr_train.run.events import Say
 from apr_train.run.folder import weights_of
+from apr_train.run.objective_names import TrainingObjective
 
 _OTHER = {
     "decoder": (
@@ -57,6 +58,8 @@ class Wanted:
     """A name in `PRECISIONS`; None: the caller's default for the device."""
     attention: str | None = None
     """An attention backend that is forced."""
+    objective: TrainingObjective | None = None
+    """What the model is measured on; None, and where its family does not predict that: the family's first objective."""
 
 
 @frozen(kw_only=True)
@@ -158,11 +161,16 @@ def _examined(wanted: Wanted, checkpoint: Checkpoint, header: Header, cleared: C
         header=header,
         family=cleared.family,
         config=cleared.config,
-        objective=cleared.objective,
+        objective=_objective(wanted, cleared),
         plan=cleared.plan,
         tokenizer=cleared.tokenizer,
         device=device,
     )
+
+
+def _objective(wanted: Wanted, cleared: ClearedFile) -> Objective:
+    named = None if wanted.objective is None else OBJECTIVES[wanted.objective]
+    return named if named is not None and named.predicts in cleared.family.info.objectives else cleared.objective
 
 
 def make_ready(

@@ -17,17 +17,22 @@ from apr_train.data.documents import Document
 from apr_train.data.look import Look, look_at
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.packing import implies_document_mask
-from apr_train.data.source import take_of
+from apr_train.data.scan import Scan
+from apr_train.data.source import objective_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
+from apr_train.data.unchanged import Unchanged
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.adapter_rules import adapter_findings
+from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
+from apr_train.preflight.evaluation_rules import evaluation_findings
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.objective_names import TrainingObjective
 from apr_train.run.resume import Resume
 from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings, flag
 
@@ -74,29 +79,49 @@ def row_findings(look: Look, report: Report, data: DataSettings, default_row: in
         data: may leave the length of a row open.
         default_row: tokens of a row where it does.
     """
-    if look.scan is None or report.config is None or report.objective is None:
+    if not look.learnt or report.config is None or report.objective is None:
         return []
     length = data.sequence_length or min(default_row, report.config.usable_positions)
     if length > report.config.usable_positions:
         return []  # PREFLIGHT-009 is about that length
     tokenizer = None if report.tokenizer is None else _built(report.tokenizer)
+    needed = _needed(OBJECTIVES[report.objective], data, length)
+    texts = (scan for scan in look.learnt if scan.take.whole_texts)  # of conversations chat_rules tells
+    return [finding for scan in texts for finding in _row_findings(scan, tokenizer, needed, length)]
+
+
+def _row_findings(scan: Scan, tokenizer: Tokenizer | None, needed: int, length: int) -> list[Finding]:
+    """The same of one source."""
     try:
-        found = _tokens(look.scan.train(), tokenizer, enough=length + 1)
+        found = _tokens(scan.train(), tokenizer, enough=length + 1)
     except DataError as error:
         return [error.under(rules.PREFLIGHT_025, "--data")]
-    needed = _needed(OBJECTIVES[report.objective], data, length)
     if found >= needed:
         return []
     return [
         Finding(
             rule=rules.PREFLIGHT_026,
             subject="--data",
+            field=scan.name or "",
             problem="the text is too little for one row",
             expected=f"at least {needed:,} tokens to learn from",
             found=f"{found:,} tokens" if tokenizer is not None else f"{found:,} tokens at most",
             hint="Give more text, or shorter rows with --sequence-length.",
         )
     ]
+
+
+def has_chats(objective: TrainingObjective) -> bool:
+    """Whether an objective learns from conversations where a source says nothing else."""
+    return OBJECTIVES[objective].source_kinds[0] == "chat"
+
+
+def chats(look: Look, report: Report, data: DataSettings, default_row: int) -> ChatReport:
+    """Of a run on conversations, what its template and they are good for."""
+    if report.objective is None or report.config is None or not has_chats(report.objective):
+        return ChatReport()
+    length = data.sequence_length or min(default_row, report.config.usable_positions)
+    return chat_report(report.tokenizer, look, data, length=length)
 
 
 def _needed(objective: Objective, data: DataSettings, length: int) -> int:
@@ -204,7 +229,7 @@ def judge_unknown_family(settings: Settings) -> Report | None:
     if arch is None or arch in Registry.discover().names():
         return None
     device, precision = settings.run.device or "cpu", settings.run.precision or "fp32"
-    look = look_at(settings.data, take_of(settings))
+    look = look_at(settings.data, objective_of(settings), unchanged=Unchanged(believe=not settings.data.rehash))
     with ExitStack() as held:
         checkpoint = open_run_source(settings, look=look, device=device)
         if checkpoint is not None:
@@ -218,6 +243,16 @@ def tokenizer_is_lost(settings: Settings, header: Header | None, resume: Resume 
     path = settings.model.tokenizer
     kept = header is not None and header.tokenizer is not None
     return kept and resume is not None and path is not None and resume.lost("tokenizer", path)
+
+
+def _with_template(
+    tokenizer: TokenizerSpec | None, header: Header | None, path: str | None, resume: Resume | None
+) -> tuple[TokenizerSpec | None, tuple[Finding, ...]]:
+    """The tokenizer with the template of `--chat-template`; a resume whose file is gone has it in its checkpoint."""
+    kept = None if header is None else header.tokenizer
+    if tokenizer is None or path is None or kept is None or resume is None or not resume.lost("chat_template", path):
+        return with_template(tokenizer, path)
+    return attrs.evolve(tokenizer, chat_template=kept.chat_template), ()
 
 
 def judge_run(
@@ -241,6 +276,8 @@ def judge_run(
     named = None if tokenizer_is_lost(settings, header, resume) else model.tokenizer
     tokenizer, unusable = collected(lambda: None if named is None else given_tokenizer(named))
     unusable = tuple(_movable(finding, "tokenizer", resume) for finding in unusable)
+    own = tokenizer if tokenizer is not None or header is None else header.tokenizer
+    tokenizer, of_template = _with_template(own, header, model.chat_template, resume)
     report = preflight(
         PreflightInput(
             registry=Registry.discover(),
@@ -265,8 +302,10 @@ def judge_run(
     )
     of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
     of_reference = [] if resume is not None else reference_findings(header, report, settings)
-    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference)
+    of_chats = chats(look, report, data, default_row)
+    of_evaluations = evaluation_findings(settings, report, checkpoint if resume is None else None)
+    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference, *of_evaluations)
     of_run += tuple(adapter_findings(settings, report))
-    findings = (*contradiction, *unusable, *of_text, *of_run)
-    facts = report.facts | look.facts
+    findings = (*contradiction, *unusable, *of_template, *of_text, *of_chats.findings, *of_run)
+    facts = report.facts | look.facts | of_chats.facts
     return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

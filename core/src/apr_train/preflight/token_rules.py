@@ -148,6 +148,29 @@ def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:
     ]
 
 
+def end_findings(rows: int | None, *, steps: int, per_step: int) -> list[Finding]:
+    """There are rows for all steps.
+
+    Args:
+        rows: that there are, if every source ends; else None.
+        steps: of the run.
+        per_step: rows of a step.
+    """
+    if rows is None or rows >= steps * per_step:
+        return []
+    return [
+        Finding(
+            rule=rules.PREFLIGHT_041,
+            subject="--data",
+            field="max_epochs",
+            problem="all sources end before the last step",
+            expected=f"{steps * per_step:,} rows for {steps:,} steps",
+            found=f"{rows:,} rows, which are {rows // per_step:,} steps",
+            hint=f"Take --steps {rows // per_step}, more text, or a source without max_epochs.",
+        )
+    ]
+
+
 def no_tokenizer(*, needed: bool) -> Finding:
     """A checkpoint can be checked without one, not trained on text: new ids would mean nothing to its weights."""
     consequence = "the ids of its text are not known" if needed else "its size is not checked"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,8 @@ from apr_train.atomic import write_all, write_file
 from apr_train.errors import OutputError, RunError
 from apr_train.run.json_lines import read_json_lines
 
+BY_SOURCE = ("source_tokens", "source_val_loss")
+"""Fields that have a number for each source of a mixture, by its name."""
 MEASURED = ("tokens_per_s", "step_time", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 
@@ -43,6 +45,19 @@ class Metrics:
     val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
     perplexity: float | None = _unit("", "exp(val_loss).", default=None)
     val_accuracy: float | None = _unit("", "Masked-LM: share of masked tokens that are predicted right.", default=None)
+    source_tokens: Mapping[str, int] | None = _unit(
+        "tokens", "Of a mixture, by source: tokens read since step 0.", default=None
+    )
+    source_val_loss: Mapping[str, float] | None = _unit(
+        "nats", "Of a mixture, by source: mean loss per target token on its validation batches.", default=None
+    )
+
+    eval_fim_loss: float | None = _unit("nats", "--eval fim: mean loss per token of the hidden lines.", default=None)
+    eval_fim_exact: float | None = _unit("", "--eval fim: share of the hidden lines that come back exactly.", default=None)
+    eval_fim_parsed: float | None = _unit(
+        "", "--eval fim: of Python documents, share that is Python with what was written.", default=None
+    )
+    eval_syntax: float | None = _unit("", "--eval syntax: share of the completed functions that are Python.", default=None)
 
     def to_json(self) -> str:
         """One line without its newline."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-TrainingObjective = Literal["causal-lm", "masked-lm"]
+TrainingObjective = Literal["causal-lm", "sft", "fim", "masked-lm"]
 """What `--objective` takes. A family declares what its models predict (`family.card.ObjectiveName`); several objectives may
 be trained on the same prediction."""
 SourceKind = Literal["text", "chat", "tokens"]

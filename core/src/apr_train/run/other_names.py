@@ -201,6 +201,8 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
     "objective": {
         **dict.fromkeys(("clm", "causal", "lm", "gpt", "next-token", "causal_lm"), "causal-lm"),
         **dict.fromkeys(("mlm", "masked", "bert", "fill-mask", "masked_lm"), "masked-lm"),
+        **dict.fromkeys(("chat", "conversation", "instruct", "instruction", "supervised", "supervised_fine_tuning"), "sft"),
+        **dict.fromkeys(("infill", "infilling", "fill-in-the-middle", "fill_in_the_middle", "psm", "spm"), "fim"),
     },
     "schedule": {
         **dict.fromkeys(("cos", "cosine_with_min_lr", "cosine_decay", "cosine-annealing"), "cosine"),

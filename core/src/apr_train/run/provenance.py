@@ -17,7 +17,7 @@ from apr_train.checkpoint.apr.keys import STAMPED
 from apr_train.errors import FormatError
 from apr_train.family.plugin import Family
 from apr_train.run.identity import RunIdentity
-from apr_train.run.settings import DECIDES, GROUPS, Settings
+from apr_train.run.settings import DECIDES, GROUPS, Settings, SourceSettings, mixture_of
 
 RUN_KEY = "apr_train.run"
 """The metadata key of `.apr` under which it stands, with the step."""
@@ -27,7 +27,19 @@ def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torc
     """The run's inputs, settings and versions as JSON-able data, equal for equal runs; `torch` is its version."""
     chosen = {group: _deciding(getattr(settings, group), cls) for group, cls in GROUPS.items()}
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": torch}
-    return {**attrs.asdict(identity), "settings": chosen, "versions": versions}
+    mixture = [_part(item) for item in mixture_of(settings.data)]
+    return {
+        **attrs.asdict(identity),
+        "settings": chosen,
+        **({"mixture": mixture} if mixture else {}),
+        "versions": versions,
+    }
+
+
+def _part(source: SourceSettings) -> dict[str, Any]:
+    """What decides of a source; not where it lies."""
+    values = attrs.asdict(source, filter=lambda item, value: item.name != "path" and value is not None)
+    return dict(values)
 
 
 def _deciding(group: Any, cls: type) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from attrs import field, frozen
 from apr_train.checkpoint.given_name import given_name
 from apr_train.errors import RunError
 from apr_train.run.folder import CONFIG, METRICS, PREFLIGHT, SAMPLES, run_hint, run_of
-from apr_train.run.metrics import Metrics, read_metrics
+from apr_train.run.metrics import BY_SOURCE, Metrics, read_metrics
 from apr_train.run.preflight_file import PreflightRecord, read_preflight
 from apr_train.run.samples import Sample, read_samples
 from apr_train.run.settings_file import read_toml
@@ -95,9 +95,20 @@ def _lines(path: Path) -> list[Metrics]:
     return lines
 
 
+def _values(line: Metrics, number: int, path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a line, those by source one by one."""
+    for name, value in attrs.asdict(line).items():
+        if name not in BY_SOURCE or value is None:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{source}", item) for source, item in value.items())
+        else:
+            raise RunError(f"line {number}: {name} is no object", where=path, found=repr(value)[:80])
+
+
 def _check(line: Metrics, number: int, path: Path, before: int) -> None:
     """What `read_metrics` leaves open: every value is a number, and steps go up."""
-    for name, value in attrs.asdict(line).items():
+    for name, value in _values(line, number, path):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise RunError(f"line {number}: {name} is no number", where=path, found=repr(value)[:80])
     if not isinstance(line.step, int) or line.step <= before:

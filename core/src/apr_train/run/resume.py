@@ -13,7 +13,7 @@ from apr_train.run.adapted import step_of_adapter
 from apr_train.run.folder import CARD, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
 from apr_train.run.provenance import step_of, written_metadata
 from apr_train.run.samples import read_samples
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import GROUPS, Settings, moved_sources
 from apr_train.run.settings_file import check_resume, read_toml, with_values
 
 
@@ -88,6 +88,9 @@ def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume
         for name in stated
         if hasattr(group, name)
     }
+    if "data" in values and "source" not in values:
+        moved = moved_sources(started.data, values["data"])
+        values |= {"data": moved.data, "source": moved.source}
     wanted = with_values(started, values)
     check_resume(started, wanted)
     if checkpoint is not None and checkpoint.step > wanted.run.steps:

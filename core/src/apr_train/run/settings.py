@@ -29,6 +29,7 @@ MAY_MOVE = "may lie elsewhere at a resume"
 DECIDES = "decides what a run computes"
 PATH = "is a path"
 TABLES = "is an array of tables"
+IN_TABLE = "the array of tables that it is a key of"
 
 
 def option(
@@ -41,10 +42,12 @@ def option(
     maximum: float | None = None,
     choices: Sequence[str] = (),
     many: bool = False,
+    or_one: bool = False,
     may_change: bool = False,
     may_move: bool = False,
     decides: bool = True,
     path: bool = False,
+    in_table: str = "",
 ) -> Any:
     """An attrs field that knows its help text and its limits.
 
@@ -57,15 +60,18 @@ def option(
         maximum: the greatest value allowed.
         choices: the strings allowed.
         many: a tuple of values.
+        or_one: of many, one alone may stand without a list around it.
         may_change: whether a resumed run may have another value than the one it started with.
         may_move: whether a resumed run may name another place for it: what lies there is compared with what the run started on.
         decides: whether the value decides what is computed; a path does not, what lies there is known by its hash.
         path: whether `~` stands for the home folder in it.
+        in_table: of a key that the command line has no option for, the array of tables that it stands in.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
     resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move}
-    metadata = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, **resume, **limits}
-    return attrs.field(default=default, metadata=metadata, validator=_check, converter=_to_tuple if many else None)
+    metadata = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, IN_TABLE: in_table, **resume, **limits}
+    converter = None if not many else _one_or_many if or_one else _to_tuple
+    return attrs.field(default=default, metadata=metadata, validator=_check, converter=converter)
 
 
 def options_of(group: type) -> list[attrs.Attribute[Any]]:
@@ -81,6 +87,10 @@ def flag(name: str) -> str:
 def _to_tuple(value: Any) -> Any:
     """A list as a tuple; what is neither stays, for `_check` to refuse (a string would fall apart into letters)."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _to_tuple(value)
 
 
 def _check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -122,6 +132,8 @@ def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _where(attribute: attrs.Attribute[Any]) -> str:
+    if table := attribute.metadata[IN_TABLE]:
+        return f"[[{table}]] {attribute.name}"
     return f"{attribute.name} ({flag(attribute.name)})"
 
 
@@ -185,16 +197,21 @@ def _tables(cls: type) -> Any:
     return attrs.field(default=(), converter=convert, metadata=metadata)
 
 
+_SOURCE = "data.source"
+
+
 @frozen(kw_only=True)
 class SourceSettings:
-    """[[data.source]]: one part of a mixture."""
+    """[[data.source]]: one part of a mixture. What the parts must be together is judged with the text (`data.source`)."""
 
-    name: str = option(None, "What the source is called in metrics and report.", kind=str)
-    path: tuple[str, ...] = option((), "Files, folders or globs.", kind=str, many=True, path=True)
-    weight: float | None = option(None, "Its share of the rows, by the sum of all weights.", kind=float, above=0)
-    kind: SourceKind | None = option(None, "What its documents are.", kind=str, choices=get_args(SourceKind))
-    max_epochs: int | None = option(None, "How often it is gone through at most.", kind=int, minimum=1)
-    text_field: str | None = option(None, "The field of a record that is its text.", kind=str)
+    name: str | None = option(None, "What the source is called in metrics and report.", kind=str, in_table=_SOURCE)
+    path: tuple[str, ...] = option(
+        (), "Files, folders or globs: one, or a list.", kind=str, many=True, or_one=True, path=True, in_table=_SOURCE
+    )
+    weight: float | None = option(None, "Its share of the rows, by the sum of all weights.", kind=float, in_table=_SOURCE)
+    kind: SourceKind | None = option(None, "What its documents are.", kind=str, choices=get_args(SourceKind), in_table=_SOURCE)
+    max_epochs: int | None = option(None, "How often it is gone through at most.", kind=int, minimum=1, in_table=_SOURCE)
+    text_field: str | None = option(None, "The field of a record that is its text.", kind=str, in_table=_SOURCE)
 
 
 @frozen(kw_only=True)
@@ -245,6 +262,9 @@ class DataSettings:
     chat_date: str | None = option(None, "sft: the date that a chat template is told, YYYY-MM-DD; today's otherwise.", kind=str)
     fim_rate: float = option(0.5, "fim: share of the documents with a hole.", kind=float, minimum=0, maximum=1)
     fim_spm_rate: float = option(0.5, "fim: of these, share with the suffix in front.", kind=float, minimum=0, maximum=1)
+    fim_tokens: str | None = option(
+        None, "fim: PREFIX,SUFFIX,MIDDLE, entries of the vocabulary; the family's or the known ones otherwise.", kind=str
+    )
     rehash: bool = option(
         False, "Read all text, though nothing says that it has changed.", kind=bool, may_change=True, decides=False
     )
@@ -389,12 +409,14 @@ def absolute_paths(settings: Settings, *, absent: bool = False) -> Settings:
 
 
 def _absolute_data(data: DataSettings) -> DataSettings:
-    sources = tuple(attrs.evolve(item, path=tuple(map(_absolute, item.path))) for item in data.source)
-    named, val = (tuple(_of_argument(item, _absolute) for item in paths) for paths in (data.data, data.val_data))
+    sources = tuple(attrs.evolve(item, path=tuple(_absolute(user_path(path)) for path in item.path)) for item in data.source)
+    named, val = (tuple(of_argument(item, _absolute) for item in paths) for paths in (data.data, data.val_data))
     return attrs.evolve(data, data=named, val_data=val, source=sources)
 
 
-_ARGUMENT = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<path>.+?)(?::(?P<weight>[0-9.eE+-]+))?")
+SOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""What a source may be called."""
+_ARGUMENT = re.compile(rf"(?P<name>{SOURCE_NAME.pattern})=(?P<path>.+?)(?::(?P<weight>[-+]?(?:[0-9.][0-9.eE+-]*|inf|nan)))?")
 
 
 @frozen(kw_only=True)
@@ -411,12 +433,55 @@ class DataArgument:
         found = None if os.path.lexists(text) else _ARGUMENT.fullmatch(text)
         return cls(name=None, path=text, weight=None) if found is None else cls(**found.groupdict())
 
+    def source(self) -> SourceSettings:
+        """The same as a table.
+
+        Raises:
+            ConfigError: for a weight that is no finite number.
+        """
+        try:
+            weight = None if self.weight is None else float(self.weight)
+            return SourceSettings(name=self.name, path=(self.path,), weight=weight)
+        except (ValueError, ConfigError) as error:
+            where = f"--data [{self.name}]"
+            raise ConfigError(
+                "a weight that is no finite number", where=where, expected="such as 0.3", found=self.weight
+            ) from error
+
     def __str__(self) -> str:
         name = "" if self.name is None else f"{self.name}="
         return f"{name}{self.path}" + ("" if self.weight is None else f":{self.weight}")
 
 
-def _of_argument(text: str, change: Callable[[str], str]) -> str:
+def mixture_of(data: DataSettings) -> tuple[SourceSettings, ...]:
+    """The sources with names, as tables, however they were said; none for one pool.
+
+    Raises:
+        ConfigError: for a weight that is no finite number.
+    """
+    named = [argument for argument in map(DataArgument.parse, data.data) if argument.name is not None]
+    return (*data.source, *(argument.source() for argument in named))
+
+
+def moved_sources(data: DataSettings, arguments: Sequence[str]) -> DataSettings:
+    """The settings of a run with names in its data, where the user says of some of them where they lie now.
+
+    Raises:
+        ConfigError: as `mixture_of`.
+    """
+    now = {argument.name: argument for argument in map(DataArgument.parse, arguments)}
+    if None in now or not mixture_of(data):
+        return attrs.evolve(data, data=tuple(arguments), source=())
+    tables = {item.name: item for item in mixture_of(data)}
+    for name, argument in now.items():
+        said = argument.source()
+        before = tables.get(name, said)
+        weight = before.weight if said.weight is None else said.weight
+        tables[name] = attrs.evolve(before, path=said.path, weight=weight)
+    return attrs.evolve(data, data=(), source=tuple(tables.values()))
+
+
+def of_argument(text: str, change: Callable[[str], str]) -> str:
     """An argument of `--data` with another path."""
     argument = DataArgument.parse(text)
     return str(attrs.evolve(argument, path=change(argument.path)))
@@ -435,7 +500,7 @@ def expanded(value: Any) -> Any:
     """A path setting's value, one or several, as `user_path` gives it; None stays."""
     if value is None:
         return None
-    return tuple(_of_argument(item, user_path) for item in value) if isinstance(value, tuple) else user_path(value)
+    return tuple(of_argument(item, user_path) for item in value) if isinstance(value, tuple) else user_path(value)
 
 
 def _absolute(item: str) -> str:

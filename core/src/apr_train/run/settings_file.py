@@ -12,7 +12,7 @@ import tomli_w
 
 from apr_train.errors import ConfigError, Finding, RunError
 from apr_train.run.other_names import advice, plain, settings_called
-from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, TABLES, Settings, flag
+from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, TABLES, DataSettings, Settings, flag, mixture_of
 from apr_train.suggest import closest, nearest
 
 
@@ -106,7 +106,11 @@ def _instead(key: str, own: Collection[str] | None) -> str:
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """Put flat `{field: value}` (the command line's) on top; the names are unique over all groups."""
+    """Put flat `{field: value}` (the command line's) on top; the names are unique over all groups.
+
+    Another `data` stands for the whole text: the sources of a file go with it.
+    """
+    values = {"source": ()} | dict(values) if "data" in values else values
     changes = {}
     for group, cls in GROUPS.items():
         mine = {name: values[name] for name in attrs.fields_dict(cls) if name in values}
@@ -132,8 +136,21 @@ def check_resume(started: Settings, wanted: Settings) -> None:
             moved = item.metadata[MAY_MOVE] and (before is None) == (after is None)
             if before != after and not item.metadata[MAY_CHANGE] and not moved:
                 faults.append(f"{flag(item.name)} was {before!r}, now {after!r}")
+    faults += _other_mixture(started.data, wanted.data)
     if faults:
         raise RunError(
             "a resume cannot change " + "; ".join(faults),
             hint="Leave them out, or start a new run with --init pointing at the checkpoint's model.apr.",
         )
+
+
+def _other_mixture(started: DataSettings, wanted: DataSettings) -> Iterator[str]:
+    """What the sources of a run were and are not any more; where they lie may change."""
+    before, after = ({str(item.name): item for item in mixture_of(data)} for data in (started, wanted))
+    yield from (f"--data had no source {name!r}" for name in after if name not in before)
+    yield from (f"--data had a source {name!r}, which is gone" for name in before if name not in after)
+    for name in (name for name in before if name in after):
+        for key in ("weight", "kind", "max_epochs", "text_field"):
+            was, now = getattr(before[name], key), getattr(after[name], key)
+            if was != now:
+                yield f"{key} of the source {name!r} was {was!r}, now {now!r}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import TypeVar
 
 import attrs
 import torch
 from attrs import frozen
 
+from apr_train.data.decided import decided_data, default_row
 from apr_train.data.objectives import Objective
-from apr_train.data.packing import with_packing
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
@@ -25,14 +24,8 @@ LR_ADAPTERS = 2e-4
 """QLoRA's for models of up to 13 billion parameters (Dettmers et al. 2023, table 9); adapters want more than weights do."""
 LR_FROM_SCRATCH = 6e-4
 """GPT-3's rate for its smallest model (Brown et al. 2020, table 2.1)."""
-ROW = {"cpu": 512, "cuda": 1024}
 BATCH = {"cpu": 2, "cuda": 8}
 MOST_WARM_UP = 100
-
-
-def default_row(device: str) -> int:
-    """Tokens of a row on a device, by its name, for a model that can hold as many."""
-    return ROW.get(device.partition(":")[0], ROW["cpu"])
 
 
 @frozen(kw_only=True)
@@ -52,7 +45,7 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
     """Fill in what the user left open; what the user said stays."""
     warm, data, optimizer = asked.model.init is not None, asked.data, asked.optimizer
     precision = _or(asked.run.precision, default_precision(device))
-    length = _or(data.sequence_length, min(ROW[device.type], config.usable_positions))
+    data = decided_data(data, objective, device=device.type, positions=config.usable_positions)
     batch = _or(data.batch_size, BATCH[device.type])
     rate = _or(optimizer.lr, LR_FINE_TUNING if warm else LR_FROM_SCRATCH)
     if asked.lora.lora_rank is not None:
@@ -63,12 +56,7 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
     settings = attrs.evolve(
         asked,
         model=attrs.evolve(asked.model, arch=_or(asked.model.arch, family.name), objective=objective.name, preset=preset),
-        data=attrs.evolve(
-            with_packing(data, objective.packing),
-            sequence_length=length,
-            batch_size=batch,
-            chat_date=_or(data.chat_date, date.today().isoformat()) if "chat" in objective.source_kinds else data.chat_date,
-        ),
+        data=attrs.evolve(data, batch_size=batch),
         optimizer=attrs.evolve(optimizer, lr=rate, warmup_steps=warmup),
         lora=_decide_lora(asked.lora),
         run=attrs.evolve(asked.run, precision=precision, device=_or(asked.run.device, str(device)), threads=threads),
@@ -77,7 +65,7 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
         settings=settings,
         device=device,
         precision=PRECISIONS[precision],
-        sequence_length=length,
+        sequence_length=_or(data.sequence_length, default_row(device.type)),
         batch_size=batch,
         schedule=Schedule.of(settings.optimizer, steps=asked.run.steps, lr=rate, warmup_steps=warmup),
     )

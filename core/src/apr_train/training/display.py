@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,6 +19,7 @@ from apr_train.run.units import size
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from apr_train.data.corpus import Part
     from apr_train.training.loop import Outcome
     from apr_train.training.run import Run
     from apr_train.training.setup import Prepared
@@ -31,13 +33,15 @@ def opening(prepared: Prepared) -> dict[str, str]:
     data = settings.data
     per_step = (data.batch_size or 1) * (data.sequence_length or 1) * data.accumulate
     origin = settings.model.init or f"from scratch, preset {settings.model.preset}"
+    tokens = f"{corpus.learnt_tokens:,} tokens to learn from, {corpus.held_out_tokens:,} more held out"
     lines = {
         "family": f"{settings.model.arch} ({family.distribution} {family.version})" if family else str(settings.model.arch),
         "model": f"{parameters:,} parameters, {origin}",
         "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
         **adapter_lines(prepared),
         "attention": str(prepared.attention),
-        "data": f"{corpus.description}: {len(corpus.train):,} tokens to learn from, {len(corpus.validation):,} more held out",
+        "data": f"{corpus.description}: {tokens}",
+        **{f"source {part.name}": _part(part, run.stream.shares) for part in corpus.learnt if part.name is not None},
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
         f"{run.objective.name}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
         "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
@@ -65,6 +69,13 @@ def adapter_lines(prepared: Prepared) -> dict[str, str]:
     where = ", ".join(lora.lora_target or prepared.inputs.cleared.family.info.adapter_targets) or "all matrices of the blocks"
     counts = f"{trained:,} parameters trained, {parameters_of(prepared.run):,} frozen"
     return {"adapters": f"LoRA of rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, on {where}: {counts}"}
+
+
+def _part(part: Part, shares: Mapping[str, float]) -> str:
+    """A source of a mixture: its share of the rows, its tokens, and how often it is gone through at most."""
+    most = part.source.max_epochs
+    often = "" if most is None else f", {most} epoch{'s' * (most != 1)} at most"
+    return f"{shares[part.name or '']:.1%} of the rows, {len(part.tokens):,} tokens{often}"
 
 
 def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[str, str]:
@@ -98,8 +109,14 @@ def step_line(line: Metrics, steps: int) -> str:
     if line.val_loss is not None:
         shown = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"
         parts.append(f"val {line.val_loss:.4f} (perplexity {shown})")
+        parts += [f"{name} {value:.4f}" for name, value in (line.source_val_loss or {}).items()]
     if line.val_accuracy is not None:
         parts.append(f"accuracy {line.val_accuracy:.1%}")
+    if line.eval_fim_loss is not None and line.eval_fim_exact is not None:
+        parsed = "" if line.eval_fim_parsed is None else f", {line.eval_fim_parsed:.1%} parse"
+        parts.append(f"fim {line.eval_fim_loss:.4f} ({line.eval_fim_exact:.1%} exact{parsed})")
+    if line.eval_syntax is not None:
+        parts.append(f"syntax {line.eval_syntax:.1%}")
     return "  ".join(parts)
 
 

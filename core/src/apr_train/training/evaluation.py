@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import attrs
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import nn
 
 from apr_train import rules
@@ -33,6 +33,8 @@ class Validation:
     accuracy: float | None
     """Share of right predictions; None where the objective does not measure it."""
     targets: int
+    by_source: Mapping[str, float] = field(factory=dict)
+    """Mean over the target tokens of each source that has a name."""
 
 
 @torch.no_grad()
@@ -47,15 +49,26 @@ def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, objective: Obje
     model.eval()
     try:
         with uncompiled():
-            sums = [_one(cast(LanguageModel, model), batch.to(device), objective, precision) for batch in batches]
+            sums = [
+                (batch.source, *_one(cast(LanguageModel, model), batch.to(device), objective, precision)) for batch in batches
+            ]
     finally:
         model.train(training)
-    targets = sum(count for _, _, count in sums)
+    targets = sum(count for *_, count in sums)
     if targets == 0:
         raise RunError("the validation has nothing to predict", where="--val-batches")
-    right = sum(right for _, right, _ in sums)
+    right = sum(right for _, _, right, _ in sums)
     accuracy = right / targets if objective.measures_accuracy else None
-    return Validation(loss=math.fsum(loss for loss, _, _ in sums) / targets, accuracy=accuracy, targets=targets)
+    by_source = {name: _mean(sums, name) for name in dict.fromkeys(name for name, *_ in sums) if name is not None}
+    loss = math.fsum(loss for _, loss, _, _ in sums) / targets
+    return Validation(loss=loss, accuracy=accuracy, targets=targets, by_source=by_source)
+
+
+def _mean(sums: Sequence[tuple[str | None, float, int, int]], name: str) -> float:
+    """The mean loss over the targets of one source; NaN where it has none."""
+    own = [(loss, count) for source, loss, _, count in sums if source == name]
+    targets = sum(count for _, count in own)
+    return math.fsum(loss for loss, _ in own) / targets if targets else math.nan
 
 
 def _one(model: LanguageModel, batch: Batch, objective: Objective, precision: Precision) -> tuple[float, int, int]:

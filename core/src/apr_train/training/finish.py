@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from apr_train.artifact.card import Card, markdown
 from apr_train.atomic import write_file
 from apr_train.checkpoint.given_name import given_name
-from apr_train.data.sources import describe_sources
+from apr_train.data.chat.encode import encode_question
+from apr_train.data.corpus import Part
+from apr_train.data.objectives import Objective
+from apr_train.data.source import described, sources_of
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.family.certificate import standing
@@ -26,7 +29,7 @@ from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
 from apr_train.run.preflight_file import PreflightRecord
 from apr_train.run.samples import Sample, add_sample
-from apr_train.run.settings import Settings
+from apr_train.run.settings import DataArgument, Settings, of_argument
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
 from apr_train.training.display import adapter_lines, parameters_of
@@ -86,11 +89,14 @@ def _sample(prepared: Prepared) -> Sample | None:
     prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
     tokenizer, header = prepared.inputs.tokenizer, prepared.inputs.header
     try:
-        ids = ids_of_prompt(tokenizer, prompt)
+        if run.objective.source_kinds[0] == "chat":
+            ids, ends = encode_question(prompt, tokenizer, run.settings.data.chat_date)
+        else:
+            ids, ends = ids_of_prompt(tokenizer, prompt), frozenset()
     except DataError as error:  # the training is done: a run is not lost to its sample
         run.display.say(f"no sample: {error}")
         return None
-    ends = ending_ids(tokenizer, {} if header is None else header.config)
+    ends |= ending_ids(tokenizer, {} if header is None else header.config)
     made = greedy(run.model, ids, length=wanted.sample_tokens, ends=ends, precision=run.precision)
     return Sample(step=run.step, prompt=prompt, text=tokenizer.decode(made))
 
@@ -123,11 +129,24 @@ def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
         "attention": str(prepared.attention),
         "started from": settings.model.init or "fresh weights",
         "init hash": inputs.identity.init or NOTHING,
-        "corpus": describe_sources(settings.data.data),
+        "corpus": _described(settings, run.objective),
+        **{f"source {part.name}": _source_row(prepared, part) for part in inputs.corpus.learnt if part.name is not None},
         "corpus hash": inputs.identity.corpus,
         "tokenizer": f"{inputs.tokenizer.size:,} tokens, {inputs.identity.tokenizer}",
     }
     return rows | {name: str(inherited.get(name) or "not stated") for name in _PROVENANCE}
+
+
+def _described(settings: Settings, objective: Objective) -> str:
+    """Where the text comes from, and what is held out of it."""
+    return described(sources_of(settings.data, objective))
+
+
+def _source_row(prepared: Prepared, part: Part) -> str:
+    """A source of a mixture: its share of the rows, and what was read of it."""
+    stream, name = prepared.run.stream, part.name or ""
+    epochs = stream.epochs_read[name]
+    return f"{stream.shares[name]:.1%} of the rows, {stream.tokens_read[name]:,} tokens read, {epochs:.2f} epochs"
 
 
 def _outcome(prepared: Prepared, speed: float | None) -> str:
@@ -147,7 +166,12 @@ def _preflight(report: Report, names: Mapping[str, str]) -> PreflightRecord:
 def _names(prepared: Prepared) -> dict[str, str]:
     """Path → name: that of the file or folder, for a checkpoint of a run with the name of the run."""
     settings, file = prepared.run.settings, prepared.report.facts.get("file")
-    paths = (file, settings.model.init, settings.model.tokenizer, settings.run.out, *settings.data.data)
+    data = settings.data
+    text = [
+        *(DataArgument.parse(item).path for item in (*data.data, *data.val_data)),
+        *(path for item in data.source for path in item.path),
+    ]
+    paths = (file, settings.model.init, settings.model.tokenizer, settings.run.out, *text)
     return {path: _name(Path(path)) for path in paths if path is not None}
 
 
@@ -162,6 +186,11 @@ def _named_settings(settings: Settings, names: Mapping[str, str]) -> Settings:
     return attrs.evolve(
         settings,
         model=attrs.evolve(model, init=init, tokenizer=tokenizer),
-        data=attrs.evolve(data, data=tuple(names[path] for path in data.data)),
+        data=attrs.evolve(
+            data,
+            data=tuple(of_argument(item, names.__getitem__) for item in data.data),
+            val_data=tuple(of_argument(item, names.__getitem__) for item in data.val_data),
+            source=tuple(attrs.evolve(item, path=tuple(names[path] for path in item.path)) for item in data.source),
+        ),
         run=attrs.evolve(run, out=names[run.out]),
     )

@@ -133,6 +133,7 @@ def _step(run: Run) -> Metrics:
         tokens_per_s=result.tokens / seconds,
         step_time=seconds,
         memory=peak_memory(run.device),
+        source_tokens=run.stream.tokens_read or None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
+Evaluate = Callable[[nn.Module], Mapping[str, Any]]
+"""Evaluates the model, and gives fields of `Metrics`."""
 
 
 @define(kw_only=True)
@@ -46,6 +49,8 @@ class Run:
     display: RunEvents = field(repr=False)
     result: str = MODEL
     """What `write_model` writes: the path in the run's folder at the end, and its name in that of a checkpoint."""
+    evaluate: Evaluate | None = field(default=None, repr=False)
+    """What else is measured at each validation; None: nothing."""
     warm: bool = False
     """Whether the weights came from a checkpoint and must prove it at step 0 (INIT-006)."""
     arrived: bool = False
@@ -84,7 +89,19 @@ class Run:
         """The line with a validation in it."""
         measured = held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
         loss, accuracy = measured.loss, measured.accuracy
-        return evolve(line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy)
+        by_source = {name: value for name, value in measured.by_source.items() if math.isfinite(value)}
+        line = evolve(
+            line, val_loss=loss, perplexity=perplexity(loss), val_accuracy=accuracy, source_val_loss=by_source or None
+        )
+        return line if self.evaluate is None or not math.isfinite(loss) else evolve(line, **self._evaluated(self.evaluate))
+
+    def _evaluated(self, evaluate: Evaluate) -> Mapping[str, Any]:
+        """What the evaluations give; the random generators are where they were."""
+        state = rng_state(self.device)
+        try:
+            return evaluate(self.model)
+        finally:
+            restore_rng(state, self.device)
 
 
 def restore(run: Run, resume: Resume) -> None:

@@ -17,27 +17,32 @@ from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
 from apr_train.data.bpe import train_bpe
-from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
+from apr_train.data.corpus import Corpus, EncodingWanted, held_out_documents, load_corpus
+from apr_train.data.decided import default_row
 from apr_train.data.look import Look, look_at
 from apr_train.data.reference import reference_rows
 from apr_train.data.scan import SPLIT_RULE
-from apr_train.data.source import take_of
-from apr_train.data.stream import BatchStream, validation_batches
+from apr_train.data.source import objective_of
+from apr_train.data.special_tokens import ending_ids
+from apr_train.data.stream import BatchStream, StreamSource, held_out_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
+from apr_train.data.unchanged import Unchanged
 from apr_train.errors import PreflightError
 from apr_train.family.card import Layout
 from apr_train.model.acceleration import make_deterministic
 from apr_train.model.attention import Choice, Request
 from apr_train.model.device import PRECISIONS, Precision, choose_device, default_precision, memory_errors
 from apr_train.model.load import LoadReport
+from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
-from apr_train.preflight.token_rules import corpus_findings, no_tokenizer
+from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
 from apr_train.run.adapted import name_of
+from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
@@ -49,12 +54,14 @@ from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.adapter_file import RESULT, TASKS, AdapterFile
 from apr_train.training.build import choose_attention, make_model
-from apr_train.training.defaults import Decided, decide, default_row
+from apr_train.training.defaults import Decided, decide
 from apr_train.training.display import make_display
 from apr_train.training.evaluation import judge_reference
+from apr_train.training.evaluations import Evaluations, Material, make_questions
+from apr_train.training.examinee import Examinee
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
-from apr_train.training.run import Run, restore
+from apr_train.training.run import Evaluate, Run, restore
 
 
 @frozen(kw_only=True)
@@ -106,7 +113,8 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     if asked.run.deterministic:
         make_deterministic()
     device, precision = _machine(asked.run)
-    look = look_at(asked.data, take_of(asked))
+    believe = resume is None and not asked.data.rehash
+    look = look_at(asked.data, objective_of(asked), unchanged=Unchanged(believe=believe))
     with ExitStack() as held:
         checkpoint = _opened(asked, resume, device, look, held)
         header, report = judge_run(
@@ -159,7 +167,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
-    tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, say))
+    tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
     with stage_bars() as progress:
         corpus = load_corpus(
@@ -167,6 +175,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
             tokenizer,
             objective=cleared.objective,
             options=encoding_wanted(decided, cleared),
+            believe=resume is None,
             progress=progress,
             notice=_unless(told, say),
         )
@@ -200,7 +209,12 @@ def encoding_wanted(decided: Decided, cleared: Cleared) -> EncodingWanted:
 def _places(settings: Settings) -> dict[str, str]:
     """Where the inputs of an identity lie."""
     model = settings.model
-    return {"corpus": ", ".join(settings.data.data), "tokenizer": model.tokenizer or "", "init": model.init or ""}
+    paths = [path for item in settings.data.source for path in item.path]
+    return {
+        "corpus": ", ".join([*settings.data.data, *paths, *settings.data.val_data]),
+        "tokenizer": model.tokenizer or "",
+        "init": model.init or "",
+    }
 
 
 def _unless(told: Collection[str], say: Say) -> Say:
@@ -208,7 +222,7 @@ def _unless(told: Collection[str], say: Say) -> Say:
     return lambda text: None if text in told else say(text)
 
 
-def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerSpec:
+def _tokenizer_for(settings: Settings, cleared: Cleared, resume: Resume | None, say: Say) -> TokenizerSpec:
     """The tokenizer that the preflight has seen; without any, a byte-level BPE of the model's vocabulary from the corpus.
 
     Raises:
@@ -221,7 +235,14 @@ def _tokenizer_for(settings: Settings, cleared: Cleared, say: Say) -> TokenizerS
         raise PreflightError([no_tokenizer(needed=True)])
     size = cleared.config.vocab_size
     say(f"no tokenizer given: a byte-level BPE of {size:,} tokens is made from the corpus, once")
-    return train_bpe(settings.data, size, take=take_of(settings), encoder=cleared.family.info.kind == "encoder", notice=say)
+    return train_bpe(
+        settings.data,
+        size,
+        objective=cleared.objective,
+        encoder=cleared.family.info.kind == "encoder",
+        believe=resume is None,
+        notice=say,
+    )
 
 
 def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | None, say: Say) -> str | None:
@@ -243,6 +264,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
+    evaluate = make_evaluations(inputs, choice, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
@@ -256,6 +278,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         optimizer=make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr),
         stream=stream,
         held_out=validation_data(inputs),
+        evaluate=evaluate,
         objective=inputs.cleared.objective,
         precision=decided.precision,
         device=decided.device,
@@ -345,15 +368,59 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
     )
 
 
-def training_stream(inputs: Inputs, say: Say) -> BatchStream:
-    """The training batches, from the first one on; `say` is told when an epoch ends.
+def make_evaluations(inputs: Inputs, choice: Choice, say: Say) -> Evaluate | None:
+    """What the run is asked for with `--eval`, the same questions at each validation; None for nothing.
 
     Raises:
-        DataError: when the corpus is too small for one row.
+        DataError: when the held-out text has nothing to ask about.
+    """
+    decided, cleared, header = inputs.decided, inputs.cleared, inputs.header
+    asked = parse_evaluations(decided.settings.run.eval)
+    if not asked:
+        return None
+    data = decided.settings.data
+    material = Material(
+        documents=held_out_documents(data, cleared.objective),
+        tokenizer=inputs.tokenizer,
+        positions=cleared.config.usable_positions,
+        row=decided.sequence_length,
+        fim_tokens=cleared.family.info.fim_tokens,
+        fim_setting=data.fim_tokens,
+        parse_special=data.parse_special,
+    )
+    ends = ending_ids(inputs.tokenizer, {} if header is None else header.config)
+    precision = _precision_of_comparison(inputs, choice)  # autocast would convert all weights for every token
+
+    def examinee(model: LanguageModel) -> Examinee:
+        return Examinee(
+            model=model,
+            tokenizer=material.tokenizer,
+            positions=material.positions,
+            precision=precision,
+            device=decided.device,
+            ends=ends,
+        )
+
+    made = make_questions(asked, material)
+    for name, questions in made.items():
+        if len(questions) < asked[name]:
+            say(f"--eval {name}: the held-out text has {len(questions)} that fit, not {asked[name]}")
+    return Evaluations(tuple(made.values()), examinee)
+
+
+def training_stream(inputs: Inputs, say: Say) -> BatchStream:
+    """The training batches, from the first one on; `say` is told when an epoch ends, and which sources will.
+
+    Raises:
+        DataError: when a source is too small for one row.
+        PreflightError: PREFLIGHT-041, when all sources end before the last step.
     """
     decided, data = inputs.decided, inputs.decided.settings.data
-    return BatchStream(
-        inputs.corpus.train,
+    stream = BatchStream(
+        [
+            StreamSource(name=part.name, tokens=part.tokens, weight=part.weight, max_epochs=part.source.max_epochs)
+            for part in inputs.corpus.learnt
+        ],
         objective=inputs.cleared.objective,
         sequence_length=decided.sequence_length,
         batch_size=decided.batch_size,
@@ -363,14 +430,36 @@ def training_stream(inputs: Inputs, say: Say) -> BatchStream:
         mask_probability=data.mask_probability,
         packing=data.packing or "concatenate",
         on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
+        on_source=lambda name, epochs, ended: say(_of_source(name, epochs, ended=ended)),
     )
+    _foresee(stream, decided, say)
+    return stream
+
+
+def _of_source(name: str, epochs: int, *, ended: bool) -> str:
+    what = "it has ended, and the others share its part" if ended else "it starts again in a new order"
+    return f"source {name}: epoch {epochs} done: {what}"
+
+
+def _foresee(stream: BatchStream, decided: Decided, say: Say) -> None:
+    """Say at which steps sources will end.
+
+    Raises:
+        PreflightError: when all of them end before the last step.
+    """
+    steps, per_step = decided.settings.run.steps, decided.batch_size * decided.settings.data.accumulate
+    if findings := end_findings(stream.rows, steps=steps, per_step=per_step):
+        raise PreflightError(findings)
+    for end in stream.ends_until(steps * per_step):
+        say(f"source {end.name} will have ended with step {-(-end.row // per_step):,}; the others share its part from there")
 
 
 def validation_data(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
     """A function that gives the validation batches, the same ones each time."""
     decided, data = inputs.decided, inputs.decided.settings.data
-    return lambda: validation_batches(
-        inputs.corpus.validation,
+    sources = [StreamSource(name=part.name, tokens=part.tokens, weight=part.weight) for part in inputs.corpus.held_out]
+    return lambda: held_out_batches(
+        sources,
         objective=inputs.cleared.objective,
         sequence_length=decided.sequence_length,
         batch_size=decided.batch_size,

@@ -21,7 +21,7 @@ def chart(panel: Panel) -> str:
     columns = [step for step in ticks(*_widened(panel.steps)) if step == int(step)]
     scale = ", logarithmic" if panel.log else ""
     return (
-        f'<figure class="panel" data-panel="{quantity.name}">'
+        f'<figure class="panel" data-panel="{quantity.key}">'
         f"<figcaption><h3>{escape(quantity.title)}</h3><span>{escape(quantity.unit)}{scale}</span></figcaption>"
         f'<div class="plot" style="--y:{max(map(len, labels), default=0)}">'
         f'<div class="y" aria-hidden="true">{_y_labels(panel, rows, labels)}</div>'

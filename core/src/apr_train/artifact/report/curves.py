@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from apr_train.run.metrics import Metrics
 from apr_train.run.record import Record
 from apr_train.run.units import number
 
@@ -33,6 +34,18 @@ class Quantity:
     smooth: bool = False
     from_zero: bool = False
     may_be_log: bool = False
+    source: str = ""
+    """Of a field that has a number for each source of a mixture, the source."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the page."""
+        return f"{self.name}-{self.source}" if self.source else self.name
+
+    def value(self, line: Metrics) -> Any:
+        """What a line says of it; None for nothing."""
+        found = getattr(line, self.name)
+        return (found or {}).get(self.source) if self.source else found
 
 
 QUANTITIES = (
@@ -40,6 +53,10 @@ QUANTITIES = (
     Quantity(name="val_loss", title="Validation loss", unit="nats per token"),
     Quantity(name="aux_loss", title="Auxiliary loss of the experts' router", unit="without its factor", smooth=True),
     Quantity(name="val_accuracy", title="Validation accuracy", unit="share of masked tokens", from_zero=True),
+    Quantity(name="eval_fim_loss", title="Hidden lines: loss", unit="nats per token"),
+    Quantity(name="eval_fim_exact", title="Hidden lines given back", unit="share", from_zero=True),
+    Quantity(name="eval_fim_parsed", title="Hidden lines: the whole parses", unit="share", from_zero=True),
+    Quantity(name="eval_syntax", title="Completed functions that parse", unit="share", from_zero=True),
     Quantity(name="lr", title="Learning rate", unit="per step", from_zero=True),
     Quantity(name="grad_norm", title="Gradient norm", unit="before clipping", smooth=True, may_be_log=True),
     Quantity(name="tokens_per_s", title="Throughput", unit="tokens per second", smooth=True, from_zero=True),
@@ -85,8 +102,21 @@ def panels(records: Sequence[Record]) -> list[Panel]:
     """A panel for every quantity that any of the runs has."""
     last = max(record.lines[-1].step for record in records)
     first = min(record.lines[0].step for record in records)
-    made = (_panel(quantity, records, (first, last)) for quantity in QUANTITIES)
+    made = (_panel(quantity, records, (first, last)) for quantity in (*QUANTITIES, *_by_source(records)))
     return [panel for panel in made if panel is not None]
+
+
+def sources_in(records: Sequence[Record]) -> list[str]:
+    """The sources of mixtures that any of the runs was measured on or has read, by name."""
+    lines = [line for record in records for line in record.lines]
+    return list(dict.fromkeys(name for line in lines for name in (*(line.source_tokens or {}), *(line.source_val_loss or {}))))
+
+
+def _by_source(records: Sequence[Record]) -> list[Quantity]:
+    return [
+        Quantity(name="source_val_loss", title=f"Validation loss: {name}", unit="nats per token", source=name)
+        for name in sources_in(records)
+    ]
 
 
 def _panel(quantity: Quantity, records: Sequence[Record], steps: tuple[int, int]) -> Panel | None:
@@ -109,7 +139,7 @@ def _panel(quantity: Quantity, records: Sequence[Record], steps: tuple[int, int]
 def _series(quantity: Quantity, run: int, record: Record) -> Series | None:
     points: list[Point] = []
     for line in record.lines:
-        value: Any = getattr(line, quantity.name)
+        value = quantity.value(line)
         if value is not None and math.isfinite(value):
             points.append((line.step, float(value)))
     if not points:

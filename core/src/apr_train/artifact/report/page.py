@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
 
 from attrs import frozen
 
 from apr_train.artifact.report.chart import chart
-from apr_train.artifact.report.curves import Panel, panels
+from apr_train.artifact.report.curves import Panel, panels, sources_in
 from apr_train.errors import Finding
 from apr_train.run.folder import PREFLIGHT
 from apr_train.run.metrics import mean_speed
@@ -80,7 +80,7 @@ def report_page(records: Sequence[Record]) -> str:
         f"{_header(records)}<main>"
         f"{_section('Results', _cards(records, found))}"
         f"{_section('Curves', _legend(records) + _charts(drawn))}"
-        f"{_section('Final numbers', _numbers_table(records, found))}"
+        f"{_section('Final numbers', _numbers_table(records, found))}{''.join(_sources(records))}"
         f"{''.join(_settings(records))}{''.join(_preflight(records))}{''.join(_samples(records))}"
         f"</main>\n"
         f'<script type="application/json" id="data">{_data(records, drawn)}</script>'
@@ -96,7 +96,7 @@ def _data(records: Sequence[Record], drawn: Sequence[Panel]) -> str:
     content = {
         "runs": [record.label for record in records],
         "panels": {
-            panel.quantity.name: {
+            panel.quantity.key: {
                 "steps": panel.steps,
                 "values": panel.values,
                 "log": panel.log,
@@ -211,7 +211,14 @@ def _value(record: Record, name: str) -> str:
     value = record.settings.get(name)
     if value is None or value in ((), []):
         return NOTHING
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return ", ".join(map(_item, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _item(value: object) -> str:
+    """One of several values; a table as its keys and values."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return " ".join(f"{key}={_item(item)}" for key, item in value.items() if item is not None)
 
 
 def _preflight(records: Sequence[Record]) -> Iterator[str]:
@@ -254,6 +261,22 @@ def _samples(records: Sequence[Record]) -> Iterator[str]:
     if found:
         told = "<p>What each model wrote at the end of its run; the prompt is grey.</p>"
         yield _section("Samples", f'{told}<div class="samples">{"".join(found)}</div>')
+
+
+def _sources(records: Sequence[Record]) -> Iterator[str]:
+    """What each run of a mixture read of its sources, and how well it knows them: a row a source."""
+    rows = []
+    for run, record in enumerate(records):
+        read: Mapping[str, int] = next((line.source_tokens for line in reversed(record.lines) if line.source_tokens), {})
+        losses = [line.source_val_loss for line in record.lines if line.source_val_loss]
+        for name in sources_in([record]):
+            values = [value for line in losses if (value := line.get(name)) is not None]
+            share = f"{read[name] / max(1, sum(read.values())):.1%}" if name in read else NOTHING
+            ends = (values[0], values[-1]) if values else (None, None)
+            rows.append([_key(run, record.label), escape(name), count(read.get(name)), share, *map(loss, ends)])
+    if rows:
+        head = ["run", "source", "tokens", "share", "validation loss at first", "at last"]
+        yield _section("Sources", _table(head, rows, label="Sources"))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str) -> str:

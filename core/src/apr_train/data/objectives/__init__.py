@@ -14,7 +14,9 @@ from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import Batch, RowOptions, Rows
 from apr_train.data.encoding import EncodeOptions, Encoder
 from apr_train.data.objectives.causal_lm import CausalLM
+from apr_train.data.objectives.fim import FillInTheMiddle
 from apr_train.data.objectives.masked_lm import MaskedLM
+from apr_train.data.objectives.sft import SFT
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds
 from apr_train.data.tokens import TokenFile
@@ -44,7 +46,7 @@ class Objective(Protocol):
     shortest_row: ClassVar[int]
     """The least number of tokens in a row."""
     special_tokens: ClassVar[tuple[str, ...]]
-    """Names of the special tokens without which there are no rows: some of bos, eos, pad, mask."""
+    """Names of the special tokens without which there are no rows: some of bos, eos, pad, mask; prefix, suffix, middle."""
     measures_accuracy: ClassVar[bool]
     """Whether the share of right predictions is measured beside the loss."""
     measures_bits_per_byte: ClassVar[bool]
@@ -99,5 +101,10 @@ def keeps_documents_apart(objective: Objective) -> bool:
     return objective.mask_kind(document_mask=True) == "documents"
 
 
-OBJECTIVES: Mapping[TrainingObjective, Objective] = {"causal-lm": CausalLM(), "masked-lm": MaskedLM()}
+OBJECTIVES: Mapping[TrainingObjective, Objective] = {
+    "causal-lm": CausalLM(),
+    "sft": SFT(),
+    "fim": FillInTheMiddle(),
+    "masked-lm": MaskedLM(),
+}
 """Name → objective."""

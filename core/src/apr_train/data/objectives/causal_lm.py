@@ -11,7 +11,8 @@ from attrs import frozen
 from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.header import Kind
 from apr_train.data.batch import IGNORED, Batch, RowOptions
-from apr_train.data.encoding import EncodeOptions, TextEncoder
+from apr_train.data.encoding import EncodeOptions, Encoder, TextEncoder
+from apr_train.data.id_documents import IdEncoder
 from apr_train.data.packing import PackedRows, fill_targets
 from apr_train.data.protocols import TokenizerLike
 from apr_train.data.special_tokens import DocumentEnds, decoder_ends
@@ -32,7 +33,7 @@ class CausalLM:
 
     name: ClassVar[TrainingObjective] = "causal-lm"
     predicts: ClassVar[ObjectiveName] = "causal-lm"
-    source_kinds: ClassVar[tuple[SourceKind, ...]] = ("text",)
+    source_kinds: ClassVar[tuple[SourceKind, ...]] = ("text", "tokens")
     packing: ClassVar[Packing] = "concatenate"
     kind: ClassVar[Kind] = "decoder"
     shortest_row: ClassVar[int] = 1
@@ -48,9 +49,11 @@ class CausalLM:
         """A bos where the tokenizer puts one, and the end of text."""
         return decoder_ends(tokenizer)
 
-    def encoder(self, kind: SourceKind, options: EncodeOptions) -> TextEncoder:
-        """Texts between their ends."""
+    def encoder(self, kind: SourceKind, options: EncodeOptions) -> Encoder:
+        """Texts between their ends, or ids that somebody else made."""
         ends = self.document_ends(options.tokenizer)
+        if kind == "tokens":
+            return IdEncoder(ends.end)
         return TextEncoder(options.tokenizer, ends, options.settings.parse_special)
 
     def rows(self, tokens: TokenFile, options: RowOptions) -> CausalRows | PackedRows:

@@ -1,0 +1,128 @@
+"""Evaluations in the run: what `--eval` asks of the model at each validation, the same questions each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from attrs import Factory, frozen
+from torch import nn
+
+from apr_train.data.documents import Document
+from apr_train.data.fim_tokens import FimTokens, fim_tokens
+from apr_train.data.tokenizer import Tokenizer
+from apr_train.errors import DataError
+from apr_train.model.protocol import LanguageModel
+from apr_train.run.evaluation_names import FLAG, EvaluationName
+from apr_train.training.examinee import Examinee, examined
+from apr_train.training.fim_eval import Question, fill, questions
+from apr_train.training.syntax import Prompt, complete, completion_length, prompts
+
+Values = Mapping[str, float | None]
+"""Field of `Metrics` → what was measured."""
+
+
+@frozen(kw_only=True)
+class Material:
+    """What evaluations make their questions of."""
+
+    documents: Sequence[Document]
+    """Held out, in the order of their keys."""
+    tokenizer: Tokenizer
+    positions: int
+    """Tokens of a text that the model takes, at most."""
+    row: int
+    """Tokens in a row of the training."""
+    fim_tokens: Mapping[str, str] = Factory(dict)
+    """The family's."""
+    fim_setting: str | None = None
+    """The user's."""
+    parse_special: bool = False
+
+
+@frozen(kw_only=True)
+class HiddenLines:
+    """Lines that the model is asked to write anew."""
+
+    questions: tuple[Question, ...]
+    tokens: FimTokens
+
+    @classmethod
+    def of(cls, count: int, material: Material) -> HiddenLines:
+        """The first `count` lines to hide."""
+        tokenizer = material.tokenizer
+        tokens = fim_tokens(tokenizer, card=material.fim_tokens, setting=material.fim_setting, where="tokenizer")
+        shape = {"row": material.row, "positions": material.positions}
+        return cls(questions=questions(tokenizer, material.documents, tokens, count=count, **shape), tokens=tokens)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def ask(self, examinee: Examinee) -> Values:
+        """Loss, share that comes back, share that is Python."""
+        report = fill(examinee, self.questions, self.tokens, count=len(self.questions))
+        return {
+            "eval_fim_loss": report.loss,
+            "eval_fim_exact": report.exact_rate,
+            "eval_fim_parsed": report.parsed_rate,
+        }
+
+
+@frozen(kw_only=True)
+class Functions:
+    """Functions that the model is asked to complete."""
+
+    prompts: tuple[Prompt, ...]
+    length: int
+
+    @classmethod
+    def of(cls, count: int, material: Material) -> Functions:
+        """The first `count` signatures."""
+        length, special = completion_length(material.positions), material.parse_special
+        room = material.positions - length
+        found = prompts(material.tokenizer, material.documents, count=count, room=room, parse_special=special)
+        return cls(prompts=found, length=length)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def ask(self, examinee: Examinee) -> Values:
+        """The share that is Python."""
+        return {"eval_syntax": complete(examinee, self.prompts, count=len(self.prompts), length=self.length).rate}
+
+
+EVALUATIONS: Mapping[EvaluationName, Callable[[int, Material], HiddenLines | Functions]] = {
+    "fim": HiddenLines.of,
+    "syntax": Functions.of,
+}
+"""Name → how many and of what → the questions."""
+
+
+@frozen
+class Evaluations:
+    """All that a run asks its model; called with the model, gives fields of `Metrics`."""
+
+    asked: tuple[HiddenLines | Functions, ...]
+    examinee: Callable[[LanguageModel], Examinee]
+    """The model as one that writes."""
+
+    def __call__(self, model: nn.Module) -> Values:
+        """Ask, in evaluation mode; the model is in training mode afterwards if it was before."""
+        with examined(model):
+            examinee = self.examinee(cast(LanguageModel, model))
+            return {name: value for item in self.asked for name, value in item.ask(examinee).items()}
+
+
+def make_questions(asked: Mapping[EvaluationName, int], material: Material) -> dict[EvaluationName, HiddenLines | Functions]:
+    """The questions of each evaluation.
+
+    Raises:
+        DataError: when the held-out text has nothing to ask about; it names the evaluation.
+    """
+    made = {}
+    for name, count in asked.items():
+        try:
+            made[name] = EVALUATIONS[name](count, material)
+        except DataError as error:
+            raise error.amend(subject=f"{FLAG} {name}") from error
+    return made

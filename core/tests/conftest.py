@@ -5,7 +5,11 @@ import math
 import random
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("shared", deadline=None)  # on a machine that others use, too, a time says nothing
+hypothesis.settings.load_profile("shared")
 
 CONFIG = '[model]\narch = "{arch}"\n\n[optimizer]\nlr = {lr}\nschedule = "cosine"\n\n[run]\nsteps = {steps}\nrun = "{name}"\n'
 FINDING = {"id": "", "where": "", "problem": "", "expected": "", "found": "", "hint": "", "severity": "warning"}

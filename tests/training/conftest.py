@@ -111,3 +111,18 @@ def taught(shared, tmp_path_factory):
         args = ("--arch", "llama370m", "--preset", "tiny", "--run", "taught", "--precision", "fp32")
         place.train(*args, "--steps", "120", "--lr", "3e-3", "--batch-size", "8")
     return folder / "runs" / "taught" / "model.apr"
+
+
+@pytest.fixture(scope="session")
+def bases(shared, tmp_path_factory):
+    """Arch → model.apr of its tiny preset with fresh weights, and the same as a folder that transformers opens."""
+    folder, found = tmp_path_factory.mktemp("bases"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("APR_TRAIN_CACHE", str(shared / "cache"))
+        place = Place(folder, shared / "corpus")
+        for arch in ("qwen2", "llama370m", "codebert"):
+            place.train("--arch", arch, "--preset", "tiny", "--run", arch, "--steps", "0", "--precision", "fp32")
+            place("export", place.run(arch) / "model.apr", "-o", folder / arch)
+            found[arch] = (place.run(arch) / "model.apr", folder / arch)
+    return found

@@ -115,6 +115,11 @@ FIM_003 = "FIM-003"
 EVAL_001 = "EVAL-001"
 """An evaluation in the run that there is not, or that this model cannot be asked."""
 
+ADAPTER_001 = "ADAPTER-001"
+"""Adapters that cannot be trained: no base, a target that matches nothing or is no linear layer, no PEFT."""
+ADAPTER_002 = "ADAPTER-002"
+"""An adapter that does not fit: another base, another rank than its tensors, a kind that is not merged here."""
+
 CONFIG_001 = "CONFIG-001"
 """A config whose fields are a combination that nothing implements."""
 NAMES_001 = "NAMES-001"

@@ -41,10 +41,8 @@ def message(path):
 
 
 def command(said):
-    """The Python of the command that a message gives; it must be Python."""
-    code = shlex.split(re.search(r"python -c ('.*'), then give", said)[1])[0]
-    compile(code, "hint", "exec")
-    return code
+    """The words of the command that a message gives."""
+    return shlex.split(re.search(r"(apr-train merge .*? -o X\.apr)", said)[1])
 
 
 @pytest.mark.rule("PREFLIGHT-020")
@@ -53,9 +51,9 @@ def test_an_adapter_alone_names_its_base_and_how_to_merge_it(file, tmp_path):
     said = message(lay(tmp_path, file=file))
     assert "a LoRA adapter, not a whole model" in said
     assert f"found adapter_config.json, {file}, for the base Org/Base-0.5B" in said
-    code = command(said)
-    assert "AutoModelForCausalLM.from_pretrained('Org/Base-0.5B')" in code
-    assert f"PeftModel.from_pretrained(base, '{tmp_path}').merge_and_unload().save_pretrained('NEW_FOLDER')" in code
+    assert "its base, Org/Base-0.5B" in said
+    assert command(said) == ["apr-train", "merge", str(tmp_path), "--base", "BASE", "-o", "X.apr"]
+    assert ("save it again as safetensors" in said) is file.endswith(".bin")
 
 
 @pytest.mark.rule("PREFLIGHT-020")
@@ -65,7 +63,7 @@ def test_an_adapter_beside_a_base_is_refused_because_transformers_would_load_it_
     said = message(tmp_path)
     assert "lies beside the model, and would not be used" in said
     assert "Move adapter_* into a folder of their own" in said
-    assert f"from_pretrained('{tmp_path}')" in command(said)
+    assert command(said) == ["apr-train", "merge", "ADAPTER", "--base", str(tmp_path), "-o", "X.apr"]
 
 
 @pytest.mark.rule("PREFLIGHT-020")
@@ -121,7 +119,7 @@ def test_learnt_prompts_are_said_to_be_no_weights_to_merge(base, words, tmp_path
     said = message(lay(tmp_path, base=base, config={**CONFIG, "peft_type": "PROMPT_TUNING"}))
     assert "PROMPT_TUNING adapter" in said
     assert words in said
-    assert "merge_and_unload" not in said
+    assert "apr-train merge" not in said
 
 
 @pytest.mark.rule("PREFLIGHT-020")
@@ -148,6 +146,13 @@ def test_an_adapter_s_tensors_inside_a_file_are_called_that(tensors, words, tmp_
     assert "merge_and_unload()" in said
     with open_checkpoint(tmp_path / "m.safetensors", whole=False) as checkpoint:  # for who looks at the file
         assert [(item.rule, item.severity) for item in checkpoint.header.findings] == [("PREFLIGHT-020", "warning")]
+
+
+@pytest.mark.rule("PREFLIGHT-020")
+def test_the_weights_of_an_adapter_that_are_named_alone_are_merged_by_their_folder(tmp_path):
+    lay(tmp_path)
+    said = message(tmp_path / "adapter_model.safetensors")
+    assert command(said) == ["apr-train", "merge", str(tmp_path), "--base", "BASE", "-o", "X.apr"]
 
 
 def test_names_that_only_resemble_an_adapter_s_are_a_model_s(tmp_path):

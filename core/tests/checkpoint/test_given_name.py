@@ -1,7 +1,7 @@
 """A checkpoint is called as the user calls it: links are not followed, and a hash of the Hub's cache is no name."""
 
 import pytest
-from apr_train.checkpoint.given_name import given_name, given_stem
+from apr_train.checkpoint.given_name import given_name, given_stem, hub_name
 
 HASH = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32"
 
@@ -39,3 +39,17 @@ def test_a_link_has_its_own_name_and_the_folder_that_one_is_in_has_one(tmp_path,
     assert given_stem(tmp_path / "Qwen2.5.apr") == "Qwen2.5.apr"
     monkeypatch.chdir(tmp_path / "Qwen2.5.apr")
     assert given_name(".") == "Qwen2.5.apr"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (f"hub/models--Org--Na--me/snapshots/{HASH}", "Org/Na--me"),
+        (f"hub/models--Org--Name/snapshots/{HASH}/model.safetensors", "Org/Name"),
+        (f"hub/models--gpt2/snapshots/{HASH}", None),
+        ("models/Org--Name", None),
+        (f"other/snapshots/{HASH}", None),
+    ],
+)
+def test_only_a_snapshot_in_the_hub_s_cache_has_a_name_there(path, name):
+    assert hub_name(path) == name

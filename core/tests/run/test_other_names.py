@@ -58,8 +58,9 @@ def test_a_setting_is_found_by_what_others_call_it(name, setting):
     [
         ("--epochs", "counted in --steps"),
         ("num_train_epochs", "(--batch-size × --accumulate × --sequence-length)"),
-        ("--lora-r", "there are no adapters here"),
-        ("--lora-alpha", "there are no adapters here"),
+        ("--lora-r", "--lora-rank"),
+        ("--lora-modules-to-save", "Adapters are asked for by their rank: --lora-rank 16"),
+        ("--qlora", "A base is not quantised for training: --lora-rank 16 with --precision bf16-weights"),
         ("--bf16", "--precision bf16"),
         ("--fp16", "There is no float16"),
         ("--warmup-ratio", "--warmup-steps"),

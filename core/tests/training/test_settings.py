@@ -61,7 +61,7 @@ def test_every_unknown_key_is_told_what_to_write_all_at_once():
         "optimiser": "did you mean optimizer?",
         "optimizer.learning_rate": "Here that is optimizer.lr.",
         "data.batch_sise": "did you mean data.batch_size?",
-        "training": "The tables: [model], [data], [optimizer], [run].",
+        "training": "The tables: [model], [data], [optimizer], [lora], [run].",
         "training.max_steps": "Here that is run.steps.",
         "model": "Write [model], and its settings below.",
     }

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from apr_train import rules
 from apr_train.checkpoint.apr import AprReader, open_apr
-from apr_train.checkpoint.folder import file_names, only_apr
+from apr_train.checkpoint.folder import ADAPTER, file_names, only_apr
 from apr_train.checkpoint.given import absent, models_below
 from apr_train.errors import FormatError
-from apr_train.run.folder import MODEL
+from apr_train.run.folder import ADAPTER_FOLDER, MODEL
 
 EXPECTED = "an .apr file"
 
@@ -59,6 +59,8 @@ def _hint(folder: Path) -> str | None:
         return f"Give the file in it: {inside}"
     if any(name.endswith(".safetensors") for name in names):
         return _import(folder)
+    if (folder / ADAPTER_FOLDER / ADAPTER).is_file():
+        return f"It trained an adapter; merge it first: apr-train merge {shlex.quote(str(folder))} -o X.apr."
     below = models_below(folder)
     return _import(Path(below[0])) if below else None
 

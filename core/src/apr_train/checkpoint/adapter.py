@@ -24,8 +24,7 @@ _WRAPPED = "base_model.model."
 """How peft begins the names of all that it saves, a whole model's too."""
 _PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"})
 """Kinds of peft that add to the input, and cannot be merged into weights."""
-_CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
-"""Task of an adapter's config → the class that its base is loaded with; else the base's own class has to be named."""
+_SAVE_AGAIN = "A pickled adapter is never read: open it in peft, and save it again as safetensors"
 
 
 def folder_finding(folder: Path, names: Sequence[str]) -> Finding | None:
@@ -48,7 +47,7 @@ def folder_finding(folder: Path, names: Sequence[str]) -> Finding | None:
         problem=f"{kind} lies beside the model, and would not be used" if has_base else f"{kind}, not a whole model",
         expected="a model whose adapter is merged into it",
         found=_found(config, names),
-        hint=_hint(folder, config, has_base=has_base),
+        hint=_hint(folder, config, names, has_base=has_base),
     )
 
 
@@ -84,7 +83,7 @@ def tensor_finding(path: Path, tensors: Iterable[str]) -> Finding | None:
         else "an adapter (LoRA or another of peft's kinds) that is not merged into the model",
         expected="a model whose adapter is merged into it",
         found=f"{len(adapters)} of {len(names)} tensors are an adapter's",
-        hint="Merge it into its base first: peft's merge_and_unload(), then save_pretrained(NEW_FOLDER), and give that folder.",
+        hint=_hint_of_file(path),
     )
 
 
@@ -111,26 +110,31 @@ def _found(config: dict[str, Any], names: Sequence[str]) -> str:
     return f"{files}, for the base {base}" if base else files
 
 
-def _hint(folder: Path, config: dict[str, Any], *, has_base: bool) -> str:
+def _hint(folder: Path, config: dict[str, Any], names: Sequence[str], *, has_base: bool) -> str:
     if _text(config, "peft_type") in _PROMPTS:
         without = (
             "Move adapter_* out of the folder, to take the model without it" if has_base else "Give the base model instead"
         )
         return f"It adds learnt prompts, which cannot be merged into weights. {without}."
     if not has_base:
-        base = _text(config, "base_model_name_or_path") or "BASE_MODEL"
-        return f"Merge it into its base: {_merge(base, str(folder), config)}, then give NEW_FOLDER."
+        named = _text(config, "base_model_name_or_path")
+        base = f"its base, {named}" if named else "its base"
+        if ADAPTER not in names:
+            return f"{_SAVE_AGAIN}. Then merge it into {base}: {_merge('BASE', str(folder))}, and give X.apr."
+        return f"Merge it into {base}: {_merge('BASE', str(folder))}, then give X.apr."
     return (
         "Move adapter_* into a folder of their own (ADAPTER); without them the model is taken as it is. "
-        f"To merge it: {_merge(str(folder), 'ADAPTER', config)}, then give NEW_FOLDER."
+        f"To merge it: {_merge(str(folder), 'ADAPTER')}, then give X.apr."
     )
 
 
-def _merge(base: str, adapter: str, config: dict[str, Any]) -> str:
+def _hint_of_file(path: Path) -> str:
+    """What to do with a file that holds an adapter: of one as peft saves it, to merge its folder."""
+    if path.name == ADAPTER and (path.parent / CONFIG).is_file():
+        return f"Merge it into its base: {_merge('BASE', str(path.parent))}, then give X.apr."
+    return "Merge it into its base first: peft's merge_and_unload(), then save_pretrained(NEW_FOLDER), and give that folder."
+
+
+def _merge(base: str, adapter: str) -> str:
     """The command that makes one model of a base and its adapter."""
-    kind = _CLASSES.get(_text(config, "task_type") or "", "CLASS_OF_THE_BASE")
-    code = (
-        f"import peft, transformers as t; base = t.{kind}.from_pretrained({base!r}); "
-        f"peft.PeftModel.from_pretrained(base, {adapter!r}).merge_and_unload().save_pretrained('NEW_FOLDER')"
-    )
-    return f"python -c {shlex.quote(code)}"
+    return f"apr-train merge {shlex.quote(adapter)} --base {shlex.quote(base)} -o X.apr"

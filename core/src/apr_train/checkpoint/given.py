@@ -14,7 +14,7 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.folder import INDEX, SHARD, SINGLE, file_names, is_shard, some_of
+from apr_train.checkpoint.folder import ADAPTER, INDEX, SHARD, SINGLE, file_names, is_shard, some_of
 from apr_train.errors import FormatError
 from apr_train.suggest import closest
 
@@ -184,6 +184,9 @@ def no_weights(folder: Path) -> FormatError:
     """
     names = file_names(folder)
     found, hint = _instead(folder, names)
+    adapters = _below(folder, lambda item: (item / ADAPTER).is_file())
+    if not hint and adapters:
+        hint = f"An adapter lies in {adapters[0]}. To make a model of it: apr-train merge {shlex.quote(adapters[0])} -o X.apr."
     return FormatError(
         "the folder holds no safetensors checkpoint",
         rule=rules.INIT_003,

@@ -26,6 +26,15 @@ def given_name(path: str | os.PathLike[str]) -> str:
     return plain.name
 
 
+def hub_name(path: str | os.PathLike[str]) -> str | None:
+    """`Org/Name` of a snapshot in the Hub's cache, or of a file in it; None for any other path."""
+    plain = Path(os.path.abspath(path))  # noqa: PTH100  # a link leads to a hash
+    snapshot = next((folder for folder in (plain, plain.parent) if folder.parent.name == "snapshots"), None)
+    cached = "" if snapshot is None else snapshot.parent.parent.name
+    owner, _, name = cached.removeprefix(_CACHED).partition("--")
+    return f"{owner}/{name}" if cached.startswith(_CACHED) and name else None
+
+
 def given_stem(path: str | os.PathLike[str]) -> str:
     """`given_name` without a checkpoint's suffix; a folder has none: `Qwen2.5-Coder-0.5B` is a whole name."""
     name = Path(given_name(path))

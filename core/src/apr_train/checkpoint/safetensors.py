@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Self, TypeGuard
 
 import attrs
@@ -289,8 +289,10 @@ METADATA = {"format": "pt"}
 """transformers refuses a file without it."""
 
 
-def write_safetensors(path: Path, tensors: Sequence[TensorInfo], pieces: PiecesOf) -> None:
-    """Write one file, beside it first and then renamed; peak memory is one piece.
+def write_safetensors(
+    path: Path, tensors: Sequence[TensorInfo], pieces: PiecesOf, *, note: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write one file, beside it first and then renamed; peak memory is one piece. `note` goes into its `__metadata__`.
 
     Raises:
         FormatError: for a dtype that safetensors does not have, or data of the wrong size.
@@ -301,16 +303,16 @@ def write_safetensors(path: Path, tensors: Sequence[TensorInfo], pieces: PiecesO
             raise FormatError("safetensors has no such dtype", path=path, field=tensor.name, found=tensor.dtype)
     ordered = sorted(tensors, key=lambda tensor: (-PLAIN[tensor.dtype].block_bytes, tensor.name))
     with replace_file(path) as file:
-        write_all(file, _front(ordered))
+        write_all(file, _front(ordered, note))
         for tensor in ordered:
             written = sum(write_all(file, bytes_of(piece)) for piece in pieces(tensor.name))
             if written != tensor.nbytes:
                 raise FormatError("data of the wrong size", path=path, field=tensor.name, expected=tensor.nbytes, found=written)
 
 
-def _front(tensors: Sequence[TensorInfo]) -> bytes:
+def _front(tensors: Sequence[TensorInfo], note: Mapping[str, str]) -> bytes:
     """The length and the JSON header, padded with spaces so that the data starts at a multiple of 8."""
-    entries: dict[str, Any] = {"__metadata__": METADATA}
+    entries: dict[str, Any] = {"__metadata__": {**METADATA, **note}}
     at = 0
     for tensor in tensors:
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}

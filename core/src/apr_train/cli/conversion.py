@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from apr_train.artifact.convert import Conversion, Move, keeps_values, plan_conversion
+from apr_train.artifact.merge import merged_run
 from apr_train.checkpoint.apr import AprReader, ShardedReader
 from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
@@ -24,7 +25,8 @@ def prepared(source: Path, *, arch: str | None, rope_layout: RopeRows | None, ve
     """Open a checkpoint and decide how it is converted; with `--no-verify`, say that nothing was checked."""
     if not verify:
         say("The checksum over the data is not checked (--no-verify).")
-    with open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
+    merged = merged_run(source, verify=verify)
+    with merged or open_checkpoint(source, verify=verify, rope_layout=rope_layout) as checkpoint:
         emit_findings(checkpoint.header.findings)
         conversion = plan_conversion(checkpoint, Registry.discover(), arch=arch)
         emit_findings(conversion.warnings)

@@ -96,9 +96,13 @@ def _compare(
 
 def _open(path: Path, verify: bool, rope_layout: RopeRows | None) -> Any:
     """With the user's word on the rows only where the file itself does not say."""
+    from apr_train.artifact.merge import merged_run
     from apr_train.checkpoint.open import open_checkpoint
     from apr_train.run.folder import weights_of
 
+    merged = merged_run(path, verify=verify)
+    if merged is not None:
+        return merged
     path = Path(weights_of(path))
     checkpoint = open_checkpoint(path, verify=verify, whole=False)
     if rope_layout is None or checkpoint.header.rope_rows is not None:

@@ -30,6 +30,7 @@ COMMANDS = {
     "tokenize": ("tokenize", "Make the tokens of a run ahead of it."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
     "export": ("export", "Convert .apr to a Hugging Face folder."),
+    "merge": ("merge", "Merge an adapter into its base."),
     "eval": ("eval_", "Measure a checkpoint's loss."),
     "generate": ("generate", "Continue a text."),
     "stamp": ("stamp", "Write metadata into a checkpoint."),

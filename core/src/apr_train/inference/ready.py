@@ -10,11 +10,12 @@ from attrs import field, frozen
 from torch import nn
 
 from apr_train import rules
+from apr_train.artifact.merge import merged_run
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress
 from apr_train.checkpoint.header import Header, Kind, RopeRows, TokenizerSpec
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
-from apr_train.errors import ConfigError, Finding, PreflightError, TokenizerError
+from apr_train.errors import ConfigError, Finding, FormatError, PreflightError, TokenizerError
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.plugin import Family
@@ -24,7 +25,7 @@ from apr_train.model.build import build_model
 from apr_train.model.device import PRECISIONS, Precision, choose_device
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.preflight import PreflightInput, Report, preflight
-from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
+from apr_train.preflight.opening import given_tokenizer, open_source, opening_finding, tied_header
 from apr_train.preflight.report import ClearedFile
 from apr_train.run.events import Say
 from apr_train.run.folder import weights_of
@@ -114,7 +115,7 @@ def opened(wanted: Wanted, *, kind: Kind | None = None, say: Say) -> Iterator[Op
         RunError: for a device that is not there.
     """
     device = choose_device(wanted.device)
-    with open_source(weights_of(wanted.path), wanted.rope_layout) as checkpoint:
+    with _source(wanted) as checkpoint:
         header = tied_header(checkpoint)
         report = _judge(wanted, header)
         _check_kind(wanted, report.family, kind)
@@ -122,6 +123,15 @@ def opened(wanted: Wanted, *, kind: Kind | None = None, say: Say) -> Iterator[Op
         for finding in report.warnings:
             say(f"warning: {finding}")
         yield _examined(wanted, checkpoint, header, cleared, device)
+
+
+def _source(wanted: Wanted) -> Checkpoint:
+    """The checkpoint, or what a run's adapter makes of its base."""
+    try:
+        merged = merged_run(wanted.path, exact=True)
+    except FormatError as error:
+        raise PreflightError([opening_finding(error)]) from error
+    return open_source(weights_of(wanted.path), wanted.rope_layout) if merged is None else merged
 
 
 def _check_kind(wanted: Wanted, family: Family | None, kind: Kind | None) -> None:

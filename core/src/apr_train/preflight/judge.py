@@ -16,7 +16,7 @@ from apr_train.family.card import DEFAULT_OBJECTIVE, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.model.attention.masks import MaskKind
-from apr_train.preflight import config_rules, family_rules, machine_rules, token_rules
+from apr_train.preflight import adapter_rules, config_rules, family_rules, machine_rules, token_rules
 from apr_train.preflight.config_keys import config_key_findings
 from apr_train.preflight.config_rules import bogus_values
 from apr_train.preflight.report import (
@@ -172,8 +172,8 @@ def _surroundings(seen: _Examination) -> None:
     if asked.out is None:
         return
     seen.findings += machine_rules.out_findings(asked.out)
-    if (parameters := _parameters(seen)) is not None:
-        bytes_each = machine_rules.weight_bytes(asked.precision)
+    if (parameters := _trained(seen) or _parameters(seen)) is not None:
+        bytes_each = machine_rules.weight_bytes("fp32" if asked.lora.lora_rank else asked.precision)
         seen.findings += machine_rules.disk_findings(asked.out, parameters, asked.checkpoints, bytes_each=bytes_each)
 
 
@@ -197,9 +197,17 @@ def _machine(seen: _Examination) -> None:
     seen.findings += findings
     if (parameters := _parameters(seen)) is not None:
         batch = asked.batch_size * (asked.sequence_length or seen.config.usable_positions)
-        memory = machine_rules.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision)
+        trained = _trained(seen)
+        memory = machine_rules.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision, trained=trained)
         seen.facts["memory"] = memory
         seen.findings += machine_rules.memory_findings(memory, asked.device)
+
+
+def _trained(seen: _Examination) -> int | None:
+    """Numbers in the adapters that would be trained; None where all weights are, or while there is no config."""
+    if seen.family is None or seen.config is None:
+        return None
+    return adapter_rules.trained_parameters(seen.asked.lora, seen.family, seen.config)
 
 
 def _mask_kind(asked: PreflightInput, objective: Objective) -> MaskKind:
@@ -209,7 +217,7 @@ def _mask_kind(asked: PreflightInput, objective: Objective) -> MaskKind:
 
 
 def _parameters(seen: _Examination) -> int | None:
-    """Parameters of the model that would be trained; None while there is no name map."""
+    """Parameters of the model; None while there is no name map."""
     if seen.tensors is not None and seen.tensors.name_map is not None:
         return machine_rules.parameter_count(seen.tensors.name_map)
     if seen.family is None or seen.config is None or seen.asked.header is not None:

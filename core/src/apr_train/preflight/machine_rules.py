@@ -143,19 +143,21 @@ def weight_bytes(precision: str) -> int:
     return DTYPES[PRECISION_TYPES[precision].weights].block_bytes
 
 
-def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str) -> Memory:
+def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str, *, trained: int | None = None) -> Memory:
     """Bytes that a training step certainly needs; activations come on top and depend on the backend. Imports torch.
 
     AdamW keeps two moments in the weights' own type; logits are made in chunks, in the products' type and in float32.
+    `trained` is the numbers in adapters, which are float32 and beside the weights; None: the weights are trained.
     """
     from apr_train.model.loss import CHUNK_ELEMENTS
 
     weight, product = weight_bytes(precision), PRECISION_TYPES[precision].products
     logits = min(tokens * vocab_size, max(CHUNK_ELEMENTS, vocab_size))
+    gradients = parameters * weight if trained is None else trained * weight_bytes("fp32")
     return {
-        "weights": parameters * weight,
-        "gradients": parameters * weight,
-        "optimizer": 2 * parameters * weight,
+        "weights": parameters * weight + (0 if trained is None else gradients),
+        "gradients": gradients,
+        "optimizer": 2 * gradients,
         "logits": logits * (4 if product == "F32" else DTYPES[product].block_bytes + 4),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import attrs
 
@@ -12,6 +13,7 @@ from apr_train.checkpoint.header import Header, RopeRows, TokenizerSpec
 from apr_train.checkpoint.open import open_checkpoint, open_tokenizer
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
+from apr_train.run.adapted import adapted_run
 
 
 def opening_finding(error: FormatError) -> Finding:
@@ -39,7 +41,25 @@ def open_source(path: str, rope_layout: RopeRows | None = None) -> Checkpoint:
     try:
         return open_checkpoint(path, rope_layout=rope_layout)
     except FormatError as error:
-        raise PreflightError([opening_finding(error)]) from error
+        raise PreflightError([_of_adapters(path) or opening_finding(error)]) from error
+
+
+def _of_adapters(path: str) -> Finding | None:
+    """What is said of a run that trained adapters and is named as a model."""
+    try:
+        found = adapted_run(path)
+    except AprTrainError as error:
+        return error.under(rules.PREFLIGHT_020)
+    if found is None:
+        return None
+    return Finding(
+        rule=rules.PREFLIGHT_020,
+        subject=path,
+        problem="the run trained an adapter, which is not a whole model",
+        expected="a model whose adapter is merged into it",
+        found=f"an adapter for {found.base}",
+        hint=f"Merge them: apr-train merge {shlex.quote(path)} -o X.apr, then give X.apr.",
+    )
 
 
 def tied_header(checkpoint: Checkpoint) -> Header:

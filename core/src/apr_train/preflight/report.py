@@ -20,6 +20,7 @@ from apr_train.preflight.machine_rules import parameter_count
 from apr_train.preflight.tensor_rules import TensorReport
 from apr_train.run.objective_names import Packing, TrainingObjective
 from apr_train.run.preflight_file import SCHEMA_VERSION
+from apr_train.run.settings import LoraSettings
 
 
 @frozen(kw_only=True)
@@ -56,6 +57,8 @@ class PreflightInput:
     """`fp32`, `bf16` (autocast over float32 weights) or `bf16-weights`."""
     attention: str | None = None
     """An attention backend that is forced."""
+    lora: LoraSettings = Factory(LoraSettings)
+    """The adapters that are trained in place of the weights; without a rank, none."""
     document_mask: bool = False
     packing: Packing | None = None
     """Whether attention stays inside documents."""

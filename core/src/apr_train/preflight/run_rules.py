@@ -23,6 +23,7 @@ from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
+from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
 from apr_train.preflight.evaluation_rules import evaluation_findings
 from apr_train.preflight.judge import preflight
@@ -209,6 +210,7 @@ def open_run_source(settings: Settings, *, look: Look, device: str, resume: Resu
         return None
     checkpoint, unopened = collected(lambda: open_source(path, layout))
     if checkpoint is None:
+        unopened = tuple(_movable(finding, "init", resume if started is None else None) for finding in unopened)
         others = [*text_findings(look, resume), *device_findings(device), *machine_findings(settings, resume)]
         raise PreflightError([*unopened, *others])
     return checkpoint
@@ -292,6 +294,7 @@ def judge_run(
             precision=precision,
             attention=model.attention,
             document_mask=data.document_mask,
+            lora=settings.lora,
             packing=data.packing,
             needs_tokenizer=model.tokenizer is None,
         )
@@ -301,6 +304,7 @@ def judge_run(
     of_chats = chats(look, report, data, default_row)
     of_evaluations = evaluation_findings(settings, report, checkpoint if resume is None else None)
     of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference, *of_evaluations)
+    of_run += tuple(adapter_findings(settings, report))
     findings = (*contradiction, *unusable, *of_template, *of_text, *of_chats.findings, *of_run)
     facts = report.facts | look.facts | of_chats.facts
     return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)

@@ -16,7 +16,8 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.atomic import clear_litter
-from apr_train.checkpoint.folder import some_of
+from apr_train.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from apr_train.checkpoint.folder import ADAPTER, some_of
 from apr_train.errors import OutputError, RunError
 
 LOCK = ".lock"
@@ -61,6 +62,10 @@ MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
+ADAPTER_FOLDER = "adapter"
+"""What a run that trains adapters leaves in place of model.apr; in a checkpoint its files lie beside the optimizer's."""
+_WRITTEN = frozenset({MODEL, OPTIMIZER, STATE, ADAPTER_CONFIG, ADAPTER})
+"""What a run writes into the folder of a checkpoint."""
 _STEP = re.compile(r"step-(\d{6,})")
 _DYING = ".removed-"
 
@@ -158,6 +163,7 @@ _KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, C
 def kept_files(folder: Path) -> list[Path]:
     """The files of a run that are read again, checkpoints included."""
     own = [folder / name for name in sorted(_KEPT)]
+    own += [folder / ADAPTER_FOLDER / name for name in (ADAPTER_CONFIG, ADAPTER)]
     return [*own, *(path for step in checkpoints(folder) for path in sorted(step.path.iterdir()))]
 
 
@@ -167,7 +173,8 @@ def is_kept_by_a_run(path: str | Path) -> bool:
     run = run_of(real)
     if run is None:
         return False
-    return real.name in _KEPT if real.parent == run else _STEP.fullmatch(real.parent.name) is not None
+    inside = real.parent.name == ADAPTER_FOLDER or _STEP.fullmatch(real.parent.name) is not None
+    return real.name in _KEPT if real.parent == run else inside
 
 
 def checkpoints(folder: Path) -> list[StepFolder]:
@@ -200,7 +207,7 @@ def run_hint(path: Path) -> str | None:
     """`Give the run`, of a path that is none: the run or the step that a file lies in, or the runs in a folder."""
     around = [folder for folder in (path.parent, path.parent.parent) if _is_run(folder)]
     if around:
-        is_step = path.name in (MODEL, OPTIMIZER, STATE) and _STEP.fullmatch(path.parent.name)
+        is_step = path.name in _WRITTEN and _STEP.fullmatch(path.parent.name)
         return f"Give the run: {around[0]}" + (f", or the checkpoint in it: {path.parent}" if is_step else "")
     runs = _runs_in(path) or _runs_in(path / OUT)
     return f"Give the run: {some_of([str(run) for run in runs])}" if runs else None
@@ -220,7 +227,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def foreign_files(folder: Path) -> list[str]:
     """What lies in a checkpoint's folder that no run wrote, killed ones included."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name not in (MODEL, OPTIMIZER, STATE))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name not in _WRITTEN)
     return [name for name in names if not _is_part(name)]
 
 

@@ -86,6 +86,13 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
         *("clip", "clip_grad", "clip_grad_norm", "grad_clip", "grad_clip_norm", "grad_norm_clip", "gradient_clip_norm"),
         *("gradient_clip_val", "gradient_clipping", "max_grad_norm", "max_norm"),
     ),
+    "lora_rank": ("lora_r", "r"),
+    "lora_alpha": ("alpha",),
+    "lora_dropout": ("adapter_dropout", "lora_drop"),
+    "lora_target": (
+        *("lora_target_modules", "lora_targets", "peft_target_modules", "target_modules", "lora_modules"),
+        *("lora_target_linear", "peft_target"),
+    ),
     "run": ("exp_name", "experiment", "experiment_name", "job_name", "name", "run_name"),
     "out": ("checkpoint_dir", "exp_dir", "log_dir", "out_dir", "output", "output_dir", "output_path", "save_dir", "save_path"),
     "steps": (
@@ -125,7 +132,8 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 _EPOCHS = (
     "A run is counted in {steps}. One pass over the text takes its tokens / ({batch_size} × {accumulate} × {sequence_length})"
 )
-_ADAPTERS = "Every weight is trained: there are no adapters here, {recompute} and a smaller {batch_size} save memory"
+_ADAPTERS = "Adapters are asked for by their rank: {lora_rank} 16, and {lora_alpha}, {lora_dropout}, {lora_target}"
+_QLORA = "A base is not quantised for training: {lora_rank} 16 with {precision} bf16-weights takes two bytes a weight"
 _ONE_DEVICE = "A run is one process on one device: {device}"
 _FULL_WEIGHTS = "Weights are trained in 32 or 16 bits: {precision}"
 _REPORTED = "Nothing is sent anywhere: the run's metrics.jsonl has every number, and `apr-train report` shows them"
@@ -135,7 +143,8 @@ _PUBLISHED = "A run uploads nothing: `apr-train publish` makes the folder to upl
 
 NOT_HERE: Mapping[str, str] = {
     **dict.fromkeys(("epoch", "epochs", "max_epochs", "n_epochs", "num_epochs", "num_train_epochs"), _EPOCHS),
-    **dict.fromkeys(("lora", "peft", "use_lora", "use_peft", "qlora", "adapter", "adapter_name"), _ADAPTERS),
+    **dict.fromkeys(("lora", "peft", "use_lora", "use_peft", "adapter", "adapter_name"), _ADAPTERS),
+    "qlora": _QLORA,
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization", "quantize", "bits", "fp8"), _FULL_WEIGHTS),
     **dict.fromkeys(("bf16", "use_bf16", "bfloat16"), "That is {precision} bf16"),
     **dict.fromkeys(("fp32", "float32", "tf32"), "That is {precision} fp32"),

@@ -9,10 +9,11 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.errors import RunError
+from apr_train.run.adapted import step_of_adapter
 from apr_train.run.folder import CARD, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
 from apr_train.run.provenance import step_of, written_metadata
 from apr_train.run.samples import read_samples
-from apr_train.run.settings import Settings, moved_sources
+from apr_train.run.settings import GROUPS, Settings, moved_sources
 from apr_train.run.settings_file import check_resume, read_toml, with_values
 
 
@@ -31,8 +32,10 @@ class Resume:
 
     @property
     def model_path(self) -> str | None:
-        """Where the weights are; None when the run starts over."""
-        return None if self.checkpoint is None else str(self.checkpoint.path / MODEL)
+        """Where all weights are; None when the run starts over, and for one that trains adapters: its base is `--init`."""
+        if self.checkpoint is None or self.settings.lora.lora_rank is not None:
+            return None
+        return str(self.checkpoint.path / MODEL)
 
     @property
     def step(self) -> int:
@@ -42,7 +45,9 @@ class Resume:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do: no step, and the end is written (model.apr, which comes last, is of that step)."""
-        whole = (self.folder / CARD).is_file() and step_of(written_metadata(self.folder / MODEL)) == self.step
+        adapted = self.settings.lora.lora_rank is not None
+        written = step_of_adapter(self.folder) if adapted else step_of(written_metadata(self.folder / MODEL))
+        whole = (self.folder / CARD).is_file() and written == self.step
         return whole and self.step == self.settings.run.steps
 
     def lost(self, name: str, path: str) -> bool:
@@ -79,7 +84,7 @@ def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume
     read_samples(folder / SAMPLES)  # a damaged line would stop the run only after its text was read
     values = {
         name: getattr(group, name)
-        for group in (wanted.model, wanted.data, wanted.optimizer, wanted.run)
+        for group in (getattr(wanted, table) for table in GROUPS)
         for name in stated
         if hasattr(group, name)
     }

@@ -290,6 +290,26 @@ class OptimizerSettings:
 
 
 @frozen(kw_only=True)
+class LoraSettings:
+    """[lora]: low-rank matrices beside those of a base that stays as it is (Hu et al. 2021); without a rank, none."""
+
+    lora_rank: int | None = option(
+        None, "Rank of the adapters that are trained in place of the weights, on the base of --init.", kind=int, minimum=1
+    )
+    lora_alpha: float | None = option(
+        None, "The adapters' product counts alpha / rank times; twice the rank otherwise.", kind=float, above=0
+    )
+    lora_dropout: float = option(0.0, "Dropout on what goes into an adapter.", kind=float, minimum=0, maximum=0.9)
+    lora_target: tuple[str, ...] = option(
+        (),
+        "End of the names of the matrices that get an adapter, q_proj say; may be given several times. The family's, or all "
+        "matrices of the blocks, otherwise.",
+        kind=str,
+        many=True,
+    )
+
+
+@frozen(kw_only=True)
 class RunSettings:
     """[run]: how long, how, and what is written."""
 
@@ -345,6 +365,7 @@ class Settings:
     model: ModelSettings = Factory(ModelSettings)
     data: DataSettings = Factory(DataSettings)
     optimizer: OptimizerSettings = Factory(OptimizerSettings)
+    lora: LoraSettings = Factory(LoraSettings)
     run: RunSettings = Factory(RunSettings)
 
 
@@ -352,6 +373,7 @@ GROUPS: dict[str, type] = {
     "model": ModelSettings,
     "data": DataSettings,
     "optimizer": OptimizerSettings,
+    "lora": LoraSettings,
     "run": RunSettings,
 }
 """TOML table → its class."""

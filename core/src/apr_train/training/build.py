@@ -14,7 +14,9 @@ from apr_train.model.attention import Choice, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.model.protocol import LanguageModel
+from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.report import Cleared, ClearedFile
+from apr_train.run.settings import LoraSettings
 from apr_train.training.defaults import Decided
 
 _log = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ def make_model(
 ) -> tuple[nn.Module, LoadReport | None]:
     """The model with the checkpoint's weights, or freshly initialised ones; what the file does not have is fresh.
 
+    Where adapters are asked for, they are on it, and all else is frozen.
+
     Fresh values depend on the seed alone, not on the device. Seeds torch's own generators (dropout) as well.
     """
     device, weights, settings = decided.device, decided.precision.weights, decided.settings
@@ -56,9 +60,19 @@ def make_model(
     else:
         model.to(weights).to_empty(device=device)
         cast(LanguageModel, model).initialize(generator)
+    if settings.lora.lora_rank is not None:
+        _attach_adapters(model, cleared, settings.lora)
     model.train()
     if settings.run.compile:
         compile_blocks(model)
     if settings.run.recompute:
         recompute_activations(cast(LanguageModel, model))
     return model, loaded
+
+
+def _attach_adapters(model: nn.Module, cleared: Cleared, lora: LoraSettings) -> None:
+    from apr_train.model.adapters import attach  # here, so that other runs do not import peft
+
+    if lora.lora_rank is not None and lora.lora_alpha is not None:
+        sites = chosen_sites(lora, cleared.family, cleared.config)
+        attach(model, sites, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout)

@@ -1,4 +1,4 @@
-"""Checkpoints that a run can go on from, bit for bit: model.apr, optimizer.safetensors, state.json.
+"""Checkpoints that a run can go on from, bit for bit: model.apr (or an adapter), optimizer.safetensors, state.json.
 
 Written into a folder of another name, synced, then renamed as a whole: what is called `step-000500` is complete.
 """
@@ -61,6 +61,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     write_model: ModelWriter,
     keep: int,
+    model_name: str = MODEL,
 ) -> Path:
     """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
 
@@ -73,7 +74,7 @@ def save_checkpoint(
         if broken_weights(model):
             raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
         with replace_folder(target, like=folder) as beside:
-            write_model(beside / MODEL, model, step=state["step"])
+            write_model(beside / model_name, model, step=state["step"])
             _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
     prune(folder, keep)
@@ -81,8 +82,9 @@ def save_checkpoint(
 
 
 def broken_weights(model: nn.Module) -> list[str]:
-    """The names of the parameters in which something is NaN or infinite."""
-    return [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    """The names of the trained parameters in which something is NaN or infinite."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [name for name, parameter in trained if not bool(torch.isfinite(parameter).all())]
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,13 +13,15 @@ from apr_train.data.objectives import Objective
 from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
-from apr_train.run.settings import Settings
+from apr_train.run.settings import LoraSettings, Settings
 from apr_train.training.schedule import Schedule
 
 T = TypeVar("T")
 
 LR_FINE_TUNING = 5e-5
 """What BERT, LLaMA-Factory and the transformers Trainer start from."""
+LR_ADAPTERS = 2e-4
+"""QLoRA's for models of up to 13 billion parameters (Dettmers et al. 2023, table 9); adapters want more than weights do."""
 LR_FROM_SCRATCH = 6e-4
 """GPT-3's rate for its smallest model (Brown et al. 2020, table 2.1)."""
 BATCH = {"cpu": 2, "cuda": 8}
@@ -46,6 +48,8 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
     data = decided_data(data, objective, device=device.type, positions=config.usable_positions)
     batch = _or(data.batch_size, BATCH[device.type])
     rate = _or(optimizer.lr, LR_FINE_TUNING if warm else LR_FROM_SCRATCH)
+    if asked.lora.lora_rank is not None:
+        rate = _or(optimizer.lr, LR_ADAPTERS)
     warmup = _or(optimizer.warmup_steps, min(asked.run.steps // 10, MOST_WARM_UP))
     preset = asked.model.preset if warm else _or(asked.model.preset, family.default_preset)
     threads = _or(asked.run.threads, torch.get_num_threads())
@@ -54,6 +58,7 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
         model=attrs.evolve(asked.model, arch=_or(asked.model.arch, family.name), objective=objective.name, preset=preset),
         data=attrs.evolve(data, batch_size=batch),
         optimizer=attrs.evolve(optimizer, lr=rate, warmup_steps=warmup),
+        lora=_decide_lora(asked.lora),
         run=attrs.evolve(asked.run, precision=precision, device=_or(asked.run.device, str(device)), threads=threads),
     )
     return Decided(
@@ -64,6 +69,10 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
         batch_size=batch,
         schedule=Schedule.of(settings.optimizer, steps=asked.run.steps, lr=rate, warmup_steps=warmup),
     )
+
+
+def _decide_lora(lora: LoraSettings) -> LoraSettings:
+    return lora if lora.lora_rank is None else attrs.evolve(lora, lora_alpha=_or(lora.lora_alpha, 2.0 * lora.lora_rank))
 
 
 def _or(said: T | None, otherwise: T) -> T:

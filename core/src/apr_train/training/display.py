@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from apr_train.data.corpus import Part
     from apr_train.training.loop import Outcome
+    from apr_train.training.run import Run
     from apr_train.training.setup import Prepared
 
 
@@ -27,7 +29,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
     """The lines of a run's start, label → text: what is trained, from where, on what, and how."""
     run, family = prepared.run, prepared.inputs.cleared.family
     settings, corpus = run.settings, prepared.inputs.corpus
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    parameters = parameters_of(run)
     data = settings.data
     per_step = (data.batch_size or 1) * (data.sequence_length or 1) * data.accumulate
     origin = settings.model.init or f"from scratch, preset {settings.model.preset}"
@@ -36,6 +38,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "family": f"{settings.model.arch} ({family.distribution} {family.version})" if family else str(settings.model.arch),
         "model": f"{parameters:,} parameters, {origin}",
         "weights": str(prepared.loaded) if prepared.loaded else "freshly initialised",
+        **adapter_lines(prepared),
         "attention": str(prepared.attention),
         "data": f"{corpus.description}: {tokens}",
         **{f"source {part.name}": _part(part, run.stream.shares) for part in corpus.learnt if part.name is not None},
@@ -49,6 +52,23 @@ def opening(prepared: Prepared) -> dict[str, str]:
     if run.step:
         lines["resumed"] = f"at step {run.step}"
     return lines
+
+
+def parameters_of(run: Run) -> int:
+    """Those of the model; adapters on it come on top."""
+    adapted = run.settings.lora.lora_rank is not None
+    return sum(item.numel() for item in run.model.parameters() if not (adapted and item.requires_grad))
+
+
+def adapter_lines(prepared: Prepared) -> dict[str, str]:
+    """The line about adapters, of a run that trains some."""
+    lora, model = prepared.run.settings.lora, prepared.run.model
+    if lora.lora_rank is None:
+        return {}
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    where = ", ".join(lora.lora_target or prepared.inputs.cleared.family.info.adapter_targets) or "all matrices of the blocks"
+    counts = f"{trained:,} parameters trained, {parameters_of(prepared.run):,} frozen"
+    return {"adapters": f"LoRA of rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, on {where}: {counts}"}
 
 
 def _part(part: Part, shares: Mapping[str, float]) -> str:
@@ -73,7 +93,7 @@ def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[
         told["validation loss"] = f"{measured[0].val_loss:.4f} → {measured[-1].val_loss:.4f}"
     if (speed := mean_speed(lines)) is not None:
         told["speed"] = f"{speed:,.0f} tokens/s"
-    told["model"] = str(run.folder / MODEL)
+    told["model" if run.result == MODEL else "adapter"] = str(run.folder / Path(run.result).parts[0])
     told["card"] = str(run.folder / CARD)
     told["metrics"] = str(run.folder / METRICS)
     return told

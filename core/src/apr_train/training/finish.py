@@ -32,6 +32,7 @@ from apr_train.run.samples import Sample, add_sample
 from apr_train.run.settings import DataArgument, Settings, of_argument
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
+from apr_train.training.display import adapter_lines, parameters_of
 from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
@@ -63,9 +64,9 @@ def _most_likely(logits: Tensor) -> int:
 
 
 def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
-    """Write the sample, MODEL_CARD.md and model.apr; returns all metrics, and the sample if there is one.
+    """Write the sample, MODEL_CARD.md and model.apr, or the adapter; returns all metrics, and the sample if there is one.
 
-    model.apr is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
+    The model is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
 
     Raises:
         OutputError: one of them cannot be written.
@@ -76,7 +77,7 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
-    run.write_model(run.folder / MODEL, run.model, step=run.step)
+    run.write_model(run.folder / run.result, run.model, step=run.step)
     return lines, sample
 
 
@@ -118,12 +119,12 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
 def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
     run, inputs = prepared.run, prepared.inputs
     family = inputs.cleared.family
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     inherited = model_file(inputs).provenance(run.folder / MODEL)
     rows = {
         "family": f"{settings.model.arch}, {family.distribution} {family.version}",
         "family verified": standing(family.plugin).sentence or "no certificate",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters_of(run):,}",
+        **adapter_lines(prepared),
         "objective": run.objective.name,
         "attention": str(prepared.attention),
         "started from": settings.model.init or "fresh weights",

@@ -146,7 +146,7 @@ def _with_hint(run: Run, error: NonFiniteError) -> NonFiniteError:
     broken, kept = broken_weights(run.model), checkpoints(run.folder)
     told = f"Weights that are not finite: {', '.join(broken[:8])}. " if broken else ""
     source = ""
-    if kept and kept[-1].step:
+    if kept and kept[-1].step and run.result == MODEL:
         told += f"The last good state is {kept[-1].path}. "
         source = f"--init {shlex.quote(str(kept[-1].path / MODEL))} and "
     hint = f"{told}Start a new run with {source}a lower --lr or another --precision."

@@ -16,7 +16,7 @@ from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
 from apr_train.run.events import RunEvents
-from apr_train.run.folder import METRICS, SAMPLES, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.folder import METRICS, MODEL, SAMPLES, checkpoints, remove_checkpoint, require_removable
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
@@ -47,6 +47,8 @@ class Run:
     device: torch.device
     write_model: ModelWriter = field(repr=False)
     display: RunEvents = field(repr=False)
+    result: str = MODEL
+    """What `write_model` writes: the path in the run's folder at the end, and its name in that of a checkpoint."""
     evaluate: Evaluate | None = field(default=None, repr=False)
     """What else is measured at each validation; None: nothing."""
     warm: bool = False
@@ -79,6 +81,7 @@ class Run:
             model=self.model,
             optimizer=self.optimizer,
             write_model=self.write_model,
+            model_name=Path(self.result).name,
             keep=self.settings.run.keep,
         )
 

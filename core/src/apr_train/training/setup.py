@@ -12,6 +12,7 @@ from torch import nn
 
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import Checkpoint
+from apr_train.checkpoint.given_name import hub_name
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import reference_of
 from apr_train.data.batch import Batch
@@ -34,14 +35,16 @@ from apr_train.model.device import PRECISIONS, Precision, choose_device, default
 from apr_train.model.load import LoadReport
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
+from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
+from apr_train.run.adapted import name_of
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, PREFLIGHT, locked, new_run_folder
+from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
 from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import stage_bars
@@ -49,6 +52,7 @@ from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
+from apr_train.training.adapter_file import RESULT, TASKS, AdapterFile
 from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import Decided, decide
 from apr_train.training.display import make_display
@@ -257,7 +261,7 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
 
 def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
-    decided = inputs.decided
+    decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
     evaluate = make_evaluations(inputs, choice, say)
@@ -278,7 +282,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         objective=inputs.cleared.objective,
         precision=decided.precision,
         device=decided.device,
-        write_model=model_file(inputs),
+        write_model=model_file(inputs) if adapters is None else adapters,
+        result=MODEL if adapters is None else RESULT,
         display=make_display(
             decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
         ),
@@ -288,6 +293,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         vocab_size=inputs.cleared.config.vocab_size,
     )
     if resume is not None:
+        if adapters is not None and resume.checkpoint is not None:
+            adapters.restore(model, resume.checkpoint.path)
         restore(run, resume)
     else:
         write_identity(folder, inputs.identity)
@@ -342,6 +349,22 @@ def model_file(inputs: Inputs) -> ModelFile:
         header=inputs.header,
         tokenizer=inputs.tokenizer.spec,
         origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__)),
+    )
+
+
+def adapter_file(inputs: Inputs) -> AdapterFile | None:
+    """The writer of the run's adapter; None for a run that trains all weights."""
+    cleared, settings = inputs.cleared, inputs.decided.settings
+    if settings.lora.lora_rank is None or settings.model.init is None:
+        return None
+    return AdapterFile(
+        sites=chosen_sites(settings.lora, cleared.family, cleared.config),
+        name_map=cleared.family.map_tensor_names(cleared.config, Layout()),
+        base_name=name_of(settings.model.init),
+        base_id=hub_name(settings.model.init),
+        base_hash=inputs.identity.init or "",
+        tokenizer=inputs.tokenizer.spec,
+        task=TASKS.get(cleared.objective.predicts),
     )
 
 

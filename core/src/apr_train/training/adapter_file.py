@@ -12,7 +12,7 @@ from torch import nn
 from apr_train.artifact.export import write_tokenizer
 from apr_train.checkpoint.adapter_files import open_adapter, write_adapter
 from apr_train.checkpoint.folder import ADAPTER
-from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.checkpoint.header import Kind, TokenizerSpec
 from apr_train.errors import OutputError
 from apr_train.family.adapter_sites import Site, short_names
 from apr_train.family.name_map import NameMap
@@ -24,8 +24,8 @@ from apr_train.run.folder import ADAPTER_FOLDER
 RESULT = f"{ADAPTER_FOLDER}/{ADAPTER}"
 """Where in a run's folder it lies at the end."""
 
-TASKS = {"causal-lm": "CAUSAL_LM"}
-"""What a model predicts → PEFT's word for it; for a masked language model it has none."""
+TASKS: Mapping[Kind, str] = {"decoder": "CAUSAL_LM"}
+"""Kind of a model → PEFT's word for what it does; for a masked language model it has none."""
 
 
 @frozen(kw_only=True)

@@ -364,7 +364,7 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
         base_id=hub_name(settings.model.init),
         base_hash=inputs.identity.init or "",
         tokenizer=inputs.tokenizer.spec,
-        task=TASKS.get(cleared.objective.predicts),
+        task=TASKS.get(cleared.objective.kind),
     )
 
 

@@ -290,7 +290,7 @@ def _around(spec: TokenizerSpec, ids: Mapping[str, int], first: Sequence[int], l
         if places and list(places) != [ids.get(name)]:
             problem = f"what the tokenizer puts around a text is not its {name}"
             raise _not_written(spec, problem, f"{name} {ids.get(name)}, or nothing", ", ".join(map(str, places)))
-    return {"tokenizer.ggml.add_bos_token": bool(first), **({"tokenizer.ggml.add_eos_token": True} if last else {})}
+    return {"tokenizer.ggml.add_bos_token": bool(first), "tokenizer.ggml.add_eos_token": bool(last)}
 
 
 def _not_written(spec: TokenizerSpec, problem: str, expected: str, found: object) -> TokenizerError:

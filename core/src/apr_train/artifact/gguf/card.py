@@ -1,4 +1,4 @@
-"""The card beside a GGUF file: where it came from, which types it holds, and how it was compared with its source. Torch-free."""
+"""The card beside a GGUF file: where it came from, which types it holds, and how it was compared with its source."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ import numpy as np
 from apr_train.checkpoint.dtypes import Array, DType
 from apr_train.checkpoint.gguf_keys import KEYS, LOGIT_DIVISORS, PATTERN, YARN_KEYS
 from apr_train.checkpoint.header import TensorInfo, TokenizerSpec
+from apr_train.checkpoint.implied import ORIGINAL_LENGTH
 from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
 from apr_train.checkpoint.quantization import ggml_types
 from apr_train.checkpoint.tokenizer_json import PADDING, flatten
@@ -203,12 +204,10 @@ def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     found = {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
     if scaling["rope_type"] == "yarn":
-        found |= {key: _yarn(scaling[name]) for key, name in YARN_KEYS.items()}
+        found |= {
+            key: int(scaling[name]) if name == ORIGINAL_LENGTH else float(scaling[name]) for key, name in YARN_KEYS.items()
+        }
     return found
-
-
-def _yarn(value: float) -> float | int:
-    return value if isinstance(value, int) else float(value)
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, rotated: int) -> Array:

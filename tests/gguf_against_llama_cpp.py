@@ -1,6 +1,7 @@
 """Export the reference model of an example family, compare with llama.cpp's file: `python … NAME FOLDER`, JSON on stdout.
 
-With IDS.json and OUT.npy behind, the reference model's logits of these tokens are written, too. Run where the example families are installed: tests/test_gguf_export.py does.
+With IDS.json and OUT.npy behind, the reference model's logits of these tokens are written, too.
+Run where the example families are installed: tests/test_gguf_export.py does.
 """
 
 import importlib.util

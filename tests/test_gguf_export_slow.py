@@ -64,7 +64,7 @@ def check_greedy(ours, found, *, atol):
 
 @torch.no_grad()
 def logits_of(path, text, count):
-    """Our logits of a text's first tokens, these, and the ids of TEXT with what stands around it."""
+    """Our logits of a text's first tokens, these tokens, and those of TEXT with what stands around it."""
     with opened(Wanted(path=str(path), device="cpu"), say=str) as examined:
         ready = make_ready(examined, precision="fp32")
     ids = ready.tokenizer.encode(text)[:count]
@@ -277,12 +277,15 @@ def test_an_example_family_in_llama_cpp_chooses_the_same_tokens(examples, tmp_pa
     assert done.returncode == 0, done.stderr[-4000:]
     found, _ = theirs(tmp_path / "ours.gguf", ids, tmp_path, "")
     count = 7 if name in IGNORED_WINDOWS else len(ids)
-    assert check_greedy(np.load(tmp_path / "ours.npy")[:count], found[:count], atol=ATOL.get(name, 2e-3)) > count / 2
+    assert (
+        check_greedy(np.load(tmp_path / "ours.npy")[:count], found[:count], atol=2e-2 if name in BY_TABLE else 2e-3) > count / 2
+    )
 
 
 IGNORED_WINDOWS = {"phi3", "starcoder2"}
 """Whose window of 7 tokens llama.cpp does not compute, as the export warns."""
-ATOL: dict[str, float] = {}
+BY_TABLE = {"gemma2", "gemma3", "gpt2", "phi", "starcoder2"}
+"""Those with GELU, which llama.cpp looks up in a table of float16 (ggml_vec_gelu_f32 in ggml-cpu)."""
 
 
 VOCABULARY = """

@@ -204,9 +204,8 @@ def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     found = {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
     if scaling["rope_type"] == "yarn":
-        found |= {
-            key: int(scaling[name]) if name == ORIGINAL_LENGTH else float(scaling[name]) for key, name in YARN_KEYS.items()
-        }
+        kinds = {name: int if name == ORIGINAL_LENGTH else float for name in YARN_KEYS.values()}
+        found |= {key: kinds[name](scaling[name]) for key, name in YARN_KEYS.items()}
     return found
 
 

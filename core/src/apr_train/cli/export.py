@@ -84,7 +84,8 @@ def _gguf(conversion: Conversion, output: Path, dtype: str | None, *, verify: bo
     from apr_train.artifact.gguf.export import export_to_gguf
 
     name = dtype if dtype in BY_LLAMA_CPP else dtype and dtype.upper()
-    with progress_bar(f"writing {output.name}", conversion.nbytes) as progress:
+    total = conversion.nbytes * (2 if verify else 1)
+    with progress_bar(f"writing {output.name}", total) as progress:
         result = export_to_gguf(conversion, output, dtype=name, verify=verify, prove=_prover(conversion), progress=progress)
     emit_findings(result.plan.warnings)
     _describe(conversion, result, output, dtype)

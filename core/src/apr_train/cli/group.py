@@ -28,7 +28,7 @@ COMMANDS = {
     "validate": ("validate", "Check a checkpoint file, byte for byte."),
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
-    "export": ("export", "Convert .apr to a Hugging Face folder."),
+    "export": ("export", "Convert a checkpoint to a Hugging Face folder, or to a GGUF."),
     "eval": ("eval_", "Measure a checkpoint's loss."),
     "generate": ("generate", "Continue a text."),
     "stamp": ("stamp", "Write metadata into a checkpoint."),

@@ -55,7 +55,7 @@ def export_to_gguf(
         dtype: of the matrices: a `GgufDtype`, or a name of `K_QUANTS`; None: floats as they are stored, blocks as F32.
         verify: whether the written file is opened again and compared before it is put in place.
         prove: called with a quantised file that was compared.
-        progress: told of bytes of the source that went through.
+        progress: told of bytes of the source that were written, and again of those that were compared.
 
     Raises:
         OutputError: when the target is a file of the source or of a run, cannot be written, or is not its source afterwards.
@@ -80,7 +80,7 @@ def export_to_gguf(
                 quantise(package, str(dtype), plain, part)
         if verify:
             with reopened(plan, part, requantised=by_llama_cpp) as again:
-                comparison = compare(plan, again)
+                comparison = compare(plan, again, progress=progress)
                 proof = prove(again) if prove is not None and comparison.quantised else None
         nbytes = os.fstat(file.fileno()).st_size
     facts = CardFacts(name=target.name, dtype=dtype, nbytes=nbytes, comparison=comparison, proof=proof)

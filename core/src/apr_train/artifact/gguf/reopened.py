@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import attrs
 import numpy as np
 from attrs import field, frozen
 
+from apr_train.artifact.convert import Conversion
 from apr_train.artifact.gguf.plan import GgufPlan, differences, read_back
 from apr_train.artifact.parts import read_part
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress
@@ -101,6 +103,8 @@ def _compare_keys(plan: GgufPlan, reader: GgufReader, apart: frozenset[str]) -> 
 def compare(plan: GgufPlan, again: Reopened, *, progress: Progress | None = None) -> Comparison:
     """Compare every parameter as the file gives it with what the source gives; memory is two parameters.
 
+    `progress` is told of bytes of the source that were compared.
+
     Raises:
         OutputError: one is another.
     """
@@ -120,11 +124,20 @@ def compare(plan: GgufPlan, again: Reopened, *, progress: Progress | None = None
                 raise _apart(name, f"a relative error of at most {LARGEST_ERROR}", f"{error:.3g}")
             largest, largest_at = max((largest, largest_at), (error, next(iter(infos))))
         if progress is not None:
-            progress(source.data.nbytes)
+            progress(_stored_bytes(plan.conversion, name))
     for info in again.checkpoint.header.tensors.values():
         types[info.dtype] += 1
         identical += info.dtype in _PLAIN
     return Comparison(identical=identical, types=+types, largest_error=largest, largest_at=largest_at)
+
+
+def _stored_bytes(conversion: Conversion, parameter: str) -> int:
+    """The source's bytes that a parameter is made of."""
+    edges, tensors = conversion.plan.filled[parameter], conversion.header.tensors
+    shares = (
+        tensors[edge.checkpoint].nbytes * math.prod(edge.piece) / max(1, tensors[edge.checkpoint].elements) for edge in edges
+    )
+    return round(sum(shares))
 
 
 def _through(values: Array, edges: tuple[Fill, ...], types: Mapping[str, str]) -> Array:

@@ -397,3 +397,11 @@ def test_an_example_familys_file_is_llama_cpps_own_tensor_by_tensor_and_key_by_k
         else:
             assert MAY_ADD.fullmatch(key), (key, ours, theirs)
             assert theirs is None or key == "general.name", (key, ours, theirs)
+
+
+def test_weights_in_float64_ask_for_a_type(tmp_path):
+    model_of("llama").double().save_pretrained(tmp_path / "hf")
+    output = to_gguf(tmp_path / "hf", tmp_path / "m.gguf", exit_code=1)
+    assert "llama.cpp reads no weights in F64" in output
+    assert "Take --dtype f32, f16 or bf16." in output
+    assert "20 of 20 tensors are identical" in to_gguf(tmp_path / "hf", tmp_path / "m.gguf", "--dtype", "f32")

@@ -404,4 +404,4 @@ def test_weights_in_float64_ask_for_a_type(tmp_path):
     output = to_gguf(tmp_path / "hf", tmp_path / "m.gguf", exit_code=1)
     assert "llama.cpp reads no weights in F64" in output
     assert "Take --dtype f32, f16 or bf16." in output
-    assert "20 of 20 tensors are identical" in to_gguf(tmp_path / "hf", tmp_path / "m.gguf", "--dtype", "f32")
+    assert "21 of 21 tensors are identical" in to_gguf(tmp_path / "hf", tmp_path / "m.gguf", "--dtype", "f32")

@@ -29,12 +29,8 @@ COMMANDS = {
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
     "tokenize": ("tokenize", "Make the tokens of a run ahead of it."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
-<<<<<<< HEAD
-    "export": ("export", "Convert .apr to a Hugging Face folder."),
-    "merge": ("merge", "Merge an adapter into its base."),
-=======
     "export": ("export", "Convert a checkpoint to a Hugging Face folder, or to a GGUF."),
->>>>>>> h-gguf
+    "merge": ("merge", "Merge an adapter into its base."),
     "eval": ("eval_", "Measure a checkpoint's loss."),
     "generate": ("generate", "Continue a text."),
     "stamp": ("stamp", "Write metadata into a checkpoint."),

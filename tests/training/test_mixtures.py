@@ -75,7 +75,7 @@ def test_a_mixture_learns_in_its_shares_and_tells_each_source(place, mixture):
     assert re.search(r"step 50/50 .* val \d\.\d{4} \(perplexity [\d.]+\)  code \d\.\d{4}  docs \d\.\d{4}", out)
     card = (place.run("x") / "MODEL_CARD.md").read_text()
     assert "| corpus | code: code; docs: docs |" in card
-    assert re.search(r"\| source code \| 70\.0% of the rows, 2,240 tokens read, [\d.]+ epochs \|", card)
+    assert re.search(r"\| source code \| weight 70\.0%: 2,240 tokens read, which are 70\.0%, [\d.]+ epochs \|", card)
     assert str(place.folder.parent) not in card
     with open_apr(place.run("x") / "model.apr") as checkpoint:
         origin = checkpoint.raw_metadata["apr_train.run"]
@@ -120,6 +120,11 @@ def test_when_a_source_will_end_is_said_before_and_when_it_does(place, mixture, 
     read = [line["source_tokens"]["docs"] for line in place.curve("x")[1:]]
     assert read.index(max(read)) + 1 == int(step)
     assert "source code: epoch 1 done: it starts again in a new order" in out
+    last = place.curve("x")[-1]
+    share = f"{last['source_tokens']['docs'] / last['tokens']:.1%}"
+    card = (place.run("x") / "MODEL_CARD.md").read_text()
+    assert re.search(rf"source docs \| weight 74\.1%: {max(read):,} tokens read, which are {share}, 1\.00 epochs", card)
+    assert share != "74.1%"
 
 
 @pytest.mark.rule("PREFLIGHT-041")
@@ -189,6 +194,7 @@ def test_a_held_out_set_of_ones_own_is_measured_alone(place, texts):
     out = place(*args, "--steps", "2", "--run", "x")
     assert "not learnt, for their text is held out in --val-data: 2 documents" in out
     assert f"{copy} · held out: {texts / 'held'}" in out
+    assert "\nOn rows of a held-out set of its own:\n" in (place.run("x") / "MODEL_CARD.md").read_text()
     last = place.curve("x")[-1]["val_loss"]
     told = json_of(place("eval", place.run("x"), "--json"))["results"][0]
     assert told["loss"] == pytest.approx(last, abs=1e-6)

@@ -38,11 +38,13 @@ from apr_train.data.documents import (
     Form,
     NoRecordsError,
     Take,
+    TextRecords,
     file_form,
     is_json,
     read_documents,
     require_records,
 )
+from apr_train.data.formats.packed import unpacked_name
 from apr_train.data.formats.utf8 import PIECE, NotUtf8Error
 from apr_train.data.id_documents import IdDocument, ShardIds, read_ids
 from apr_train.data.protocols import StageProgress, byte_counter
@@ -670,7 +672,7 @@ class Reading:
         self._no_records: list[Path] = []
         self._json: dict[Form, int] = {}
         self._of_shards: list[str] = []
-        self._notebooks = 0
+        self._notebooks = self._tables = self._of_records = 0
 
     def read(self, path: Path, done: Callable[[int], None] = lambda _: None) -> None:
         """Take all documents of a file.
@@ -705,6 +707,8 @@ class Reading:
                 require_records(path, self._take)
             self._json[form] = self._json.get(form, 0) + 1
         self._notebooks += path.suffix.lower() == ".ipynb"
+        self._tables += form == "text" and unpacked_name(path).suffix.lower() in (".csv", ".tsv")
+        self._of_records += form != "text"
         return form
 
     def notices(self) -> Iterator[str]:
@@ -719,6 +723,11 @@ class Reading:
             yield f".json files: {', '.join(taken)}"
         if self._notebooks:
             yield f".ipynb files: {self._notebooks} taken as the JSON that they are; nbconvert makes scripts of them"
+        if self._tables:
+            yield f".csv and .tsv files: {self._tables} taken as text as they stand, not by column"
+        if self.kept and not self._of_records and isinstance(self._take, TextRecords) and self._take.field is not None:
+            where = ", ".join(self._wanted.paths)
+            yield f"{where}: the text field {self._take.field!r} means nothing here: all files are texts as they stand"
 
     def contents(self) -> Contents:
         """What was read.
@@ -726,7 +735,11 @@ class Reading:
         Raises:
             DataError: when there was no document.
         """
-        texts = self.keys.texts()
+        try:
+            texts = self.keys.texts()
+        except DataError as error:
+            found = f"none in {', '.join(self._wanted.paths) or 'the standard library'}"
+            raise error.amend(field=self._wanted.name or "", found=found) from error
         return Contents(
             name=self._wanted.name,
             files=tuple(self.kept),

@@ -109,6 +109,7 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
         title=prepared.run.folder.name,
         about=_about(prepared, settings),
         results=[line for line in lines if line.val_loss is not None],
+        own_held_out=bool(settings.data.val_data),
         outcome=_outcome(prepared, mean_speed(lines)),
         sample=sample,
         preflight=_preflight(prepared.report, names),
@@ -143,10 +144,11 @@ def _described(settings: Settings, objective: Objective) -> str:
 
 
 def _source_row(prepared: Prepared, part: Part) -> str:
-    """A source of a mixture: its share of the rows, and what was read of it."""
+    """A source of a mixture: its share, and what was read of it, which is another part once a source has ended."""
     stream, name = prepared.run.stream, part.name or ""
-    epochs = stream.epochs_read[name]
-    return f"{stream.shares[name]:.1%} of the rows, {stream.tokens_read[name]:,} tokens read, {epochs:.2f} epochs"
+    read, epochs = stream.tokens_read, stream.epochs_read[name]
+    of_all = read[name] / max(1, sum(read.values()))
+    return f"weight {stream.shares[name]:.1%}: {read[name]:,} tokens read, which are {of_all:.1%}, {epochs:.2f} epochs"
 
 
 def _outcome(prepared: Prepared, speed: float | None) -> str:

@@ -113,6 +113,13 @@ def test_a_weight_of_held_out_text_must_be_a_share_too(weight):
     assert (finding.rule, finding.subject, finding.field, finding.found) == ("PREFLIGHT-040", "--val-data", "a", weight)
 
 
+def test_a_text_field_of_a_source_without_texts_is_refused():
+    (finding,) = findings(tables({"name": "a", "path": "x.bin", "text_field": "body"}))
+    assert (finding.field, finding.problem, finding.found) == ("a", "a text field of a source that has no texts", "tokens")
+    held = DataSettings(source=(SourceSettings(name="a", path="x", text_field="body"),), val_data=("a=v.bin",))
+    assert findings(held) == []
+
+
 def test_an_encoder_takes_no_ids_and_the_file_that_says_so_is_named():
     (finding,) = findings(DataSettings(data=("x.bin",)), OBJECTIVES["masked-lm"])
     assert (finding.expected, finding.found) == ("text", "tokens, as x.bin is one")

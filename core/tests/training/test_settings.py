@@ -251,11 +251,11 @@ def test_data_of_the_command_line_stands_for_the_sources_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("weight = inf", r"\[\[data.source\]\] weight\]: not a finite number, found inf"),
-        ('weight = "half"', r"\[\[data.source\]\] weight\]: wrong type, expected float, found 'half'"),
-        ("max_epochs = 0", r"\[\[data.source\]\] max_epochs\]: too small, expected at least 1, found 0"),
-        ('kind = "texts"', r"\[\[data.source\]\] kind\]: no such choice, .* found texts. did you mean text\?"),
-        ("path = 3", r"\[\[data.source\]\] path\]: wrong type, expected a list of str, found 3"),
+        ("weight = inf", r"\[data.source\[0\].weight\]: not a finite number, found inf"),
+        ('weight = "half"', r"\[data.source\[0\].weight\]: wrong type, expected float, found 'half'"),
+        ("max_epochs = 0", r"\[data.source\[0\].max_epochs\]: too small, expected at least 1, found 0"),
+        ('kind = "texts"', r"\[data.source\[0\].kind\]: no such choice, .* found texts. did you mean text\?"),
+        ("path = 3", r"\[data.source\[0\].path\]: wrong type, expected a list of str, found 3"),
         ('text_feild = "x"', r"\[data.source\[0\].text_feild\]: no such setting. did you mean text_field\?"),
     ],
 )

@@ -166,6 +166,8 @@ def _kind_findings(option: str, table: SourceSettings, objective: Objective) -> 
         because = f"{kind}, as {shards[0]} is one" if table.kind is None and shards else str(kind)
         problem = f"the objective {objective.name} does not learn from a source of this kind"
         yield _fault(option, problem, name, expected=" or ".join(kinds), found=because)
+    if table.text_field is not None and kind != "text":
+        yield _fault(option, "a text field of a source that has no texts", name, expected="no text_field", found=f"{kind}")
     others = [path for path in table.path if Path(path).suffix and not _is_shard(path)]
     if table.kind is None and shards and others:
         hint = "Make two sources of them, each with a name."
@@ -187,9 +189,10 @@ def _like(table: SourceSettings, other: SourceSettings | None) -> SourceSettings
     """A held-out source, which is read as the one of its name is that is learnt, and weighs as much."""
     if other is None or other.name is None:
         return table
-    kind = None if any(map(_is_shard, table.path)) else other.kind
     weight = other.weight if table.weight is None else table.weight
-    return attrs.evolve(table, kind=kind, text_field=other.text_field, weight=weight)
+    if any(map(_is_shard, table.path)):
+        return attrs.evolve(table, weight=weight)
+    return attrs.evolve(table, kind=other.kind, text_field=other.text_field, weight=weight)
 
 
 def _is_shard(path: str) -> bool:

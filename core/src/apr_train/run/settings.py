@@ -132,8 +132,8 @@ def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _where(attribute: attrs.Attribute[Any]) -> str:
-    if table := attribute.metadata[IN_TABLE]:
-        return f"[[{table}]] {attribute.name}"
+    if attribute.metadata[IN_TABLE]:
+        return str(attribute.name)
     return f"{attribute.name} ({flag(attribute.name)})"
 
 
@@ -187,11 +187,17 @@ class ModelSettings:
     attention: str | None = option(None, "Force one attention backend, or fail with its reason.", kind=str)
 
 
-def _tables(cls: type) -> Any:
-    """An attrs field for an array of tables, `[[group.field]]` in TOML; the command line has no option for it."""
+def _tables(cls: type, name: str) -> Any:
+    """An attrs field for an array of tables, `[[name]]` in TOML; the command line has no option for it."""
+
+    def made(number: int, item: Any) -> Any:
+        try:
+            return cls(**item) if isinstance(item, dict) else item
+        except ConfigError as error:
+            raise error.amend(field=f"{name}[{number}].{error.finding.subject}") from error
 
     def convert(value: Any) -> Any:
-        return tuple(cls(**item) if isinstance(item, dict) else item for item in value)
+        return tuple(made(number, item) for number, item in enumerate(value))
 
     metadata = {TABLES: cls, MAY_CHANGE: False, MAY_MOVE: True, DECIDES: False, PATH: False}
     return attrs.field(default=(), converter=convert, metadata=metadata)
@@ -227,7 +233,7 @@ class DataSettings:
         decides=False,
         path=True,
     )
-    source: tuple[SourceSettings, ...] = _tables(SourceSettings)
+    source: tuple[SourceSettings, ...] = _tables(SourceSettings, _SOURCE)
     val_data: tuple[str, ...] = option(
         (),
         "Held-out text of one's own, as --data; nothing of --data is held out then.",

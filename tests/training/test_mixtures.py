@@ -272,6 +272,13 @@ def test_a_run_encodes_nothing_after_tokenize(place, mixture, started, monkeypat
     assert {path: path.stat().st_mtime_ns for path in (place.folder / "cache" / "tokens").iterdir()} == before
 
 
+def test_tokenize_refuses_a_folder_of_others_before_it_reads(started, mixture, texts):
+    source = ("--init", started.run("x") / "model.apr")
+    out = started("tokenize", *source, "--data", "not-there", "-o", texts / "code", code=1)
+    assert "WRITE-002" in out
+    assert "not-there" not in out
+
+
 def test_tokenize_needs_no_torch(started, mixture, no_torch):
     assert "code" in started("tokenize", "--init", started.run("x") / "model.apr", *mixture[:4])
 

@@ -40,13 +40,16 @@ def command(config: Path | None, show: int | None, output: Path | None, as_json:
     Takes the options of `train` that decide the tokens. Prints a line for each source: its files, documents and tokens,
     the bytes of text a token stands for, what is held out and what is left out.
     """
-    from apr_train.artifact.tokenized import documents_shown, rows_of, to_json, tokenize, write_tokens
+    from apr_train.artifact.targets import check_folder
+    from apr_train.artifact.tokenized import COMMAND, documents_shown, rows_of, to_json, tokenize, write_tokens
     from apr_train.run.progress import stage_bars
     from apr_train.run.settings import Settings, absolute_paths
     from apr_train.run.settings_file import read_toml, with_values
 
     given = {name: value for name, value in values.items() if value not in (None, ())}
     settings = absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given))
+    if output is not None:
+        check_folder(output, (), COMMAND)  # before the work, and again when its sources are known
     with stage_bars() as progress:
         tokenized = tokenize(settings, device=settings.run.device or "cpu", progress=progress, say=say)
     rows, shown = rows_of(tokenized.corpus), list(documents_shown(tokenized, show or 0))

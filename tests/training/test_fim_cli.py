@@ -175,7 +175,8 @@ def test_a_family_that_cannot_learn_an_objective_is_not_asked_for_what_that_need
     for objective in ("fim", "sft"):
         output = place("--data", chats, "--arch", "codebert", "--preset", "tiny", "--objective", objective, "--dry-run", code=3)
         assert "PREFLIGHT-002" in output
-        assert "FIM-001" not in output and "CHAT-001" not in output
+        assert "FIM-001" not in output
+        assert "CHAT-001" not in output
 
 
 def test_held_out_text_without_a_line_to_hide_is_said(place, tokenizer_file, tmp_path):

@@ -36,6 +36,8 @@ _ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield an unbuffered file to read and write; leaving the context without an error puts it in the target's place.
 
+    Its `name` is the path under which it lies until then, for what reads or writes files by path.
+
     Raises:
         OutputError: when it cannot be written, or is a device, a pipe or a socket (WRITE-003). What was there stays.
     """
@@ -44,7 +46,7 @@ def replace_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         check_replaceable(final)
         clear_litter(final)
         part, descriptor = _claim(final, _create_file)
-        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        with open(part, "r+b", buffering=0, opener=lambda *_: descriptor) as file:  # so that it has its path
             try:
                 _keep_access(final, part)
                 yield file

@@ -113,8 +113,8 @@ class Conversion:
         known = self.header.hf_class if self.header.hf_class in classes else None
         return known or classes[0]
 
-    def moves(self, dtype: Dtype | None) -> list[Move]:
-        """One move for each tensor that is written, sorted by target name.
+    def moves(self, dtype: Dtype | None, target: Layout | None = None) -> list[Move]:
+        """One move for each tensor that is written, sorted by target name; `target` is the layout, by default that of `.apr`.
 
         Without a dtype floats stay as they are and block-quantised tensors become F32, the only type here that holds
         their values exactly.
@@ -122,7 +122,7 @@ class Conversion:
         Raises:
             FormatError: for a type that cannot be kept.
         """
-        target = Layout(names="hf", rope_rows="split-half", bare=self.layout.bare)
+        target = target or Layout(names="hf", rope_rows="split-half", bare=self.layout.bare)
         name_map, filled = self.family.map_tensor_names(self.config, target), self.plan.filled
         moves = []
         for name, shape in name_map.tensors.items():

@@ -147,10 +147,10 @@ def _write_card(path: Path, header: Header, reference: ReferenceLoss | None) -> 
     front |= {REFERENCE: reference.to_metadata()} if reference is not None else {}
     if front:
         text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-        path.write_text(f"---\n{text}---\n\n# {header.provenance.get('name') or _name(header.path)}\n", encoding="utf-8")
+        path.write_text(f"---\n{text}---\n\n# {header.provenance.get('name') or name_of(header.path)}\n", encoding="utf-8")
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
     """What the source is called: by its file, or by its run, whose files all have one name."""
     run = run_of(source)
     if run is not None and Path(source).name == MODEL and is_kept_by_a_run(source):

@@ -21,7 +21,7 @@ _AUTHOR = "apr-train "
 _UNCOMPARED = {"publish": frozenset({"SHA256SUMS"})}
 """Command → files of which the mark holds no sum: they hold the sum of the mark."""
 _FILES = frozenset({".apr", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"})
-_BEGINNINGS = {".apr": b"APR"}
+_BEGINNINGS = {".apr": b"APR", ".gguf": b"GGUF"}
 """Suffix → how every file of the kind begins, whatever its version."""
 _OTHER_NAME = "Give another name: what is read is never written over."
 

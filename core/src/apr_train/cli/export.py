@@ -1,45 +1,123 @@
-"""`apr-train export`: `.apr` to a Hugging Face folder. Imports no torch."""
+"""`apr-train export`: any checkpoint to a Hugging Face folder, or to a GGUF file. Imports no torch, but to measure blocks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from apr_train.cli.options import dtype_option, output_option, setting, verify_option
+from apr_train.cli.options import UserPath, setting, verify_option
+from apr_train.cli.output import emit_findings
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
-    from apr_train.artifact.convert import Dtype
+    from collections.abc import Mapping
+
+    from apr_train.artifact.convert import Conversion, Dtype
+    from apr_train.artifact.gguf.export import GgufResult, Prove
+    from apr_train.artifact.gguf.reopened import Reopened
     from apr_train.checkpoint.header import RopeRows
 
+FLOATS = ("f32", "f16", "bf16")
+BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+BY_LLAMA_CPP = ("q4_k_m",)
+"""What llama.cpp quantises: the keys of `artifact.gguf.k_quants.K_QUANTS`."""
+SHARD_SIZE = 5_000_000_000
+EPILOG = """Examples: apr-train export x.apr -o for-transformers/   ·   apr-train export runs/NAME -o x.gguf --format gguf
+--dtype q8_0"""
 
-@click.command("export")
+
+@click.command("export", epilog=EPILOG)
 @click.argument("source", type=click.Path(path_type=Path))
-@output_option("The folder to write.", folder=True)
-@setting("arch")
-@dtype_option("f32", "f16", "bf16", text="Type of all tensors. Default: floats as stored, blocks as f32.")
-@setting("rope_layout")
+@click.option("-o", "--output", required=True, type=UserPath(path_type=Path), help="The folder, or the .gguf file, to write.")
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), default=5_000_000_000, show_default=True, help="Bytes of weights per file."
+    "--format", "kind", type=click.Choice(("hf", "gguf")), default="hf", show_default=True, help="hf: a folder; gguf: a file."
 )
-@verify_option("Check the .apr file's checksum.")
+@setting("arch")
+@click.option(
+    "--dtype",
+    type=click.Choice((*FLOATS, *BLOCKS, *BY_LLAMA_CPP)),
+    help="Type of all tensors (gguf: of the matrices; blocks only there). Default: floats as stored, blocks as f32.",
+)
+@setting("rope_layout")
+@click.option("--shard-size", type=click.IntRange(min=1), help="hf: bytes of weights per file.  [default: 5000000000]")
+@verify_option("Check the .apr file's checksum; gguf: compare what was written with SOURCE, too.")
 def command(
     source: Path,
     output: Path,
+    kind: str,
     arch: str | None,
-    dtype: Dtype | None,
+    dtype: str | None,
     rope_layout: RopeRows | None,
-    shard_size: int,
+    shard_size: int | None,
     verify: bool,
 ) -> None:
-    """Convert SOURCE (.apr, or any checkpoint) to a folder that transformers loads."""
-    from apr_train.artifact.export import export_to_folder
-    from apr_train.cli.conversion import describe_result, prepared
+    """Convert SOURCE (.apr, or any checkpoint) to a folder that transformers loads, or to a GGUF file for llama.cpp.
 
+    A GGUF is opened again and compared before it is put in its place: floats must be identical; of blocks the perplexity and
+    the share of equal most likely tokens on apr-train's reference text are printed, and put into the card beside the file.
+    """
+    from apr_train.cli.conversion import prepared
+
+    if kind == "hf" and dtype not in (None, *FLOATS):
+        raise click.UsageError(f"--dtype {dtype} is only with --format gguf: a folder holds {', '.join(FLOATS)}.")
+    if kind == "gguf" and shard_size is not None:
+        raise click.UsageError("--shard-size is only with --format hf: a GGUF is one file.")
     with prepared(source, arch=arch, rope_layout=rope_layout, verify=verify) as conversion:
-        total = conversion.nbytes
-        with progress_bar(f"writing {output.name}", total) as progress:
-            moves = export_to_folder(conversion, output, dtype=dtype, shard_size=shard_size, progress=progress)
-        describe_result(conversion, moves, output)
+        if kind == "gguf":
+            _gguf(conversion, output, dtype, verify=verify)
+        else:
+            _folder(conversion, output, cast("Dtype | None", dtype and dtype.upper()), shard_size or SHARD_SIZE)
+
+
+def _folder(conversion: Conversion, output: Path, dtype: Dtype | None, shard_size: int) -> None:
+    from apr_train.artifact.export import export_to_folder
+    from apr_train.cli.conversion import describe_result
+
+    with progress_bar(f"writing {output.name}", conversion.nbytes) as progress:
+        moves = export_to_folder(conversion, output, dtype=dtype, shard_size=shard_size, progress=progress)
+    describe_result(conversion, moves, output)
+
+
+def _gguf(conversion: Conversion, output: Path, dtype: str | None, *, verify: bool) -> None:
+    from apr_train.artifact.gguf.export import export_to_gguf
+
+    name = dtype if dtype in BY_LLAMA_CPP else dtype and dtype.upper()
+    total = conversion.nbytes * (2 if verify else 1)
+    with progress_bar(f"writing {output.name}", total) as progress:
+        result = export_to_gguf(conversion, output, dtype=name, verify=verify, prove=_prover(conversion), progress=progress)
+    emit_findings(result.plan.warnings)
+    _describe(conversion, result, output, dtype)
+
+
+def _prover(conversion: Conversion) -> Prove:
+    def prove(again: Reopened) -> Mapping[str, Any] | None:
+        from apr_train.inference.gguf_proof import measure_quantisation
+
+        if conversion.header.tokenizer is None:
+            return None
+        with progress_bar("measuring", unit="rows") as done:
+            return measure_quantisation(conversion, again, done=done).to_card()
+
+    return prove
+
+
+def _describe(conversion: Conversion, result: GgufResult, output: Path, dtype: str | None) -> None:
+    """Say what was written, what stayed in another type, and how it was compared."""
+    from apr_train.artifact.gguf.card import sentences
+
+    plan = result.plan
+    types = result.comparison.types if result.comparison else {}
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(types.items())) or "types not looked at"
+    click.echo(f"{output}: {len(plan.tensors)} tensors ({kinds}), {plan.architecture}, family {conversion.family.name}")
+    if dtype is not None and dtype not in BY_LLAMA_CPP:
+        for name, kept in plan.kept(dtype.upper()).items():
+            more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+            click.echo(f"as {name} instead: {', '.join(kept[:3])}{more}")
+    click.echo(f"rows of q and k: {sum(move.reorders for move in plan.moves.values())} tensors were reordered")
+    click.echo(f"tokenizer: {plan.metadata.get('tokenizer.ggml.pre', 'none in the source')}")
+    click.echo(f"compared with its source: {'; '.join(sentences(result.comparison, result.proof))}")
+    if result.comparison and result.comparison.quantised and result.proof is None:
+        click.echo("not measured: perplexity and agreement, since the source has no tokenizer to read a text with")
+    click.echo(f"card: {result.card}")

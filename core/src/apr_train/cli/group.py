@@ -29,7 +29,7 @@ COMMANDS = {
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
     "tokenize": ("tokenize", "Make the tokens of a run ahead of it."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
-    "export": ("export", "Convert .apr to a Hugging Face folder."),
+    "export": ("export", "Convert a checkpoint to a Hugging Face folder, or to a GGUF."),
     "merge": ("merge", "Merge an adapter into its base."),
     "eval": ("eval_", "Measure a checkpoint's loss."),
     "generate": ("generate", "Continue a text."),

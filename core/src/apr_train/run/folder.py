@@ -16,8 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.atomic import clear_litter
-from apr_train.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
-from apr_train.checkpoint.folder import ADAPTER, some_of
+from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, some_of
 from apr_train.errors import OutputError, RunError
 
 LOCK = ".lock"

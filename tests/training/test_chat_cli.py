@@ -272,6 +272,8 @@ def test_text_comes_on_standard_output_and_speed_beside_it(talk):
     ("args", "text", "code", "told"),
     [
         (("--chat", "--prompt", " "), None, 1, "nothing is said"),
+        (("--chat", "--prompt", "x", "--system", ""), None, 1, "--system: nothing is said"),
+        (("--chat", "--prompt", "x", "--system", "\udcff"), None, 1, "--system: not UTF-8 text"),
         (("--chat",), b"Hi\n\xff\n", 1, "standard input:2"),
         (("--chat", "--fill-mask", "x"), None, 2, "--chat is with --prompt, or alone"),
         (("--chat", "--prompt", "x", "--echo"), None, 2, "--chat is with --prompt, or alone"),

@@ -68,6 +68,23 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, problem):
     assert caught.value.finding.where == f"{path}:3"
 
 
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"messages": []}, "--objective sft"),
+        ({"conversations": []}, "--objective sft"),
+        ({"prompt": "a", "completion": "b"}, "--objective sft"),
+        ({"prompt": "a", "completion": None}, "--text-field prompt"),
+    ],
+)
+def test_who_learns_conversations_is_said_where_texts_are_meant(tmp_path, record, told):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError) as caught:
+        texts(path)
+    assert told in caught.value.finding.hint
+
+
 @pytest.mark.rule("PREFLIGHT-025")
 @pytest.mark.parametrize(
     ("value", "word"), [({"a": 1}, "an object"), ([1], "an array"), (3, "a number"), (True, "true or false"), (None, "null")]

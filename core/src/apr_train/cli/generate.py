@@ -163,8 +163,9 @@ def _talk(file: str, prompt: str | None, as_json: bool, options: dict[str, Any])
     from apr_train.inference.chat import Chat, require_text
     from apr_train.inference.generate import Ends, Sampling
 
-    if prompt is not None:
-        require_text(prompt)  # before a model is loaded for nothing
+    for option, said in (("--prompt", prompt), ("--system", options["system"])):  # before a model is loaded for nothing
+        if said is not None:
+            require_text(said, option)
     path = options["chat_template"]
     template = None if path is None else read_template(path)
     sampling = Sampling(**_chosen(options))

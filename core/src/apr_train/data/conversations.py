@@ -33,6 +33,8 @@ SPEAKERS = {
 SHAPES = (
     '"messages" (role and content), "conversations" (from and value), "prompt" and "completion", or "instruction" and "output"'
 )
+AS_CONVERSATION = "It has the fields of a conversation: --objective sft learns these."
+"""What to do about a record that is no text."""
 _TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _LISTED = 8
 """Fields of a record that an error names."""
@@ -109,6 +111,11 @@ def conversation_of(record: Any, where: str) -> Conversation:
         if all(record.get(name) is not None for name in needed):
             return Conversation(take(record, place), _tools(record, place.of("tools")))
     raise place.fault("no conversation in this record", expected=SHAPES, found=_fields(record), hint=_nearest(record))
+
+
+def has_conversation(record: Mapping[str, Any]) -> bool:
+    """Whether a record has the fields of one of the shapes."""
+    return any(all(record.get(name) is not None for name in needed) for needed, _ in _SHAPES)
 
 
 @frozen

@@ -735,6 +735,16 @@ class Reading:
         Raises:
             DataError: when there was no document.
         """
+        if self._no_records and not self.kept:
+            raise DataError(
+                "none of the files holds records",
+                where="--data",
+                field=self._wanted.name or "",
+                rule=rules.PREFLIGHT_025,
+                expected="JSON lines, a JSON array of records, Parquet or Arrow",
+                found=f"texts: {counted(self._no_records)}",
+                hint='Plain texts are for --objective causal-lm or fim, or a source of kind = "text" beside one of records.',
+            )
         try:
             texts = self.keys.texts()
         except DataError as error:

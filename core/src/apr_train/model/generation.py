@@ -21,6 +21,7 @@ def generate_tokens(
     choose: Callable[[Tensor], int],
     precision: Precision,
     device: torch.device,
+    cache: KeyValueCache | None = None,
 ) -> Iterator[int]:
     """Yield the `length` tokens after `prompt`; the caller stops taking them where the text ends.
 
@@ -31,9 +32,11 @@ def generate_tokens(
         choose: the next token from its logits `[vocab]`, on the model's device.
         precision: the arithmetic of each forward pass.
         device: the model's.
+        cache: has the first tokens of `prompt`, not all of them, and room for the rest; None: nothing is computed yet.
     """
-    cache = KeyValueCache(model.config.num_hidden_layers, max_length=len(prompt) + length)
-    ids = prompt
+    if cache is None:
+        cache = KeyValueCache(model.config.num_hidden_layers, max_length=len(prompt) + length)
+    ids = prompt[cache.length :]
     for _ in range(length):
         with precision.context(device):
             logits = next_logits(model, torch.tensor([list(ids)], device=device), cache)

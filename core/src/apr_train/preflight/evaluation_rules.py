@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.data.objectives import OBJECTIVES, Objective
+from apr_train.data.source import read_sources
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import AprTrainError, ConfigError, Finding
+from apr_train.preflight.family_rules import is_learnt_by
 from apr_train.preflight.fim_rules import fim_findings, no_tokenizer_yet
 from apr_train.preflight.report import Report
 from apr_train.run.evaluation_names import FLAG, HOLES, EvaluationName, parse_evaluations
@@ -29,7 +31,8 @@ def evaluation_findings(settings: Settings, report: Report, checkpoint: Checkpoi
     except ConfigError as error:
         names, findings = {}, list(error.findings)
     needed = "middle" in objective.special_tokens or (HOLES in names and not findings)
-    return [*findings, *(_fim(settings, report, checkpoint) if needed else [])]
+    possible = report.family is not None and is_learnt_by(report.family, objective)  # else PREFLIGHT-002 says so
+    return [*findings, *(_fim(settings, report, checkpoint) if needed and possible else [])]
 
 
 def _unanswered(settings: Settings, objective: Objective) -> list[Finding]:
@@ -37,8 +40,11 @@ def _unanswered(settings: Settings, objective: Objective) -> list[Finding]:
     names = parse_evaluations(settings.run.eval)
     if objective.kind != "decoder":
         return list(_refused(names, f"{objective.name} does not write", "a decoder"))
-    if "text" not in objective.source_kinds:
-        return list(_refused(names, f"the held-out documents of {objective.name} are no code", "an objective of texts"))
+    sources, _ = read_sources(settings.data, objective)
+    kinds = {source.kind for source in sources.held_out or sources.learnt}
+    if "text" not in kinds:
+        problem = f"what is held out is no text but a source of the kind {' or '.join(sorted(kinds))}"
+        return list(_refused(names, problem, 'a source of kind = "text"'))
     return []
 
 

@@ -26,6 +26,7 @@ from apr_train.family.registry import Registry
 from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
 from apr_train.preflight.evaluation_rules import evaluation_findings
+from apr_train.preflight.family_rules import is_learnt_by
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -117,7 +118,10 @@ def has_chats(data: DataSettings, objective: Objective) -> bool:
 
 def chats(look: Look, report: Report, data: DataSettings, default_row: int) -> ChatReport:
     """Of a run on conversations, what its template and they are good for."""
-    if report.objective is None or report.config is None or not has_chats(data, OBJECTIVES[report.objective]):
+    if report.objective is None or report.config is None or report.family is None:
+        return ChatReport()
+    objective = OBJECTIVES[report.objective]
+    if not is_learnt_by(report.family, objective) or not has_chats(data, objective):
         return ChatReport()
     length = data.sequence_length or min(default_row, report.config.usable_positions)
     return chat_report(report.tokenizer, look, data, length=length)

@@ -116,6 +116,7 @@ def test_template_that_writes_too_much_is_refused(kit):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "raises", "RecursionError"),
         ("{{ ''.__class__.__mro__ }}", "raises", "unsafe"),
         ("{% include 'x' %}", "raises", "no loader"),
+        (r"{{ '\ud800' }}", "raises", "surrogates not allowed"),
     ],
 )
 def test_template_that_raises_is_told_with_its_words_and_the_conversation(kit, statement, kind, told):

@@ -216,7 +216,7 @@ def test_a_long_document_is_not_held_in_memory_as_parts():
     document = Watched("x", "some line of code\n" * 100_000)
     key = split_key(document)
     read.clear()
-    parts = Parts(Bytes(finds=False), 128, parse_special=False).of(document)
+    parts = Parts(Bytes(finds=False), 128, parse_special=False).of([document])
     first = next(parts)
     assert sum(read) > 2 * len(document.utf8) * 0.5  # the key reads all of it, once
     assert (first.key, first.begin) == (key, 0)

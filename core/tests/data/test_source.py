@@ -120,6 +120,7 @@ def test_a_text_field_of_a_source_without_texts_is_refused():
     assert findings(held) == []
 
 
+@pytest.mark.rule("PREFLIGHT-040")
 def test_an_encoder_takes_no_ids_and_the_file_that_says_so_is_named():
     (finding,) = findings(DataSettings(data=("x.bin",)), OBJECTIVES["masked-lm"])
     assert (finding.expected, finding.found) == ("text", "tokens, as x.bin is one")

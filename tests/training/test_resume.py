@@ -9,7 +9,7 @@ import time
 import pytest
 from apr_train.checkpoint.apr import open_apr, rewrite
 from apr_train.checkpoint.open import open_checkpoint
-from apr_train.data.scan import SPLIT_RULE
+from apr_train.data.split import SPLIT_RULE
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import RunError
 from apr_train.run.record import read_record

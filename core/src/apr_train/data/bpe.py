@@ -17,8 +17,9 @@ from apr_train.data.corpus import hash_of, scanned
 from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.objectives import Objective
 from apr_train.data.protocols import Boundary
-from apr_train.data.scan import NOTHING, SPLIT_RULE, Scan
+from apr_train.data.scan import Scan
 from apr_train.data.special_tokens import END_OF_TEXT
+from apr_train.data.split import NOTHING, SPLIT_RULE
 from apr_train.data.tokenizer import boundary
 from apr_train.errors import ConfigError, DataError
 from apr_train.run.events import Say

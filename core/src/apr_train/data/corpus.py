@@ -17,8 +17,9 @@ from apr_train.data.encoding import EncodeOptions, Encoder
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.protocols import StageProgress, TokenizerLike, byte_counter
-from apr_train.data.scan import EVERYTHING, NOTHING, SPLIT_RULE, HeldOutDocuments, Scan, Side, in_order, scan_sources
+from apr_train.data.scan import Scan, scan_sources
 from apr_train.data.source import Source, Sources, described, sources_of, wanted_of
+from apr_train.data.split import EVERYTHING, NOTHING, SPLIT_RULE, HeldOutDocuments, Side, in_order
 from apr_train.data.tokens import VERSION, DamagedTokenFile, TokenFile, TokenWriter
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import DataError
@@ -342,11 +343,14 @@ def _key(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, side: Sid
 def _encode(scan: Scan, entries: Mapping[Side, _Entry], size: int, done: Callable[[int], None]) -> None:
     """Make the token files of a source, in one more reading; each appears under its name only when it is whole."""
     held: HeldOutDocuments = {}
-    if "train" not in entries:
-        for _ in scan.train(held):
-            pass
     for side, entry in entries.items():
-        documents: Iterable[Document] = scan.train(held) if side == "train" else in_order(held)
         with TokenWriter(entry.path, key=entry.key, size=size) as writer:
-            entry.encoder.encode(documents, writer, done=done)
+            entry.encoder.encode(_of_side(scan, side, held), writer, done=done)
             writer.finish()
+
+
+def _of_side(scan: Scan, side: Side, held: HeldOutDocuments) -> Iterable[Document]:
+    """The documents of one side; `held` is filled by those of the other, and read again only where that was not made."""
+    if side == "train":
+        return scan.train(held)
+    return in_order(held) if held else scan.validation()

@@ -12,8 +12,8 @@ from apr_train import rules
 from apr_train.data.chunks import Chunk, chunks
 from apr_train.data.documents import Document
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.scan import Side
 from apr_train.data.special_tokens import DocumentEnds, SpelledTokens
+from apr_train.data.split import Side
 from apr_train.data.tokens import TokenWriter
 from apr_train.errors import Finding
 from apr_train.run.settings import DataSettings

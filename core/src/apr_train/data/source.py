@@ -16,7 +16,7 @@ from apr_train.data.conversations import Conversations
 from apr_train.data.documents import Take, TextRecords
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
-from apr_train.data.scan import Wanted
+from apr_train.data.reading import Wanted
 from apr_train.data.shards import is_shard
 from apr_train.data.sources import describe_sources
 from apr_train.errors import ConfigError, Finding

@@ -20,7 +20,7 @@ from apr_train.data.decided import ROW
 from apr_train.data.objectives import Objective
 from apr_train.data.packing import with_packing
 from apr_train.data.protocols import StageProgress
-from apr_train.data.scan import SPLIT_RULE
+from apr_train.data.split import SPLIT_RULE
 from apr_train.data.stream import StreamSource, held_out_batches
 from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig

@@ -21,9 +21,9 @@ from apr_train.data.corpus import Corpus, EncodingWanted, held_out_documents, lo
 from apr_train.data.decided import default_row
 from apr_train.data.look import Look, look_at
 from apr_train.data.reference import reference_rows
-from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.source import objective_of
 from apr_train.data.special_tokens import ending_ids
+from apr_train.data.split import SPLIT_RULE
 from apr_train.data.stream import BatchStream, StreamSource, held_out_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged

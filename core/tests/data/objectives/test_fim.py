@@ -8,8 +8,8 @@ import pytest
 from apr_train.data.documents import Document
 from apr_train.data.fim_tokens import FimTokens
 from apr_train.data.objectives.fim import FimEncoder, Part, Parts, arranged, cut
-from apr_train.data.scan import split_key
 from apr_train.data.special_tokens import DocumentEnds
+from apr_train.data.split import split_key
 from apr_train.data.tokens import TokenFile, TokenWriter
 
 PRE, SUF, MID, EOS = 256, 257, 258, 259

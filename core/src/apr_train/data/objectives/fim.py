@@ -30,8 +30,8 @@ from apr_train.data.fim_tokens import NEEDED, FimTokens, encode_texts, fim_token
 from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.scan import split_key
 from apr_train.data.special_tokens import DocumentEnds, SpelledTokens
+from apr_train.data.split import split_key
 from apr_train.data.tokens import TokenWriter
 from apr_train.errors import ConfigError, Finding
 from apr_train.run.objective_names import SourceKind, TrainingObjective

@@ -294,7 +294,7 @@ def _settings(tokenized: Tokenized, folder: Path) -> str:
         said = {
             "name": part.name or _TEXT,
             "path": [str(folder / _place("train", part))],
-            "weight": None if part.weight is None else float(part.weight),
+            "weight": None if part.source.weight is None else float(part.source.weight),
             "kind": "tokens",
             "max_epochs": part.source.max_epochs,
         }

@@ -95,8 +95,7 @@ def _texts(settings: DataSettings, objective: Objective | None, *, cache_dir: Pa
     Raises:
         DataError: when there is no text among the sources.
     """
-    pairs = scanned(settings, objective, cache_dir=cache_dir, believe=believe)
-    texts = [scan for source, scan in pairs if source.kind != "tokens"]
+    texts = scanned(settings, objective, cache_dir=cache_dir, believe=believe)
     if not texts:
         hint = "Give the tokenizer that the ids are of with --tokenizer."
         raise DataError("no text to make a tokenizer from", where="--data", found="token ids only", hint=hint)

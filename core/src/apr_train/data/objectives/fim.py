@@ -25,7 +25,7 @@ from attrs import asdict, field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import Document
-from apr_train.data.encoding import SPELLED, EncodeOptions, spelled_findings
+from apr_train.data.encoding import SPELLED, EncodeOptions, in_batches, spelled_findings
 from apr_train.data.fim_tokens import NEEDED, FimTokens, encode_texts, fim_tokens
 from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.objectives.causal_lm import CausalLM
@@ -151,7 +151,7 @@ class Parts:
 
     def _counted(self, documents: Iterable[Document]) -> Iterator[_Line]:
         """Lines with their numbers of tokens, counted for many documents at once; of one that does not fit, its pieces."""
-        for lines in _batches(self._uncounted(documents)):
+        for lines in in_batches(self._uncounted(documents), lambda line: len(line.text), _BATCH_CHARACTERS):
             counts = map(len, self._encoded([line.text for line in lines if not line.tokens]))
             for line in lines:
                 yield from [line] if line.tokens else self._fitting(line, next(counts))
@@ -190,19 +190,6 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
             rest = ""
     if rest:
         yield rest
-
-
-def _batches(lines: Iterable[_Line]) -> Iterator[list[_Line]]:
-    batch: list[_Line] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line.text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 @frozen
@@ -261,7 +248,7 @@ class FimEncoder:
     def encode(self, documents: Iterable[Document], writer: TokenWriter, *, done: Callable[[int], None]) -> None:
         """Append the documents to a token file; `done` is told of the bytes of text encoded."""
         spelled = SpelledTokens(self.tokenizer.special_tokens)
-        for batch in _batches_of(self._parts().of(documents)):
+        for batch in in_batches(self._parts().of(documents), lambda part: len(part.text), _ENCODED_AT_ONCE):
             for part, order, ids in self._encoded(batch):
                 size = len(part.text.encode("utf-8"))
                 writer.append(ids, text_bytes=size)
@@ -306,20 +293,6 @@ class FimEncoder:
 
     def _hole(self, part: Part) -> Hole | None:
         return cut(part.text, seed=self.seed, key=part.key, begin=part.begin, rate=self.rate, spm_rate=self.spm_rate)
-
-
-def _batches_of(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Parts of about a megabyte together, which a tokenizer encodes in parallel."""
-    batch: list[Part] = []
-    size = 0
-    for part in parts:
-        batch.append(part)
-        size += len(part.text)
-        if size >= _ENCODED_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _in_text(number: int) -> list[Finding]:

@@ -16,7 +16,7 @@ from apr_train.data.chat.renderer import Renderer, Rendering
 from apr_train.data.chat.template import ChatTemplate, template_of
 from apr_train.data.conversations import Conversation
 from apr_train.data.documents import Document
-from apr_train.data.encoding import EncodeOptions, Encoder
+from apr_train.data.encoding import EncodeOptions, Encoder, in_batches
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokenizer import Tokenizer
@@ -226,16 +226,7 @@ def require_some(counts: Mapping[str, int]) -> None:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and (len(batch) == _BATCH or size + len(document.utf8) > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.utf8)
-    if batch:
-        yield batch
+    return in_batches(documents, lambda document: len(document.utf8), _BATCH_BYTES, count=_BATCH)
 
 
 def _cut_finding(counts: Mapping[str, int]) -> list[Finding]:

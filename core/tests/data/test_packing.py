@@ -56,7 +56,7 @@ def test_every_piece_is_in_one_row_and_no_row_is_overfull_or_empty(case):
 
 @pytest.mark.parametrize("length", [64, 257, 1024])
 def test_packing_needs_no_more_rows_than_first_fit_decreasing(length):
-    """Of many sets together: of a single one best fit may need a row more, and first fit, too (Johnson et al. 1974)."""
+    """Of many sets together: of a single one best fit may need a row more (146 and 145 for seed 786 and rows of 257)."""
     packed = first_fit = 0
     for seed in range(50):
         sizes = np.random.default_rng(seed).integers(1, length + 1, 300).tolist()

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from apr_train.cli.usage import Number, SettingChoice, WholeNumber
+from apr_train.run.option import PATH, flag, options_of
 from apr_train.run.paths import user_path
-from apr_train.run.settings import GROUPS, PATH, expanded, flag, options_of
+from apr_train.run.settings import GROUPS
+from apr_train.run.settings_paths import expanded
 
 if TYPE_CHECKING:
     from apr_train.artifact.convert import Dtype

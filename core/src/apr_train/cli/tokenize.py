@@ -9,7 +9,8 @@ import click
 
 from apr_train.cli.options import FC, UserPath, json_option, setting
 from apr_train.cli.output import emit_json, emit_table, say
-from apr_train.run.settings import DataSettings, options_of
+from apr_train.run.option import options_of
+from apr_train.run.settings import DataSettings
 
 if TYPE_CHECKING:
     from apr_train.artifact.tokenized import Row, Shown
@@ -43,8 +44,9 @@ def command(config: Path | None, show: int | None, output: Path | None, as_json:
     from apr_train.artifact.targets import check_folder
     from apr_train.artifact.tokenized import COMMAND, documents_shown, rows_of, to_json, tokenize, write_tokens
     from apr_train.run.progress import stage_bars
-    from apr_train.run.settings import Settings, absolute_paths
+    from apr_train.run.settings import Settings
     from apr_train.run.settings_file import read_toml, with_values
+    from apr_train.run.settings_paths import absolute_paths
 
     given = {name: value for name, value in values.items() if value not in (None, ())}
     settings = absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given))

@@ -11,7 +11,8 @@ import click
 
 from apr_train.cli.options import FC, UserPath, setting
 from apr_train.cli.usage import OptionsCommand
-from apr_train.run.settings import GROUPS, Settings, options_of
+from apr_train.run.option import options_of
+from apr_train.run.settings import GROUPS, Settings
 
 if TYPE_CHECKING:
     from apr_train.preflight import Report
@@ -56,8 +57,8 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
 def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Resume | None]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
-    from apr_train.run.settings import absolute_paths
     from apr_train.run.settings_file import read_toml, stated, with_values
+    from apr_train.run.settings_paths import absolute_paths
 
     if resume is None:
         return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given)), None

@@ -11,8 +11,10 @@ import attrs
 import tomli_w
 
 from apr_train.errors import ConfigError, Finding, RunError
+from apr_train.run.data_argument import mixture_of
+from apr_train.run.option import MAY_CHANGE, MAY_MOVE, TABLES, flag
 from apr_train.run.other_names import advice, plain, settings_called
-from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, TABLES, DataSettings, Settings, flag, mixture_of
+from apr_train.run.settings import GROUPS, DataSettings, Settings
 from apr_train.suggest import closest, nearest
 
 

@@ -142,6 +142,11 @@ class TokenFile:
         return int(self.ids.shape[0])
 
     @property
+    def stops(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """`[documents]`: where each document ends in `ids`; the next one begins there."""
+        return np.append(self.starts[1:].astype(np.int64), len(self))
+
+    @property
     def bytes_per_token(self) -> float:
         """Bytes of text per token, separators counted as tokens: nats per token / ln 2 / this = bits per byte."""
         return self.text_bytes / max(1, len(self))

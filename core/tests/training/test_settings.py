@@ -268,6 +268,14 @@ def test_a_bad_value_of_a_source_names_the_table_and_the_key(tmp_path, line, tol
         read_toml(tmp_path / "run.toml")
 
 
+def test_unknown_keys_of_a_source_are_told_in_their_order(tmp_path):
+    keys = [f"key{number}" for number in range(9)]
+    (tmp_path / "run.toml").write_text("[[data.source]]\n" + "".join(f"{key} = 1\n" for key in keys))
+    with pytest.raises(ConfigError) as caught:
+        read_toml(tmp_path / "run.toml")
+    assert [finding.field for finding in caught.value.findings] == [f"data.source[0].{key}" for key in keys]
+
+
 @pytest.mark.parametrize(
     ("text", "name", "path", "weight"),
     [

@@ -89,7 +89,7 @@ def _unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, 
         return
     own = attrs.fields_dict(cls)
     for number, table in enumerate(value):
-        for key in set(table) - set(own):
+        for key in (key for key in table if key not in own):
             yield f"{name}[{number}].{key}", "no such setting", nearest(plain(key), own) or f"Known here: {', '.join(own)}."
 
 

@@ -62,6 +62,11 @@ def option(
     return attrs.field(default=default, metadata=metadata, validator=_check, converter=converter)
 
 
+def input_path(default: Any, text: str, **how: Any) -> Any:
+    """An option that says where input lies: at a resume it may lie elsewhere, for what lies there is known by its hash."""
+    return option(default, text, kind=str, may_move=True, decides=False, path=True, **how)
+
+
 def tables(cls: type, name: str) -> Any:
     """An attrs field for an array of tables, `[[name]]` in TOML; the command line has no option for it."""
 

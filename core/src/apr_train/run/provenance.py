@@ -40,7 +40,7 @@ def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torc
 
 def _part(source: SourceSettings) -> dict[str, Any]:
     """What decides of a source; not where it lies."""
-    values = attrs.asdict(source, filter=lambda item, value: item.name != "path" and value is not None)
+    values = attrs.asdict(source, filter=lambda item, value: item.metadata[DECIDES] and value is not None)
     return dict(values)
 
 

@@ -10,7 +10,7 @@ from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.run.folder import OUT
 from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective, TrainOn
-from apr_train.run.option import option, tables
+from apr_train.run.option import input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
 
 MAX_SEED = 2**63 - 1
@@ -24,22 +24,14 @@ class ModelSettings:
     arch: str | None = option(
         None, "Family; may be left out when exactly one installed family claims the checkpoint.", kind=str
     )
-    init: str | None = option(
+    init: str | None = input_path(
         None,
         "Checkpoint to start from: .apr, safetensors, GGUF, or a Hugging Face folder. Without it: from scratch.",
-        kind=str,
-        may_move=True,
-        decides=False,
-        path=True,
     )
     preset: str | None = option(None, "Named config of the family, for a run without --init.", kind=str)
-    tokenizer: str | None = option(
+    tokenizer: str | None = input_path(
         None,
         "A tokenizer.json, or a folder with one; else the checkpoint's own, or, without --init, one trained on the corpus.",
-        kind=str,
-        may_move=True,
-        decides=False,
-        path=True,
     )
     vocab_size: int | None = option(None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1)
     rope_layout: RopeRows | None = option(
@@ -49,13 +41,9 @@ class ModelSettings:
         choices=get_args(RopeRows),
         decides=False,
     )
-    chat_template: str | None = option(
+    chat_template: str | None = input_path(
         None,
         "A chat template (.jinja), or a tokenizer_config.json with one; else the tokenizer's own.",
-        kind=str,
-        may_move=True,
-        decides=False,
-        path=True,
     )
     objective: TrainingObjective | None = option(
         None, "What is learnt; the family's first objective by default.", kind=str, choices=get_args(TrainingObjective)
@@ -71,9 +59,7 @@ class SourceSettings:
     """[[data.source]]: one part of a mixture. What the parts must be together is judged with the text (`data.source`)."""
 
     name: str | None = option(None, "What the source is called in metrics and report.", kind=str, in_table=_SOURCE)
-    path: tuple[str, ...] = option(
-        (), "Files, folders or globs: one, or a list.", kind=str, many=True, or_one=True, path=True, in_table=_SOURCE
-    )
+    path: tuple[str, ...] = input_path((), "Files, folders or globs: one, or a list.", many=True, or_one=True, in_table=_SOURCE)
     weight: float | None = option(None, "Its share of the rows, by the sum of all weights.", kind=float, in_table=_SOURCE)
     kind: SourceKind | None = option(None, "What its documents are.", kind=str, choices=get_args(SourceKind), in_table=_SOURCE)
     max_epochs: int | None = option(None, "How often it is gone through at most.", kind=int, minimum=1, in_table=_SOURCE)
@@ -84,24 +70,16 @@ class SourceSettings:
 class DataSettings:
     """[data]: what it is trained on, and in which portions."""
 
-    data: tuple[str, ...] = option(
+    data: tuple[str, ...] = input_path(
         (),
         "Files, folders or globs, or NAME=PATH:WEIGHT for a part of a mixture; else the Python standard library's own source.",
-        kind=str,
         many=True,
-        may_move=True,
-        decides=False,
-        path=True,
     )
     source: tuple[SourceSettings, ...] = tables(SourceSettings, _SOURCE)
-    val_data: tuple[str, ...] = option(
+    val_data: tuple[str, ...] = input_path(
         (),
         "Held-out text of one's own, as --data; nothing of --data is held out then.",
-        kind=str,
         many=True,
-        may_move=True,
-        decides=False,
-        path=True,
     )
     text_field: str | None = option(None, "The field of a record that is its text; text or content otherwise.", kind=str)
     gitignore: bool = option(

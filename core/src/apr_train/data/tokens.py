@@ -29,6 +29,7 @@ import numpy as np
 from attrs import field, frozen
 from isal import isal_zlib
 
+from apr_train.checkpoint.dtypes import Array
 from apr_train.data.cache import cached_file
 from apr_train.errors import TokenizerError
 
@@ -239,7 +240,7 @@ class TokenWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def append(self, ids: Sequence[int], *, learn: bool | Sequence[bool] = True, text_bytes: int = 0) -> None:
+    def append(self, ids: Sequence[int] | Array, *, learn: bool | Sequence[bool] = True, text_bytes: int = 0) -> None:
         """Add tokens to the current document.
 
         Args:

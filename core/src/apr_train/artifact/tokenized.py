@@ -26,7 +26,7 @@ from apr_train.data.source import objective_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.tokens import TokenFile
 from apr_train.data.unchanged import Unchanged
-from apr_train.errors import DataError, PreflightError
+from apr_train.errors import DataError, Finding, PreflightError
 from apr_train.family.registry import Registry
 from apr_train.preflight.chat_rules import with_template
 from apr_train.preflight.judge import preflight
@@ -67,7 +67,7 @@ def tokenize(settings: Settings, *, device: str, progress: StageProgress | None,
         AprTrainError: for what shows when the text is read.
     """
     look = look_at(settings.data, objective_of(settings), unchanged=Unchanged(believe=not settings.data.rehash))
-    spec, report = _judged(settings, [*look.findings])
+    spec, report = _judged(settings, look.findings)
     objective = OBJECTIVES[report.objective] if report is not None and report.objective else objective_of(settings)
     config = None if report is None else report.config
     positions = None if config is None else config.usable_positions
@@ -82,7 +82,7 @@ def tokenize(settings: Settings, *, device: str, progress: StageProgress | None,
     return Tokenized(corpus=corpus, tokenizer=tokenizer, objective=objective, data=data)
 
 
-def _judged(settings: Settings, found: list[Any]) -> tuple[TokenizerSpec, Report | None]:
+def _judged(settings: Settings, found: Sequence[Finding]) -> tuple[TokenizerSpec, Report | None]:
     """The tokenizer, and what the preflight says of the model; without a model there is none.
 
     Raises:
@@ -125,7 +125,7 @@ def _known(spec: TokenizerSpec | None) -> TokenizerSpec:
     return spec
 
 
-def _raise_errors(findings: Sequence[Any]) -> None:
+def _raise_errors(findings: Sequence[Finding]) -> None:
     if any(finding.severity == "error" for finding in findings):
         raise PreflightError(findings)
 

@@ -238,6 +238,12 @@ def test_a_report_has_a_table_and_a_curve_by_source(started):
     assert [float(share) for *_, share in rows] == [
         float(round(Fraction(100 * n, sum(read.values())), 1)) for n in read.values()
     ]
+    measured = [line["source_val_loss"] for line in lines if "source_val_loss" in line]
+    assert len(measured) > 1
+    told = re.findall(r"<td>(code|docs)</td>(?:<td>[^<]*</td>){2}<td>([\d.]+)</td><td>([\d.]+)</td>", page)
+    assert [name for name, *_ in told] == ["code", "docs"]
+    for name, first, last in told:
+        assert [float(first), float(last)] == pytest.approx([measured[0][name], measured[-1][name]], abs=1e-3)
 
 
 def test_a_report_refuses_what_is_no_number_of_a_source(started):

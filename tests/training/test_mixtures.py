@@ -6,6 +6,7 @@ import re
 import shutil
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from apr_train.checkpoint.apr import open_apr
 from apr_train.cli import cli
@@ -237,6 +238,12 @@ def test_a_report_has_a_table_and_a_curve_by_source(started):
     assert [float(share) for *_, share in rows] == [
         float(round(Fraction(100 * n, sum(read.values())), 1)) for n in read.values()
     ]
+    measured = [line["source_val_loss"] for line in lines if "source_val_loss" in line]
+    assert len(measured) > 1
+    told = re.findall(r"<td>(code|docs)</td>(?:<td>[^<]*</td>){2}<td>([\d.]+)</td><td>([\d.]+)</td>", page)
+    assert [name for name, *_ in told] == ["code", "docs"]
+    for name, first, last in told:
+        assert [float(first), float(last)] == pytest.approx([measured[0][name], measured[-1][name]], abs=1e-3)
 
 
 def test_a_report_refuses_what_is_no_number_of_a_source(started):
@@ -321,6 +328,22 @@ def test_shards_of_tokenize_make_the_run_that_their_text_makes(started, mixture,
     started("tokenize", *init, *mixture[:4], "-o", "tokens")  # its own folder may be replaced
     (started.folder / "tokens" / "mine.txt").write_text("mine")
     assert "WRITE-002" in started("tokenize", *init, *mixture[:4], "-o", "tokens", code=1)
+
+
+def test_tokens_that_one_shard_has_no_room_for_are_in_several(started, mixture, monkeypatch):
+    args = ("tokenize", "--init", started.run("x") / "model.apr", *mixture[:2], "-o")
+    started(*args, "whole")
+    monkeypatch.setattr("apr_train.artifact.tokenized.MOST_IDS", 1000)
+    started(*args, "parts")
+    whole, *parts = (
+        np.fromfile(path, "<u2", offset=1024)
+        for name in ("whole", "parts")
+        for path in sorted((started.folder / name / "code" / "train").iterdir())
+    )
+    assert len(parts) > 2
+    assert all(len(part) <= 1000 for part in parts)
+    assert {int(part[0]) for part in parts} == {int(whole[0])}  # the end of text, in front of each document
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_tokenize_says_what_is_wrong_all_at_once(place, texts):

@@ -9,7 +9,8 @@ from apr_train.data.documents import TextRecords, read_documents
 from apr_train.data.scan import scan_corpus
 from apr_train.data.sources import LeftOut, describe_sources, find_files, matches
 from apr_train.errors import DataError
-from apr_train.run.settings import DataSettings, Settings, absolute_paths
+from apr_train.run.settings import DataSettings, Settings
+from apr_train.run.settings_paths import absolute_paths
 
 
 def texts(*paths):

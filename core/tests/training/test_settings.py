@@ -8,8 +8,11 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, DataArgument, Settings, absolute_paths, options_of, run_stem
+from apr_train.run.data_argument import DataArgument
+from apr_train.run.option import DECIDES, MAY_CHANGE, options_of
+from apr_train.run.settings import GROUPS, Settings, run_stem
 from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
+from apr_train.run.settings_paths import absolute_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -263,6 +266,14 @@ def test_a_bad_value_of_a_source_names_the_table_and_the_key(tmp_path, line, tol
     (tmp_path / "run.toml").write_text(f'[[data.source]]\nname = "a"\n{line}\n')
     with pytest.raises(ConfigError, match=rf"run\.toml \[?.*{told}"):
         read_toml(tmp_path / "run.toml")
+
+
+def test_unknown_keys_of_a_source_are_told_in_their_order(tmp_path):
+    keys = [f"key{number}" for number in range(9)]
+    (tmp_path / "run.toml").write_text("[[data.source]]\n" + "".join(f"{key} = 1\n" for key in keys))
+    with pytest.raises(ConfigError) as caught:
+        read_toml(tmp_path / "run.toml")
+    assert [finding.field for finding in caught.value.findings] == [f"data.source[0].{key}" for key in keys]
 
 
 @pytest.mark.parametrize(

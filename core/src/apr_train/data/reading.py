@@ -20,10 +20,10 @@ from apr_train.data.documents import (
     read_documents,
     require_records,
 )
-from apr_train.data.formats.packed import unpacked_name
+from apr_train.data.formats.packed import unpacked_name, unreadable
 from apr_train.data.formats.utf8 import NotUtf8Error
 from apr_train.data.id_documents import ShardIds, read_ids
-from apr_train.data.sources import counted, find_files, unreadable
+from apr_train.data.sources import counted, find_files
 from apr_train.data.split import KeyScan, Texts, split_key
 from apr_train.data.unchanged import Readout, Unchanged, now, states_of
 from apr_train.errors import DataError

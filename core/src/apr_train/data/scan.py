@@ -15,10 +15,10 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import TEXTS, Document, Take
+from apr_train.data.formats.packed import unreadable
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.protocols import StageProgress, byte_counter
 from apr_train.data.reading import Contents, TextDigest, Wanted, documents_of, files_of, read_source, recalled
-from apr_train.data.sources import unreadable
 from apr_train.data.split import (
     EVERYTHING,
     NOTHING,

@@ -21,8 +21,9 @@ from apr_train.data.shards import is_shard
 from apr_train.data.sources import describe_sources
 from apr_train.errors import ConfigError, Finding
 from apr_train.family.card import DEFAULT_OBJECTIVE
+from apr_train.run.data_argument import SOURCE_NAME, DataArgument
 from apr_train.run.objective_names import SourceKind
-from apr_train.run.settings import SOURCE_NAME, DataArgument, DataSettings, Settings, SourceSettings
+from apr_train.run.settings import DataSettings, Settings, SourceSettings
 
 _HOW = "Name it with --data NAME=PATH:WEIGHT, or with name, path and weight in [[data.source]]."
 

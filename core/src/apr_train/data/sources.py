@@ -22,6 +22,7 @@ from attrs import Factory, define, field
 from apr_train import rules
 from apr_train.checkpoint.given import is_address
 from apr_train.data.cache import cache_folder
+from apr_train.data.formats.packed import unreadable
 from apr_train.data.gitignore import GitIgnore
 from apr_train.data.hub import of_address, of_name
 from apr_train.data.kinds import COLUMNS, kind_of, what_to_do
@@ -272,11 +273,6 @@ def _reading() -> Iterator[None]:
         yield
     except OSError as error:
         raise unreadable(error) from error
-
-
-def unreadable(error: OSError) -> DataError:
-    """The error about a file that the system does not let be read."""
-    return DataError("cannot be read", where=error.filename, rule=rules.PREFLIGHT_025, found=error.strerror)
 
 
 def _named(path: Path, *, shards: bool) -> Path:

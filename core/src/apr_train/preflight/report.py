@@ -60,8 +60,9 @@ class PreflightInput:
     lora: LoraSettings = Factory(LoraSettings)
     """The adapters that are trained in place of the weights; without a rank, none."""
     document_mask: bool = False
-    packing: Packing | None = None
     """Whether attention stays inside documents."""
+    packing: Packing | None = None
+    """How documents come into rows; None: the objective decides."""
     needs_tokenizer: bool = False
     """Whether a checkpoint without any tokenizer is an error, as for a training on text; else a warning."""
 

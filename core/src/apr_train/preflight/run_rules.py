@@ -33,8 +33,9 @@ from apr_train.preflight.opening import given_tokenizer, open_source, tied_heade
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.option import flag
 from apr_train.run.resume import Resume
-from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings, flag
+from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
 
 T = TypeVar("T")
 

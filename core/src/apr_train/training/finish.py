@@ -25,11 +25,12 @@ from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
+from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
 from apr_train.run.preflight_file import PreflightRecord
 from apr_train.run.samples import Sample, add_sample
-from apr_train.run.settings import DataArgument, Settings, of_argument
+from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
 from apr_train.training.display import adapter_lines, parameters_of

@@ -146,7 +146,7 @@ def _references(files: tuple[str, ...], options: dict[str, Any], write: bool | N
         elif finding is not None:
             findings.append(finding)
     if as_json:
-        emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
+        _emit_results(results)
     else:
         _print_references(results)
     if findings:
@@ -222,7 +222,7 @@ def _on_held_out(files: tuple[str, ...], options: dict[str, Any], gate: _Gate, a
             say(f"warning: {run} held out other text than this version does: it has learnt some of what is measured")
     results = [_one(file, settings, options, gate) for file in files]
     if as_json:
-        emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
+        _emit_results(results)
     elif gate.fim is not None:
         _print_fim(results)
     elif gate.syntax is None:
@@ -296,6 +296,10 @@ def _numbers(found: Measurement) -> dict[str, Any]:
     import attrs
 
     return attrs.asdict(found)
+
+
+def _emit_results(results: list[dict[str, Any]]) -> None:
+    emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
 
 
 def _finite(item: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def evaluation_findings(settings: Settings, report: Report, checkpoint: Checkpoi
         return []
     objective = OBJECTIVES[report.objective]
     try:
-        names, findings = parse_evaluations(settings.run.eval), _unanswered(settings, objective)
+        names = parse_evaluations(settings.run.eval)
+        findings = _unanswered(names, settings, objective)
     except ConfigError as error:
         names, findings = {}, list(error.findings)
     needed = "middle" in objective.special_tokens or (HOLES in names and not findings)
@@ -35,9 +36,8 @@ def evaluation_findings(settings: Settings, report: Report, checkpoint: Checkpoi
     return [*findings, *(_fim(settings, report, checkpoint) if needed and possible else [])]
 
 
-def _unanswered(settings: Settings, objective: Objective) -> list[Finding]:
+def _unanswered(names: Iterable[EvaluationName], settings: Settings, objective: Objective) -> list[Finding]:
     """Evaluations that a model of this objective cannot be asked."""
-    names = parse_evaluations(settings.run.eval)
     if objective.kind != "decoder":
         return list(_refused(names, f"{objective.name} does not write", "a decoder"))
     sources, _ = read_sources(settings.data, objective)

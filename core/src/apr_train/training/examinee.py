@@ -11,11 +11,10 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from apr_train.data.tokenizer import Tokenizer
-from apr_train.errors import RunError
 from apr_train.model.acceleration import uncompiled
 from apr_train.model.cache import KeyValueCache
 from apr_train.model.device import Precision
-from apr_train.model.generation import generate_tokens
+from apr_train.model.generation import check_logits, generate_tokens
 from apr_train.model.protocol import LanguageModel
 
 Stop = Literal["end of text", "condition", "length"]
@@ -82,8 +81,7 @@ class Examinee:
 
 
 def _most_likely(logits: Tensor) -> int:
-    if not bool(logits.max().isfinite()):  # the largest of numbers with a NaN among them is NaN
-        raise RunError("the model's output is not a number", where="evaluation", hint="Are its weights? See validate --data.")
+    check_logits(logits, where="evaluation")
     return int(logits.argmax(-1))
 
 

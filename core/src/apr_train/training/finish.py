@@ -20,7 +20,6 @@ from apr_train.data.source import described, sources_of
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.family.certificate import standing
-from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
@@ -34,6 +33,7 @@ from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
 from apr_train.training.display import adapter_lines, parameters_of
+from apr_train.training.examinee import examined
 from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
@@ -51,13 +51,8 @@ def greedy(model: nn.Module, prompt: Sequence[int], *, length: int, ends: Collec
     tokens = generate_tokens(
         language_model, prompt[length - positions :], length=length, choose=_most_likely, precision=precision, device=device
     )
-    training = model.training
-    model.eval()
-    try:
-        with uncompiled():
-            return list(takewhile(lambda index: index not in ends, tokens))
-    finally:
-        model.train(training)
+    with examined(model):
+        return list(takewhile(lambda index: index not in ends, tokens))
 
 
 def _most_likely(logits: Tensor) -> int:

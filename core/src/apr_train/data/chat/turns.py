@@ -61,19 +61,29 @@ def habits(render: Render, special: tuple[str, ...]) -> Habits:
         UnclearTurns: when the turns of the probe cannot be told apart.
     """
     messages = [{"role": ("user", "assistant")[n % 2], "content": word} for n, word in enumerate(_WORDS)]
-    whole, short = render({"messages": messages}, False), render({"messages": messages[:2]}, False)
+    tools = _tools(messages, render)
+    whole, short = (render({"messages": said, **tools}, False) for said in (messages, messages[:2]))
     places = [whole.find(word) for word in _WORDS]
     if places != sorted(places) or places[0] < 0 or any(whole.count(word) != 1 for word in _WORDS):
         raise UnclearTurns("what the user and the assistant say does not stand in the text, once and in its order")
     if short.count(_WORDS[1]) != 1:
         raise UnclearTurns("what the assistant says does not stand in the text of its turn")
-    asked = {"messages": messages[:1]}
+    asked = {"messages": messages[:1], **tools}
     bare, open_ = render(asked, False), render(asked, True)
     opening = open_[len(bare) :] if open_.startswith(bare) else ""
     behind = (whole[places[1] + len(_WORDS[1]) : places[2]], short[short.find(_WORDS[1]) + len(_WORDS[1]) :])
     ending = _ending(*behind, special)
     head = _head(whole[: places[1]], bare, open_, opening)
     return Habits(opening=opening, head=head, ending=ending, special=special)
+
+
+def _tools(messages: Sequence[Mapping[str, Any]], render: Render) -> Mapping[str, Any]:
+    """What the probe has beside its messages: an empty list of tools, where a template raises without it and only then."""
+    without: dict[str, Any] = {"messages": messages}
+    empty: dict[str, Any] = {"tools": []}
+    if _rendered(without, len(messages), render, prompt=False) is not None:
+        return {}
+    return {} if _rendered(without | empty, len(messages), render, prompt=False) is None else empty
 
 
 def _head(before: str, bare: str, open_: str, opening: str) -> str:

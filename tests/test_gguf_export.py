@@ -241,7 +241,7 @@ def wrong_key(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "q4_0"])
-@pytest.mark.parametrize("fault", [wrong_values, wrong_key])
+@pytest.mark.parametrize("fault", [wrong_rows, wrong_values, wrong_key])
 def test_a_file_that_is_not_its_source_is_found_and_not_put_in_place(fault, dtype, tmp_path, monkeypatch):
     folder, _ = source(tmp_path, "llama")
     (tmp_path / "m.gguf").write_bytes(b"GGUF the older one")

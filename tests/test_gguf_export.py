@@ -209,6 +209,14 @@ def test_no_verify_compares_nothing_and_says_so(tmp_path, monkeypatch):
     assert front_matter(tmp_path / "m.gguf.md")["apr_train.gguf"] == {"dtype": "Q4_0", "compared": False}
 
 
+def test_types_that_llama_cpp_chose_and_nobody_looked_at_are_not_told(tmp_path, monkeypatch):
+    folder, _ = source(tmp_path, "llama")
+    monkeypatch.setattr(export_module, "llama_cpp", lambda name, path, target: gguf)
+    monkeypatch.setattr(export_module, "_write_by_llama_cpp", lambda plan, path, *_, **__: path.write_bytes(b"GGUF"))
+    to_gguf(folder, tmp_path / "m.gguf", "--dtype", "q4_k_m", "--no-verify")
+    assert "| tensors | 21, types not looked at |" in (tmp_path / "m.gguf.md").read_text()
+
+
 def test_without_a_tokenizer_the_file_says_so_and_blocks_are_only_compared(tmp_path):
     folder, _ = source(tmp_path, "qwen2", tokenizer=False)
     output = to_gguf(folder, tmp_path / "m.gguf", "--dtype", "q8_0")

@@ -113,7 +113,7 @@ class AdaptedWeights:
     def _merged(self, module: str, weight: Array) -> Array:
         """W + s·B·A, `[out, in]` as is the weight."""
         a, b = (self._adapter.read(self._parts[module][part]).astype(np.float32) for part in "AB")
-        whole = weight + np.float32(self._scale(module)) * (b @ a)
+        whole: Array = weight + np.float32(self._scale(module)) * (b @ a)
         if "magnitude" not in self._parts[module]:
             return whole
         lengths = np.linalg.norm(whole, axis=1)

@@ -13,7 +13,7 @@ from attrs import field, frozen
 from apr_train import rules
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import TensorView
-from apr_train.checkpoint.dtypes import FLOATS, plain_view, values_of
+from apr_train.checkpoint.dtypes import FLOATS, Array, plain_view, values_of
 from apr_train.checkpoint.files import map_file, parse_json
 from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG
 from apr_train.checkpoint.header import TensorInfo
@@ -50,7 +50,7 @@ class Adapter:
         extent = self._extents[name]
         return self._bytes[extent.start : extent.end]
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
+    def read(self, name: str) -> Array:
         """A tensor's values in float32; float64 stays."""
         info = self.tensors[name]
         values = values_of(plain_view(info.dtype, info.shape, self.raw(name)).data, info.dtype)

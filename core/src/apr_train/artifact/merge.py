@@ -221,8 +221,8 @@ def merged_checkpoint(
         PreflightError: as `MergedCheckpoint`.
     """
     opened = open_adapter(adapter)
-    beside = adapter if (adapter / TOKENIZER).is_file() else None
-    spec = None if (tokenizer or beside) is None else open_tokenizer(tokenizer or adapter)
+    source = tokenizer or (adapter if (adapter / TOKENIZER).is_file() else None)
+    spec = None if source is None else open_tokenizer(source)
     checkpoint = open_checkpoint(base, verify=verify, rope_layout=rope_layout)
     try:
         return MergedCheckpoint(checkpoint, opened, arch=arch, tokenizer=spec, exact=exact)

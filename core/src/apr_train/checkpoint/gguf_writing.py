@@ -199,7 +199,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The keys of a linear scaling, or of YaRN; another kind has none: see `rope_tensors`."""
+    """The keys of a linear scaling, or of YaRN; another kind has none here: what is read from tables is in the plan."""
     if scaling is None or scaling["rope_type"] not in ("linear", "yarn"):
         return {}
     found = {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}

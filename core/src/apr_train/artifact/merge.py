@@ -29,7 +29,8 @@ from apr_train.family.operations import Region, joined, part_of
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_rules import config_from_file
 from apr_train.preflight.family_rules import choose_family
-from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run, name_of
+from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run
+from apr_train.run.folder import name_of
 from apr_train.run.provenance import RUN_KEY
 
 _OF_THE_BASE = frozenset({REFERENCE, RUN_KEY})

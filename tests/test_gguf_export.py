@@ -345,6 +345,8 @@ def test_llama_3s_scaling_is_a_table_and_its_blocks_are_measured_all_the_same(tm
     assert (table.tensor_type.name, table.shape.tolist()) == ("F32", [8])
     assert {1.0, 8.0} <= set(table.data.tolist())
     assert re.search(r"the same most likely token at 9\d\.\d+% of", output)
+    said = invoke("import", tmp_path / "m.gguf", "-o", tmp_path / "back.apr", exit_code=3)  # its four numbers are lost
+    assert "[rope_freqs.weight]: a tensor of the file is not used by the model" in said
 
 
 def test_llama_3s_scaling_is_refused_where_llama_cpp_reads_no_table(tmp_path):
@@ -387,6 +389,8 @@ MAY_ADD = re.compile(r"general\.name|tokenizer\.ggml\.model|.*\.(vocab_size|rope
 DEFAULTS = re.compile(r".*\.attention\.(key_length|value_length|head_count_kv)|GGUF\.kv_count")
 MAY_LACK = {"phi": {"tokenizer.ggml.add_bos_token"}, "phi3": {"phi3.rope.scaling.original_context_length"}}
 """Keys of llama.cpp's converter that do nothing in these files: one of a tokenizer, one of a scaling; neither is there."""
+WITH_A_WINDOW = "phi3"
+"""The one of these files that has a window which llama.cpp does not compute."""
 
 
 @pytest.mark.parametrize("name", WITH_GGUF)
@@ -397,6 +401,7 @@ def test_an_example_familys_file_is_llama_cpps_own_tensor_by_tensor_and_key_by_k
     assert "error" not in found, found
     assert (found["only"], found["other"]) == ([], [])
     assert found["same"] > 10
+    assert ("llama.cpp computes full attention in a" in found["output"]) == (name == WITH_A_WINDOW)
     for key, (ours, theirs) in found["keys"].items():
         if key in MAY_LACK.get(name, ()):
             assert ours is None

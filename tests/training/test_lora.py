@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import peft
@@ -303,6 +304,13 @@ def test_a_base_in_bfloat16_stays_so_in_a_merged_file_and_is_run_in_float32(plac
     measured = [line["val_loss"] for line in place.curve("l") if "val_loss" in line]
     told = json.loads(place("eval", place.run("l"), "--precision", "fp32", "--json").partition("\n")[2])
     assert told["results"][0]["loss"] == pytest.approx(measured[-1], abs=2e-6)
+
+
+def test_adapters_learn_at_a_rate_and_with_a_factor_of_their_own_unless_told(place, bases):
+    place.train("--init", bases["qwen2"][0], "--lora-rank", "4", "--steps", "0", "--allow-cold-init", "--run", "l")
+    settings = tomllib.loads((place.run("l") / "config.toml").read_text())
+    assert settings["optimizer"]["lr"] == 2e-4
+    assert (settings["lora"]["lora_alpha"], settings["lora"].get("lora_dropout", 0)) == (8, 0)
 
 
 def test_the_model_that_a_run_means_is_opened_without_peft(place, bases, monkeypatch):

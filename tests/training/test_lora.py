@@ -562,3 +562,14 @@ def test_a_run_with_recomputed_blocks_learns_the_same(place, bases):
         place.train("--init", bases["qwen2"][0], *LORA, "--run", name, *more)
     files = [(place.run(name) / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "again")]
     assert files[0] == files[1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+def test_a_compiled_run_learns_what_one_without_learns(place, bases):
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        place.train("--init", bases["qwen2"][0], *LORA, "--val-every", "2", "--run", name, *more)
+    plain, compiled = ([line["val_loss"] for line in place.curve(name) if "val_loss" in line] for name in ("plain", "compiled"))
+    assert len(compiled) == 3
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    assert compiled[-1] < compiled[0]

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import gguf
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 import yaml
 from apr_train.artifact.gguf import export as export_module
 from apr_train.artifact.gguf import reopened as reopened_module
+from apr_train.artifact.gguf.k_quants import K_QUANTS
+from apr_train.checkpoint.gguf_writing import FILE_TYPES, QUANTISED, GgufDtype
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
+from apr_train.cli.export import BLOCKS, BY_LLAMA_CPP, FLOATS
 from apr_train.data.reference import SHA256, reference_text
 from apr_train.testing import installed_family, model_from_file, our_logits
 from click.testing import CliRunner
@@ -279,6 +283,12 @@ def test_a_quantised_tensor_in_another_ones_place_is_too_far_from_it():
 )
 def test_wrong_options_get_one_message(options, said, tmp_path):
     assert said in invoke("export", tmp_path / "hf", "-o", tmp_path / "x", *options, exit_code=2)
+
+
+def test_the_command_offers_every_type_that_can_be_written():
+    assert tuple(name.upper() for name in BLOCKS) == QUANTISED
+    assert {name.upper() for name in FLOATS + BLOCKS} == {*get_args(GgufDtype)} == {*FILE_TYPES}
+    assert tuple(K_QUANTS) == BY_LLAMA_CPP
 
 
 def test_k_quants_without_llama_cpp_give_the_two_commands(tmp_path, monkeypatch):

@@ -41,10 +41,9 @@ from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
-from apr_train.run.adapted import name_of
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, new_run_folder
+from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, name_of, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
 from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import stage_bars

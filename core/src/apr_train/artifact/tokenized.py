@@ -27,7 +27,6 @@ from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.tokens import TokenFile
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import DataError, Finding, PreflightError
-from apr_train.family.registry import Registry
 from apr_train.preflight.chat_rules import with_template
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -100,19 +99,7 @@ def _judged(settings: Settings, found: Sequence[Finding]) -> tuple[TokenizerSpec
             header = tied_header(held.enter_context(open_source(model.init, model.rope_layout)))
         own = given if given is not None or header is None else header.tokenizer
         spec, of_template = with_template(own, model.chat_template)
-        asked = PreflightInput(
-            registry=Registry.discover(),
-            header=header,
-            arch=model.arch,
-            preset=model.preset,
-            vocab_size=model.vocab_size,
-            objective=model.objective,
-            tokenizer=spec,
-            sequence_length=settings.data.sequence_length,
-            document_mask=settings.data.document_mask,
-            packing=settings.data.packing,
-            needs_tokenizer=True,
-        )
+        asked = PreflightInput.of(settings, header=header, tokenizer=spec, needs_tokenizer=True)
         report = preflight(asked)
     missing = [no_tokenizer(needed=True)] if spec is None and header is None else []
     _raise_errors([*found, *of_template, *missing, *report.findings])

@@ -129,16 +129,6 @@ class ChatEncoder:
         """What was cut, left out, or became control tokens, as warnings."""
         return [*_cut_finding(counts), *_left_out_finding(counts), *_control_finding(counts, self.parse_special)]
 
-    def explain(self, conversation: Conversation) -> list[tuple[str, bool]]:
-        """Each token of a conversation as text, and whether it is learnt; of one that is left out nothing is.
-
-        Raises:
-            DataError: when the template raises.
-        """
-        with Renderer(self.template) as renderer:
-            (chat,) = _Encoding(self, renderer).ids(list(renderer.render([conversation])))
-        return [(self.tokenizer.decode([index]), learn) for index, learn in zip(chat.ids, chat.learn, strict=True)]
-
 
 class _Encoding:
     """One pass over conversations, with what happened to them.

@@ -6,7 +6,8 @@ from apr_train.errors import RunError
 from apr_train.run.folder import OPTIMIZER, checkpoints
 from apr_train.run.settings import OptimizerSettings
 from apr_train.training.loop import train
-from apr_train.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from apr_train.training.optimizer.make import make_optimizer
+from apr_train.training.optimizer.state import optimizer_tensors, restore_optimizer
 from safetensors.torch import load_file
 
 NORM = "norm.weight"

@@ -168,7 +168,10 @@ NOT_HERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("flash_attn", "flash_attention", "use_flash_attn", "use_flash_attention_2"), "A backend is named: {attention}"
     ),
-    **dict.fromkeys(("optim", "optimizer_type", "optimizer_name"), "AdamW is the one optimizer: {lr}, {beta1}, {beta2}, {eps}"),
+    **dict.fromkeys(
+        ("embedding_lr", "lr_groups", "param_groups", "unfrozen_parameters", "freeze", "freeze_layers"),
+        "Parameters by name have [[optimizer.group]] in the file of --config: pattern, lr, weight_decay, frozen",
+    ),
     **dict.fromkeys(("report_to", "tensorboard", "wandb", "wandb_project", "use_wandb", "mlflow"), _REPORTED),
     **dict.fromkeys(("hub_model_id", "hub_token", "push_to_hub"), _PUBLISHED),
     **dict.fromkeys(

@@ -41,8 +41,9 @@ def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, mo
         free = needed
 
     monkeypatch.setattr("apr_train.preflight.machine_rules.shutil.disk_usage", lambda folder: Usage)
-    assert disk_findings(tmp_path, 100, checkpoints, bytes_each=bytes_each) == []
-    assert len(disk_findings(tmp_path, 101, checkpoints, bytes_each=bytes_each)) == 1
+    given = {"bytes_each": bytes_each, "state_each": 2 * bytes_each}
+    assert disk_findings(tmp_path, 100, checkpoints, **given) == []
+    assert len(disk_findings(tmp_path, 101, checkpoints, **given)) == 1
 
 
 def test_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path):

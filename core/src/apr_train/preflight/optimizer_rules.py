@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 from attrs import Factory, frozen
 
@@ -12,12 +14,12 @@ from apr_train.errors import Finding
 from apr_train.family.adapter_sites import sites_of
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.name_map import NameMap, Tied
+from apr_train.family.name_map import Tied
 from apr_train.family.plugin import Family
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.report import Report
-from apr_train.run.settings import GroupSettings, Settings
-from apr_train.suggest import ClosestTensor
+from apr_train.run.settings import GroupSettings, LoraSettings, Settings
+from apr_train.suggest import ClosestTensor, closest
 
 Names = Mapping[str, tuple[str, ...]]
 """A parameter that a run could train → all its names: the model's, and those of Hugging Face's files."""
@@ -40,16 +42,25 @@ class ParameterGroups:
 
 def parameter_groups(settings: Settings, family: Family, config: ModelConfig) -> ParameterGroups:
     """The groups of a run that the preflight has nothing against."""
-    name_map = family.map_tensor_names(config, Layout())
-    members = _members(settings.optimizer.group, _names(settings, family, config, name_map))
-    of = {name: group for group, names in zip(settings.optimizer.group, members, strict=True) for name in names}
+    groups, name_map = settings.optimizer.group, family.map_tensor_names(config, Layout())
+    members = _members(groups, _names(settings.lora, family, config))
+    of = {name: group for group, names in zip(groups, members, strict=True) for name in names}
     return ParameterGroups(of=of, routers=sites_of(name_map).routers)
 
 
-def _names(settings: Settings, family: Family, config: ModelConfig, name_map: NameMap) -> Names:
-    if settings.lora.lora_rank is not None:
-        sites = chosen_sites(settings.lora, family, config)
+def frozen_parameters(groups: Sequence[GroupSettings], family: Family, config: ModelConfig) -> int:
+    """Numbers of a model that its groups freeze; all weights are trained otherwise."""
+    name_map, of_all = family.map_tensor_names(config, Layout()), LoraSettings()
+    members = _members(groups, _names(of_all, family, config))
+    still = [name for group, names in zip(groups, members, strict=True) if group.frozen for name in names]
+    return sum(math.prod(name_map.parameters[name]) for name in still)
+
+
+def _names(lora: LoraSettings, family: Family, config: ModelConfig) -> Names:
+    if lora.lora_rank is not None:
+        sites = chosen_sites(lora, family, config)
         return {name: (name, file_name) for site in sites for name, file_name in site.adapter_names.items()}
+    name_map = family.map_tensor_names(config, Layout())
     found = {name: [name, *(edge.checkpoint for edge in edges)] for name, edges in name_map.fills.items()}
     for entry in name_map.entries:
         if isinstance(entry, Tied):
@@ -72,18 +83,16 @@ def _matches(group: GroupSettings, called: Iterable[str]) -> bool:
 
 def optimizer_findings(settings: Settings, report: Report) -> list[Finding]:
     """Everything that stands against a run's groups of parameters (OPTIMIZER-001)."""
-    groups = settings.optimizer.group
+    groups, settled = settings.optimizer.group, report.settled
     findings = [finding for number, group in enumerate(groups) for finding in _of_itself(number, group)]
-    if not groups or report.family is None or report.config is None:
-        return findings
-    name_map = report.family.map_tensor_names(report.config, Layout())
-    names = _names(settings, report.family, report.config, name_map)
+    if not groups or settled is None or not (names := _names(settings.lora, settled.family, settled.config)):
+        return findings  # what there are no parameters for is told elsewhere
     members = _members(groups, names)
     for number, (group, found) in enumerate(zip(groups, members, strict=True)):
         if group.pattern is not None and not found:
             findings.append(_matches_nothing(number, group.pattern, names))
-    still = {name for group, found in zip(groups, members, strict=True) if group.frozen for name in found}
-    return [*findings, *([_all_frozen(len(names))] if still == set(names) else [])]
+    left = set(names).difference(*(found for group, found in zip(groups, members, strict=True) if group.frozen))
+    return findings if left else [*findings, _all_frozen(len(names))]
 
 
 def _of_itself(number: int, group: GroupSettings) -> list[Finding]:
@@ -127,20 +136,21 @@ def _matches_nothing(number: int, pattern: str, names: Names) -> Finding:
 
 
 def _closest(pattern: str, names: Names) -> str | None:
-    """The name most like a pattern, which may begin or end in `*`."""
-    every = [name for called in names.values() for name in called]
-    if any(fnmatchcase(name, f"*{pattern}*") for name in every):
-        return f"*{pattern.strip('*')}*"
-    return ClosestTensor(every)(pattern.strip("*")) or _by_tail(pattern, every)
+    """The name most like a pattern; of one that is a part of names, or like a part of them, that part between stars."""
+    inner, every = pattern.strip("*."), sorted({name for called in names.values() for name in called})
+    if inner and any(inner in name for name in every):
+        return f"*{inner}*"
+    if (name := ClosestTensor(every)(inner)) is not None:
+        return name
+    part = closest(inner, _parts(every))
+    return None if part is None else f"*{part}*"
 
 
-def _by_tail(pattern: str, every: Sequence[str]) -> str | None:
-    """`*q_porj*` is nearest to the `q_proj` of a name."""
-    from apr_train.suggest import closest
-
-    parts = {part for name in every for part in name.split(".") if not part.isdecimal()}
-    wanted = max((closest(piece, parts) or "" for piece in pattern.replace("*", ".").split(".") if piece), key=len, default="")
-    return f"*.{wanted}.*" if wanted else None
+def _parts(names: Iterable[str]) -> list[str]:
+    """`q_proj` and `self_attn.q_proj` of `layers.0.self_attn.q_proj.weight`: words of names, alone and in pairs."""
+    words = [[word for word in name.split(".") if not word.isdecimal()] for name in names]
+    pairs = {".".join(pair) for name in words for pair in pairwise(name)}
+    return sorted({word for name in words for word in name} | pairs)
 
 
 def _some(names: Names) -> str:

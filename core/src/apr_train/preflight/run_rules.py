@@ -291,6 +291,7 @@ def judge_run(
             precision=precision,
             attention=model.attention,
             lora=settings.lora,
+            optimizer=settings.optimizer,
             needs_tokenizer=model.tokenizer is None,
         )
     )

@@ -8,8 +8,8 @@ https://arxiv.org/abs/1502.02551; in training with bfloat16 weights: Zamirai et 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +19,6 @@ PIECE = 2**18
 MASTER, STEP = "master", "step"
 _KEPT = ~0xFFFF
 """The bits of a float32 number that are a bfloat16 number."""
-
-
-class Kind(Protocol):
-    """Makes one of torch's optimizers, settings other than those of its groups included."""
-
-    def __call__(self, params: Any) -> torch.optim.Optimizer:
-        """The optimizer of these groups."""
-        ...
 
 
 class Float32Updates(torch.optim.Optimizer):
@@ -40,7 +32,7 @@ class Float32Updates(torch.optim.Optimizer):
     def __init__(
         self,
         groups: Sequence[dict[str, Any]],
-        kind: Kind,
+        kind: Callable[[Any], torch.optim.Optimizer],
         *,
         moments: Sequence[str],
         elementwise: bool,
@@ -52,7 +44,7 @@ class Float32Updates(torch.optim.Optimizer):
 
         Args:
             groups: as torch's optimizers take them.
-            kind: makes the optimizer that computes the updates.
+            kind: makes the optimizer that computes the updates, of groups as torch's optimizers take them.
             moments: what it calls those tensors of a parameter's state that have the parameter's shape.
             elementwise: whether it computes each element by itself, so that a parameter may be taken in pieces.
             master: whether a float32 copy is kept, in place of stochastic rounding.
@@ -77,22 +69,25 @@ class Float32Updates(torch.optim.Optimizer):
             self.inner.param_groups[0].update(group)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter)
+                    self._update(parameter, parameter.grad)
 
-    def _update(self, parameter: Tensor) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor) -> None:
         state = self.state[parameter]
         if not state:
             state.update(self.blank(parameter))
         bits = None if self._master else self._generator(parameter, int(state[STEP]))
-        for piece in self._pieces([parameter, parameter.grad, *(state[key] for key in state if key != STEP)]):
+        for piece in self._pieces([parameter, gradient, *(state[key] for key in state if key != STEP)]):
             self._update_piece(*piece, step=state[STEP], bits=bits)
         state[STEP] += 1
 
     def _pieces(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Tensors of one shape, side by side in pieces."""
         if self._piece is None:
-            return iter([tuple(tensors)])
-        return zip(*(tensor.reshape(-1).split(self._piece) for tensor in tensors), strict=True)
+            yield tuple(tensors)
+            return
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        for begin in range(0, flat[0].numel(), self._piece):
+            yield tuple(tensor[begin : begin + self._piece] for tensor in flat)
 
     def _update_piece(
         self, weight: Tensor, gradient: Tensor, *state: Tensor, step: Tensor, bits: torch.Generator | None

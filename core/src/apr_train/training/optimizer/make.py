@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from attrs import field, frozen
-from torch import nn
+from torch import Tensor, nn
 
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.optimizer_rules import ParameterGroups
@@ -78,7 +78,7 @@ def make_optimizer(
         seed: of the random bits of stochastic rounding.
     """
     places = _places(model, settings, lr, groups or ParameterGroups())
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     parts = []
     for kind, dtype in dict.fromkeys((place.kind, place.dtype) for place in places):
         mine = [_group(place, members, lr) for place, members in places.items() if (place.kind, place.dtype) == (kind, dtype)]
@@ -157,24 +157,6 @@ def _hidden_matrices(model: nn.Module, routers: frozenset[str]) -> set[str]:
     }
 
 
-def group_lines(model: nn.Module, optimizer: Optimizers) -> Iterator[tuple[str, str]]:
-    """The groups of a run for a reader: optimizer and name, then what they hold and how it is trained; last, what is frozen."""
-    for part in optimizer.parts:
-        for group in part.param_groups:
-            yield kind_of(part) + " " + group["name"], _described(group)
-    still = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    if still:
-        yield "frozen", _counted(still)
-
-
 def kind_of(part: torch.optim.Optimizer) -> str:
     """`AdamW` or `Muon`."""
     return type(part.inner if isinstance(part, Float32Updates) else part).__name__
-
-
-def _described(group: Mapping[str, Any]) -> str:
-    return f"{_counted(group['params'])}: lr {group['lr']:g}, decay {group['weight_decay']:g}"
-
-
-def _counted(parameters: Sequence[nn.Parameter]) -> str:
-    return f"{len(parameters)} tensors, {sum(parameter.numel() for parameter in parameters):,} parameters"

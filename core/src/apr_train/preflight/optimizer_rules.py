@@ -136,12 +136,15 @@ def _matches_nothing(number: int, pattern: str, names: Names) -> Finding:
 
 
 def _closest(pattern: str, names: Names) -> str | None:
-    """The name most like a pattern; of one that is a part of names, or like a part of them, that part between stars."""
+    """The pattern most like one that matches nothing: a name as far as it is written out, or a part of names between stars."""
     inner, every = pattern.strip("*."), sorted({name for called in names.values() for name in called})
     if inner and any(inner in name for name in every):
         return f"*{inner}*"
     if (name := ClosestTensor(every)(inner)) is not None:
-        return name
+        words, count = name.split("."), inner.count(".") + 1
+        if not pattern.startswith("*"):
+            return ".".join(words[:count]) + ("*" if len(words) > count else "")
+        return "*" + ".".join(words[-count:])
     part = closest(inner, _parts(every))
     return None if part is None else f"*{part}*"
 

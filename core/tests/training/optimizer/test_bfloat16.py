@@ -82,7 +82,9 @@ def test_small_updates_arrive_in_the_mean_where_rounding_to_nearest_loses_all_of
             parameter.grad = torch.ones_like(parameter)
             optimizer.step()
     assert bool((nearest == 1).all())
-    assert float(stochastic.detach().double().mean()) == pytest.approx(1 - taken * rate, abs=1e-4)  # AdamW moves each by the rate
+    assert float(stochastic.detach().double().mean()) == pytest.approx(
+        1 - taken * rate, abs=1e-4
+    )  # AdamW moves each by the rate
 
 
 @pytest.mark.parametrize("kind", MOMENTS)

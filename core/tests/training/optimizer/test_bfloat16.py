@@ -159,3 +159,47 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     optimizer.step()
     assert torch.equal(idle.detach(), before)
     assert not optimizer.state.get(idle)
+
+
+@pytest.mark.parametrize("master", [False, True])
+def test_torchs_state_dict_goes_there_and_back_as_it_is(master):
+    ends = []
+    for again in (False, True):
+        parameters = weights((6, 5), (3, 8))
+        optimizer = wrapped(parameters, master=master)
+        steps_of(optimizer, parameters, 2)
+        if again:
+            saved = optimizer.state_dict()
+            optimizer = wrapped(parameters, master=master)
+            optimizer.load_state_dict(saved)
+        steps_of(optimizer, parameters, 2, begin=3)
+        ends.append([*parameters, *(value for item in parameters for value in optimizer.state[item].values())])
+    assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_a_parameter_whose_rows_do_not_follow_one_another_is_updated_too():
+    ends = []
+    for turned in (False, True):
+        drawn = torch.randn(6, 5, generator=draws()).bfloat16()
+        parameter = torch.nn.Parameter(drawn.T.contiguous().T if turned else drawn)
+        assert parameter.is_contiguous() != turned
+        optimizer = wrapped([parameter], master=True)
+        steps_of(optimizer, [parameter])
+        ends.append(parameter.detach())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", MOMENTS)
+@pytest.mark.parametrize("master", [False, True])
+def test_on_cuda_equal_steps_give_equal_bits(kind, master):
+    ends = []
+    for _ in range(2):
+        parameters = [torch.nn.Parameter(item.detach().cuda()) for item in weights((600, 500), (64, 32))]
+        optimizer = wrapped(parameters, kind, master=master)
+        for step in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=draws(step)).bfloat16().cuda()
+            optimizer.step()
+        ends.append([item.detach().cpu() for item in parameters])
+    assert same(*ends)

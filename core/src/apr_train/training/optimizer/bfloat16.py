@@ -52,9 +52,18 @@ class Float32Updates(torch.optim.Optimizer):
             seed: of the run.
         """
         self.inner = kind([torch.zeros(1, 1)])  # a parameter's copy takes this one's place in turn
-        self._moments, self._piece = tuple(moments), PIECE if elementwise else None
+        self._moments, self._elementwise = tuple(moments), elementwise
         self._master, self._names, self._seed = master, names, seed
         super().__init__(groups, self.inner.defaults)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state over as it is; torch would round what is float32 in it to the weights' own type."""
+        super().load_state_dict(state_dict)
+        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+        parameters = (parameter for group in self.param_groups for parameter in group["params"])
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                self.state[parameter][key] = value.clone() if key == STEP else value.to(parameter.device, copy=True)
 
     def blank(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first update."""
@@ -76,33 +85,34 @@ class Float32Updates(torch.optim.Optimizer):
         if not state:
             state.update(self.blank(parameter))
         bits = None if self._master else self._generator(parameter, int(state[STEP]))
-        for piece in self._pieces([parameter, gradient, *(state[key] for key in state if key != STEP)]):
+        kept = [state[key] for key in (*self._moments, MASTER) if key in state]
+        for piece in self._pieces(parameter, gradient, *kept):
             self._update_piece(*piece, step=state[STEP], bits=bits)
         state[STEP] += 1
 
-    def _pieces(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """Tensors of one shape, side by side in pieces."""
-        if self._piece is None:
-            yield tuple(tensors)
+    def _pieces(self, parameter: Tensor, gradient: Tensor, *state: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """A parameter, its gradient and its state side by side: whole, or in flat pieces."""
+        if not self._elementwise or not parameter.is_contiguous():
+            yield parameter, gradient, *state
             return
-        flat = [tensor.reshape(-1) for tensor in tensors]
-        for begin in range(0, flat[0].numel(), self._piece):
-            yield tuple(tensor[begin : begin + self._piece] for tensor in flat)
+        flat = [parameter.view(-1), gradient.reshape(-1), *(tensor.view(-1) for tensor in state)]
+        for begin in range(0, parameter.numel(), PIECE):
+            yield tuple(tensor[begin : begin + PIECE] for tensor in flat)
 
     def _update_piece(
         self, weight: Tensor, gradient: Tensor, *state: Tensor, step: Tensor, bits: torch.Generator | None
     ) -> None:
         """Let the inner optimizer take its step on float32 copies, and put the results where they belong."""
-        wide = state[-1] if self._master else weight.float()
-        wide.grad = gradient.float()
-        moments = [tensor.float() for tensor in state[: len(self._moments)]]
+        *moments, wide = state if self._master else (*state, weight.float())
+        wide.grad = torch.empty_like(wide).copy_(gradient)  # of the same strides, as fused kernels want it
+        exact = {key: moment.float() for key, moment in zip(self._moments, moments, strict=True)}
         self.inner.param_groups[0]["params"] = [wide]
-        self.inner.state[wide] = {STEP: step.clone().to(weight.device), **dict(zip(self._moments, moments, strict=True))}
+        self.inner.state[wide] = {STEP: step.clone().to(weight.device), **exact}
         self.inner.step()
         self.inner.state.clear()
         wide.grad = None
-        for kept, moment in zip(state, moments, strict=False):
-            kept.copy_(moment)
+        for moment, value in zip(moments, exact.values(), strict=True):
+            moment.copy_(value)  # in a float32 state they are the same
         weight.copy_(wide if bits is None else round_stochastically(wide, bits))
 
     def _generator(self, parameter: Tensor, count: int) -> torch.Generator:

@@ -79,25 +79,33 @@ def make_optimizer(
     """
     places = _places(model, settings, lr, groups or ParameterGroups())
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    parts = []
-    for kind, dtype in dict.fromkeys((place.kind, place.dtype) for place in places):
-        mine = [_group(place, members, lr) for place, members in places.items() if (place.kind, place.dtype) == (kind, dtype)]
-        make = _adamw(settings, lr) if kind == "AdamW" else _muon(settings, lr)
-        if dtype != torch.bfloat16 or settings.bf16_update == "nearest":
-            parts.append(make(mine))
-            continue
-        parts.append(
-            Float32Updates(
-                mine,
-                make,
-                moments=MOMENTS[kind],
-                elementwise=kind == "AdamW",
-                master=settings.bf16_update == "master",
-                names=names,
-                seed=seed,
-            )
-        )
-    return Optimizers(tuple(parts))
+    parts: dict[tuple[str, torch.dtype], list[dict[str, Any]]] = {}
+    for place, members in places.items():
+        parts.setdefault((place.kind, place.dtype), []).append(_group(place, members, lr))
+    return Optimizers(tuple(_part(kind, dtype, mine, settings, names, seed) for (kind, dtype), mine in parts.items()))
+
+
+def _part(
+    kind: str,
+    dtype: torch.dtype,
+    groups: Sequence[dict[str, Any]],
+    settings: OptimizerSettings,
+    names: Mapping[Tensor, str],
+    seed: int,
+) -> torch.optim.Optimizer:
+    """One of torch's optimizers; of bfloat16 weights, with updates in float32 unless they are to be rounded to nearest."""
+    make = _adamw(settings) if kind == "AdamW" else _muon(settings)
+    if dtype != torch.bfloat16 or settings.bf16_update == "nearest":
+        return make(groups)
+    return Float32Updates(
+        groups,
+        make,
+        moments=MOMENTS[kind],
+        elementwise=kind == "AdamW",
+        master=settings.bf16_update == "master",
+        names=names,
+        seed=seed,
+    )
 
 
 def _group(place: _Place, members: Sequence[nn.Parameter], lr: float) -> dict[str, Any]:
@@ -105,14 +113,14 @@ def _group(place: _Place, members: Sequence[nn.Parameter], lr: float) -> dict[st
     return {"params": members, **own}
 
 
-def _adamw(settings: OptimizerSettings, lr: float) -> Callable[[Any], torch.optim.Optimizer]:
+def _adamw(settings: OptimizerSettings) -> Callable[[Any], torch.optim.Optimizer]:
     betas = (settings.beta1, settings.beta2)
-    return partial(torch.optim.AdamW, lr=lr, betas=betas, eps=settings.eps, fused=True)
+    return partial(torch.optim.AdamW, betas=betas, eps=settings.eps, fused=True)
 
 
-def _muon(settings: OptimizerSettings, lr: float) -> Callable[[Any], torch.optim.Optimizer]:
+def _muon(settings: OptimizerSettings) -> Callable[[Any], torch.optim.Optimizer]:
     adjustment = settings.muon_adjust_lr.replace("-", "_")
-    return partial(torch.optim.Muon, lr=lr, momentum=settings.muon_momentum, adjust_lr_fn=adjustment)
+    return partial(torch.optim.Muon, momentum=settings.muon_momentum, adjust_lr_fn=adjustment)
 
 
 def _places(

@@ -43,13 +43,13 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizers, tensors: Mapping[
         RunError: if a tensor is absent, belongs to no parameter, or has another shape or dtype than it.
     """
     owners = _owners(model, optimizer) if step else {}
-    blanks = {name: _blank(part, parameter) for name, (part, parameter) in owners.items()}
-    strange = sorted(set(tensors) ^ {f"{key}.{name}" for name, blank in blanks.items() for key in blank})
+    strange = sorted(set(tensors) ^ {f"{key}.{name}" for name, owner in owners.items() for key in _blank(*owner)})
     if strange:
         found = f"{strange[0]}, which has no parameter" if strange[0] in tensors else f"no {strange[0]}"
         raise RunError("the optimizer state is of another model", where=OPTIMIZER, found=found)
     for name, (part, parameter) in owners.items():
-        part.state[parameter] = {key: _fitting(tensors, f"{key}.{name}", like) for key, like in blanks[name].items()}
+        blank = _blank(part, parameter)
+        part.state[parameter] = {key: _fitting(tensors, f"{key}.{name}", like) for key, like in blank.items()}
 
 
 def _owners(model: nn.Module, optimizer: Optimizers) -> dict[str, tuple[torch.optim.Optimizer, nn.Parameter]]:

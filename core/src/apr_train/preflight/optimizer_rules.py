@@ -51,6 +51,8 @@ def parameter_groups(settings: Settings, family: Family, config: ModelConfig) ->
 
 def frozen_parameters(groups: Sequence[GroupSettings], family: Family, config: ModelConfig) -> int:
     """Numbers of a model that its groups freeze; all weights are trained otherwise."""
+    if not any(group.frozen for group in groups):
+        return 0
     name_map, of_all = family.map_tensor_names(config, Layout()), LoraSettings()
     members = _members(groups, _names(of_all, family, config))
     still = [name for group, names in zip(groups, members, strict=True) if group.frozen for name in names]

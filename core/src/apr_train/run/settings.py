@@ -164,7 +164,7 @@ class OptimizerSettings:
     muon_momentum: float = option(0.95, "Muon's momentum.", kind=float, minimum=0, maximum=0.9999)
     bf16_update: Bf16Update = option(
         "stochastic",
-        "bf16-weights: how an update comes into a weight of 8 bits.",
+        "bf16-weights: what becomes of an update that is smaller than a weight's last bit.",
         kind=str,
         choices=get_args(Bf16Update),
     )

@@ -33,7 +33,7 @@ def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     from apr_train.model.build import build_model
     from apr_train.model.device import PRECISIONS
     from apr_train.run.settings import OptimizerSettings
-    from apr_train.training.optimizer import make_optimizer
+    from apr_train.training.optimizer.make import make_optimizer
     from apr_train.training.step import train_step
 
     precision = PRECISIONS[precision_name]

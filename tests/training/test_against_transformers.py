@@ -17,7 +17,7 @@ from apr_train.model.tensors import to_torch
 from apr_train.run.settings import DataSettings, OptimizerSettings
 from apr_train.testing import meta_model
 from apr_train.training.evaluation import held_out_loss
-from apr_train.training.optimizer import make_optimizer
+from apr_train.training.optimizer.make import make_optimizer
 from apr_train.training.step import train_step
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, RobertaConfig, RobertaForMaskedLM, RobertaModel

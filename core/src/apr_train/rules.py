@@ -120,6 +120,9 @@ ADAPTER_001 = "ADAPTER-001"
 ADAPTER_002 = "ADAPTER-002"
 """An adapter that does not fit: another base, another rank than its tensors, a kind that is not merged here."""
 
+OPTIMIZER_001 = "OPTIMIZER-001"
+"""A group of parameters that matches none, changes nothing, or contradicts itself; nothing left to train."""
+
 CONFIG_001 = "CONFIG-001"
 """A config whose fields are a combination that nothing implements."""
 NAMES_001 = "NAMES-001"

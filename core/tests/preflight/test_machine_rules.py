@@ -8,6 +8,7 @@ from apr_train.preflight.machine_rules import (
     memory_findings,
     out_findings,
 )
+from apr_train.run.settings import OptimizerSettings
 
 
 def test_memory_of_fp32_is_four_numbers_of_four_bytes_a_parameter():
@@ -17,6 +18,15 @@ def test_memory_of_fp32_is_four_numbers_of_four_bytes_a_parameter():
 
 def test_memory_of_bf16_weights_is_half():
     assert sum(estimate_memory(1000, 1, 0, "bf16-weights").values()) == 8000
+
+
+def test_memory_of_a_master_copy_is_that_of_fp32_and_what_is_frozen_has_neither_gradient_nor_state():
+    kept = OptimizerSettings(bf16_update="master")
+    memory = estimate_memory(1000, 1, 0, "bf16-weights", optimizer=kept)
+    assert memory == {"weights": 2000, "gradients": 2000, "optimizer": 12000, "logits": 0}
+    assert estimate_memory(1000, 1, 0, "fp32", optimizer=kept)["optimizer"] == 8000
+    still = estimate_memory(1000, 1, 0, "fp32", frozen=400)
+    assert still == {"weights": 4000, "gradients": 2400, "optimizer": 4800, "logits": 0}
 
 
 def test_logits_are_made_in_chunks_and_so_bounded():
@@ -41,8 +51,9 @@ def test_disk_is_counted_with_both_moments_and_the_model_at_the_end(tmp_path, mo
         free = needed
 
     monkeypatch.setattr("apr_train.preflight.machine_rules.shutil.disk_usage", lambda folder: Usage)
-    assert disk_findings(tmp_path, 100, checkpoints, bytes_each=bytes_each) == []
-    assert len(disk_findings(tmp_path, 101, checkpoints, bytes_each=bytes_each)) == 1
+    given = {"bytes_each": bytes_each, "state_each": 2 * bytes_each}
+    assert disk_findings(tmp_path, 100, checkpoints, **given) == []
+    assert len(disk_findings(tmp_path, 101, checkpoints, **given)) == 1
 
 
 def test_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path):

@@ -13,7 +13,7 @@ from apr_train.model.device import PRECISIONS
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
 from apr_train.training.display import PlainDisplay
-from apr_train.training.optimizer import make_optimizer
+from apr_train.training.optimizer.make import make_optimizer
 from apr_train.training.run import Run
 from apr_train.training.schedule import Schedule
 from attrs import Factory, frozen

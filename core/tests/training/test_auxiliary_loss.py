@@ -18,7 +18,7 @@ from apr_train.model.device import PRECISIONS
 from apr_train.run.folder import METRICS
 from apr_train.training.display import step_line
 from apr_train.training.loop import train
-from apr_train.training.optimizer import make_optimizer
+from apr_train.training.optimizer.make import make_optimizer
 from apr_train.training.step import NonFiniteError, train_step
 from attrs import evolve
 from torch import nn

@@ -17,7 +17,7 @@ def break_after(run, step):
             with torch.no_grad():
                 run.model.norm.weight[0] = float("inf")
 
-    run.optimizer.register_step_post_hook(poison)
+    run.optimizer.parts[0].register_step_post_hook(poison)
 
 
 def steps_of(run):

@@ -15,6 +15,9 @@ from apr_train.family.operations import Transpose, moves_rows_only
 from apr_train.suggest import did_you_mean
 
 WEIGHT = ".weight"
+ADAPTER_NAME = "default"
+"""What peft calls the one adapter of a model, in the names of its parameters."""
+SIDES = ("lora_A", "lora_B")
 
 
 @frozen(kw_only=True)
@@ -46,6 +49,11 @@ class Site:
     def rows_to_model(self, matrix: Any) -> Any:
         """`[out, rank]` with the rows in the model's order."""
         return matrix if self.is_transposed else self.edge.operation.to_parameter(matrix)
+
+    @property
+    def adapter_names(self) -> dict[str, str]:
+        """The adapter's two parameters in the model → their names in a file of peft's."""
+        return {f"{self.module}.{side}.{ADAPTER_NAME}.weight": f"{self.hf_module}.{side}.weight" for side in SIDES}
 
     def size(self, rank: int) -> int:
         """Numbers in an adapter of that rank."""

@@ -14,11 +14,7 @@ from apr_train import rules
 from apr_train.checkpoint.adapter_files import Adapter
 from apr_train.checkpoint.dtypes import Array
 from apr_train.errors import ConfigError, FormatError
-from apr_train.family.adapter_sites import Site
-
-NAME = "default"
-"""What peft calls the one adapter of a model, in the names of its parameters."""
-_SIDES = ("lora_A", "lora_B")
+from apr_train.family.adapter_sites import ADAPTER_NAME, SIDES, Site
 
 
 def peft_library() -> ModuleType:
@@ -49,10 +45,10 @@ def attach(model: nn.Module, sites: Sequence[Site], *, rank: int, alpha: float, 
     config = peft.LoraConfig(
         r=rank, lora_alpha=whole, lora_dropout=dropout, target_modules=[site.module for site in sites], bias="none"
     )
-    peft.inject_adapter_in_model(config, model, NAME)
+    peft.inject_adapter_in_model(config, model, ADAPTER_NAME)
     for site in sites:
         layer: Any = model.get_submodule(site.module)
-        for side in _SIDES:
+        for side in SIDES:
             getattr(layer, side).float()  # peft gives them the base's type, in which small updates would be lost
 
 
@@ -76,7 +72,7 @@ def adapter_tensors(model: nn.Module, sites: Iterable[Site]) -> dict[str, Tensor
     found = {}
     for site in sites:
         layer: Any = model.get_submodule(site.module)
-        a, b = (getattr(layer, side)[NAME].weight.detach().cpu() for side in _SIDES)
+        a, b = (getattr(layer, side)[ADAPTER_NAME].weight.detach().cpu() for side in SIDES)
         found[f"{site.hf_module}.lora_A.weight"] = a
         found[f"{site.hf_module}.lora_B.weight"] = site.rows_to_file(b).contiguous()
     return found
@@ -92,8 +88,8 @@ def set_adapter(model: nn.Module, sites: Iterable[Site], adapter: Adapter) -> No
     left = set(adapter.tensors)
     for site in sites:
         layer: Any = model.get_submodule(site.module)
-        for side, change in zip(_SIDES, (_same, site.rows_to_model), strict=True):
-            name, weight = f"{site.hf_module}.{side}.weight", getattr(layer, side)[NAME].weight
+        for side, change in zip(SIDES, (_same, site.rows_to_model), strict=True):
+            name, weight = f"{site.hf_module}.{side}.weight", getattr(layer, side)[ADAPTER_NAME].weight
             left.discard(name)
             if name not in adapter.tensors or adapter.tensors[name].shape != tuple(weight.shape):
                 found = adapter.tensors[name].shape if name in adapter.tensors else "nothing"
@@ -115,7 +111,7 @@ def _unfit(adapter: Adapter, name: str, expected: object, found: object) -> Form
 def adapter_config(model: nn.Module) -> dict[str, Any]:
     """What peft would write into adapter_config.json, for the names of the model here: JSON-able."""
     config: Any = model.peft_config
-    written = dict(config[NAME].to_dict())
+    written = dict(config[ADAPTER_NAME].to_dict())
     written["peft_version"] = peft_library().__version__
     written["inference_mode"] = True  # as save_pretrained writes it: whoever loads it does not train it unless told
     return {key: sorted(value) if isinstance(value, set) else value for key, value in written.items()}
@@ -154,9 +150,9 @@ def merged_by_peft(
     peft = peft_library()
     shell = _shell(module, weight)
     try:
-        peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**_for_one_layer(config, module)), shell, NAME)
+        peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**_for_one_layer(config, module)), shell, ADAPTER_NAME)
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-        unused = peft.set_peft_model_state_dict(shell, state, NAME).unexpected_keys
+        unused = peft.set_peft_model_state_dict(shell, state, ADAPTER_NAME).unexpected_keys
         layer: Any = shell.get_submodule(module)
         layer.merge()
         merged: Array = layer.get_base_layer().weight.numpy()

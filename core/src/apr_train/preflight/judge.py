@@ -16,7 +16,7 @@ from apr_train.family.card import DEFAULT_OBJECTIVE, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.model.attention.masks import MaskKind
-from apr_train.preflight import adapter_rules, config_rules, family_rules, machine_rules, token_rules
+from apr_train.preflight import adapter_rules, config_rules, family_rules, machine_rules, optimizer_rules, token_rules
 from apr_train.preflight.config_keys import config_key_findings
 from apr_train.preflight.config_rules import bogus_values
 from apr_train.preflight.report import (
@@ -172,9 +172,15 @@ def _surroundings(seen: _Examination) -> None:
     if asked.out is None:
         return
     seen.findings += machine_rules.out_findings(asked.out)
-    if (parameters := _trained(seen) or _parameters(seen)) is not None:
-        bytes_each = machine_rules.weight_bytes("fp32" if asked.lora.lora_rank else asked.precision)
-        seen.findings += machine_rules.disk_findings(asked.out, parameters, asked.checkpoints, bytes_each=bytes_each)
+    if (parameters := _adapters(seen) or _parameters(seen)) is not None:
+        kind = "fp32" if asked.lora.lora_rank else asked.precision
+        seen.findings += machine_rules.disk_findings(
+            asked.out,
+            parameters,
+            asked.checkpoints,
+            bytes_each=machine_rules.weight_bytes(kind),
+            state_each=machine_rules.state_bytes(kind, asked.optimizer),
+        )
 
 
 def _machine(seen: _Examination) -> None:
@@ -197,13 +203,20 @@ def _machine(seen: _Examination) -> None:
     seen.findings += findings
     if (parameters := _parameters(seen)) is not None:
         batch = asked.batch_size * (asked.sequence_length or seen.config.usable_positions)
-        trained = _trained(seen)
-        memory = machine_rules.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision, trained=trained)
+        memory = machine_rules.estimate_memory(
+            parameters,
+            seen.config.vocab_size,
+            batch,
+            asked.precision,
+            adapters=_adapters(seen),
+            frozen=optimizer_rules.frozen_parameters(asked.optimizer.group, seen.family, seen.config),
+            optimizer=asked.optimizer,
+        )
         seen.facts["memory"] = memory
         seen.findings += machine_rules.memory_findings(memory, asked.device)
 
 
-def _trained(seen: _Examination) -> int | None:
+def _adapters(seen: _Examination) -> int | None:
     """Numbers in the adapters that would be trained; None where all weights are, or while there is no config."""
     if seen.family is None or seen.config is None:
         return None

@@ -19,10 +19,8 @@ from apr_train.model.attention import MaskKind, Request, choose_backend
 from apr_train.run.option import flag
 from apr_train.run.other_names import meant_value
 from apr_train.run.precision import PRECISION_TYPES
+from apr_train.run.settings import OptimizerSettings
 from apr_train.run.units import size
-
-STATE_COPIES = 2
-"""AdamW's two moments, in the weights' own type."""
 
 
 def sequence_findings(sequence_length: int, config: ModelConfig) -> list[Finding]:
@@ -69,9 +67,9 @@ def _unwritable(out: Path, found: str) -> Finding:
     )
 
 
-def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: int) -> list[Finding]:
-    """Room for the checkpoints that are to come, each the model and its two moments, and for the model at the end."""
-    needed = parameters * bytes_each * (checkpoints * (1 + STATE_COPIES) + 1)
+def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: int, state_each: int) -> list[Finding]:
+    """Room for the checkpoints that are to come, each the model and the optimizer's state, and for the model at the end."""
+    needed = parameters * (checkpoints * (bytes_each + state_each) + bytes_each)
     plural = "" if checkpoints == 1 else "s"
     folder = _existing(out)
     if not folder.is_dir() or (free := shutil.disk_usage(folder).free) >= needed:
@@ -143,21 +141,45 @@ def weight_bytes(precision: str) -> int:
     return DTYPES[PRECISION_TYPES[precision].weights].block_bytes
 
 
-def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str, *, trained: int | None = None) -> Memory:
-    """Bytes that a training step certainly needs; activations come on top and depend on the backend. Imports torch.
+def state_bytes(precision: str, optimizer: OptimizerSettings) -> int:
+    """Bytes of AdamW's state for a trained number: two moments in the weights' own type, or in float32 beside a master copy."""
+    weight, exact = weight_bytes(precision), weight_bytes("fp32")
+    return 3 * exact if weight < exact and optimizer.bf16_update == "master" else 2 * weight
 
-    AdamW keeps two moments in the weights' own type; logits are made in chunks, in the products' type and in float32.
-    `trained` is the numbers in adapters, which are float32 and beside the weights; None: the weights are trained.
+
+def estimate_memory(
+    parameters: int,
+    vocab_size: int,
+    tokens: int,
+    precision: str,
+    *,
+    adapters: int | None = None,
+    frozen: int = 0,
+    optimizer: OptimizerSettings | None = None,
+) -> Memory:
+    """Bytes that a training step needs; activations come on top and depend on the backend. Imports torch.
+
+    Logits are made in chunks, in the products' type and in float32. Muon's matrices have one moment less than is counted.
+
+    Args:
+        parameters: of the model.
+        vocab_size: its rows of logits.
+        tokens: of a pass.
+        precision: by name.
+        adapters: numbers in adapters, which are float32 and beside the weights; None: the weights are trained.
+        frozen: those of the weights that are not trained.
+        optimizer: what it keeps; None: what it does by default.
     """
     from apr_train.model.loss import CHUNK_ELEMENTS
 
     weight, product = weight_bytes(precision), PRECISION_TYPES[precision].products
     logits = min(tokens * vocab_size, max(CHUNK_ELEMENTS, vocab_size))
-    gradients = parameters * weight if trained is None else trained * weight_bytes("fp32")
+    trained, kind = (parameters - frozen, precision) if adapters is None else (adapters, "fp32")
+    gradients = trained * weight_bytes(kind)
     return {
-        "weights": parameters * weight + (0 if trained is None else gradients),
+        "weights": parameters * weight + (0 if adapters is None else gradients),
         "gradients": gradients,
-        "optimizer": 2 * gradients,
+        "optimizer": trained * state_bytes(kind, optimizer or OptimizerSettings()),
         "logits": logits * (4 if product == "F32" else DTYPES[product].block_bytes + 4),
     }
 

@@ -20,7 +20,7 @@ from apr_train.preflight.machine_rules import parameter_count
 from apr_train.preflight.tensor_rules import TensorReport
 from apr_train.run.objective_names import Packing, TrainingObjective
 from apr_train.run.preflight_file import SCHEMA_VERSION
-from apr_train.run.settings import LoraSettings, Settings
+from apr_train.run.settings import LoraSettings, OptimizerSettings, Settings
 
 
 @frozen(kw_only=True)
@@ -59,6 +59,8 @@ class PreflightInput:
     """An attention backend that is forced."""
     lora: LoraSettings = Factory(LoraSettings)
     """The adapters that are trained in place of the weights; without a rank, none."""
+    optimizer: OptimizerSettings = Factory(OptimizerSettings)
+    """What decides how much state there is for each number that is trained, and which are not."""
     document_mask: bool = False
     """Whether attention stays inside documents."""
     packing: Packing | None = None

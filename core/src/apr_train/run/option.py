@@ -67,8 +67,11 @@ def input_path(default: Any, text: str, **how: Any) -> Any:
     return option(default, text, kind=str, may_move=True, decides=False, path=True, **how)
 
 
-def tables(cls: type, name: str) -> Any:
-    """An attrs field for an array of tables, `[[name]]` in TOML; the command line has no option for it."""
+def tables(cls: type, name: str, *, may_move: bool = True, decides: bool = False) -> Any:
+    """An attrs field for an array of tables, `[[name]]` in TOML; the command line has no option for it.
+
+    `may_move` and `decides` are those of `option`.
+    """
 
     def made(number: int, item: Any) -> Any:
         try:
@@ -79,7 +82,7 @@ def tables(cls: type, name: str) -> Any:
     def convert(value: Any) -> Any:
         return tuple(made(number, item) for number, item in enumerate(value))
 
-    metadata = {TABLES: cls, MAY_CHANGE: False, MAY_MOVE: True, DECIDES: False, PATH: False}
+    metadata = {TABLES: cls, MAY_CHANGE: False, MAY_MOVE: may_move, DECIDES: decides, PATH: False}
     return attrs.field(default=(), converter=convert, metadata=metadata)
 
 

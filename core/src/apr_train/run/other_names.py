@@ -75,6 +75,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "mask_probability": ("mask_prob", "masking_probability", "mlm_probability"),
     "val_batches": ("eval_batches", "eval_iters", "limit_val_batches", "val_iters", "val_max_steps"),
+    "optimizer": ("optim", "optimizer_name", "optimizer_type"),
     "lr": ("base_lr", "learning_rate", "max_lr", "peak_lr"),
     "schedule": ("decay", "lr_decay_style", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "scheduler"),
     "warmup_steps": ("lr_warmup_steps", "num_warmup_steps", "warmup", "warmup_iters"),
@@ -139,6 +140,9 @@ _FULL_WEIGHTS = "Weights are trained in 32 or 16 bits: {precision}"
 _REPORTED = "Nothing is sent anywhere: the run's metrics.jsonl has every number, and `apr-train report` shows them"
 _SHAPE = "A model's shape is its family's preset ({preset}) or its file's ({init})"
 _FLOAT16 = "There is no float16, which needs a scaled loss; {precision} bf16 has float32's range"
+_NO_8_BIT = (
+    "Optimizer states are of the weights' own type; of bfloat16 weights they take four bytes a weight: {precision} bf16-weights"
+)
 _PUBLISHED = "A run uploads nothing: `apr-train publish` makes the folder to upload"
 
 NOT_HERE: Mapping[str, str] = {
@@ -168,7 +172,10 @@ NOT_HERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("flash_attn", "flash_attention", "use_flash_attn", "use_flash_attention_2"), "A backend is named: {attention}"
     ),
-    **dict.fromkeys(("optim", "optimizer_type", "optimizer_name"), "AdamW is the one optimizer: {lr}, {beta1}, {beta2}, {eps}"),
+    **dict.fromkeys(
+        ("embedding_lr", "lr_groups", "param_groups", "unfrozen_parameters", "freeze", "freeze_layers"),
+        "Parameters by name have [[optimizer.group]] in the file of --config: pattern, lr, weight_decay, frozen",
+    ),
     **dict.fromkeys(("report_to", "tensorboard", "wandb", "wandb_project", "use_wandb", "mlflow"), _REPORTED),
     **dict.fromkeys(("hub_model_id", "hub_token", "push_to_hub"), _PUBLISHED),
     **dict.fromkeys(
@@ -209,6 +216,10 @@ OTHER_VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("constant_with_warmup", "none", "const", "fixed"), "constant"),
         **dict.fromkeys(("lin", "linear_decay", "linear_with_warmup"), "linear"),
         **dict.fromkeys(("warmup_stable_decay", "warmup-stable-decay", "trapezoidal"), "wsd"),
+    },
+    "optimizer": {
+        **dict.fromkeys(("adam", "adamw_torch", "adamw_torch_fused", "fused_adamw"), "adamw"),
+        **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), _NO_8_BIT),
     },
     "attention": dict.fromkeys(
         ("flash", "flash2", "flash_attention", "flash_attention_2", "flash-attn", "fa2", "torch"), "sdpa"

@@ -19,7 +19,7 @@ from apr_train.family.plugin import Family
 from apr_train.run.data_argument import mixture_of
 from apr_train.run.identity import RunIdentity
 from apr_train.run.option import DECIDES
-from apr_train.run.settings import GROUPS, Settings, SourceSettings
+from apr_train.run.settings import GROUPS, Settings
 
 RUN_KEY = "apr_train.run"
 """The metadata key of `.apr` under which it stands, with the step."""
@@ -27,9 +27,9 @@ RUN_KEY = "apr_train.run"
 
 def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torch: str) -> dict[str, Any]:
     """The run's inputs, settings and versions as JSON-able data, equal for equal runs; `torch` is its version."""
-    chosen = {group: _deciding(getattr(settings, group), cls) for group, cls in GROUPS.items()}
+    chosen = {group: _deciding(getattr(settings, group)) for group in GROUPS}
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": torch}
-    mixture = [_part(item) for item in mixture_of(settings.data)]
+    mixture = [_deciding(item) for item in mixture_of(settings.data)]
     return {
         **attrs.asdict(identity),
         "settings": chosen,
@@ -38,16 +38,10 @@ def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torc
     }
 
 
-def _part(source: SourceSettings) -> dict[str, Any]:
-    """What decides of a source; not where it lies."""
-    values = attrs.asdict(source, filter=lambda item, value: item.metadata[DECIDES] and value is not None)
+def _deciding(group: Any) -> dict[str, Any]:
+    """The settings of a table, and of the tables in it, that decide what is computed; not where a run or a source was."""
+    values = attrs.asdict(group, filter=lambda item, value: item.metadata[DECIDES] and value is not None)
     return dict(values)
-
-
-def _deciding(group: Any, cls: type) -> dict[str, Any]:
-    """The settings that decide what is computed; not where a run was, and how closely it was watched."""
-    values = {item.name: getattr(group, item.name) for item in attrs.fields(cls) if item.metadata[DECIDES]}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def written_metadata(path: Path) -> Mapping[str, Any]:

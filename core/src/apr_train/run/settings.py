@@ -10,6 +10,7 @@ from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.run.folder import OUT
 from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective, TrainOn
+from apr_train.run.optimizer_names import Bf16Update, MuonAdjustment, OptimizerName
 from apr_train.run.option import input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
 
@@ -115,10 +116,36 @@ class DataSettings:
     val_batches: int = option(8, "Batches in one validation.", kind=int, minimum=1, decides=False)
 
 
+_GROUP = "optimizer.group"
+
+
+@frozen(kw_only=True)
+class GroupSettings:
+    """[[optimizer.group]]: what is otherwise for some parameters. Whether it can be so is judged with the model."""
+
+    pattern: str | None = option(
+        None,
+        "Whole names of parameters, here or in Hugging Face's files; *, ? and [a-z] as in a shell.",
+        kind=str,
+        in_table=_GROUP,
+    )
+    lr: float | None = option(
+        None, "Their peak learning rate; it rises and falls as the run's does.", kind=float, above=0, in_table=_GROUP
+    )
+    weight_decay: float | None = option(None, "Their weight decay.", kind=float, minimum=0, in_table=_GROUP)
+    frozen: bool = option(False, "They stay as they are: no gradient, no state.", kind=bool, in_table=_GROUP)
+
+
 @frozen(kw_only=True)
 class OptimizerSettings:
-    """[optimizer]: AdamW and the way of its learning rate."""
+    """[optimizer]: how weights are updated, and the way of the learning rate."""
 
+    optimizer: OptimizerName = option(
+        "adamw",
+        "AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.",
+        kind=str,
+        choices=get_args(OptimizerName),
+    )
     lr: float | None = option(None, "Peak learning rate.", kind=float, above=0)
     schedule: str = option(
         "cosine", "How the rate falls after warm-up.", kind=str, choices=("cosine", "linear", "constant", "wsd")
@@ -127,10 +154,25 @@ class OptimizerSettings:
     min_lr_ratio: float = option(0.1, "Where the rate ends, as a share of the peak.", kind=float, minimum=0, maximum=1)
     decay_ratio: float = option(0.2, "wsd: share of all steps in which the rate falls.", kind=float, minimum=0, maximum=1)
     weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", kind=float, minimum=0)
+    muon_lr: float | None = option(None, "Muon's peak learning rate, if it is not --lr.", kind=float, above=0)
+    muon_adjust_lr: MuonAdjustment = option(
+        "match-rms-adamw",
+        "How Muon's rate goes by a matrix's shape: match-rms-adamw makes AdamW's rates its own.",
+        kind=str,
+        choices=get_args(MuonAdjustment),
+    )
+    muon_momentum: float = option(0.95, "Muon's momentum.", kind=float, minimum=0, maximum=0.9999)
+    bf16_update: Bf16Update = option(
+        "stochastic",
+        "bf16-weights: what becomes of an update that is smaller than a weight's last bit.",
+        kind=str,
+        choices=get_args(Bf16Update),
+    )
     beta1: float = option(0.9, "AdamW's first-moment decay.", kind=float, minimum=0, maximum=0.9999)
     beta2: float = option(0.95, "AdamW's second-moment decay.", kind=float, minimum=0, maximum=0.9999)
     eps: float = option(1e-8, "AdamW's epsilon.", kind=float, above=0)
     clip_norm: float = option(1.0, "Largest gradient norm; 0 does not clip.", kind=float, minimum=0)
+    group: tuple[GroupSettings, ...] = tables(GroupSettings, _GROUP, may_move=False, decides=True)
 
 
 @frozen(kw_only=True)

@@ -137,7 +137,8 @@ def check_resume(started: Settings, wanted: Settings) -> None:
             before, after = (getattr(getattr(side, group), item.name) for side in (started, wanted))
             moved = item.metadata[MAY_MOVE] and (before is None) == (after is None)
             if before != after and not item.metadata[MAY_CHANGE] and not moved:
-                faults.append(f"{flag(item.name)} was {before!r}, now {after!r}")
+                called = f"[[{group}.{item.name}]]" if TABLES in item.metadata else flag(item.name)
+                faults.append(f"{called} was {before!r}, now {after!r}")
     faults += _other_mixture(started.data, wanted.data)
     if faults:
         raise RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.adapter_rules import chosen_sites
+from apr_train.preflight.optimizer_rules import parameter_groups
 from apr_train.preflight.report import Cleared, ClearedFile
 from apr_train.run.settings import LoraSettings
 from apr_train.training.defaults import Decided
@@ -62,12 +64,18 @@ def make_model(
         cast(LanguageModel, model).initialize(generator)
     if settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, settings.lora)
+    _freeze(model, parameter_groups(settings, cleared.family, cleared.config).frozen)
     model.train()
     if settings.run.compile:
         compile_blocks(model)
     if settings.run.recompute:
         recompute_activations(cast(LanguageModel, model))
     return model, loaded
+
+
+def _freeze(model: nn.Module, names: Collection[str]) -> None:
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def _attach_adapters(model: nn.Module, cleared: Cleared, lora: LoraSettings) -> None:

@@ -23,7 +23,8 @@ from apr_train.checkpoint.safetensors import write_safetensors
 from apr_train.errors import FormatError
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import MODEL, OPTIMIZER, STATE, prune, step_name
-from apr_train.training.optimizer import optimizer_tensors, restore_optimizer
+from apr_train.training.optimizer.make import Optimizers
+from apr_train.training.optimizer.state import optimizer_tensors, restore_optimizer
 from apr_train.training.step import NonFiniteError
 
 VERSION = 1
@@ -58,7 +59,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     write_model: ModelWriter,
     keep: int,
     model_name: str = MODEL,
@@ -126,7 +127,7 @@ def _check_rng(state: dict[str, Any], path: Path) -> None:
         raise FormatError("not a state of the random generator", path=path, field="rng.cpu", expected=expects, found=found)
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int) -> None:
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizers, *, step: int) -> None:
     """Read the optimizer's state at `step` back.
 
     Raises:

@@ -15,6 +15,7 @@ from apr_train.run.events import RunEvents
 from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.metrics import Metrics, mean_speed
 from apr_train.run.units import size
+from apr_train.training.optimizer.told import optimizer_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,7 @@ def opening(prepared: Prepared) -> dict[str, str]:
         **{f"source {part.name}": _part(part, run.stream.shares) for part in corpus.learnt if part.name is not None},
         "step": f"{data.batch_size} × {data.sequence_length} tokens × {data.accumulate} = {per_step:,}; "
         f"{run.objective.name}, {run.precision.name} on {run.device}, {settings.run.threads} threads",
-        "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
+        **optimizer_lines(run.model, run.optimizer, run.settings),
         "folder": str(run.folder),
     }
     if run.stream.told is not None:

@@ -15,7 +15,6 @@ from apr_train.run.folder import METRICS, MODEL, checkpoints
 from apr_train.run.metrics import Metrics, MetricsFile
 from apr_train.training.checkpoint import broken_weights
 from apr_train.training.evaluation import judge_start
-from apr_train.training.optimizer import set_learning_rate
 from apr_train.training.run import Run
 from apr_train.training.signals import StopRequest
 from apr_train.training.step import NonFiniteError, train_step
@@ -106,7 +105,7 @@ def _step(run: Run) -> Metrics:
     """One optimizer step; moves the run's position."""
     settings, step = run.settings, run.step + 1
     rate = run.schedule.rate(step)
-    set_learning_rate(run.optimizer, rate)
+    run.optimizer.set_learning_rate(rate)
     begin = perf_counter()
     result = train_step(
         run.model,

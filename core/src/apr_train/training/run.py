@@ -23,6 +23,7 @@ from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
 from apr_train.training.evaluation import held_out_loss
+from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
@@ -39,7 +40,7 @@ class Run:
     schedule: Schedule
     folder: Path
     model: nn.Module = field(repr=False)
-    optimizer: torch.optim.Optimizer = field(repr=False)
+    optimizer: Optimizers = field(repr=False)
     stream: BatchStream = field(repr=False)
     held_out: HeldOut = field(repr=False)
     objective: Objective

@@ -38,6 +38,7 @@ from apr_train.preflight import Report
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
+from apr_train.preflight.optimizer_rules import parameter_groups
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
@@ -59,7 +60,7 @@ from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions
 from apr_train.training.examinee import Examinee
 from apr_train.training.model_file import ModelFile
-from apr_train.training.optimizer import make_optimizer
+from apr_train.training.optimizer.make import make_optimizer
 from apr_train.training.run import Evaluate, Run, restore
 
 
@@ -280,7 +281,13 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         schedule=decided.schedule,
         folder=folder,
         model=model,
-        optimizer=make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr),
+        optimizer=make_optimizer(
+            model,
+            decided.settings.optimizer,
+            lr=decided.schedule.lr,
+            groups=parameter_groups(decided.settings, inputs.cleared.family, inputs.cleared.config),
+            seed=decided.settings.run.seed,
+        ),
         stream=stream,
         held_out=validation_data(inputs),
         evaluate=evaluate,

@@ -18,6 +18,7 @@ from apr_train.errors import PluginError, RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
 from apr_train.model.protocol import LanguageModel
+from apr_train.training.optimizer.make import Optimizers
 
 
 class NonFiniteError(RunError):
@@ -41,7 +42,7 @@ class StepResult:
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers | torch.optim.Optimizer,
     batches: Sequence[Batch],
     *,
     objective: Objective,

@@ -10,7 +10,7 @@ from apr_train.checkpoint.given_name import given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.run.duration import seconds
 from apr_train.run.folder import OUT
-from apr_train.run.measures import MEASURES
+from apr_train.run.measures import MEASURES, NONE
 from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective, TrainOn
 from apr_train.run.option import Beside, input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
@@ -321,11 +321,11 @@ class RunSettings:
         decides=False,
     )
     keep_best: str = option(
-        "none",
+        NONE,
         "Also keep the checkpoint that was measured best: the lowest validation loss, the lowest loss of --eval fim, or the "
         "highest share of --eval syntax.",
         kind=str,
-        choices=("none", *MEASURES),
+        choices=(NONE, *MEASURES),
         alone="val_loss",
         may_change=True,
         decides=False,

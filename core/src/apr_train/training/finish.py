@@ -69,12 +69,19 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
     """
     run = prepared.run
     lines = read_metrics(run.folder / METRICS)
+    with run.result_weights():
+        return lines, _write(prepared, lines)
+
+
+def _write(prepared: Prepared, lines: list[Metrics]) -> Sample | None:
+    """The same with the weights in the model that are the run's result."""
+    run = prepared.run
     sample = _sample(prepared)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
     run.write_model(run.folder / run.result, run.model, step=run.step)
-    return lines, sample
+    return sample
 
 
 def _sample(prepared: Prepared) -> Sample | None:

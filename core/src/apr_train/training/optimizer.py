@@ -57,7 +57,14 @@ def _untouched(parameter: nn.Parameter) -> dict[str, Tensor]:
     return {"step": torch.zeros((), device=parameter.device)} | {key: torch.zeros_like(parameter) for key in MOMENTS}
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], *, step: int) -> None:
+def restore_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    *,
+    step: int,
+    convert: bool = False,
+) -> None:
     """Put a saved state back, bit for bit.
 
     Args:
@@ -65,6 +72,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         optimizer: gets the state.
         tensors: as `optimizer_tensors` gives them.
         step: steps that were done; before the first one there is no state.
+        convert: whether moments of another floating type than their parameters' become of that one, rounded to nearest.
 
     Raises:
         RunError: if a tensor is absent, belongs to no parameter, or has another shape or dtype than it.
@@ -76,7 +84,10 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         raise RunError("the optimizer state is of another model", where=OPTIMIZER, found=found)
     for name, parameter in trained.items():
         state = {"step": _fitting(tensors, f"step.{name}", torch.Size(()), torch.float32)}
-        state |= {key: _fitting(tensors, f"{key}.{name}", parameter.shape, parameter.dtype) for key in MOMENTS}
+        for key in MOMENTS:
+            value = tensors[f"{key}.{name}"]
+            fitting = {f"{key}.{name}": value.to(parameter.dtype)} if convert and value.is_floating_point() else tensors
+            state[key] = _fitting(fitting, f"{key}.{name}", parameter.shape, parameter.dtype)
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 

@@ -268,7 +268,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int, spare: Collection[int] = ()) -> None:
-    """Keep the newest `keep` checkpoints (0: all) and those of the steps `spare`, and clear away what killed writers and removals left.
+    """Keep the newest `keep` checkpoints (0: all) and those of the steps `spare`; clear away what killed writers left.
 
     A checkpoint into which somebody has put a file of their own stays.
     """

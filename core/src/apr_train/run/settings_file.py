@@ -143,7 +143,7 @@ def check_resume(started: Settings, wanted: Settings) -> None:
         raise RunError.of(faults)
 
 
-_SOURCES_GONE = "another source, or the same one without or with a name, begins at its first row"
+_OTHER_SOURCES = "which row of which source comes next follows from all of them"
 
 
 def _unchangeable(subject: str, field: str, before: Any, after: Any, reason: str) -> Finding:
@@ -160,9 +160,9 @@ def _unchangeable(subject: str, field: str, before: Any, after: Any, reason: str
 def _other_mixture(started: DataSettings, wanted: DataSettings) -> Iterator[Finding]:
     """What the sources of a run were and are not any more; where they lie may change."""
     before, after = ({str(item.name): item for item in mixture_of(data)} for data in (started, wanted))
-    for name in (*(name for name in after if name not in before), *(name for name in before if name not in after)):
-        sides = (name if name in side else None for side in (before, after))
-        yield _unchangeable("--data", name, *sides, _SOURCES_GONE)
+    for name in sorted(before.keys() ^ after.keys()):
+        was, now = (name if name in side else None for side in (before, after))
+        yield _unchangeable("--data", name, was, now, _OTHER_SOURCES)
     for name in (name for name in before if name in after):
         for item in (item for item in attrs.fields(SourceSettings) if not item.metadata[MAY_MOVE]):
             was, now = getattr(before[name], item.name), getattr(after[name], item.name)

@@ -31,7 +31,7 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._update = get_ema_multi_avg_fn(decay)
+        self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._averages = {name: parameter.detach().float().clone() for name, parameter in _trained(model).items()}
 
     @torch.no_grad()

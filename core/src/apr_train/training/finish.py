@@ -24,6 +24,7 @@ from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
+from apr_train.run.course import course
 from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
@@ -129,6 +130,7 @@ def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
         "family verified": standing(family.plugin).sentence or "no certificate",
         "parameters": f"{parameters_of(run):,}",
         **adapter_lines(prepared),
+        **course(read_metrics(run.folder / METRICS), run.settings, run.best(), run.changes),
         "objective": run.objective.name,
         "attention": str(prepared.attention),
         "started from": settings.model.init or "fresh weights",

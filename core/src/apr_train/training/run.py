@@ -17,7 +17,8 @@ from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
-from apr_train.run.changes import last_change
+from apr_train.run.changes import Change
+from apr_train.run.course import best_of, compared
 from apr_train.run.events import RunEvents
 from apr_train.run.folder import CHANGES, METRICS, MODEL, SAMPLES, StepFolder, checkpoints, remove_checkpoint, require_removable
 from apr_train.run.measures import NONE, Measure, best_line, measure_named
@@ -74,6 +75,8 @@ class Run:
     averaged: AveragedWeights | None = field(default=None, repr=False)
     """The averages that are validated, sampled and written in place of the trained weights; None: there are none."""
     time: TimeLimit = field(factory=lambda: TimeLimit(limit=None), repr=False)
+    changes: tuple[Change, ...] = ()
+    """What resumes of this run changed in its settings."""
     validations: list[Metrics] = field(factory=list, repr=False)
     """The lines so far that can be compared: those with a validation, without any that asked other questions."""
 
@@ -97,11 +100,7 @@ class Run:
 
     def best(self) -> StepFolder | None:
         """The checkpoint that `--keep-best` keeps: the best of those that are there and were measured."""
-        if self.settings.run.keep_best == NONE:
-            return None
-        there = {item.step: item for item in checkpoints(self.folder)}
-        line = best_line(self.validations, self.measure, among=there)
-        return None if line is None else there[line.step]
+        return best_of(self.folder, self.validations, self.settings)
 
     def is_better(self, line: Metrics) -> bool:
         """Whether `--keep-best` wants a checkpoint of this line's step, the last of the validations."""
@@ -195,6 +194,5 @@ def restore(run: Run, resume: Resume) -> None:
         run.display.say(f"forgetting {folder.name}: the run goes on from {checkpoint.path.name}")
         remove_checkpoint(folder)
     kept = cut_back(run.folder / METRICS, checkpoint.step)
-    asked_last = -1 if run.measure.evaluation is None else last_change(resume.changes, "run.eval")
-    run.validations = [line for line in kept if line.val_loss is not None and line.step > asked_last]
+    run.validations = compared(kept, run.settings, resume.changes)
     cut_samples(run.folder / SAMPLES, checkpoint.step)

@@ -305,6 +305,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         vocab_size=inputs.cleared.config.vocab_size,
         spikes=SpikeGuard(decided.settings.run.skip_spikes) if decided.settings.run.skip_spikes else None,
         averaged=_averaged(decided.settings.run, model, say),
+        changes=() if resume is None else resume.changes,
         time=TimeLimit.of(decided.settings.run, begun),
     )
     if resume is not None:

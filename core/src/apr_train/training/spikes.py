@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apr_train.errors import RunError
+from apr_train.run.folder import STATE
 
 WINDOW = 128
 """Steps that a step is compared with."""
@@ -64,9 +65,7 @@ class SpikeGuard:
 
 
 def _numbers(values: Any, name: str) -> Iterable[float]:
-    right = isinstance(values, list) and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-    if not right:
-        raise RunError(
-            "not the window of the guard against spikes", where=f"state.json [spikes.{name}]", found=repr(values)[:80]
-        )
+    if not isinstance(values, list) or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        problem, where = "not the window of the guard against spikes", f"{STATE} [spikes.{name}]"
+        raise RunError(problem, where=where, found=repr(values)[:80])
     return [float(value) for value in values]

@@ -275,6 +275,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
     decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)
+    if adapters is None:
+        model_file(inputs).require_writable()
     stream = training_stream(inputs, say, resume)
     evaluate = make_evaluations(inputs, choice, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)

@@ -174,7 +174,9 @@ def _surroundings(seen: _Examination) -> None:
     seen.findings += machine_rules.out_findings(asked.out)
     if (parameters := _trained(seen) or _parameters(seen)) is not None:
         bytes_each = machine_rules.weight_bytes("fp32" if asked.lora.lora_rank else asked.precision)
-        seen.findings += machine_rules.disk_findings(asked.out, parameters, asked.checkpoints, bytes_each=bytes_each)
+        seen.findings += machine_rules.disk_findings(
+            asked.out, parameters, asked.checkpoints, bytes_each=bytes_each, averages=asked.averages
+        )
 
 
 def _machine(seen: _Examination) -> None:
@@ -198,7 +200,9 @@ def _machine(seen: _Examination) -> None:
     if (parameters := _parameters(seen)) is not None:
         batch = asked.batch_size * (asked.sequence_length or seen.config.usable_positions)
         trained = _trained(seen)
-        memory = machine_rules.estimate_memory(parameters, seen.config.vocab_size, batch, asked.precision, trained=trained)
+        memory = machine_rules.estimate_memory(
+            parameters, seen.config.vocab_size, batch, asked.precision, trained=trained, averages=asked.averages
+        )
         seen.facts["memory"] = memory
         seen.findings += machine_rules.memory_findings(memory, asked.device)
 

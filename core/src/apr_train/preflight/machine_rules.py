@@ -69,9 +69,13 @@ def _unwritable(out: Path, found: str) -> Finding:
     )
 
 
-def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: int) -> list[Finding]:
-    """Room for the checkpoints that are to come, each the model and its two moments, and for the model at the end."""
-    needed = parameters * bytes_each * (checkpoints * (1 + STATE_COPIES) + 1)
+def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: int, averages: bool = False) -> list[Finding]:
+    """Room for the checkpoints that are to come, each the model and its two moments, and for the model at the end.
+
+    With `averages` each has the trained weights once more, and the averages in float32.
+    """
+    beside = bytes_each + weight_bytes("fp32") if averages else 0
+    needed = parameters * (bytes_each * (checkpoints * (1 + STATE_COPIES) + 1) + checkpoints * beside)
     plural = "" if checkpoints == 1 else "s"
     folder = _existing(out)
     if not folder.is_dir() or (free := shutil.disk_usage(folder).free) >= needed:
@@ -143,22 +147,27 @@ def weight_bytes(precision: str) -> int:
     return DTYPES[PRECISION_TYPES[precision].weights].block_bytes
 
 
-def estimate_memory(parameters: int, vocab_size: int, tokens: int, precision: str, *, trained: int | None = None) -> Memory:
+def estimate_memory(
+    parameters: int, vocab_size: int, tokens: int, precision: str, *, trained: int | None = None, averages: bool = False
+) -> Memory:
     """Bytes that a training step certainly needs; activations come on top and depend on the backend. Imports torch.
 
     AdamW keeps two moments in the weights' own type; logits are made in chunks, in the products' type and in float32.
     `trained` is the numbers in adapters, which are float32 and beside the weights; None: the weights are trained.
+    `averages`: each trained number has an average in float32 beside it.
     """
     from apr_train.model.loss import CHUNK_ELEMENTS
 
     weight, product = weight_bytes(precision), PRECISION_TYPES[precision].products
     logits = min(tokens * vocab_size, max(CHUNK_ELEMENTS, vocab_size))
     gradients = parameters * weight if trained is None else trained * weight_bytes("fp32")
+    averaged = {"averages": (parameters if trained is None else trained) * weight_bytes("fp32")} if averages else {}
     return {
         "weights": parameters * weight + (0 if trained is None else gradients),
         "gradients": gradients,
         "optimizer": 2 * gradients,
         "logits": logits * (4 if product == "F32" else DTYPES[product].block_bytes + 4),
+        **averaged,
     }
 
 

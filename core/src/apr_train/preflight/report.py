@@ -59,6 +59,8 @@ class PreflightInput:
     """An attention backend that is forced."""
     lora: LoraSettings = Factory(LoraSettings)
     """The adapters that are trained in place of the weights; without a rank, none."""
+    averages: bool = False
+    """Whether the weights are averaged beside the trained ones."""
     document_mask: bool = False
     """Whether attention stays inside documents."""
     packing: Packing | None = None
@@ -77,6 +79,7 @@ class PreflightInput:
             vocab_size=model.vocab_size,
             objective=model.objective,
             sequence_length=data.sequence_length,
+            averages=settings.run.ema is not None,
             document_mask=data.document_mask,
             packing=data.packing,
             **more,

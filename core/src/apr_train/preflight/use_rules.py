@@ -23,12 +23,10 @@ def use_findings(settings: Settings, objective: str | None, *, stated: Collectio
         objective: the one that is learnt; None while it is not known, and then nothing is said of what belongs to one.
         stated: at a resume, the settings that the user gave with it, the only ones to judge; None: all.
     """
-    values = {
-        item.name: getattr(getattr(settings, group), item.name) for group, cls in GROUPS.items() for item in options_of(cls)
-    }
-    values["objective"] = objective
-    items = [item for cls in GROUPS.values() for item in options_of(cls) if stated is None or item.name in stated]
-    found = [finding for item in items if values[item.name] != item.default for finding in _unused(item, values)]
+    options = {item.name: (group, item) for group, cls in GROUPS.items() for item in options_of(cls)}
+    values = {name: getattr(getattr(settings, group), name) for name, (group, _) in options.items()} | {"objective": objective}
+    judged = [item for name, (_, item) in options.items() if stated is None or name in stated]
+    found = [finding for item in judged if values[item.name] != item.default for finding in _unused(item, values)]
     return [*found, *_unmeasured(settings)]
 
 

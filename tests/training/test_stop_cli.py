@@ -31,7 +31,7 @@ def test_a_resume_changes_what_may_change_says_so_and_writes_it_down(place):
         "changed: --steps 4 → 6 from step 5 on",
         "changed: --min-lr-ratio 0.1 → 0.5 from step 5 on",
         "changed: --lr 0.0006 → 0.001 from step 5 on",
-        "changed: --precision fp32 → bf16-weights from step 5 on; weights and the optimizer's state become BF16, rounded to nearest",
+        "changed: --precision fp32 → bf16-weights from step 5 on; weights and the optimizer's state become BF16, rounded",
     ):
         assert told in out
     assert {item["setting"] for item in changes(place, "x")} == {

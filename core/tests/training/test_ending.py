@@ -5,9 +5,13 @@ import statistics
 
 import pytest
 from apr_train.errors import ConfigError, RunError
+from apr_train.run.changes import Change
+from apr_train.run.course import compared
 from apr_train.run.duration import seconds
 from apr_train.run.measures import MEASURES, best_line, since_best
 from apr_train.run.metrics import Metrics
+from apr_train.run.settings import Settings
+from apr_train.run.settings_file import with_values
 from apr_train.training.averaging import start_remark
 from apr_train.training.ending import TimeLimit
 from apr_train.training.spikes import ENOUGH, WINDOW, SpikeGuard
@@ -98,3 +102,11 @@ def test_too_few_steps_are_no_window():
 def test_a_window_that_is_none_is_refused(window):
     with pytest.raises(RunError, match="not the window of the guard"):
         SpikeGuard(6).load_state_dict({"loss": window})
+
+
+def test_scores_of_other_questions_are_not_compared():
+    settings = with_values(Settings(), {"keep_best": "fim"})
+    measured = [Metrics(step=step, val_loss=1.0, eval_fim_loss=float(step)) for step in range(5)]
+    change = Change(step=2, setting="run.eval", before="fim:2", after="fim:9")
+    assert [line.step for line in compared(measured, settings, [change])] == [3, 4]
+    assert len(compared(measured, with_values(settings, {"keep_best": "val_loss"}), [change])) == 5

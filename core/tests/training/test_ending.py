@@ -57,8 +57,9 @@ def test_one_step_is_taken_however_little_time_there_is():
 
 
 def test_a_validation_and_a_step_must_fit_into_what_is_left():
-    limit = TimeLimit(limit=10.0, clock=iter([0.0, 4.0, 4.0]).__next__)
+    limit = TimeLimit(limit=10.0, clock=iter([0.0, 4.0, 4.0, 4.0]).__next__)
     limit.validated(3.0)
+    assert not limit.check(99.0)  # the first one compiles
     assert not limit.check(3.0)
     assert limit.check(3.1)
 

@@ -56,14 +56,14 @@ def best_line(lines: Iterable[Metrics], measure: Measure, *, among: Collection[i
         measure: compares them.
         among: only the lines of these steps; None: all.
     """
-    best: Metrics | None = None
+    best: tuple[float, Metrics] | None = None
     for line in lines:
         value = measure.of(line)
         if value is None or (among is not None and line.step not in among):
             continue
-        if best is None or measure.better(value, measure.of(best) or 0.0):
-            best = line
-    return best
+        if best is None or measure.better(value, best[0]):
+            best = value, line
+    return None if best is None else best[1]
 
 
 def since_best(lines: Sequence[Metrics], measure: Measure) -> int:

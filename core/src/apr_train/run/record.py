@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from apr_train.checkpoint.given_name import given_name
 from apr_train.errors import RunError
-from apr_train.run.changes import Change, read_changes
+from apr_train.run.changes import read_changes
 from apr_train.run.course import best_checkpoint, course
 from apr_train.run.folder import CHANGES, CONFIG, METRICS, PREFLIGHT, SAMPLES, run_hint, run_of
 from apr_train.run.metrics import BY_SOURCE, Metrics, read_metrics
@@ -37,8 +37,6 @@ class Record:
     """None for a run that was made before runs wrote preflight.json."""
     samples: tuple[Sample, ...] = field(repr=False)
     """By step; a run writes one at its end."""
-    changes: tuple[Change, ...] = field(default=(), repr=False)
-    """What resumes changed in its settings."""
     told: Mapping[str, str] = field(factory=dict, repr=False)
     """What happened on the way: label → text."""
 
@@ -87,7 +85,6 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         },
         preflight=read_preflight(folder / PREFLIGHT),
         samples=tuple(read_samples(folder / SAMPLES)),
-        changes=changes,
         told=course(lines, settings, best, changes),
     )
 

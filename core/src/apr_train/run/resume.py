@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from attrs import frozen
 
 from apr_train.errors import RunError
 from apr_train.run.adapted import step_of_adapter
-from apr_train.run.changes import Change, at_first, differences, read_changes, settings_at
+from apr_train.run.changes import Change, differences, read_changes, settings_at
 from apr_train.run.data_argument import moved_sources
 from apr_train.run.folder import CARD, CHANGES, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
 from apr_train.run.provenance import step_of, written_metadata
@@ -43,10 +42,6 @@ class Resume:
     def is_changed(self, setting: str) -> bool:
         """Whether this resume changes a setting, `run.precision` say."""
         return any(change.setting == setting for change in self.changed)
-
-    def at_first(self, setting: str, now: Any) -> Any:
-        """The value of a setting when the run began, of which `now` is the last."""
-        return at_first(self.changes, setting, now)
 
     @property
     def model_path(self) -> str | None:

@@ -20,6 +20,7 @@ MAX_SEED = 2**63 - 1
 
 # Why a resume may not change a setting; each sentence stands behind the setting's name.
 _WEIGHTS = "the weights of the checkpoint are that model's"
+_ORDERED = "the checkpoint has its rows in order"
 _TEXT = "it decides which text is learnt and which is held out"
 _ROWS = "it decides what a row is and what is predicted in it, and the position in the data counts rows"
 _SHARES = "which row of which source comes next follows from it"
@@ -57,7 +58,7 @@ class ModelSettings:
         kind=str,
         choices=get_args(RopeRows),
         decides=False,
-        fixed=_WEIGHTS,
+        fixed=_ORDERED,
         used_with=(Beside("init"),),
     )
     chat_template: str | None = input_path(
@@ -231,7 +232,7 @@ class OptimizerSettings:
     weight_decay: float = option(0.1, "Decoupled weight decay, on matrices only.", kind=float, minimum=0, may_change=True)
     beta1: float = option(0.9, "AdamW's first-moment decay.", kind=float, minimum=0, maximum=0.9999, fixed=_MOMENTS)
     beta2: float = option(0.95, "AdamW's second-moment decay.", kind=float, minimum=0, maximum=0.9999, fixed=_MOMENTS)
-    eps: float = option(1e-8, "AdamW's epsilon.", kind=float, above=0, fixed=_MOMENTS)
+    eps: float = option(1e-8, "AdamW's epsilon.", kind=float, above=0, may_change=True)
     clip_norm: float = option(1.0, "Largest gradient norm; 0 does not clip.", kind=float, minimum=0, may_change=True)
 
 
@@ -260,7 +261,7 @@ class LoraSettings:
         kind=float,
         minimum=0,
         maximum=0.9,
-        fixed=_ADAPTERS,
+        may_change=True,
         used_with=(Beside("lora_rank"),),
     )
     lora_target: tuple[str, ...] = option(
@@ -305,7 +306,7 @@ class RunSettings:
     )
     max_time: str | None = option(
         None,
-        "End in order before so much time is over since the command began, such as 90s, 30m or 1h30m; 0 for no limit.",
+        "End in order before so much time is over, such as 90s, 30m or 1h30m; 0 for no limit.",
         kind=str,
         check=seconds,
         may_change=True,

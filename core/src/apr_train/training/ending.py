@@ -25,6 +25,7 @@ class TimeLimit:
     over: bool = field(default=False, init=False)
     """What the last `check` said."""
     _validation: float = field(default=0.0, init=False)
+    _is_warm: bool = field(default=False, init=False)
 
     @classmethod
     def of(cls, settings: RunSettings, begun: float) -> TimeLimit:
@@ -37,8 +38,14 @@ class TimeLimit:
         self._validation = spent
 
     def check(self, step: float) -> bool:
-        """Whether another step of so many seconds, and a validation, would not end in time."""
-        self.over = self.limit is not None and self.clock() - self.begun + step + self._validation > self.limit
+        """Whether another step, and a validation, would not end in time.
+
+        Args:
+            step: seconds of the last one; those of a process's first one, which warms up and may compile, say nothing of another.
+        """
+        ahead = (step if self._is_warm else 0.0) + self._validation
+        self._is_warm = True
+        self.over = self.limit is not None and self.clock() - self.begun + ahead > self.limit
         return self.over
 
 

@@ -111,7 +111,7 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
     settings = _named_settings(prepared.run.settings, names)
     return Card(
         title=prepared.run.folder.name,
-        about=_about(prepared, settings),
+        about=_about(prepared, settings, lines),
         results=[line for line in lines if line.val_loss is not None],
         own_held_out=bool(settings.data.val_data),
         outcome=_outcome(prepared, mean_speed(lines)),
@@ -121,7 +121,7 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
     )
 
 
-def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
+def _about(prepared: Prepared, settings: Settings, lines: Sequence[Metrics]) -> dict[str, str]:
     run, inputs = prepared.run, prepared.inputs
     family = inputs.cleared.family
     inherited = model_file(inputs).provenance(run.folder / MODEL)
@@ -130,7 +130,7 @@ def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
         "family verified": standing(family.plugin).sentence or "no certificate",
         "parameters": f"{parameters_of(run):,}",
         **adapter_lines(prepared),
-        **course(read_metrics(run.folder / METRICS), run.settings, run.best(), run.changes),
+        **course(lines, run.settings, run.best(), run.changes),
         "objective": run.objective.name,
         "attention": str(prepared.attention),
         "started from": settings.model.init or "fresh weights",

@@ -104,11 +104,7 @@ class Run:
 
     def is_better(self, line: Metrics) -> bool:
         """Whether `--keep-best` wants a checkpoint of this line's step, the last of the validations."""
-        value, best = self.measure.of(line), self.best()
-        if self.settings.run.keep_best == NONE or value is None or line.step == 0:
-            return False
-        before = [self.measure.of(item) for item in self.validations if best is not None and item.step == best.step]
-        return all(than is not None and self.measure.better(value, than) for than in before)
+        return self._best_step(line.step) == line.step
 
     def result_weights(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that are validated, sampled and written: the averaged ones, if there are any."""
@@ -117,7 +113,7 @@ class Run:
     def save(self, state: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint of the present state, or of one of a moment ago with the same weights."""
         state = self.state() if state is None else state
-        best = best_line(self.validations, self.measure, among=self._steps_with(state["step"]))
+        best = self._best_step(state["step"])
         return save_checkpoint(
             self.folder,
             state,
@@ -126,13 +122,16 @@ class Run:
             write_model=self.write_model,
             model_name=Path(self.result).name,
             keep=self.settings.run.keep,
-            spare=() if best is None or self.settings.run.keep_best == NONE else (best.step,),
+            spare=() if best is None else (best,),
             averaged=self.averaged,
         )
 
-    def _steps_with(self, step: int) -> set[int]:
-        """The steps that have a checkpoint, and one more."""
-        return {item.step for item in checkpoints(self.folder)} | {step}
+    def _best_step(self, coming: int) -> int | None:
+        """The step whose checkpoint `--keep-best` keeps, of those that are there and of one to come; None for none."""
+        if self.settings.run.keep_best == NONE:
+            return None
+        line = best_line(self.validations, self.measure, among={coming, *(item.step for item in checkpoints(self.folder))})
+        return None if line is None else line.step
 
     def validated(self, line: Metrics) -> Metrics:
         """The line with a validation in it, of the averaged weights if there are any, and with the loss of the trained ones."""

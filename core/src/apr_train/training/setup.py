@@ -42,6 +42,7 @@ from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
+from apr_train.run.changes import at_first
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, name_of, new_run_folder
@@ -490,7 +491,7 @@ def _foresee(stream: BatchStream, decided: Decided, say: Say, *, done: int) -> N
 def validation_data(inputs: Inputs, resume: Resume | None = None) -> Callable[[], Iterable[Batch]]:
     """A function that gives the validation batches, the same rows each time, whatever batch size a resume wants."""
     decided, data = inputs.decided, inputs.decided.settings.data
-    size = decided.batch_size if resume is None else resume.at_first("data.batch_size", decided.batch_size)
+    size = decided.batch_size if resume is None else at_first(resume.changes, "data.batch_size", decided.batch_size)
     return lambda: validation_batches(
         [part.rows for part in inputs.corpus.held_out],
         objective=inputs.cleared.objective,

@@ -150,3 +150,31 @@ def test_a_resume_judges_what_it_is_given(place):
     assert "ready: 0 errors" in place("--resume", "runs/x", "--steps", "3", "--dry-run")
     out = place("--resume", "runs/x", "--steps", "3", "--decay-ratio", "0.3", "--dry-run", code=3)
     assert "PREFLIGHT-030: --decay-ratio: this would change nothing, expected --schedule wsd, found --schedule cosine" in out
+
+
+def test_averaged_adapters_go_on_bit_for_bit(place):
+    pytest.importorskip("peft")
+    place("--data", place.corpus, *RUN, "--steps", "1", "--run", "base")
+    base = ("--data", place.corpus, *RUN[4:], "--arch", "llama370m", "--init", "runs/base/model.apr", "--allow-cold-init")
+    args = (*base, "--lora-rank", "2", "--ema", "0.5", "--lr", "1e-2", "--schedule", "constant", "--warmup-steps", "0")
+    place(*args, "--steps", "4", "--run", "whole")
+    place(*args, "--steps", "2", "--run", "x")
+    place("--resume", "runs/x", "--steps", "4")
+    ends = [place.run(name) for name in ("whole", "x")]
+    for file in ("adapter/adapter_model.safetensors", "step-000004/averaging.safetensors"):
+        one, other = (load_file(end / file) for end in ends)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    trained = {name for name in one if name.startswith("trained.")}
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+@pytest.mark.slow
+def test_a_run_from_scratch_ends_whose_vocabulary_is_mostly_reserved(place):
+    """Its metadata was 23 MB at the end of the run, of 16 MiB that there may be."""
+    sizes = ("--vocab-size", "151936", "--run", "x", "--steps", "1")
+    out = place("--data", place.corpus, *RUN, *sizes)
+    assert "reserved" in out
+    with open_apr(place.run("x") / "model.apr") as reader:
+        assert reader.header.tokenizer.size == 151_936

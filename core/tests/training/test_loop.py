@@ -1,19 +1,25 @@
-"""The loop on tiny models: learning, exact resume, refusal of what is not finite."""
+"""The loop on tiny models: learning, exact resume, refusal of what is not finite, ends in order, averages, skipped steps."""
 
+import itertools
 import json
 import signal
 
 import pytest
 import torch
 from apr_train.errors import FormatError, RunError
-from apr_train.run.folder import METRICS, STATE, checkpoints
+from apr_train.run.course import course
+from apr_train.run.folder import AVERAGING, METRICS, MODEL, STATE, checkpoints
 from apr_train.run.metrics import MEASURED, read_metrics
+from apr_train.training.averaging import AveragedWeights
 from apr_train.training.checkpoint import read_state
+from apr_train.training.ending import TimeLimit
 from apr_train.training.loop import train
 from apr_train.training.signals import StopRequest
+from apr_train.training.spikes import SpikeGuard
 from apr_train.training.step import NonFiniteError
 from attrs import evolve
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def curve(run):
@@ -327,3 +333,194 @@ def test_a_damaged_state_is_an_error_with_its_path(tmp_path, content):
     (tmp_path / STATE).write_text(content)
     with pytest.raises(FormatError, match=r"state\.json"):
         read_state(tmp_path)
+
+
+def measured_as(run, monkeypatch, *losses):
+    """The validations of a run give these losses, one after the other, the last one for ever."""
+    values = iter([*losses, *itertools.repeat(losses[-1], 99)])
+    usual = run._validated
+    monkeypatch.setattr(type(run), "_validated", lambda self, line: evolve(usual(line), val_loss=next(values)))
+
+
+def test_a_run_ends_after_validations_without_a_better_one_and_goes_on(make_run, monkeypatch):
+    values = {"steps": 12, "val_every": 2, "early_stop": 2}
+    run = make_run(**values)
+    with monkeypatch.context() as patch:
+        measured_as(run, patch, 3.0, 2.0, 2.5, 2.0, 1.0)
+        outcome = train(run)
+    assert run.step == 6
+    assert outcome.ended_by == "--early-stop 2: 2 validations without a better validation loss than 2.0000"
+    assert [item.step for item in checkpoints(run.folder)] == [6]
+    run = make_run(resume=True, **values | {"early_stop": 0})
+    assert train(run).ended_by is None
+    assert run.step == 12
+
+
+def test_a_run_ends_before_its_time_is_over_with_a_validation_and_goes_on_bit_for_bit(make_run):
+    values = {"steps": 6, "val_every": 3}
+    whole = make_run("whole", **values)
+    train(whole)
+    run = make_run("timed", **values, max_time="10s")
+    now = itertools.count()
+    run.time = TimeLimit(limit=4.5, clock=lambda: float(next(now)))
+    outcome = train(run)
+    assert 1 <= run.step < 6
+    assert outcome.ended_by == "--max-time 10s"
+    assert outcome.last.val_loss is not None
+    stopped = run.step
+    run = make_run("timed", resume=True, **values)
+    train(run)
+    ends = [checkpoints(item.folder)[-1].path for item in (whole, run)]
+    for file in (MODEL, "optimizer.safetensors"):
+        assert same_bits(load_file(ends[0] / file), load_file(ends[1] / file))
+    measured = [line.step for line in read_metrics(run.folder / METRICS) if line.val_loss is not None]
+    assert measured == sorted({0, stopped, 3, 6})
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_checkpoint_is_kept_besides_the_newest(make_run, monkeypatch, keep):
+    run = make_run(steps=8, val_every=1, save_every=2, keep=keep, keep_best="val_loss")
+    measured_as(run, monkeypatch, 1.0, 3.0, 2.5, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5)
+    train(run)
+    assert [item.step for item in checkpoints(run.folder)] == [3, 8] if keep == 1 else [3, 6, 8]
+    assert run.best().step == 3
+    told = course(read_metrics(run.folder / METRICS), run.settings, run.best(), ())
+    assert told == {"best": "step-000003, validation loss 2.0000; the last one, at step 8, is 2.5000"}
+
+
+def test_without_the_wish_the_best_goes_with_the_oldest(make_run, monkeypatch):
+    run = make_run(steps=8, val_every=1, save_every=2, keep=1)
+    measured_as(run, monkeypatch, 3.0, 2.0, 1.0, 2.0)
+    train(run)
+    assert [item.step for item in checkpoints(run.folder)] == [8]
+    assert run.best() is None
+
+
+def test_the_average_is_that_of_torch(make_run):
+    run = make_run(steps=5, lr=1e-2)
+    run.averaged = AveragedWeights(run.model, 0.8)
+    twin = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    twin.update_parameters(run.model)  # torch begins with a copy, at the first call
+    usual = run.averaged.update
+
+    def update(model):
+        usual(model)
+        twin.update_parameters(model)
+
+    run.averaged.update = update
+    train(run)
+    trained = {name: value.detach().clone() for name, value in run.model.named_parameters()}
+    with run.result_weights():
+        for name, value in twin.module.named_parameters():
+            assert torch.equal(value, run.model.get_parameter(name))
+            assert not torch.equal(value, trained[name])
+    assert all(torch.equal(value, run.model.get_parameter(name)) for name, value in trained.items())
+
+
+def averaged(run, decay=0.5):
+    run.averaged = AveragedWeights(run.model, decay)
+    return run
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-weights"])
+def test_an_averaging_run_goes_on_bit_for_bit(make_run, precision):
+    values = {"precision": precision, "steps": 9, "save_every": 2, "val_every": 3, "keep": 1, "lr": 1e-2}
+    whole = averaged(make_run("whole", **values))
+    train(whole)
+    run = averaged(make_run("broken", **values))
+    kill_at(run, 7, "metrics")
+    with pytest.raises(Interrupt):
+        train(run)
+    run = averaged(make_run("broken", resume=True, **values))
+    latest = checkpoints(run.folder)[-1].path
+    of_result, kept = load_file(latest / MODEL), load_file(latest / AVERAGING)
+    run.averaged.restore(run.model, latest)
+    name = "layers.1.mlp.up_proj.weight"
+    assert torch.equal(kept[f"averaged.{name}"].to(of_result[name].dtype), of_result[name])
+    assert torch.equal(kept[f"trained.{name}"], run.model.get_parameter(name))
+    assert kept[f"averaged.{name}"].dtype == torch.float32
+    train(run)
+    assert_same_end(whole, run)
+    ends = [load_file(checkpoints(item.folder)[-1].path / AVERAGING) for item in (whole, run)]
+    assert same_bits(*ends)
+
+
+def test_both_losses_are_measured_and_the_average_is_what_is_judged(make_run):
+    run = averaged(make_run(steps=6, lr=2e-2, val_every=3), decay=0.9)
+    train(run)
+    first, *later = [line for line in read_metrics(run.folder / METRICS) if line.val_loss is not None]
+    assert first.trained_val_loss is None
+    assert all(line.trained_val_loss != line.val_loss for line in later)
+    assert run._held_out().loss == later[-1].trained_val_loss
+    with run.result_weights():
+        assert run._held_out().loss == later[-1].val_loss
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tensors: tensors.pop("trained.norm.weight"), "of another model, found no trained.norm.weight"),
+        (lambda tensors: tensors.update({"averaged.norm.weight": torch.zeros(3)}), r"averaged.norm.weight does not fit"),
+        (lambda tensors: tensors.update({"averaged.more": torch.zeros(3)}), "found averaged.more, which has no parameter"),
+        (
+            lambda tensors: tensors.update({"trained.norm.weight": torch.zeros(32).bfloat16()}),
+            "trained.norm.weight does not fit",
+        ),
+    ],
+)
+def test_averages_of_another_model_are_refused_and_change_nothing(make_run, tmp_path, change, problem):
+    run = averaged(make_run())
+    tensors = {name: value.clone() + 1 for name, value in run.averaged.tensors(run.model).items()}
+    change(tensors)
+    save_file(tensors, tmp_path / AVERAGING)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with pytest.raises(RunError, match=problem):
+        run.averaged.restore(run.model, tmp_path)
+    assert same_bits(before, dict(run.model.state_dict()))
+
+
+def test_a_spike_changes_nothing_but_the_data_goes_on(make_run):
+    run = make_run(steps=3)
+    told = []
+    run.display.say = told.append
+    run.spikes = SpikeGuard(6)
+    run.averaged = AveragedWeights(run.model, 0.5)
+    run.spikes.judge = lambda loss, norm: "loss 9 is odd" if run.step == 1 else None
+    seen = []
+    usual = run.display.step
+
+    def step(line):
+        usual(line)
+        states = (run.model.state_dict(), run.averaged.tensors(run.model))
+        seen.append([{name: value.clone() for name, value in state.items()} for state in states])
+
+    run.display.step = step
+    train(run)
+    assert all(same_bits(before, after) for before, after in zip(seen[1], seen[2], strict=True))
+    assert not same_bits(seen[2][0], seen[3][0])
+    assert told == ["step 2 skipped, as --skip-spikes 0 says: loss 9 is odd"]
+    assert [line.skipped for line in read_metrics(run.folder / METRICS)] == [None, None, 1, None]
+    assert run.stream.rows_read == 3 * 2
+    assert {int(value["step"]) for value in run.optimizer.state.values()} == {2}
+
+
+def test_a_guarded_run_goes_on_bit_for_bit(make_run, monkeypatch):
+    monkeypatch.setattr("apr_train.training.spikes.ENOUGH", 3)
+    values = {"steps": 14, "save_every": 6, "lr": 1e-2, "skip_spikes": 0.5}
+    runs = []
+    for name in ("whole", "broken"):
+        run = make_run(name, **values)
+        run.spikes = SpikeGuard(0.5)
+        runs.append(run)
+    train(runs[0])
+    kill_at(runs[1], 8, "metrics")
+    with pytest.raises(Interrupt):
+        train(runs[1])
+    run = make_run("broken", **values)
+    run.spikes = SpikeGuard(0.5)
+    make_run.go_on(run)
+    train(run)
+    assert_same_end(runs[0], run)
+    skipped = [line.step for line in read_metrics(run.folder / METRICS) if line.skipped]
+    assert any(step > 6 for step in skipped)
+    assert '"spikes"' in (checkpoints(run.folder)[-1].path / STATE).read_text()

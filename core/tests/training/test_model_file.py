@@ -6,6 +6,7 @@ import pytest
 import torch
 from apr_train.checkpoint.apr import open_apr
 from apr_train.checkpoint.header import TokenizerSpec
+from apr_train.errors import FormatError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules
@@ -69,3 +70,23 @@ def test_a_model_is_written_as_its_files_are(tmp_path, config, rules, dtype):
             assert torch.equal(torch.from_numpy(bits.copy()).view(dtype), tensor.detach().contiguous()), name
         assert reader.raw_metadata["param_count"] == sum(tensor.numel() for tensor in model.parameters())
         assert reader.raw_metadata["total_size"] == sum(tensor.nbytes for tensor in model.parameters())
+
+
+def reserved(size, *, added):
+    """A tokenizer whose entries are reserved: as added tokens, or as the model's own."""
+    names = {f"<|reserved_{number}|>": number for number in range(size)}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    entries = [{"id": number, "content": name, **flags} for name, number in names.items()] if added else []
+    model = {"type": "BPE", "vocab": {} if added else names, "merges": []}
+    return TokenizerSpec(json={"added_tokens": entries, "model": model}, size=size, origin="reserved")
+
+
+def test_metadata_that_no_file_can_hold_is_known_before_there_is_a_model():
+    """151,936 entries, as a run from scratch with a preset of Qwen2's has them."""
+    name_map = NameMap.for_config(CONFIG, decoder_rules(CONFIG, Layout()))
+    writer = ModelFile(
+        info=INFO, config=CONFIG, name_map=name_map, header=None, tokenizer=reserved(151_936, added=False), origin={}
+    )
+    writer.require_writable()
+    with pytest.raises(FormatError, match=r"model.apr \[metadata\]: .* too large, expected at most 16777216 bytes"):
+        attrs.evolve(writer, tokenizer=reserved(151_936, added=True)).require_writable()

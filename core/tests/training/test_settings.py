@@ -8,9 +8,10 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
+from apr_train.run.changes import Change, at_first, differences, last_change, read_changes, settings_at, write_changes
 from apr_train.run.data_argument import DataArgument
-from apr_train.run.option import DECIDES, MAY_CHANGE, options_of
-from apr_train.run.settings import GROUPS, Settings, run_stem
+from apr_train.run.option import DECIDES, FIXED, MAY_CHANGE, MAY_MOVE, flag, options_of
+from apr_train.run.settings import GROUPS, Settings, SourceSettings, run_stem
 from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
 from apr_train.run.settings_paths import absolute_paths
 from hypothesis import given
@@ -107,6 +108,9 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
         ({"run": ""}, r"run \(--run\): empty"),
         ({"prompt": ""}, r"prompt \(--prompt\): empty"),
         ({"seed": 2**63}, "too large"),
+        ({"ema": 1.0}, "too large, expected at most 0.99999"),
+        ({"max_time": "soon"}, r"max_time \(--max-time\): not a length of time, expected 90s, 30m or 1h30m, found 'soon'"),
+        ({"keep_best": "loss"}, "no such choice, expected none, val_loss, fim, syntax"),
     ],
 )
 def test_bad_values_name_the_option(values, message):
@@ -146,19 +150,90 @@ def test_every_setting_has_a_text_and_a_unique_name():
 
 
 def test_a_resume_names_every_setting_that_must_not_change():
-    wanted = with_values(Settings(), {"seed": 1, "batch_size": 4, "steps": 99})
+    wanted = with_values(Settings(), {"seed": 1, "sequence_length": 64, "batch_size": 4, "steps": 99})
     with pytest.raises(RunError) as caught:
         check_resume(Settings(), wanted)
-    assert "--seed was 0, now 1" in str(caught.value)
-    assert "--batch-size was None, now 4" in str(caught.value)
-    assert "--steps" not in str(caught.value)
+    told = {finding.subject: finding for finding in caught.value.findings}
+    assert told.keys() == {"--seed", "--sequence-length"}
+    assert (told["--seed"].expected, told["--seed"].found) == ("0", "1")
+    assert (told["--sequence-length"].expected, told["--sequence-length"].found) == ("nothing", "64")
 
 
-def test_a_resume_may_change_what_is_documented():
-    changeable = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if item.metadata[MAY_CHANGE]}
-    check_resume(Settings(), with_values(Settings(), {"steps": 1, "keep": 9, "val_every": 3, "threads": 1}))
-    assert {"steps", "keep", "val_every", "threads"} <= changeable
-    assert not changeable & {"lr", "seed", "batch_size", "arch", "precision", "data", "run", "out"}
+OPTIONS = [(group, item) for group, cls in GROUPS.items() for item in options_of(cls)]
+
+
+def another(group, item):
+    """Settings that differ from the default ones in this alone."""
+    meta = item.metadata
+    if meta["kind"] is bool:
+        value = not item.default
+    elif meta["choices"]:
+        value = next(choice for choice in meta["choices"] if choice != item.default)
+    elif meta["kind"] is str:
+        value = "5" if item.name == "max_time" else "other"
+    else:
+        least = next(limit for limit in (meta["minimum"], meta["above"], 0) if limit is not None)
+        value = least + 3 if meta["kind"] is int else least + 0.7 * ((meta["maximum"] or 1.0) - least)
+    value = (value,) if meta["many"] else value
+    assert value != item.default
+    return with_values(Settings(), {item.name: value})
+
+
+@pytest.mark.parametrize(("group", "item"), OPTIONS, ids=[item.name for _, item in OPTIONS])
+def test_a_setting_may_change_or_move_at_a_resume_or_says_why_it_may_not(group, item):
+    meta = item.metadata
+    assert [bool(meta[rule]) for rule in (MAY_CHANGE, MAY_MOVE, FIXED)].count(True) == 1
+    started, wanted = Settings(), another(group, item)
+    if meta[MAY_MOVE]:  # from nothing to something: that is another input, not another place
+        started, wanted = wanted, with_values(wanted, {item.name: (("else",) if meta["many"] else "else")})
+    if not meta[FIXED]:
+        check_resume(started, wanted)
+        changed = list(differences(started, wanted, 5))
+        assert [change.setting for change in changed] == ([f"{group}.{item.name}"] if meta[MAY_CHANGE] else [])
+        return
+    with pytest.raises(RunError) as caught:
+        check_resume(started, wanted)
+    (finding,) = caught.value.findings
+    assert finding.subject == flag(item.name)
+    assert finding.problem == f"a resume cannot change this: {meta[FIXED]}"
+
+
+def test_parts_of_a_mixture_say_why_they_may_not_change():
+    kept = [item for item in attrs.fields(SourceSettings) if not item.metadata[MAY_MOVE]]
+    assert all(item.metadata[FIXED] and not item.metadata[MAY_CHANGE] for item in kept)
+
+
+def changed(step, setting, before, after):
+    return Change(step=step, setting=setting, before=before, after=after)
+
+
+def test_changes_come_back_from_the_file_and_are_undone_from_a_step_on(tmp_path):
+    changes = [
+        changed(10, "data.batch_size", 2, 4),
+        changed(10, "model.attention", None, "eager"),
+        changed(30, "data.batch_size", 4, 8),
+        changed(30, "run.gone", 1, 2),
+    ]
+    write_changes(tmp_path / "changes.jsonl", [])
+    assert not (tmp_path / "changes.jsonl").exists()
+    write_changes(tmp_path / "changes.jsonl", changes)
+    assert read_changes(tmp_path / "changes.jsonl") == changes
+    now = with_values(Settings(), {"batch_size": 8, "attention": "eager"})
+    sizes = {step: settings_at(now, changes, step).data.batch_size for step in (31, 30, 11, 10, 0)}
+    assert sizes == {31: 8, 30: 4, 11: 4, 10: 2, 0: 2}
+    assert settings_at(now, changes, 10).model.attention is None
+    assert at_first(changes, "data.batch_size", 8) == 2
+    assert at_first(changes, "run.steps", 7) == 7
+    assert last_change(changes, "data.batch_size", "run.steps") == 30
+    assert last_change(changes, "run.steps") == -1
+    assert str(changes[1]) == "--attention left open → eager from step 11 on"
+
+
+@pytest.mark.parametrize("line", ["3", "{}", '{"step": "1", "setting": "a", "before": 1, "after": 2}'])
+def test_a_damaged_change_gives_its_line(tmp_path, line):
+    (tmp_path / "changes.jsonl").write_text(line + "\n")
+    with pytest.raises(RunError, match=r"changes.jsonl: line 1 is no change of a setting"):
+        read_changes(tmp_path / "changes.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -206,6 +281,7 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
     """model.apr tells the rest, and equal runs in two places give equal bytes."""
     place = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if not item.metadata[DECIDES]}
     watched = {"eval", "rehash", "val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
+    watched |= {"max_time", "early_stop", "keep_best"}
     assert place == watched | {
         "init",
         "tokenizer",
@@ -312,9 +388,9 @@ def test_the_paths_of_sources_are_made_absolute(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (("0.7", "0.8"), "weight of the source 'code' was 0.7, now 0.8"),
-        (("max_epochs = 2", "max_epochs = 3"), "max_epochs of the source 'docs' was 2, now 3"),
-        (('name = "code"', 'name = "more"'), "--data had no source 'more'; --data had a source 'code', which is gone"),
+        (("0.7", "0.8"), [("code.weight", "0.7", "0.8")]),
+        (("max_epochs = 2", "max_epochs = 3"), [("docs.max_epochs", "2", "3")]),
+        (('name = "code"', 'name = "more"'), [("code", "code", "nothing"), ("more", "nothing", "more")]),
     ],
 )
 def test_a_resume_changes_no_part_of_a_mixture(tmp_path, change, told):
@@ -322,7 +398,7 @@ def test_a_resume_changes_no_part_of_a_mixture(tmp_path, change, told):
     (tmp_path / "b.toml").write_text(SOURCES.replace(*change))
     with pytest.raises(RunError) as caught:
         check_resume(read_toml(tmp_path / "a.toml"), read_toml(tmp_path / "b.toml"))
-    assert told in caught.value.finding.problem
+    assert [(item.field, item.expected, item.found) for item in caught.value.findings] == told
     moved = SOURCES.replace('"src"', '"elsewhere"')
     (tmp_path / "b.toml").write_text(moved)
     check_resume(read_toml(tmp_path / "a.toml"), read_toml(tmp_path / "b.toml"))

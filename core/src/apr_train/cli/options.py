@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from apr_train.cli.usage import Number, SettingChoice, WholeNumber
-from apr_train.run.option import PATH, flag, options_of
+from apr_train.run.option import ALONE, PATH, flag, options_of
 from apr_train.run.paths import user_path
 from apr_train.run.settings import GROUPS, Settings
 from apr_train.run.settings_paths import absolute_paths, expanded
@@ -39,6 +39,8 @@ def setting(name: str, *, text: str | None = None, limits: bool = False, **how: 
     switch = f"{flag(name)}/{flag(f'no_{name}')}" if meta["kind"] is bool else flag(name)
     if meta[PATH]:
         how = {"callback": lambda _, __, value: _at_home(value)} | how
+    if meta[ALONE] is not None:
+        how = {"is_flag": False, "flag_value": meta[ALONE]} | how
     how = {"type": _type(name, meta, limits), "multiple": meta["many"], "default": None} | how
     return click.option(switch, *_ALIASES.get(name, ()), name, help=text or meta["text"], **how)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
@@ -35,7 +35,7 @@ LARGEST_WORDS = 1 << 22
 LONGEST_WORD = 1000
 """Characters into which such text is cut: a trainer's time grows with the square of a word's length."""
 _ALPHABET = 256
-_VERSION = 1
+_VERSION = 2
 _log = logging.getLogger(__name__)
 
 
@@ -138,8 +138,7 @@ def _train(scans: Sequence[Scan], size: int, specials: tuple[str, ...], notice: 
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(scans, notice), trainer)
-    _fill(tokenizer, size, notice)
-    return tokenizer
+    return _fill(tokenizer, size, notice)
 
 
 def _sample(scans: Sequence[Scan], notice: Say) -> Iterator[str]:
@@ -164,13 +163,18 @@ def _sample_of(scan: Scan, most: int, notice: Say) -> Iterator[str]:
                 return
 
 
-def _fill(tokenizer: Tokenizer, size: int, notice: Say) -> None:
+def _fill(tokenizer: Tokenizer, size: int, notice: Say) -> Tokenizer:
+    """The tokenizer with entries up to its size that no merge leads to, and so no text.
+
+    They are the model's own: an added token takes six times the room in a file, and a text could spell it.
+    """
     learnt = tokenizer.get_vocab_size()
     if learnt == size:
-        return
-    reserved = [AddedToken(f"<|reserved_{number}|>", normalized=False) for number in range(size - learnt)]
-    tokenizer.add_tokens(reserved)
+        return tokenizer
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"] |= {f"<|reserved_{number}|>": learnt + number for number in range(size - learnt)}
     notice(f"the corpus is too small for a vocabulary of {size:,}: {learnt:,} tokens learnt, {size - learnt:,} reserved")
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def _read(path: Path, size: int, specials: tuple[str, ...], notice: Say) -> dict[str, Any] | None:

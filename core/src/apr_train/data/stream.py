@@ -138,6 +138,11 @@ class BatchStream:
         return self._mixture.rows
 
     @property
+    def rows_read(self) -> int:
+        """Rows that were given so far, of all sources."""
+        return sum(item.had for item in self._sources.values())
+
+    @property
     def tokens_read(self) -> dict[str, int]:
         """Tokens in the rows of each source so far; none for a source without a name."""
         return {name: self._mixture.had[name] * self._length for name in self._sources if name}

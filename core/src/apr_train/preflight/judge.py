@@ -180,6 +180,7 @@ def _surroundings(seen: _Examination) -> None:
             asked.checkpoints,
             bytes_each=machine_rules.weight_bytes(kind),
             state_each=machine_rules.state_bytes(kind, asked.optimizer),
+            averages=asked.averages,
         )
 
 
@@ -211,6 +212,7 @@ def _machine(seen: _Examination) -> None:
             adapters=_adapters(seen),
             frozen=optimizer_rules.frozen_parameters(asked.optimizer.group, seen.family, seen.config),
             optimizer=asked.optimizer,
+            averages=asked.averages,
         )
         seen.facts["memory"] = memory
         seen.findings += machine_rules.memory_findings(memory, asked.device)

@@ -67,9 +67,15 @@ def _unwritable(out: Path, found: str) -> Finding:
     )
 
 
-def disk_findings(out: Path, parameters: int, checkpoints: int, *, bytes_each: int, state_each: int) -> list[Finding]:
-    """Room for the checkpoints that are to come, each the model and the optimizer's state, and for the model at the end."""
-    needed = parameters * (checkpoints * (bytes_each + state_each) + bytes_each)
+def disk_findings(
+    out: Path, parameters: int, checkpoints: int, *, bytes_each: int, state_each: int, averages: bool = False
+) -> list[Finding]:
+    """Room for the checkpoints that are to come, each the model and the optimizer's state, and for the model at the end.
+
+    With `averages` each has the trained weights once more, and the averages in float32.
+    """
+    beside = bytes_each + weight_bytes("fp32") if averages else 0
+    needed = parameters * (checkpoints * (bytes_each + state_each + beside) + bytes_each)
     plural = "" if checkpoints == 1 else "s"
     folder = _existing(out)
     if not folder.is_dir() or (free := shutil.disk_usage(folder).free) >= needed:
@@ -156,6 +162,7 @@ def estimate_memory(
     adapters: int | None = None,
     frozen: int = 0,
     optimizer: OptimizerSettings | None = None,
+    averages: bool = False,
 ) -> Memory:
     """Bytes that a training step needs; activations come on top and depend on the backend. Imports torch.
 
@@ -169,6 +176,7 @@ def estimate_memory(
         adapters: numbers in adapters, which are float32 and beside the weights; None: the weights are trained.
         frozen: those of the weights that are not trained.
         optimizer: what it keeps; None: what it does by default.
+        averages: whether each trained number has an average in float32 beside it.
     """
     from apr_train.model.loss import CHUNK_ELEMENTS
 
@@ -176,11 +184,13 @@ def estimate_memory(
     logits = min(tokens * vocab_size, max(CHUNK_ELEMENTS, vocab_size))
     trained, kind = (parameters - frozen, precision) if adapters is None else (adapters, "fp32")
     gradients = trained * weight_bytes(kind)
+    averaged = {"averages": trained * weight_bytes("fp32")} if averages else {}
     return {
         "weights": parameters * weight + (0 if adapters is None else gradients),
         "gradients": gradients,
         "optimizer": trained * state_bytes(kind, optimizer or OptimizerSettings()),
         "logits": logits * (4 if product == "F32" else DTYPES[product].block_bytes + 4),
+        **averaged,
     }
 
 

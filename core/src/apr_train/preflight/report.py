@@ -61,6 +61,8 @@ class PreflightInput:
     """The adapters that are trained in place of the weights; without a rank, none."""
     optimizer: OptimizerSettings = Factory(OptimizerSettings)
     """What decides how much state there is for each number that is trained, and which are not."""
+    averages: bool = False
+    """Whether the weights are averaged beside the trained ones."""
     document_mask: bool = False
     """Whether attention stays inside documents."""
     packing: Packing | None = None
@@ -79,6 +81,7 @@ class PreflightInput:
             vocab_size=model.vocab_size,
             objective=model.objective,
             sequence_length=data.sequence_length,
+            averages=settings.run.ema is not None,
             document_mask=data.document_mask,
             packing=data.packing,
             **more,

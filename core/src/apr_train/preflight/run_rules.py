@@ -33,7 +33,9 @@ from apr_train.preflight.opening import given_tokenizer, open_source, tied_heade
 from apr_train.preflight.optimizer_rules import optimizer_findings
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
+from apr_train.preflight.use_rules import use_findings
 from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.measures import NONE
 from apr_train.run.option import flag
 from apr_train.run.resume import Resume
 from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
@@ -52,7 +54,10 @@ def checkpoints_to_come(run: RunSettings, resume: Resume | None = None) -> int:
     every = run.save_every or run.steps
     left = -(-run.steps // every) - done // every
     there = 0 if resume is None else len(checkpoints(resume.folder))
-    return min(left, max(1, run.keep + 1 - there)) if run.keep else left
+    if run.keep_best == NONE:
+        return min(left, max(1, run.keep + 1 - there)) if run.keep else left
+    left += -(-(run.steps - done) // (run.val_every or run.steps))  # a validation may come between two saves
+    return min(left, max(1, run.keep + 2 - there)) if run.keep else left
 
 
 def machine_findings(settings: Settings, resume: Resume | None = None) -> list[Finding]:
@@ -331,3 +336,4 @@ def _run_findings(
     yield from evaluation_findings(settings, report, fresh)
     yield from adapter_findings(settings, report)
     yield from optimizer_findings(settings, report)
+    yield from use_findings(settings, report.objective, stated=None if resume is None else resume.stated)

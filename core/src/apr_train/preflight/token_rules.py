@@ -148,25 +148,29 @@ def corpus_findings(corpus_max_id: int, config: ModelConfig) -> list[Finding]:
     ]
 
 
-def end_findings(rows: int | None, *, steps: int, per_step: int) -> list[Finding]:
+def end_findings(rows: int | None, *, steps: int, per_step: int, done: int = 0, read: int = 0) -> list[Finding]:
     """There are rows for all steps.
 
     Args:
         rows: that there are, if every source ends; else None.
         steps: of the run.
         per_step: rows of a step.
+        done: steps of a run that goes on.
+        read: rows of these, which may have been of another size.
     """
-    if rows is None or rows >= steps * per_step:
+    wanted = read + (steps - done) * per_step
+    if rows is None or rows >= wanted:
         return []
+    enough = done + (rows - read) // per_step
     return [
         Finding(
             rule=rules.PREFLIGHT_041,
             subject="--data",
             field="max_epochs",
             problem="all sources end before the last step",
-            expected=f"{steps * per_step:,} rows for {steps:,} steps",
-            found=f"{rows:,} rows, which are {rows // per_step:,} steps",
-            hint=f"Take --steps {rows // per_step}, more text, or a source without max_epochs.",
+            expected=f"{wanted:,} rows for {steps:,} steps",
+            found=f"{rows:,} rows, which are {enough:,} steps",
+            hint=f"Take --steps {enough}, more text, or a source without max_epochs.",
         )
     ]
 

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -58,13 +58,17 @@ IDENTITY = "identity.json"
 PREFLIGHT = "preflight.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+CHANGES = "changes.jsonl"
+"""What resumes changed."""
 MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
+AVERAGING = "averaging.safetensors"
+"""With --ema: the trained weights, whose place the averaged ones have in the model, and the averages in float32."""
 ADAPTER_FOLDER = "adapter"
 """What a run that trains adapters leaves in place of model.apr; in a checkpoint its files lie beside the optimizer's."""
-_WRITTEN = frozenset({MODEL, OPTIMIZER, STATE, ADAPTER_CONFIG, ADAPTER})
+_WRITTEN = frozenset({MODEL, OPTIMIZER, AVERAGING, STATE, ADAPTER_CONFIG, ADAPTER})
 """What a run writes into the folder of a checkpoint."""
 _STEP = re.compile(r"step-(\d{6,})")
 _DYING = ".removed-"
@@ -157,7 +161,7 @@ def _is_identity(path: Path) -> bool:
     return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
 
 
-_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, CARD})
+_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, CHANGES, MODEL, CARD})
 
 
 def kept_files(folder: Path) -> list[Path]:
@@ -263,8 +267,8 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(dying)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints (0: all), and clear away what killed writers and removals left.
+def prune(folder: Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Keep the newest `keep` checkpoints (0: all) and those of the steps `spare`; clear away what killed writers left.
 
     A checkpoint into which somebody has put a file of their own stays.
     """
@@ -273,7 +277,7 @@ def prune(folder: Path, keep: int) -> None:
     for leftover in folder.glob(".step-*.part"):
         clear_litter(folder / leftover.name[1:].partition(".")[0])
     for old in checkpoints(folder)[:-keep] if keep else []:
-        if not foreign_files(old.path):
+        if old.step not in spare and not foreign_files(old.path):
             remove_checkpoint(old.path)
 
 

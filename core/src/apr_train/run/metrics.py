@@ -37,12 +37,16 @@ class Metrics:
     aux_loss: float | None = _unit("", "Experts: mean load-balancing loss of the router, without its factor.", default=None)
     lr: float | None = _unit("", "Learning rate of the step.", default=None)
     grad_norm: float | None = _unit("", "Norm of the whole gradient, before clipping.", default=None)
+    skipped: int | None = _unit("", "1: the step was a spike, and --skip-spikes left the weights as they were.", default=None)
     targets: int | None = _unit("tokens", "Target tokens of the step: those that the loss counts.", default=None)
     tokens: int | None = _unit("tokens", "Tokens that the model has read since step 0.", default=None)
     tokens_per_s: float | None = _unit("tokens/s", "Tokens read in the step by the time that it took.", default=None)
     step_time: float | None = _unit("s", "Time of the step, without validation and saving.", default=None)
     memory: int | None = _unit("bytes", "Peak so far: resident memory on a CPU, allocated memory on CUDA.", default=None)
     val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
+    trained_val_loss: float | None = _unit(
+        "nats", "With --ema: val_loss of the trained weights; all else in a validation is of the averaged ones.", default=None
+    )
     perplexity: float | None = _unit("", "exp(val_loss).", default=None)
     val_accuracy: float | None = _unit("", "Masked-LM: share of masked tokens that are predicted right.", default=None)
     source_tokens: Mapping[str, int] | None = _unit(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+from attrs import frozen
 
 from apr_train.errors import ConfigError
 from apr_train.run.other_names import meant_value
@@ -14,10 +15,26 @@ from apr_train.suggest import did_you_mean
 
 MAY_CHANGE = "may change at a resume"
 MAY_MOVE = "may lie elsewhere at a resume"
+FIXED = "why it may not change at a resume"
 DECIDES = "decides what a run computes"
+USED_WITH = "has a meaning only beside"
+ALONE = "the value that the option has without one"
 PATH = "is a path"
 TABLES = "is an array of tables"
 IN_TABLE = "the array of tables that it is a key of"
+
+
+@frozen
+class Beside:
+    """Another setting without which a setting means nothing."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    """The values of the other that give this one a meaning; (): any but none, false and 0."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value of the other setting gives this one a meaning."""
+        return value in self.values if self.values else value not in (None, False, 0, (), "0", "none")
 
 
 def option(
@@ -33,6 +50,10 @@ def option(
     or_one: bool = False,
     may_change: bool = False,
     may_move: bool = False,
+    fixed: str = "",
+    used_with: Sequence[Beside] = (),
+    check: Callable[[Any], object] | None = None,
+    alone: str | None = None,
     decides: bool = True,
     path: bool = False,
     in_table: str = "",
@@ -51,13 +72,19 @@ def option(
         or_one: of many, one alone may stand without a list around it.
         may_change: whether a resumed run may have another value than the one it started with.
         may_move: whether a resumed run may name another place for it: what lies there is compared with what the run started on.
+        fixed: of one that may do neither, the reason: a sentence that the error of a resume ends with.
+        used_with: settings that give this one a meaning; one of them is enough. () for a setting that always has one.
+        check: raises ConfigError for a value that limits cannot tell from a good one.
+        alone: what the option means on the command line where no value follows it.
         decides: whether the value decides what is computed; a path does not, what lies there is known by its hash.
         path: whether `~` stands for the home folder in it.
         in_table: of a key that the command line has no option for, the array of tables that it stands in.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
-    resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move}
-    metadata = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, IN_TABLE: in_table, **resume, **limits}
+    resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move, FIXED: fixed}
+    use = {USED_WITH: tuple(used_with), "check": check, ALONE: alone}
+    what = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, IN_TABLE: in_table}
+    metadata = {**what, **resume, **use, **limits}
     converter = None if not many else _one_or_many if or_one else _to_tuple
     return attrs.field(default=default, metadata=metadata, validator=_check, converter=converter)
 
@@ -67,10 +94,10 @@ def input_path(default: Any, text: str, **how: Any) -> Any:
     return option(default, text, kind=str, may_move=True, decides=False, path=True, **how)
 
 
-def tables(cls: type, name: str, *, may_move: bool = True, decides: bool = False) -> Any:
+def tables(cls: type, name: str, *, may_move: bool = True, decides: bool = False, fixed: str = "") -> Any:
     """An attrs field for an array of tables, `[[name]]` in TOML; the command line has no option for it.
 
-    `may_move` and `decides` are those of `option`.
+    `may_move`, `decides` and `fixed` are those of `option`.
     """
 
     def made(number: int, item: Any) -> Any:
@@ -82,7 +109,8 @@ def tables(cls: type, name: str, *, may_move: bool = True, decides: bool = False
     def convert(value: Any) -> Any:
         return tuple(made(number, item) for number, item in enumerate(value))
 
-    metadata = {TABLES: cls, MAY_CHANGE: False, MAY_MOVE: may_move, DECIDES: decides, PATH: False}
+    resume = {MAY_CHANGE: False, MAY_MOVE: may_move, FIXED: fixed}
+    metadata = {TABLES: cls, USED_WITH: (), DECIDES: decides, PATH: False, **resume}
     return attrs.field(default=(), converter=convert, metadata=metadata)
 
 
@@ -115,6 +143,11 @@ def _check(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     for item in value if many else (value,):
         _check_type(attribute, item)
         _check_range(attribute, item)
+        if attribute.metadata["check"] is not None:
+            try:
+                attribute.metadata["check"](item)
+            except ConfigError as error:
+                raise error.amend(subject=_where(attribute)) from error
 
 
 def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:

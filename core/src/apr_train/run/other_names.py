@@ -115,6 +115,11 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "keep": ("keep_checkpoints", "keep_last", "keep_last_n", "max_checkpoints", "save_total_limit"),
     "log_every": ("log_freq", "log_interval", "log_steps", "logging_steps"),
+    "max_time": ("max_duration", "max_train_time", "time_limit", "train_time"),
+    "early_stop": ("early_stopping", "early_stopping_patience", "patience"),
+    "keep_best": ("load_best_model_at_end", "metric_for_best_model", "save_best", "save_best_only"),
+    "skip_spikes": ("skip_step", "skip_step_optimizer", "spike_threshold"),
+    "ema": ("ema_decay", "use_ema"),
     "precision": ("amp", "autocast", "dtype", "mixed_precision", "param_dtype", "torch_dtype"),
     "compile": ("torch_compile", "use_compile"),
     "recompute": (

@@ -13,7 +13,9 @@ from attrs import field, frozen
 
 from apr_train.checkpoint.given_name import given_name
 from apr_train.errors import RunError
-from apr_train.run.folder import CONFIG, METRICS, PREFLIGHT, SAMPLES, run_hint, run_of
+from apr_train.run.changes import read_changes
+from apr_train.run.course import best_checkpoint, course
+from apr_train.run.folder import CHANGES, CONFIG, METRICS, PREFLIGHT, SAMPLES, run_hint, run_of
 from apr_train.run.metrics import BY_SOURCE, Metrics, read_metrics
 from apr_train.run.preflight_file import PreflightRecord, read_preflight
 from apr_train.run.samples import Sample, read_samples
@@ -35,6 +37,8 @@ class Record:
     """None for a run that was made before runs wrote preflight.json."""
     samples: tuple[Sample, ...] = field(repr=False)
     """By step; a run writes one at its end."""
+    told: Mapping[str, str] = field(factory=dict, repr=False)
+    """What happened on the way: label → text."""
 
     @property
     def measured(self) -> tuple[Metrics, ...]:
@@ -69,7 +73,9 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     if not folder.is_dir():
         raise RunError("no such run", where=given, expected=f"a folder with {CONFIG} and {METRICS}")
     lines = _lines(folder / METRICS)
-    groups = attrs.asdict(read_toml(folder / CONFIG))
+    settings, changes = read_toml(folder / CONFIG), tuple(read_changes(folder / CHANGES))
+    groups = attrs.asdict(settings)
+    best = best_checkpoint(folder, lines, settings, changes)
     return Record(
         folder=folder,
         label=given_name(folder),
@@ -79,6 +85,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         },
         preflight=read_preflight(folder / PREFLIGHT),
         samples=tuple(read_samples(folder / SAMPLES)),
+        told=course(lines, settings, best, changes),
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from attrs import frozen
 
 from apr_train.errors import RunError
 from apr_train.run.adapted import step_of_adapter
+from apr_train.run.changes import Change, differences, read_changes, settings_at
 from apr_train.run.data_argument import moved_sources
-from apr_train.run.folder import CARD, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
+from apr_train.run.folder import CARD, CHANGES, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
 from apr_train.run.provenance import step_of, written_metadata
 from apr_train.run.samples import read_samples
 from apr_train.run.settings import GROUPS, Settings
@@ -30,6 +31,17 @@ class Resume:
     settings: Settings
     stated: frozenset[str] = frozenset()
     """The settings that the user gave with the resume."""
+    changes: tuple[Change, ...] = ()
+    """All that resumes of this run changed, this one included, by step."""
+
+    @property
+    def changed(self) -> tuple[Change, ...]:
+        """What this resume changes."""
+        return tuple(change for change in self.changes if change.step == self.step) if self.checkpoint is not None else ()
+
+    def is_changed(self, setting: str) -> bool:
+        """Whether this resume changes a setting, `run.precision` say."""
+        return any(change.setting == setting for change in self.changed)
 
     @property
     def model_path(self) -> str | None:
@@ -77,11 +89,12 @@ def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume
         stated: the names of the fields that count.
 
     Raises:
-        RunError: when there is no run, a setting differs that must not, or its samples are damaged.
+        RunError: when there is no run, a setting differs that must not, or its samples or changes are damaged.
         ConfigError: when its config.toml is damaged.
     """
     folder, checkpoint = find_checkpoint(path)
     started = read_toml(folder / CONFIG)
+    earlier = read_changes(folder / CHANGES)
     read_samples(folder / SAMPLES)  # a damaged line would stop the run only after its text was read
     values = {
         name: getattr(group, name)
@@ -97,4 +110,17 @@ def plan_resume(path: Path, wanted: Settings, stated: Collection[str]) -> Resume
     if checkpoint is not None and checkpoint.step > wanted.run.steps:
         expected, found = f"at least {checkpoint.step}, where the checkpoint stands", wanted.run.steps
         raise RunError("the run is beyond its last step already", where="--steps", expected=expected, found=found)
-    return Resume(path=path, folder=folder, checkpoint=checkpoint, settings=wanted, stated=frozenset(stated))
+    return Resume(
+        path=path,
+        folder=folder,
+        checkpoint=checkpoint,
+        settings=wanted,
+        stated=frozenset(stated),
+        changes=() if checkpoint is None else _changes(earlier, started, wanted, checkpoint.step),
+    )
+
+
+def _changes(earlier: Sequence[Change], started: Settings, wanted: Settings, step: int) -> tuple[Change, ...]:
+    """The changes up to a checkpoint, and those of going on from it with the settings that are wanted."""
+    now = differences(settings_at(started, earlier, step), wanted, step)
+    return (*(change for change in earlier if change.step < step), *now)

@@ -12,7 +12,7 @@ import tomli_w
 
 from apr_train.errors import ConfigError, Finding, RunError
 from apr_train.run.data_argument import mixture_of
-from apr_train.run.option import MAY_CHANGE, MAY_MOVE, TABLES, flag
+from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, TABLES, flag
 from apr_train.run.other_names import advice, plain, settings_called
 from apr_train.run.settings import GROUPS, DataSettings, Settings, SourceSettings
 from apr_train.suggest import closest, nearest
@@ -129,7 +129,7 @@ def check_resume(started: Settings, wanted: Settings) -> None:
     """Refuse a resume that would not continue the same run; what may lie elsewhere is compared by its content, later.
 
     Raises:
-        RunError: naming every setting that differs and must not.
+        RunError: naming every setting that differs and must not, with the reason.
     """
     faults = []
     for group, cls in GROUPS.items():
@@ -138,22 +138,34 @@ def check_resume(started: Settings, wanted: Settings) -> None:
             moved = item.metadata[MAY_MOVE] and (before is None) == (after is None)
             if before != after and not item.metadata[MAY_CHANGE] and not moved:
                 called = f"[[{group}.{item.name}]]" if TABLES in item.metadata else flag(item.name)
-                faults.append(f"{called} was {before!r}, now {after!r}")
+                faults.append(_unchangeable(called, "", before, after, item.metadata[FIXED]))
     faults += _other_mixture(started.data, wanted.data)
     if faults:
-        raise RunError(
-            "a resume cannot change " + "; ".join(faults),
-            hint="Leave them out, or start a new run with --init pointing at the checkpoint's model.apr.",
-        )
+        raise RunError.of(faults)
 
 
-def _other_mixture(started: DataSettings, wanted: DataSettings) -> Iterator[str]:
+_OTHER_SOURCES = "which row of which source comes next follows from all of them"
+
+
+def _unchangeable(subject: str, field: str, before: Any, after: Any, reason: str) -> Finding:
+    return Finding(
+        subject=subject,
+        field=field,
+        problem=f"a resume cannot change this: {reason or 'only where it lies may change'}",
+        expected="nothing" if before is None else str(before),
+        found="nothing" if after is None else str(after),
+        hint="Leave it out, or start a new run with --init pointing at the checkpoint's model.apr.",
+    )
+
+
+def _other_mixture(started: DataSettings, wanted: DataSettings) -> Iterator[Finding]:
     """What the sources of a run were and are not any more; where they lie may change."""
     before, after = ({str(item.name): item for item in mixture_of(data)} for data in (started, wanted))
-    yield from (f"--data had no source {name!r}" for name in after if name not in before)
-    yield from (f"--data had a source {name!r}, which is gone" for name in before if name not in after)
+    for name in sorted(before.keys() ^ after.keys()):
+        was, now = (name if name in side else None for side in (before, after))
+        yield _unchangeable("--data", name, was, now, _OTHER_SOURCES)
     for name in (name for name in before if name in after):
-        for key in (item.name for item in attrs.fields(SourceSettings) if not item.metadata[MAY_MOVE]):
-            was, now = getattr(before[name], key), getattr(after[name], key)
+        for item in (item for item in attrs.fields(SourceSettings) if not item.metadata[MAY_MOVE]):
+            was, now = getattr(before[name], item.name), getattr(after[name], item.name)
             if was != now:
-                yield f"{key} of the source {name!r} was {was!r}, now {now!r}"
+                yield _unchangeable("--data", f"{name}.{item.name}", was, now, item.metadata[FIXED])

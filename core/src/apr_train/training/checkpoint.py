@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,8 @@ from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.safetensors import write_safetensors
 from apr_train.errors import FormatError
 from apr_train.model.tensors import DTYPE_NAMES, to_view
-from apr_train.run.folder import MODEL, OPTIMIZER, STATE, prune, step_name
+from apr_train.run.folder import AVERAGING, MODEL, OPTIMIZER, STATE, prune, step_name
+from apr_train.training.averaging import AveragedWeights
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.optimizer.state import optimizer_tensors, restore_optimizer
 from apr_train.training.step import NonFiniteError
@@ -62,9 +64,22 @@ def save_checkpoint(
     optimizer: Optimizers,
     write_model: ModelWriter,
     keep: int,
+    spare: Collection[int] = (),
+    averaged: AveragedWeights | None = None,
     model_name: str = MODEL,
 ) -> Path:
     """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
+
+    Args:
+        folder: of the run.
+        state: becomes state.json.
+        model: its weights, or the averaged ones in their place.
+        optimizer: its state is written.
+        write_model: writes the model.
+        keep: the newest so many checkpoints stay.
+        spare: steps whose checkpoints stay, too.
+        averaged: what averages the weights, if anything does; its state is written.
+        model_name: of the file that `write_model` writes.
 
     Raises:
         NonFiniteError: when a weight is not finite; nothing is written or removed then.
@@ -75,10 +90,13 @@ def save_checkpoint(
         if broken_weights(model):
             raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
         with replace_folder(target, like=folder) as beside:
-            write_model(beside / model_name, model, step=state["step"])
+            with nullcontext() if averaged is None else averaged.in_place_of(model):
+                write_model(beside / model_name, model, step=state["step"])
+            if averaged is not None:
+                _write_tensors(beside / AVERAGING, averaged.tensors(model))
             _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
-    prune(folder, keep)
+    prune(folder, keep, spare)
     return target
 
 
@@ -127,8 +145,8 @@ def _check_rng(state: dict[str, Any], path: Path) -> None:
         raise FormatError("not a state of the random generator", path=path, field="rng.cpu", expected=expects, found=found)
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizers, *, step: int) -> None:
-    """Read the optimizer's state at `step` back.
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizers, *, step: int, convert: bool = False) -> None:
+    """Read the optimizer's state at `step` back; `convert`: into the present types of the weights.
 
     Raises:
         FormatError: when the file is damaged.
@@ -139,4 +157,4 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizers, *,
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise FormatError("cannot read the optimizer's state", path=path, found=str(error)) from error
-    restore_optimizer(model, optimizer, tensors, step=step)
+    restore_optimizer(model, optimizer, tensors, step=step, convert=convert)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from apr_train.run.course import course
 from apr_train.run.events import RunEvents
 from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.metrics import Metrics, mean_speed
@@ -82,22 +83,33 @@ def _part(part: Part, shares: Mapping[str, float]) -> str:
 def closing(prepared: Prepared, lines: list[Metrics], outcome: Outcome) -> dict[str, str]:
     """The lines of a run's end, label → text; `lines` are all of metrics.jsonl, which a stopped run does not need."""
     run = prepared.run
+    go_on = f"apr-train --resume {shlex.quote(str(run.folder))}"
     if outcome.stopped_by is not None:
         saved = f"after step {run.step} of {run.settings.run.steps}; everything is saved"
         return {
             "stopped": f"by {outcome.stopped_by} {saved if run.step else 'before step 1: nothing to save yet'}",
-            "go on with": f"apr-train --resume {shlex.quote(str(run.folder))}",
+            "go on with": go_on,
         }
     told = {}
+    if outcome.ended_by is not None:
+        told["ended"] = f"by {outcome.ended_by}, after step {run.step} of {run.settings.run.steps}; everything is saved"
+        told["go on with"] = go_on
     measured = [line for line in lines if line.val_loss is not None]
     if measured:
         told["validation loss"] = f"{measured[0].val_loss:.4f} → {measured[-1].val_loss:.4f}"
+    told |= course(lines, run.settings, run.best(), run.changes)
     if (speed := mean_speed(lines)) is not None:
         told["speed"] = f"{speed:,.0f} tokens/s"
-    told["model" if run.result == MODEL else "adapter"] = str(run.folder / Path(run.result).parts[0])
+    told["model" if run.result == MODEL else "adapter"] = f"{run.folder / Path(run.result).parts[0]}{_which(run, told)}"
     told["card"] = str(run.folder / CARD)
     told["metrics"] = str(run.folder / METRICS)
     return told
+
+
+def _which(run: Run, told: Mapping[str, str]) -> str:
+    """Which weights the result has, where there are others to be had."""
+    of = f", of step {run.step}" if "best" in told else ""
+    return of + (", the averaged weights" if "averaged" in told else "")
 
 
 def step_line(line: Metrics, steps: int) -> str:
@@ -105,11 +117,12 @@ def step_line(line: Metrics, steps: int) -> str:
     parts = [f"step {line.step}/{steps}"]
     if line.loss is not None:
         parts += [f"loss {line.loss:.4f}", *([] if line.aux_loss is None else [f"aux {line.aux_loss:.3f}"])]
-        parts += [f"lr {line.lr:.2e}", f"grad {line.grad_norm:.3f}"]
+        parts += [f"lr {line.lr:.2e}", f"grad {line.grad_norm:.3f}", *(["skipped"] if line.skipped else [])]
         parts += [f"{line.tokens_per_s:,.0f} tokens/s", size(line.memory)]
     if line.val_loss is not None:
         shown = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"
         parts.append(f"val {line.val_loss:.4f} (perplexity {shown})")
+        parts += [] if line.trained_val_loss is None else [f"without averaging {line.trained_val_loss:.4f}"]
         parts += [f"{name} {value:.4f}" for name, value in (line.source_val_loss or {}).items()]
     if line.val_accuracy is not None:
         parts.append(f"accuracy {line.val_accuracy:.1%}")

@@ -24,6 +24,7 @@ from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
+from apr_train.run.course import course
 from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
@@ -69,12 +70,19 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
     """
     run = prepared.run
     lines = read_metrics(run.folder / METRICS)
+    with run.result_weights():
+        return lines, _write(prepared, lines)
+
+
+def _write(prepared: Prepared, lines: list[Metrics]) -> Sample | None:
+    """The same with the weights in the model that are the run's result."""
+    run = prepared.run
     sample = _sample(prepared)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
     run.write_model(run.folder / run.result, run.model, step=run.step)
-    return lines, sample
+    return sample
 
 
 def _sample(prepared: Prepared) -> Sample | None:
@@ -103,7 +111,7 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
     settings = _named_settings(prepared.run.settings, names)
     return Card(
         title=prepared.run.folder.name,
-        about=_about(prepared, settings),
+        about=_about(prepared, settings, lines),
         results=[line for line in lines if line.val_loss is not None],
         own_held_out=bool(settings.data.val_data),
         outcome=_outcome(prepared, mean_speed(lines)),
@@ -113,7 +121,7 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
     )
 
 
-def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
+def _about(prepared: Prepared, settings: Settings, lines: Sequence[Metrics]) -> dict[str, str]:
     run, inputs = prepared.run, prepared.inputs
     family = inputs.cleared.family
     inherited = model_file(inputs).provenance(run.folder / MODEL)
@@ -122,6 +130,7 @@ def _about(prepared: Prepared, settings: Settings) -> dict[str, str]:
         "family verified": standing(family.plugin).sentence or "no certificate",
         "parameters": f"{parameters_of(run):,}",
         **adapter_lines(prepared),
+        **course(lines, run.settings, run.best(), run.changes),
         "objective": run.objective.name,
         "attention": str(prepared.attention),
         "started from": settings.model.init or "fresh weights",

@@ -14,6 +14,7 @@ from apr_train.model.device import memory_errors, peak_memory
 from apr_train.run.folder import METRICS, MODEL, checkpoints
 from apr_train.run.metrics import Metrics, MetricsFile
 from apr_train.training.checkpoint import broken_weights
+from apr_train.training.ending import stopped_early
 from apr_train.training.evaluation import judge_start
 from apr_train.training.run import Run
 from apr_train.training.signals import StopRequest
@@ -28,6 +29,8 @@ class Outcome:
     """The last line that was written; None when there was nothing left to do."""
     stopped_by: str | None = None
     """The signal that ended it early, such as `SIGINT`."""
+    ended_by: str | None = None
+    """The setting that ended it early and in order, and why: `--max-time 30m`, `--early-stop 3: …`."""
 
 
 def train(run: Run) -> Outcome:
@@ -46,22 +49,30 @@ def train(run: Run) -> Outcome:
 
 def _train(run: Run) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
-    line = None
+    line = ended = None
     with StopRequest() as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display:
         if run.step == 0:
             line = _start(run)
             metrics.write(line)
             display.step(line)
-        while run.step < last and not stop:
+        while run.step < last and not stop and ended is None:
             line = _advance(run, metrics)
             metrics.write(line)
             if stop.name != "SIGHUP":  # the terminal is gone
                 display.step(line)
-            if _due(run.step, often.save_every, last):
+            if _due(run.step, often.save_every, last) or (line.val_loss is not None and run.is_better(line)):
                 _save(run, metrics)
+            ended = _ended(run, line)
         if run.step:
             _save(run, metrics)  # a checkpoint that is there stays as it is: only a signal leaves something to save here
-    return Outcome(last=line, stopped_by=stop.name if run.step < last else None)
+    return Outcome(last=line, stopped_by=stop.name if run.step < last else None, ended_by=ended if run.step < last else None)
+
+
+def _ended(run: Run, line: Metrics) -> str | None:
+    """Why the run ends in order behind this line, which then has a validation; None: it goes on."""
+    if run.time.over:
+        return f"--max-time {run.settings.run.max_time}"
+    return None if line.val_loss is None else stopped_early(run.settings.run, run.validations, run.measure)
 
 
 def _start(run: Run) -> Metrics:
@@ -85,14 +96,16 @@ def _advance(run: Run, metrics: MetricsFile) -> Metrics:
             if not broken_weights(run.model):
                 run.save(before)
             raise
-        return _finite(run.validated(line)) if _due(run.step, often.val_every, often.steps) else line
+        due = run.time.check(line.step_time or 0.0) or _due(run.step, often.val_every, often.steps)
+        return _finite(run.validated(line)) if due else line
 
 
 def _finite(line: Metrics) -> Metrics:
     """The line, unless its validation says that the weights are of no use."""
-    if line.val_loss is not None and not math.isfinite(line.val_loss):
-        problem, where = "the validation loss is not finite", f"step {line.step}"
-        raise NonFiniteError(problem, rule=rules.INV_TRAIN_007, where=where, found=line.val_loss)
+    for loss in (line.val_loss, line.trained_val_loss):
+        if loss is not None and not math.isfinite(loss):
+            problem, where = "the validation loss is not finite", f"step {line.step}"
+            raise NonFiniteError(problem, rule=rules.INV_TRAIN_007, where=where, found=loss)
     return line
 
 
@@ -116,7 +129,12 @@ def _step(run: Run) -> Metrics:
         clip_norm=settings.optimizer.clip_norm,
         step=step,
         compiled=settings.run.compile,
+        judge=None if run.spikes is None else run.spikes.judge,
     )
+    if result.skipped is not None:
+        run.display.say(f"step {step} skipped, as --skip-spikes {settings.run.skip_spikes:g} says: {result.skipped}")
+    elif run.averaged is not None:
+        run.averaged.update(run.model)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     seconds = perf_counter() - begin
@@ -127,6 +145,7 @@ def _step(run: Run) -> Metrics:
         aux_loss=result.aux_loss,
         lr=rate,
         grad_norm=result.grad_norm,
+        skipped=None if result.skipped is None else 1,
         targets=result.targets,
         tokens=run.tokens,
         tokens_per_s=result.tokens / seconds,

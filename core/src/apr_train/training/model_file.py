@@ -12,6 +12,7 @@ from torch import nn
 
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr.keys import FORMAT
+from apr_train.checkpoint.apr.metadata import encode_metadata
 from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import KEY as REFERENCE
@@ -20,6 +21,7 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
 from apr_train.family.operations import joined
 from apr_train.model.tensors import DTYPE_NAMES, to_view
+from apr_train.run.folder import MODEL
 from apr_train.run.provenance import RUN_KEY, stamp_in
 
 
@@ -55,10 +57,21 @@ class ModelFile:
                 pieces = ((edge.checkpoint_part, edge.to_checkpoint(parameters[edge.parameter])) for edge in edges)
                 writer.write(spec.name, to_view(joined(spec.shape, pieces)).data)
 
+    def require_writable(self) -> None:
+        """Find out before anything is spent whether there can be a file: its metadata has limits that a tokenizer may pass.
+
+        Raises:
+            FormatError: naming what `.apr` cannot hold.
+        """
+        encode_metadata(self._metadata([], 0, self._inherited), MODEL)
+
+    @property
+    def _inherited(self) -> Mapping[str, Any]:
+        return self.header.provenance if self.header is not None else {}
+
     def provenance(self, path: Path) -> dict[str, Any]:
         """Licence, data, author and so on of the file that is written to `path`."""
-        inherited = self.header.provenance if self.header is not None else {}
-        return {**inherited, **stamp_in(path, self.origin)}
+        return {**self._inherited, **stamp_in(path, self.origin)}
 
     def _metadata(self, tensors: Sequence[TensorSpec], step: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
         inherited = apr_metadata(self.config, self.info, header=self.header, tokenizer=self.tokenizer, provenance=provenance)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,16 +17,22 @@ from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
+from apr_train.run.changes import Change
+from apr_train.run.course import best_of, compared
 from apr_train.run.events import RunEvents
-from apr_train.run.folder import METRICS, MODEL, SAMPLES, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.folder import CHANGES, METRICS, MODEL, SAMPLES, StepFolder, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.measures import NONE, Measure, best_line, measure_named
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
+from apr_train.training.averaging import AveragedWeights
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
-from apr_train.training.evaluation import held_out_loss
+from apr_train.training.ending import TimeLimit
+from apr_train.training.evaluation import Validation, held_out_loss
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.schedule import Schedule
+from apr_train.training.spikes import SpikeGuard
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
@@ -63,32 +71,85 @@ class Run:
     """Optimizer steps done."""
     tokens: int = 0
     """Tokens read since step 0."""
+    spikes: SpikeGuard | None = field(default=None, repr=False)
+    """What skips steps; None: nothing does."""
+    averaged: AveragedWeights | None = field(default=None, repr=False)
+    """The averages that are validated, sampled and written in place of the trained weights; None: there are none."""
+    time: TimeLimit = field(factory=lambda: TimeLimit(limit=None), repr=False)
+    changes: tuple[Change, ...] = ()
+    """What resumes of this run changed in its settings."""
+    validations: list[Metrics] = field(factory=list, repr=False)
+    """The lines so far that can be compared: those with a validation, without any that asked other questions."""
 
     def state(self) -> dict[str, Any]:
         """Where the run stands: all that a resume needs besides weights and optimizer."""
-        return {"step": self.step, "tokens": self.tokens, "data": self.stream.state_dict(), "rng": rng_state(self.device)}
+        place = {"step": self.step, "tokens": self.tokens, "data": self.stream.state_dict(), "rng": rng_state(self.device)}
+        return place if self.spikes is None else place | {"spikes": self.spikes.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go where `state` stands."""
         self.step, self.tokens = state["step"], state["tokens"]
         self.stream.load_state_dict(state["data"])
         restore_rng(state["rng"], self.device)
+        if self.spikes is not None:
+            self.spikes.load_state_dict(state.get("spikes", {}))
+
+    @property
+    def measure(self) -> Measure:
+        """By what its validations are compared."""
+        return measure_named(self.settings.run.keep_best)
+
+    def best(self) -> StepFolder | None:
+        """The checkpoint that `--keep-best` keeps: the best of those that are there and were measured."""
+        return best_of(self.folder, self.validations, self.settings)
+
+    def is_better(self, line: Metrics) -> bool:
+        """Whether `--keep-best` wants a checkpoint of this line's step, the last of the validations."""
+        return self._best_step(line.step) == line.step
+
+    def result_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are validated, sampled and written: the averaged ones, if there are any."""
+        return nullcontext() if self.averaged is None else self.averaged.in_place_of(self.model)
 
     def save(self, state: dict[str, Any] | None = None) -> Path:
         """Write a checkpoint of the present state, or of one of a moment ago with the same weights."""
+        state = self.state() if state is None else state
+        best = self._best_step(state["step"])
         return save_checkpoint(
             self.folder,
-            self.state() if state is None else state,
+            state,
             model=self.model,
             optimizer=self.optimizer,
             write_model=self.write_model,
             model_name=Path(self.result).name,
             keep=self.settings.run.keep,
+            spare=() if best is None else (best,),
+            averaged=self.averaged,
         )
 
+    def _best_step(self, coming: int) -> int | None:
+        """The step whose checkpoint `--keep-best` keeps, of those that are there and of one to come; None for none."""
+        if self.settings.run.keep_best == NONE:
+            return None
+        line = best_line(self.validations, self.measure, among={coming, *(item.step for item in checkpoints(self.folder))})
+        return None if line is None else line.step
+
     def validated(self, line: Metrics) -> Metrics:
-        """The line with a validation in it."""
-        measured = held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
+        """The line with a validation in it, of the averaged weights if there are any, and with the loss of the trained ones."""
+        begin = perf_counter()
+        if self.averaged is not None and line.step:
+            line = evolve(line, trained_val_loss=self._held_out().loss)
+        with self.result_weights():
+            line = self._validated(line)
+        self.time.validated(perf_counter() - begin)
+        self.validations.append(line)
+        return line
+
+    def _held_out(self) -> Validation:
+        return held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
+
+    def _validated(self, line: Metrics) -> Metrics:
+        measured = self._held_out()
         loss, accuracy = measured.loss, measured.accuracy
         by_source = {name: value for name, value in measured.by_source.items() if math.isfinite(value)}
         line = evolve(
@@ -116,12 +177,15 @@ def restore(run: Run, resume: Resume) -> None:
     """
     checkpoint = resume.checkpoint
     if checkpoint is None:
-        for name in (METRICS, SAMPLES):
+        for name in (METRICS, SAMPLES, CHANGES):
             (run.folder / name).unlink(missing_ok=True)
         return
     state = read_state(checkpoint.path)
-    load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"])
+    other_types = any(resume.is_changed(name) for name in ("run.precision", "optimizer.bf16_update"))
+    load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"], convert=other_types)
     run.restore(state)
+    if run.averaged is not None:
+        run.averaged.restore(run.model, checkpoint.path, convert=other_types)
     named = resume.path == checkpoint.path
     later = [item.path for item in checkpoints(run.folder) if named and item.step > checkpoint.step]
     for folder in later:
@@ -129,5 +193,6 @@ def restore(run: Run, resume: Resume) -> None:
     for folder in later:
         run.display.say(f"forgetting {folder.name}: the run goes on from {checkpoint.path.name}")
         remove_checkpoint(folder)
-    cut_back(run.folder / METRICS, checkpoint.step)
+    kept = cut_back(run.folder / METRICS, checkpoint.step)
+    run.validations = compared(kept, run.settings, resume.changes)
     cut_samples(run.folder / SAMPLES, checkpoint.step)

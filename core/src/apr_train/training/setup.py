@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from time import monotonic
 
 import torch
 from attrs import frozen
@@ -42,6 +43,7 @@ from apr_train.preflight.optimizer_rules import parameter_groups
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
+from apr_train.run.changes import at_first
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, name_of, new_run_folder
@@ -53,15 +55,20 @@ from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
 from apr_train.run.settings_file import to_toml
 from apr_train.training.adapter_file import RESULT, TASKS, AdapterFile
+from apr_train.training.averaging import AveragedWeights, start_remark
 from apr_train.training.build import choose_attention, make_model
+from apr_train.training.changed import note_changes
+from apr_train.training.checkpoint import read_state
 from apr_train.training.defaults import Decided, decide
 from apr_train.training.display import make_display
+from apr_train.training.ending import TimeLimit
 from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions
 from apr_train.training.examinee import Examinee
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer.make import make_optimizer
 from apr_train.training.run import Evaluate, Run, restore
+from apr_train.training.spikes import SpikeGuard
 
 
 @frozen(kw_only=True)
@@ -149,6 +156,7 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
     Raises:
         AprTrainError: whatever is wrong, before anything is trained.
     """
+    begun = monotonic()
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
     with ExitStack() as held:
@@ -160,7 +168,7 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
         inputs = _gather(asked, resume, examined, cleared, say)
-        yield _prepared(inputs, examined, resume, held, say)
+        yield _prepared(inputs, examined, resume, held, say, begun)
 
 
 def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
@@ -265,11 +273,13 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
         return checkpoint.content_hash()
 
 
-def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say) -> Prepared:
+def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, begun: float) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
     decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)
-    stream = training_stream(inputs, say)
+    if adapters is None:
+        model_file(inputs).require_writable()
+    stream = training_stream(inputs, say, resume)
     evaluate = make_evaluations(inputs, choice, say)
     model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
@@ -289,7 +299,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
             seed=decided.settings.run.seed,
         ),
         stream=stream,
-        held_out=validation_data(inputs),
+        held_out=validation_data(inputs, resume),
         evaluate=evaluate,
         objective=inputs.cleared.objective,
         precision=decided.precision,
@@ -303,6 +313,10 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         fresh=loaded.fresh if loaded is not None else (),
         arrived=arrived,
         vocab_size=inputs.cleared.config.vocab_size,
+        spikes=SpikeGuard(decided.settings.run.skip_spikes) if decided.settings.run.skip_spikes else None,
+        averaged=_averaged(decided.settings.run, model, say),
+        changes=() if resume is None else resume.changes,
+        time=TimeLimit.of(decided.settings.run, begun),
     )
     if resume is not None:
         if adapters is not None and resume.checkpoint is not None:
@@ -311,8 +325,19 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     else:
         write_identity(folder, inputs.identity)
         write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
+    if resume is not None:
+        note_changes(resume, say)
     write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+
+
+def _averaged(run: RunSettings, model: nn.Module, say: Say) -> AveragedWeights | None:
+    """The averages of `--ema`, which begin as the model's weights; says where they would hardly leave these."""
+    if run.ema is None:
+        return None
+    if (remark := start_remark(run.ema, run.steps)) is not None:
+        say(remark)
+    return AveragedWeights(model, run.ema)
 
 
 def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> bool:
@@ -420,8 +445,10 @@ def make_evaluations(inputs: Inputs, choice: Choice, say: Say) -> Evaluate | Non
     return Evaluations(tuple(made.values()), examinee)
 
 
-def training_stream(inputs: Inputs, say: Say) -> BatchStream:
-    """The training batches, from the first one on; `say` is told when an epoch ends, and which sources will.
+def training_stream(inputs: Inputs, say: Say, resume: Resume | None = None) -> BatchStream:
+    """The training batches, from the first one on, or from where a checkpoint stands.
+
+    `say` is told when an epoch ends, and which sources will.
 
     Raises:
         DataError: when a source is too small for one row.
@@ -441,7 +468,9 @@ def training_stream(inputs: Inputs, say: Say) -> BatchStream:
         on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
         on_source=lambda name, epochs, ended: say(_of_source(name, epochs, ended=ended)),
     )
-    _foresee(stream, decided, say)
+    if resume is not None and resume.checkpoint is not None:
+        stream.load_state_dict(read_state(resume.checkpoint.path)["data"])
+    _foresee(stream, decided, say, done=0 if resume is None else resume.step)
     return stream
 
 
@@ -450,22 +479,26 @@ def _of_source(name: str, epochs: int, *, ended: bool) -> str:
     return f"source {name}: epoch {epochs} done: {what}"
 
 
-def _foresee(stream: BatchStream, decided: Decided, say: Say) -> None:
-    """Say at which steps sources will end.
+def _foresee(stream: BatchStream, decided: Decided, say: Say, *, done: int) -> None:
+    """Say at which steps sources will end; `done` of them are.
 
     Raises:
         PreflightError: when all of them end before the last step.
     """
     steps, per_step = decided.settings.run.steps, decided.batch_size * decided.settings.data.accumulate
-    if findings := end_findings(stream.rows, steps=steps, per_step=per_step):
+    read = stream.rows_read
+    if findings := end_findings(stream.rows, steps=steps, per_step=per_step, done=done, read=read):
         raise PreflightError(findings)
-    for end in stream.ends_until(steps * per_step):
-        say(f"source {end.name} will have ended with step {-(-end.row // per_step):,}; the others share its part from there")
+    for end in stream.ends_until(read + (steps - done) * per_step):
+        if end.row > read:
+            step = done - (read - end.row) // per_step
+            say(f"source {end.name} will have ended with step {step:,}; the others share its part from there")
 
 
-def validation_data(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
-    """A function that gives the validation batches, the same ones each time."""
+def validation_data(inputs: Inputs, resume: Resume | None = None) -> Callable[[], Iterable[Batch]]:
+    """A function that gives the validation batches, the same rows each time, whatever batch size a resume wants."""
     decided, data = inputs.decided, inputs.decided.settings.data
+    size = decided.batch_size if resume is None else at_first(resume.changes, "data.batch_size", decided.batch_size)
     return lambda: validation_batches(
         [part.rows for part in inputs.corpus.held_out],
         objective=inputs.cleared.objective,
@@ -475,5 +508,5 @@ def validation_data(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
         document_mask=data.document_mask,
         mask_probability=data.mask_probability,
         packing=data.packing or "concatenate",
-        max_rows=data.val_batches * decided.batch_size,
+        max_rows=data.val_batches * size,
     )

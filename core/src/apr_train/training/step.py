@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -38,6 +38,8 @@ class StepResult:
     tokens: int
     aux_loss: float | None = None
     """Mean of the model's auxiliary loss over the step's tokens, without its factor; None for a model that has none."""
+    skipped: str | None = None
+    """Why the optimizer changed nothing; None: it took the step."""
 
 
 def train_step(
@@ -50,6 +52,7 @@ def train_step(
     clip_norm: float,
     step: int,
     compiled: bool = False,
+    judge: Callable[[float, float], str | None] | None = None,
 ) -> StepResult:
     """Take one step on the batches together: each target token has the same weight, whichever batch it is in.
 
@@ -57,6 +60,7 @@ def train_step(
 
     Args:
         step: its number, from 1 on; after the backward pass of step 1 every parameter must have a gradient.
+        judge: says of a loss and a gradient norm why the optimizer shall change nothing; None: it always takes the step.
 
     Raises:
         NonFiniteError: before the optimizer has changed anything.
@@ -75,7 +79,9 @@ def train_step(
     measured = torch.stack([loss, norm.to(loss.device), *([] if auxiliary is None else [auxiliary])]).tolist()
     if not all(map(math.isfinite, measured)):
         raise _non_finite(model, step, *measured)
-    optimizer.step()
+    skipped = None if judge is None else judge(measured[0], measured[1])
+    if skipped is None:
+        optimizer.step()
     tokens = sum(batch.tokens.numel() for batch in batches)
     return StepResult(
         loss=measured[0],
@@ -83,6 +89,7 @@ def train_step(
         targets=targets,
         tokens=tokens,
         aux_loss=None if auxiliary is None else measured[2],
+        skipped=skipped,
     )
 
 

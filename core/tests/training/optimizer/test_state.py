@@ -99,3 +99,42 @@ def test_a_parameter_that_never_had_a_gradient_goes_on_as_if_never_saved():
                 restore_optimizer(model, optimizer, tensors, step=1)
         ends.append([parameter.detach().clone() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+KINDS = [("fp32", "stochastic"), ("bf16-weights", "stochastic"), ("bf16-weights", "master"), ("bf16-weights", "nearest")]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("after", KINDS)
+@pytest.mark.parametrize("before", KINDS)
+def test_a_state_of_other_weights_becomes_one_of_these(make_run, optimizer, before, after):
+    was, now = (
+        make_run(name, steps=2, optimizer=optimizer, precision=precision, bf16_update=update)
+        for name, (precision, update) in (("was", before), ("now", after))
+    )
+    train(was)
+    train(now)  # for the state that such a run has
+    had, has = (optimizer_tensors(run.model, run.optimizer) for run in (was, now))
+    now.model.load_state_dict(was.model.state_dict())
+    fresh = make_optimizer(now.model, now.settings.optimizer, lr=now.schedule.lr)
+    restore_optimizer(now.model, fresh, had, step=2, convert=True)
+    found = optimizer_tensors(now.model, fresh)
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: tensor.dtype for name, tensor in has.items()}
+    for name in found.keys() & had.keys():
+        assert torch.equal(found[name], had[name].to(found[name].dtype))
+    for name, parameter in now.model.named_parameters():
+        weight = had.get(f"master.{name}", was.model.state_dict()[name])
+        assert torch.equal(parameter, weight.to(parameter.dtype))
+        assert f"master.{name}" not in found or torch.equal(
+            found[f"master.{name}"], had.get(f"master.{name}", parameter.float())
+        )
+
+
+@pytest.mark.parametrize("damage", ["shape", "integers"])
+def test_a_state_that_is_converted_has_to_fit_all_the_same(saved, damage):
+    run, tensors = saved
+    name = f"exp_avg.{NORM}"
+    tensors[name] = tensors[name][:-1] if damage == "shape" else tensors[name].int()
+    fresh = make_optimizer(run.model, run.settings.optimizer, lr=run.schedule.lr)
+    with pytest.raises(RunError, match="does not fit"):
+        restore_optimizer(run.model, fresh, tensors, step=2, convert=True)

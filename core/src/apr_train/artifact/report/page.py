@@ -80,7 +80,7 @@ def report_page(records: Sequence[Record]) -> str:
         f"{_header(records)}<main>"
         f"{_section('Results', _cards(records, found))}"
         f"{_section('Curves', _legend(records) + _charts(drawn))}"
-        f"{_section('Final numbers', _numbers_table(records, found))}{''.join(_sources(records))}"
+        f"{_section('Final numbers', _numbers_table(records, found))}{''.join(_sources(records))}{''.join(_course(records))}"
         f"{''.join(_settings(records))}{''.join(_preflight(records))}{''.join(_samples(records))}"
         f"</main>\n"
         f'<script type="application/json" id="data">{_data(records, drawn)}</script>'
@@ -279,6 +279,17 @@ def _sources(records: Sequence[Record]) -> Iterator[str]:
     if rows:
         head = ["run", "source", "tokens", "share", "validation loss at first", "at last"]
         yield _section("Sources", _table(head, rows, label="Sources"))
+
+
+def _course(records: Sequence[Record]) -> Iterator[str]:
+    """What happened on the way of each run: the best checkpoint, averages, skipped steps, changed settings."""
+    rows = [
+        [_key(run, record.label), escape(name), escape(text)]
+        for run, record in enumerate(records)
+        for name, text in record.told.items()
+    ]
+    if rows:
+        yield _section("On the way", _table(["run", "", ""], rows, label="On the way"))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str) -> str:

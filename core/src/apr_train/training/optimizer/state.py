@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from apr_train.errors import RunError
 from apr_train.run.folder import OPTIMIZER
-from apr_train.training.optimizer.bfloat16 import STEP, Float32Updates
+from apr_train.training.optimizer.bfloat16 import MASTER, STEP, Float32Updates
 from apr_train.training.optimizer.make import MOMENTS, Optimizers, kind_of
 
 State = dict[str, Tensor]
+_Owner = tuple[torch.optim.Optimizer, nn.Parameter]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizers) -> State:
@@ -30,7 +31,9 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizers) -> State:
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: Optimizers, tensors: Mapping[str, Tensor], *, step: int) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizer: Optimizers, tensors: Mapping[str, Tensor], *, step: int, convert: bool = False
+) -> None:
     """Put a saved state back, bit for bit.
 
     Args:
@@ -38,21 +41,41 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizers, tensors: Mapping[
         optimizer: gets the state.
         tensors: as `optimizer_tensors` gives them.
         step: steps that were done; before the first one there is no state.
+        convert: whether the weights may be of another type than they were: a state of another floating type is rounded to
+            nearest, a master copy that is not kept any more becomes the weight, and one that was not kept begins as the weight.
 
     Raises:
         RunError: if a tensor is absent, belongs to no parameter, or has another shape or dtype than it.
     """
     owners = _owners(model, optimizer) if step else {}
-    strange = sorted(set(tensors) ^ {f"{key}.{name}" for name, owner in owners.items() for key in _blank(*owner)})
+    blanks = {name: _blank(*owner) for name, owner in owners.items()}
+    saved = _converted(tensors, owners, step) if convert else tensors
+    strange = sorted(set(saved) ^ {f"{key}.{name}" for name, blank in blanks.items() for key in blank})
     if strange:
-        found = f"{strange[0]}, which has no parameter" if strange[0] in tensors else f"no {strange[0]}"
+        found = f"{strange[0]}, which has no parameter" if strange[0] in saved else f"no {strange[0]}"
         raise RunError("the optimizer state is of another model", where=OPTIMIZER, found=found)
     for name, (part, parameter) in owners.items():
+        part.state[parameter] = {key: _fitting(saved, f"{key}.{name}", like) for key, like in blanks[name].items()}
+
+
+def _converted(tensors: Mapping[str, Tensor], owners: Mapping[str, _Owner], step: int) -> State:
+    """A state in the types, and with the parts, that the present optimizer has."""
+    saved = dict(tensors)
+    for name, (part, parameter) in owners.items():
         blank = _blank(part, parameter)
-        part.state[parameter] = {key: _fitting(tensors, f"{key}.{name}", like) for key, like in blank.items()}
+        wide, count = (saved.pop(f"{key}.{name}", None) for key in (MASTER, STEP))
+        if wide is not None and MASTER not in blank and wide.shape == parameter.shape:
+            parameter.data.copy_(wide)
+        had = {MASTER: blank.get(MASTER) if wide is None else wide, STEP: torch.tensor(float(step)) if count is None else count}
+        saved |= {f"{key}.{name}": value for key, value in had.items() if key in blank and value is not None}
+        for key, like in blank.items():
+            value = saved.get(f"{key}.{name}")
+            if value is not None and value.is_floating_point():
+                saved[f"{key}.{name}"] = value.to(like.dtype)
+    return saved
 
 
-def _owners(model: nn.Module, optimizer: Optimizers) -> dict[str, tuple[torch.optim.Optimizer, nn.Parameter]]:
+def _owners(model: nn.Module, optimizer: Optimizers) -> dict[str, _Owner]:
     """Every trained parameter by name, with the optimizer that has it, in the model's order."""
     parts = {parameter: part for part in optimizer.parts for group in part.param_groups for parameter in group["params"]}
     return {name: (parts[parameter], parameter) for name, parameter in model.named_parameters() if parameter in parts}

@@ -231,7 +231,9 @@ def test_what_is_gone_may_be_named_anew_and_the_message_says_so(started):
 
 def test_a_run_from_scratch_cannot_be_given_an_init(place, taught):
     place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
-    assert "--init was None" in place("--resume", "runs/x", "--init", taught, "--steps", "3", code=1)
+    assert "--init: a resume cannot change this: only where it lies may change, expected nothing" in place(
+        "--resume", "runs/x", "--init", taught, "--steps", "3", code=1
+    )
 
 
 @pytest.mark.parametrize("arch", ["llama370m", "qwen2", "codebert"])

@@ -30,6 +30,7 @@ from apr_train.preflight.family_rules import is_learnt_by
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
+from apr_train.preflight.profile_rules import profile_findings
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
@@ -328,3 +329,4 @@ def _run_findings(
         yield from reference_findings(header, report, settings)
     yield from evaluation_findings(settings, report, fresh)
     yield from adapter_findings(settings, report)
+    yield from profile_findings(settings.run, resume)

@@ -20,7 +20,7 @@ from apr_train.run.json_lines import read_json_lines
 
 BY_SOURCE = ("source_tokens", "source_val_loss")
 """Fields that have a number for each source of a mixture, by its name."""
-MEASURED = ("tokens_per_s", "step_time", "memory")
+MEASURED = ("tokens_per_s", "step_time", "mfu", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 
 
@@ -41,6 +41,9 @@ class Metrics:
     tokens: int | None = _unit("tokens", "Tokens that the model has read since step 0.", default=None)
     tokens_per_s: float | None = _unit("tokens/s", "Tokens read in the step by the time that it took.", default=None)
     step_time: float | None = _unit("s", "Time of the step, without validation and saving.", default=None)
+    mfu: float | None = _unit(
+        "", "Model FLOPs utilisation: operations that the step needs, by those that the device can do.", default=None
+    )
     memory: int | None = _unit("bytes", "Peak so far: resident memory on a CPU, allocated memory on CUDA.", default=None)
     val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
     perplexity: float | None = _unit("", "exp(val_loss).", default=None)

@@ -17,12 +17,14 @@ from apr_train.data.stream import BatchStream
 from apr_train.model.device import Precision
 from apr_train.run.events import RunEvents
 from apr_train.run.folder import METRICS, MODEL, SAMPLES, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.machine import Machine
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
 from apr_train.training.evaluation import held_out_loss
+from apr_train.training.profile import StepProfiler
 from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
@@ -58,6 +60,10 @@ class Run:
     fresh: tuple[str, ...] = ()
     """Parameters that this checkpoint did not have."""
     vocab_size: int
+    profiler: StepProfiler | None = field(default=None, repr=False)
+    """Traces some of the steps."""
+    machine: Machine | None = None
+    """What a step needs and what the device could do, for the MFU; None: it is not told."""
     step: int = 0
     """Optimizer steps done."""
     tokens: int = 0

@@ -43,8 +43,9 @@ from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, name_of, new_run_folder
+from apr_train.run.folder import CONFIG, MACHINE, MODEL, PREFLIGHT, locked, name_of, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
+from apr_train.run.machine import write_machine
 from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import stage_bars
 from apr_train.run.provenance import origin_of
@@ -58,8 +59,10 @@ from apr_train.training.display import make_display
 from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions
 from apr_train.training.examinee import Examinee
+from apr_train.training.machine import machine_of
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
+from apr_train.training.profile import profiler_of
 from apr_train.training.run import Evaluate, Run, restore
 
 
@@ -274,6 +277,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
+    machine = machine_of(decided, inputs.cleared)
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
     run = Run(
         settings=decided.settings,
@@ -296,6 +300,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         fresh=loaded.fresh if loaded is not None else (),
         arrived=arrived,
         vocab_size=inputs.cleared.config.vocab_size,
+        machine=machine,
     )
     if resume is not None:
         if adapters is not None and resume.checkpoint is not None:
@@ -304,6 +309,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     else:
         write_identity(folder, inputs.identity)
         write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
+    run.profiler = profiler_of(decided.settings.run, folder, run.device, run.display.say, done=run.step)
+    write_machine(folder / MACHINE, machine)
     write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
     return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
 

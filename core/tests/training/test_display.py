@@ -41,7 +41,7 @@ def test_the_live_display_moves_and_keeps_validations_as_lines():
         display.step(Metrics(step=6, val_loss=2.25, perplexity=9.49))
     shown = console.file.getvalue()
     assert "[not markup] said above the bar" in shown
-    assert "step 6/10  val 2.2500 (perplexity 9.49)\n" in shown
+    assert "step  6/10  val 2.2500 (perplexity 9.49)\n" in shown
     assert bars(console)[-1] == BAR * 6 // 10
 
 

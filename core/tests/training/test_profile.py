@@ -133,7 +133,6 @@ def test_a_window_outside_the_run_is_one_finding(window, steps, fine):
     ("stated", "window", "found"), [(False, "1:2", 0), (True, "1:2", 1), (True, "5:6", 0), (True, "4:6", 1)]
 )
 def test_a_run_that_goes_on_is_asked_for_steps_that_are_still_to_come(tmp_path, stated, window, found):
-    from apr_train.run.folder import StepFolder
 
     settings = Settings(run=RunSettings(profile=window, steps=9))
     resume = Resume(

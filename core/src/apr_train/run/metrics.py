@@ -87,6 +87,13 @@ def mean_speed(lines: Iterable[Metrics]) -> float | None:
     return tokens_per_second(steps) if steps else None
 
 
+def mean_mfu(lines: Iterable[Metrics]) -> float | None:
+    """The MFU over the time of all steps but the first, which warms up, unless it is the only one; None without any."""
+    steps = [(line.mfu, line.step_time) for line in lines if line.mfu is not None and line.step_time]
+    timed = steps[1:] or steps
+    return sum(mfu * seconds for mfu, seconds in timed) / sum(seconds for _, seconds in timed) if timed else None
+
+
 class MetricsFile:
     """Appends lines; each is on its way to the disk when `write` returns, and on it after `sync`.
 

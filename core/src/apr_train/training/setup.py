@@ -47,7 +47,7 @@ from apr_train.run.folder import CONFIG, MACHINE, MODEL, PREFLIGHT, locked, name
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
 from apr_train.run.machine import write_machine
 from apr_train.run.preflight_file import write_preflight
-from apr_train.run.progress import stage_bars
+from apr_train.run.progress import doing, stage_bars
 from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
@@ -154,7 +154,8 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
     with ExitStack() as held:
-        examined = held.enter_context(examine(asked, resume))
+        with doing("looking for faults of the run"):
+            examined = held.enter_context(examine(asked, resume))
         cleared = examined.report.cleared()
         for finding in examined.report.warnings:
             say(f"warning: {finding}")
@@ -259,12 +260,16 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
     if path is None:
         return None
     if resume is None and source is not None:
-        return source.content_hash()
+        with doing(_HASHING):
+            return source.content_hash()
     if resume is not None and resume.lost("init", path):
         say(f"{path} is gone: whether it is still what the run started from cannot be checked")
         return read_identity(resume.folder).init
-    with open_source(path) as checkpoint:
+    with doing(_HASHING), open_source(path) as checkpoint:
         return checkpoint.content_hash()
+
+
+_HASHING = "hashing the weights that the run starts from"
 
 
 def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say) -> Prepared:
@@ -273,11 +278,13 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
     evaluate = make_evaluations(inputs, choice, say)
-    model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
+    with doing("loading the weights" if examined.checkpoint is not None else "making the model"):
+        model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
-    machine = machine_of(decided, inputs.cleared)
+    with doing("looking at the machine"):
+        machine = machine_of(decided, inputs.cleared)
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
     run = Run(
         settings=decided.settings,
@@ -332,7 +339,7 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
     if rows.difference(held) is not None:
         return False  # the preflight has said so
     precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
-    with memory_errors("the reference loss"):
+    with memory_errors("the reference loss"), doing("measuring the reference loss"):
         verdict, agrees = judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow)
     say(verdict)
     return agrees

@@ -144,7 +144,7 @@ def _asked(prepared: Prepared) -> str:
 
 
 def step_line(line: Metrics, steps: int) -> str:
-    """`step 12/30  loss  2.1040  lr 3.10e-05  grad   1.320      812 tokens/s  mfu  23%    1.9 GB  val 2.0510 (perplexity 7.78)`."""
+    """`step 12/30  loss  2.1040  lr 3.10e-05  grad   1.320      812 tokens/s  mfu  23%    1.9 GB  val 2.0510 (…)`."""
     return "  ".join([*figures(line, steps).values(), *_measured(line)])
 
 

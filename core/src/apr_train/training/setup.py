@@ -283,7 +283,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
-    with doing("looking at the machine"):
+    with doing("making the optimizer, and looking at the machine"):
+        optimizer = make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr)
         machine = machine_of(decided, inputs.cleared)
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
     run = Run(
@@ -291,7 +292,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         schedule=decided.schedule,
         folder=folder,
         model=model,
-        optimizer=make_optimizer(model, decided.settings.optimizer, lr=decided.schedule.lr),
+        optimizer=optimizer,
         stream=stream,
         held_out=validation_data(inputs),
         evaluate=evaluate,

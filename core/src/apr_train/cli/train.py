@@ -118,7 +118,8 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
         with doing("writing the result"):
             lines, sample = finish(prepared)
         if sample is not None:
-            click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
+            between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
+            click.echo(f"\n{sample.prompt}{between}{click.style(sample.text, bold=True)}{sample.suffix}\n")
         emit_pairs(closing(prepared, lines, outcome))
         click.echo("\nnext")
         for line in next_commands(prepared):

@@ -140,7 +140,7 @@ def require_unused(folder: Path) -> None:
 def _nothing_trained(entries: list[Path]) -> bool:
     """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
     names = {entry.name for entry in entries if not _is_part(entry.name)}
-    later = {PREFLIGHT, CONFIG, METRICS}
+    later = {PREFLIGHT, CONFIG, MACHINE, METRICS}
     ours = names <= {LOCK, IDENTITY, *later} and (IDENTITY in names or not names & later)
     ours = ours and all(_is_identity(entry) for entry in entries if entry.name == IDENTITY)
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
@@ -160,7 +160,7 @@ def _is_identity(path: Path) -> bool:
     return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
 
 
-_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, CARD})
+_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, MACHINE, METRICS, SAMPLES, MODEL, CARD})
 
 
 def kept_files(folder: Path) -> list[Path]:

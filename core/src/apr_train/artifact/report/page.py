@@ -290,10 +290,7 @@ def _machines(records: Sequence[Record], found: Sequence[Numbers]) -> Iterator[s
         machine = record.machine
         if machine is None:
             continue
-        threads = "" if machine.threads is None or machine.device.startswith("cuda") else f", {machine.threads} threads"
-        source = (
-            "" if machine.peak is None else f' <small title="{escape(machine.peak.source)}">{machine.peak.known_from}</small>'
-        )
+        threads = "" if machine.threads is None else f", {machine.threads} thread{'s' * (machine.threads != 1)}"
         rows.append(
             [
                 _key(run, record.label),

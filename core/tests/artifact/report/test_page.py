@@ -191,7 +191,7 @@ def test_the_machine_and_the_mfu_are_told(make_run_folder):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = report_page(read_records([folder]))
     cells = [text for text in outline(page.partition('id="machine">')[2].partition("</section>")[0]).text if text.strip()]
-    assert cells[5:] == ["a", "NVIDIA <H100>, bf16, 16 threads", "2.0 GFLOP", "989.5 TFLOP/s ", "table", "25.0%"]
+    assert cells[6:] == ["a", "NVIDIA <H100>, bf16, 16 threads", "2.0 GFLOP", "989.5 TFLOP/s ", "table", "25.0%"]
     assert "MFU 25.0%" in page
     assert '<figure class="panel" data-panel="mfu">' in page
 

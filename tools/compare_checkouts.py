@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-MEASURED = ("tokens_per_s", "step_time", "memory")
+MEASURED = ("tokens_per_s", "step_time", "mfu", "memory")
 FAMILIES = {"llama370m": 320, "qwen2": 320, "codebert": 340}
 LEFT_OUT = ("MODEL_CARD.md", "README.md", "SHA256SUMS", "preflight.json", "samples.jsonl", ".lock")
 TEXT = "".join(f"def scale_{n}(values):\n    return [value * {n % 7} for value in values]\n\n\n" for n in range(200))

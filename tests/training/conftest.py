@@ -13,7 +13,7 @@ from attrs import frozen
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-MEASURED = {"tokens_per_s", "step_time", "memory"}
+MEASURED = {"tokens_per_s", "step_time", "mfu", "memory"}
 SMALL = ("--sequence-length", "32", "--val-batches", "2", "--attention", "sdpa", "--sample-tokens", "4", "--threads", "1")
 NAMES = ("alpha", "beta", "count", "index", "items", "name", "path", "result", "total", "value")
 

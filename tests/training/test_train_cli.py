@@ -43,7 +43,7 @@ def test_a_run_from_scratch_needs_two_words(place):
         assert part in out
     folder = place.run("llama370m-tiny")
     written = {"model.apr", "MODEL_CARD.md", "config.toml", "identity.json", "metrics.jsonl", "step-000003"}
-    written |= {"preflight.json", "samples.jsonl"}
+    written |= {"preflight.json", "machine.json", "samples.jsonl"}
     assert {item.name for item in folder.iterdir() if not item.name.startswith(".")} == written
     data = next(line for line in out.splitlines() if line.startswith("data "))
     assert re.fullmatch(r"data .*: [\d,]+ tokens to learn from, [\d,]+ more held out", data)

@@ -116,6 +116,8 @@ FIM_003 = "FIM-003"
 """Tokens around a hole whose rows in the embedding look untrained: told, not refused."""
 EVAL_001 = "EVAL-001"
 """An evaluation in the run that there is not, or that this model cannot be asked."""
+PROFILE_001 = "PROFILE-001"
+"""Steps to trace that the run does not have."""
 
 ADAPTER_001 = "ADAPTER-001"
 """Adapters that cannot be trained: no base, a target that matches nothing or is no linear layer, no PEFT."""

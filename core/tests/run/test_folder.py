@@ -5,7 +5,14 @@ from apr_train.errors import OutputError, RunError
 from apr_train.run.folder import InUseError, find_checkpoint, locked, new_run_folder, require_unused
 
 STARTED_ON = '{"corpus": "c", "tokenizer": "t", "init": null}'
-START = {"identity.json": STARTED_ON, "preflight.json": "{}", "config.toml": "[run]", "metrics.jsonl": "", ".lock": ""}
+START = {
+    "identity.json": STARTED_ON,
+    "preflight.json": "{}",
+    "config.toml": "[run]",
+    "machine.json": "{}",
+    "metrics.jsonl": "",
+    ".lock": "",
+}
 LITTER = (".identity.json.0123456789ab.part", ".preflight.json.0123456789ab.part", ".config.toml.0123456789ab.part")
 
 

@@ -24,6 +24,18 @@ def test_samples_come_back_equal_one_a_line(path):
     assert path.read_bytes().count(b"\n") == len(samples)
 
 
+def test_a_line_of_a_text_says_no_more_than_it_did_and_other_kinds_come_back(path):
+    samples = [
+        sample(1),
+        Sample(step=2, prompt="p", text="t", kind="chat"),
+        Sample(step=3, prompt="p", text="t", kind="hole", suffix="s"),
+    ]
+    for item in samples:
+        add_sample(path, item)
+    assert read_samples(path) == samples
+    assert path.read_text().splitlines()[0] == '{"step": 1, "prompt": "p", "text": "x"}'
+
+
 def test_no_file_is_no_sample(path):
     assert read_samples(path) == []
     cut_samples(path, 3)
@@ -57,6 +69,8 @@ def test_a_resume_keeps_the_samples_up_to_its_step(path):
         '{"step": true, "prompt": "p", "text": "t"}',
         '{"step": 2, "prompt": "p", "text": null}',
         '{"step": 2, "prompt": "p", "text": "t", "more": 1}',
+        '{"step": 2, "prompt": "p", "text": "t", "kind": "poem"}',
+        '{"step": 2, "prompt": "p", "text": "t", "suffix": null}',
         '{"step": 1, "prompt": "p", "text": "t"}',
         "9" * 5000,
         "[" * 100_000,

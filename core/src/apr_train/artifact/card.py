@@ -95,7 +95,13 @@ def _results(lines: Sequence[Metrics], *, own: bool) -> Iterator[str]:
 
 
 def _sample(sample: Sample) -> list[str]:
-    return ["The most likely continuation (greedy) of the first part:", _fenced(sample.prompt), _fenced(sample.text)]
+    asked = {
+        "text": "The most likely continuation (greedy) of the first part:",
+        "chat": "The most likely answer (greedy) to the first part:",
+        "hole": "The most likely text (greedy) between the first part and the last:",
+    }
+    parts = [_fenced(sample.prompt), _fenced(sample.text), *([_fenced(sample.suffix)] if sample.kind == "hole" else [])]
+    return [asked[sample.kind], *parts]
 
 
 def _preflight(preflight: PreflightRecord) -> list[str]:

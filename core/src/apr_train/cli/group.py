@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, cast
 import click
 
 from apr_train.errors import AprTrainError
+from apr_train.run.terminal import broken, columns
 from apr_train.suggest import closest
 
 TRAIN = "train"
@@ -85,6 +87,8 @@ class CommandGroup(click.Group):
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
             raise _explained(error, (ctx.obj or {}).get("typed", [])) from error
+        except click.UsageError as error:
+            raise _at_words(error) from error
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
@@ -101,6 +105,13 @@ def _explained(error: click.NoSuchOption, typed: list[str]) -> click.UsageError:
     from apr_train.cli.usage import unknown_option
 
     return unknown_option(error, typed, trains=error.ctx is not None and error.ctx.command.name == TRAIN)
+
+
+def _at_words(error: click.UsageError) -> click.UsageError:
+    """The error whose message, as click shows it on a terminal, breaks at words."""
+    shown = "Error: "
+    text = broken(f"{shown}{error.format_message()}", columns(sys.stderr), indent=2)
+    return click.UsageError(text.removeprefix(shown), error.ctx)
 
 
 @contextmanager
@@ -123,7 +134,7 @@ def _fail(ctx: click.Context, error: Exception, exit_code: int, *, debug: bool) 
     """Say what is wrong on stderr, under the traceback when `--debug` asks for it, and leave."""
     if debug:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    click.echo(f"Error: {_told(error)}", err=True)
+    click.echo(broken(f"Error: {_told(error)}", columns(sys.stderr), indent=2), err=True)
     ctx.exit(exit_code)
 
 

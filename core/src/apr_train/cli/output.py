@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import attrs
 import click
 
 from apr_train.errors import Finding
+from apr_train.run.terminal import broken, columns
+
+_INDENT = 2
+"""Columns in front of what continues a line."""
 
 
 def say(text: str) -> None:
     """Print a message beside the results: on stderr, so that a pipe gets the results alone."""
-    click.echo(text, err=True)
+    click.echo(broken(text, columns(sys.stderr), indent=_INDENT), err=True)
+
+
+def tell(text: str) -> None:
+    """Print a notice on stdout; on a terminal it breaks at words."""
+    click.echo(broken(text, columns(sys.stdout), indent=_INDENT))
 
 
 def emit_json(data: Any) -> None:
@@ -91,11 +100,16 @@ def emit_pairs(pairs: Mapping[str, object], *, title: str | None = None) -> None
         click.echo(click.style(title, bold=True))
     width = max((len(key) for key in pairs), default=0)
     for key, value in pairs.items():
-        click.echo(f"{key.ljust(width)}  {value}")
+        click.echo(broken(f"{key.ljust(width)}  {value}", columns(sys.stdout), indent=width + 2))
 
 
 def emit_findings(findings: Iterable[Finding], *, err: bool = True) -> None:
     """Print each finding on a line of its own, errors first."""
     for finding in sorted(findings, key=lambda finding: finding.severity != "error"):
         colour = "red" if finding.severity == "error" else "yellow"
-        click.echo(f"{click.style(finding.severity, fg=colour, bold=True)} {finding}", err=err)
+        severity, text = finding.severity, broken(f"{finding.severity} {finding}", columns(_stream(err)), indent=_INDENT)
+        click.echo(f"{click.style(severity, fg=colour, bold=True)}{text.removeprefix(severity)}", err=err)
+
+
+def _stream(err: bool) -> TextIO:
+    return sys.stderr if err else sys.stdout

@@ -100,22 +100,30 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
     if plan is not None and plan.is_finished:
         _say_finished(plan)
         return
-    from apr_train.cli.output import emit_pairs
-    from apr_train.training.display import closing, opening
-    from apr_train.training.finish import finish
-    from apr_train.training.loop import train
-    from apr_train.training.setup import prepare
+    from apr_train.cli.output import emit_pairs, tell
+    from apr_train.run.progress import doing
 
-    with prepare(settings, plan, click.echo) as prepared:
+    with doing("starting torch"):
+        from apr_train.training.display import closing, next_commands, opening
+        from apr_train.training.finish import finish
+        from apr_train.training.loop import train
+        from apr_train.training.setup import prepare
+
+    with prepare(settings, plan, tell) as prepared:
         emit_pairs(opening(prepared))
         outcome = train(prepared.run)
         if outcome.stopped_by is not None:
             emit_pairs(closing(prepared, [], outcome))
             raise click.exceptions.Exit(130)
-        lines, sample = finish(prepared)
+        with doing("writing the result"):
+            lines, sample = finish(prepared)
         if sample is not None:
-            click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
+            between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
+            click.echo(f"\n{sample.prompt}{between}{click.style(sample.text, bold=True)}{sample.suffix}\n")
         emit_pairs(closing(prepared, lines, outcome))
+        click.echo("\nnext")
+        for line in next_commands(prepared):
+            click.echo(f"  {line}")
 
 
 def _say_finished(plan: Resume) -> None:

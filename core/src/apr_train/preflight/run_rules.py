@@ -31,6 +31,7 @@ from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
 from apr_train.preflight.optimizer_rules import optimizer_findings
+from apr_train.preflight.profile_rules import profile_findings
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.preflight.use_rules import use_findings
@@ -337,3 +338,4 @@ def _run_findings(
     yield from adapter_findings(settings, report)
     yield from optimizer_findings(settings, report)
     yield from use_findings(settings, report.objective, stated=None if resume is None else resume.stated)
+    yield from profile_findings(settings.run, resume)

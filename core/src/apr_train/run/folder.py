@@ -60,6 +60,9 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 CHANGES = "changes.jsonl"
 """What resumes changed."""
+MACHINE = "machine.json"
+PROFILE = "profile"
+"""The folder of what `--profile` leaves."""
 MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
 STATE = "state.json"
@@ -141,7 +144,7 @@ def require_unused(folder: Path) -> None:
 def _nothing_trained(entries: list[Path]) -> bool:
     """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
     names = {entry.name for entry in entries if not _is_part(entry.name)}
-    later = {PREFLIGHT, CONFIG, METRICS}
+    later = {PREFLIGHT, CONFIG, MACHINE, METRICS}
     ours = names <= {LOCK, IDENTITY, *later} and (IDENTITY in names or not names & later)
     ours = ours and all(_is_identity(entry) for entry in entries if entry.name == IDENTITY)
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
@@ -161,7 +164,7 @@ def _is_identity(path: Path) -> bool:
     return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
 
 
-_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, CHANGES, MODEL, CARD})
+_KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, MACHINE, METRICS, SAMPLES, CHANGES, MODEL, CARD})
 
 
 def kept_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from apr_train.run.json_lines import read_json_lines
 
 BY_SOURCE = ("source_tokens", "source_val_loss")
 """Fields that have a number for each source of a mixture, by its name."""
-MEASURED = ("tokens_per_s", "step_time", "memory")
+MEASURED = ("tokens_per_s", "step_time", "mfu", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 
 
@@ -42,6 +42,9 @@ class Metrics:
     tokens: int | None = _unit("tokens", "Tokens that the model has read since step 0.", default=None)
     tokens_per_s: float | None = _unit("tokens/s", "Tokens read in the step by the time that it took.", default=None)
     step_time: float | None = _unit("s", "Time of the step, without validation and saving.", default=None)
+    mfu: float | None = _unit(
+        "", "Model FLOPs utilisation: operations that the step needs, by those that the device can do.", default=None
+    )
     memory: int | None = _unit("bytes", "Peak so far: resident memory on a CPU, allocated memory on CUDA.", default=None)
     val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
     trained_val_loss: float | None = _unit(
@@ -86,6 +89,13 @@ def mean_speed(lines: Iterable[Metrics]) -> float | None:
     """`tokens_per_second` over the lines of steps; None if no line has a time."""
     steps = [(line.tokens_per_s * line.step_time, line.step_time) for line in lines if line.step_time and line.tokens_per_s]
     return tokens_per_second(steps) if steps else None
+
+
+def mean_mfu(lines: Iterable[Metrics]) -> float | None:
+    """The MFU over the time of all steps but the first, which warms up, unless it is the only one; None without any."""
+    steps = [(line.mfu, line.step_time) for line in lines if line.mfu is not None and line.step_time]
+    timed = steps[1:] or steps
+    return sum(mfu * seconds for mfu, seconds in timed) / sum(seconds for _, seconds in timed) if timed else None
 
 
 class MetricsFile:

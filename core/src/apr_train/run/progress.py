@@ -8,11 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from apr_train.run.terminal import columns, is_drawn_on
+
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
 DELAY = 1.0
 """Seconds before a bar appears: short work shows none."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say on a terminal what is being done, as long as it is: the line is gone afterwards. Nothing else may print meanwhile."""
+    stream = sys.stderr
+    if not is_drawn_on(stream):
+        yield
+        return
+    stream.write(f"{what} …"[: (columns(stream) or 80) - 1])
+    stream.flush()
+    try:
+        yield
+    finally:
+        stream.write("\r\x1b[K")  # back to its beginning, and erase to its end (ECMA-48)
+        stream.flush()
 
 
 @contextmanager
@@ -24,7 +42,7 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "B")
         total: how much there is to do; None: of unknown length.
         unit: `B` counts bytes, with sizes and speed; anything else is a plain count.
     """
-    if not sys.stderr.isatty():
+    if not is_drawn_on(sys.stderr):
         yield _silent
         return
     bar = _DelayedBar(description, total, unit)
@@ -40,7 +58,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
     Yields None where there is no terminal, so that nothing is counted for nobody.
     """
-    if not sys.stderr.isatty():
+    if not is_drawn_on(sys.stderr):
         yield None
         return
     with ExitStack() as shown:

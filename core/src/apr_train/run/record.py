@@ -15,9 +15,11 @@ from apr_train.checkpoint.given_name import given_name
 from apr_train.errors import RunError
 from apr_train.run.changes import read_changes
 from apr_train.run.course import best_checkpoint, course
-from apr_train.run.folder import CHANGES, CONFIG, METRICS, PREFLIGHT, SAMPLES, run_hint, run_of
+from apr_train.run.folder import CHANGES, CONFIG, MACHINE, METRICS, PREFLIGHT, PROFILE, SAMPLES, run_hint, run_of
+from apr_train.run.machine import Machine, read_machine
 from apr_train.run.metrics import BY_SOURCE, Metrics, read_metrics
 from apr_train.run.preflight_file import PreflightRecord, read_preflight
+from apr_train.run.profile_file import ITEMS, ProfileRecord, read_profile
 from apr_train.run.samples import Sample, read_samples
 from apr_train.run.settings_file import read_toml
 
@@ -39,6 +41,10 @@ class Record:
     """By step; a run writes one at its end."""
     told: Mapping[str, str] = field(factory=dict, repr=False)
     """What happened on the way: label → text."""
+    machine: Machine | None = None
+    """None for a run that was made before runs wrote machine.json."""
+    profile: ProfileRecord | None = field(default=None, repr=False)
+    """None for a run without `--profile`."""
 
     @property
     def measured(self) -> tuple[Metrics, ...]:
@@ -86,6 +92,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         preflight=read_preflight(folder / PREFLIGHT),
         samples=tuple(read_samples(folder / SAMPLES)),
         told=course(lines, settings, best, changes),
+        machine=read_machine(folder / MACHINE),
+        profile=read_profile(folder / PROFILE / ITEMS),
     )
 
 

@@ -1,11 +1,11 @@
-"""samples.jsonl: texts that a run's model wrote, one JSON object a line: step, prompt, text."""
+"""samples.jsonl: texts that a run's model wrote, one JSON object a line: step, prompt, text, and of another kind more."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import attrs
 from attrs import frozen
@@ -17,6 +17,10 @@ from apr_train.run.json_lines import read_json_lines
 _HINT = "Move the file away: the run goes on without it, and the report leaves it out."
 
 
+SampleKind = Literal["text", "chat", "hole"]
+"""What the prompt is: the beginning of a text, a user's turn, or what stands before a hole."""
+
+
 @frozen(kw_only=True)
 class Sample:
     """A prompt, and the text with which the model went on."""
@@ -26,6 +30,9 @@ class Sample:
     prompt: str
     text: str
     """The continuation, without the prompt."""
+    kind: SampleKind = "text"
+    suffix: str = ""
+    """What stands behind the hole."""
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -52,9 +59,12 @@ def _checked(path: Path) -> list[Sample]:
 
 
 def _sample(values: Any) -> Sample | None:
-    kinds = {"step": int, "prompt": str, "text": str}
-    right = isinstance(values, dict) and {key: type(value) for key, value in values.items()} == kinds
-    return Sample(**values) if right else None
+    if not isinstance(values, dict):
+        return None
+    of_other_kinds = {"kind": "text", "suffix": ""}  # a line of a text's beginning leaves them out
+    types = {key: type(value) for key, value in (of_other_kinds | values).items()}
+    right = types == {"step": int, "prompt": str, "text": str, "kind": str, "suffix": str}
+    return Sample(**values) if right and values.get("kind", "text") in get_args(SampleKind) else None
 
 
 def add_sample(path: Path, sample: Sample) -> None:
@@ -79,4 +89,9 @@ def cut_samples(path: Path, step: int) -> None:
 
 
 def _write(path: Path, samples: Iterable[Sample]) -> None:
-    write_file(path, "".join(f"{json.dumps(attrs.asdict(sample))}\n" for sample in samples).encode("utf-8"))
+    write_file(path, "".join(f"{json.dumps(_told(sample))}\n" for sample in samples).encode("utf-8"))
+
+
+def _told(sample: Sample) -> dict[str, Any]:
+    """The fields of a line: those that are at their default are left out."""
+    return attrs.asdict(sample, filter=lambda item, value: item.default is attrs.NOTHING or value != item.default)

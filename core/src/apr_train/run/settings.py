@@ -414,6 +414,17 @@ class RunSettings:
     threads: int | None = option(
         None, "CPU threads; torch's own choice otherwise.", kind=int, minimum=1, may_change=True, decides=False
     )
+    peak_tflops: float | None = option(
+        None,
+        "What the device does at most, in 10¹² operations a second, for the MFU; a table's, or measured on a CPU, otherwise.",
+        kind=float,
+        above=0,
+        may_change=True,
+        decides=False,
+    )
+    profile: str | None = option(
+        None, "Steps whose trace goes into the run's folder, FIRST:LAST.", kind=str, may_change=True, decides=False
+    )
     seed: int = option(
         0, "Seed of initialisation, data order, masking and dropout.", kind=int, minimum=0, maximum=MAX_SEED, fixed=_DRAWS
     )

@@ -44,3 +44,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def rate(flops_per_s: float) -> str:
+    """Operations a second: `989.5 TFLOP/s`, `87 GFLOP/s`."""
+    return f"{flops_per_s / 1e12:,.1f} TFLOP/s" if flops_per_s >= 1e12 else f"{flops_per_s / 1e9:,.0f} GFLOP/s"
+
+
+def operations(flops: float) -> str:
+    """A number of operations: `1.2 GFLOP`, `5.1 MFLOP`."""
+    for scale, name in ((1e12, "T"), (1e9, "G")):
+        if flops >= scale:
+            return f"{flops / scale:,.1f} {name}FLOP"
+    return f"{flops / 1e6:,.1f} MFLOP"

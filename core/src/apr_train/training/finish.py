@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from itertools import takewhile
 from pathlib import Path
 from typing import cast
 
 import attrs
+from attrs import frozen
 from torch import Tensor, nn
 
 from apr_train.artifact.card import Card, markdown
@@ -15,6 +16,7 @@ from apr_train.atomic import write_file
 from apr_train.checkpoint.given_name import given_name
 from apr_train.data.chat.encode import encode_question
 from apr_train.data.corpus import Part
+from apr_train.data.fim_tokens import encode_texts, fim_tokens
 from apr_train.data.objectives import Objective
 from apr_train.data.source import described, sources_of
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
@@ -29,7 +31,7 @@ from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
 from apr_train.run.preflight_file import PreflightRecord
-from apr_train.run.samples import Sample, add_sample
+from apr_train.run.samples import Sample, SampleKind, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
@@ -39,6 +41,8 @@ from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'
+HOLE_PREFIX = f"{DEFAULT_PROMPT}\n    if n < 2:\n        return n\n    return "
+HOLE_SUFFIX = "\n\n\nprint([fibonacci(n) for n in range(10)])\n"
 
 
 def greedy(model: nn.Module, prompt: Sequence[int], *, length: int, ends: Collection[int], precision: Precision) -> list[int]:
@@ -87,22 +91,49 @@ def _write(prepared: Prepared, lines: list[Metrics]) -> Sample | None:
 
 def _sample(prepared: Prepared) -> Sample | None:
     run = prepared.run
-    wanted = run.settings.run
-    if run.objective.kind != "decoder" or not wanted.sample_tokens:
+    if run.objective.kind != "decoder" or not run.settings.run.sample_tokens:
         return None
-    prompt = DEFAULT_PROMPT if wanted.prompt is None else wanted.prompt
     tokenizer, header = prepared.inputs.tokenizer, prepared.inputs.header
     try:
-        if run.objective.source_kinds[0] == "chat":
-            ids, ends = encode_question(prompt, tokenizer, run.settings.data.chat_date)
-        else:
-            ids, ends = ids_of_prompt(tokenizer, prompt), frozenset()
+        asked = _asked(prepared)
     except DataError as error:  # the training is done: a run is not lost to its sample
         run.display.say(f"no sample: {error}")
         return None
-    ends |= ending_ids(tokenizer, {} if header is None else header.config)
-    made = greedy(run.model, ids, length=wanted.sample_tokens, ends=ends, precision=run.precision)
-    return Sample(step=run.step, prompt=prompt, text=tokenizer.decode(made))
+    ends = asked.ends | ending_ids(tokenizer, {} if header is None else header.config)
+    made = greedy(run.model, asked.ids, length=run.settings.run.sample_tokens, ends=ends, precision=run.precision)
+    return Sample(step=run.step, prompt=asked.prompt, text=tokenizer.decode(made), kind=asked.kind, suffix=asked.suffix)
+
+
+@frozen(kw_only=True)
+class _Asked:
+    """What a model is asked for at the end of its run."""
+
+    prompt: str
+    ids: Sequence[int]
+    ends: Set[int] = frozenset()
+    """Ids that end the answer, besides those that end a text."""
+    kind: SampleKind = "text"
+    suffix: str = ""
+
+
+def _asked(prepared: Prepared) -> _Asked:
+    """A question of the kind that the run has learnt: a turn, a hole (unless the user gives a prompt), or a text's beginning.
+
+    Raises:
+        DataError: the template makes nothing of the prompt.
+    """
+    objective, settings, tokenizer = prepared.run.objective, prepared.run.settings, prepared.inputs.tokenizer
+    prompt = DEFAULT_PROMPT if settings.run.prompt is None else settings.run.prompt
+    if objective.source_kinds[0] == "chat":
+        ids, ends = encode_question(prompt, tokenizer, settings.data.chat_date)
+        return _Asked(prompt=prompt, ids=ids, ends=ends, kind="chat")
+    if "middle" in objective.special_tokens and settings.run.prompt is None:
+        card = prepared.inputs.cleared.family.info.fim_tokens
+        tokens = fim_tokens(tokenizer, card=card, setting=settings.data.fim_tokens, where="tokenizer")
+        before, behind = encode_texts(tokenizer, [HOLE_PREFIX, HOLE_SUFFIX], tokens, parse_special=False)
+        ids = [*tokenizer.start_ids, *tokens.question(before, behind)]
+        return _Asked(prompt=HOLE_PREFIX, ids=ids, ends=tokens.ids, kind="hole", suffix=HOLE_SUFFIX)
+    return _Asked(prompt=prompt, ids=ids_of_prompt(tokenizer, prompt))
 
 
 def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Card:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from contextlib import nullcontext
 from time import perf_counter
 
 import torch
@@ -50,7 +51,8 @@ def train(run: Run) -> Outcome:
 def _train(run: Run) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = ended = None
-    with StopRequest() as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display:
+    profiler = run.profiler or nullcontext()
+    with StopRequest() as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display, profiler:
         if run.step == 0:
             line = _start(run)
             metrics.write(line)
@@ -90,7 +92,7 @@ def _advance(run: Run, metrics: MetricsFile) -> Metrics:
     before, often = run.state(), run.settings.run
     with memory_errors(f"step {run.step + 1}"):
         try:
-            line = _step(run)
+            line = _step(run) if run.profiler is None else run.profiler.around(run.step + 1, lambda: _step(run))
         except NonFiniteError:
             metrics.sync()
             if not broken_weights(run.model):
@@ -150,6 +152,7 @@ def _step(run: Run) -> Metrics:
         tokens=run.tokens,
         tokens_per_s=result.tokens / seconds,
         step_time=seconds,
+        mfu=None if run.machine is None else run.machine.mfu(tokens=result.tokens, targets=result.targets, seconds=seconds),
         memory=peak_memory(run.device),
         source_tokens=run.stream.tokens_read or None,
     )

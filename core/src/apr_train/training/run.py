@@ -21,6 +21,7 @@ from apr_train.run.changes import Change
 from apr_train.run.course import best_of, compared
 from apr_train.run.events import RunEvents
 from apr_train.run.folder import CHANGES, METRICS, MODEL, SAMPLES, StepFolder, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.machine import Machine
 from apr_train.run.measures import NONE, Measure, best_line, measure_named
 from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
@@ -31,6 +32,7 @@ from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_stat
 from apr_train.training.ending import TimeLimit
 from apr_train.training.evaluation import Validation, held_out_loss
 from apr_train.training.optimizer.make import Optimizers
+from apr_train.training.profile import StepProfiler
 from apr_train.training.schedule import Schedule
 from apr_train.training.spikes import SpikeGuard
 
@@ -67,6 +69,10 @@ class Run:
     fresh: tuple[str, ...] = ()
     """Parameters that this checkpoint did not have."""
     vocab_size: int
+    profiler: StepProfiler | None = field(default=None, repr=False)
+    """Traces some of the steps."""
+    machine: Machine | None = None
+    """What a step needs and what the device could do, for the MFU; None: it is not told."""
     step: int = 0
     """Optimizer steps done."""
     tokens: int = 0

@@ -46,10 +46,11 @@ from apr_train.preflight.token_rules import corpus_findings, end_findings, no_to
 from apr_train.run.changes import at_first
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, name_of, new_run_folder
+from apr_train.run.folder import CONFIG, MACHINE, MODEL, PREFLIGHT, locked, name_of, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
+from apr_train.run.machine import write_machine
 from apr_train.run.preflight_file import write_preflight
-from apr_train.run.progress import stage_bars
+from apr_train.run.progress import doing, stage_bars
 from apr_train.run.provenance import origin_of
 from apr_train.run.resume import Resume
 from apr_train.run.settings import RunSettings, Settings, run_stem
@@ -65,8 +66,10 @@ from apr_train.training.ending import TimeLimit
 from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions
 from apr_train.training.examinee import Examinee
+from apr_train.training.machine import machine_of
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer.make import make_optimizer
+from apr_train.training.profile import profiler_of
 from apr_train.training.run import Evaluate, Run, restore
 from apr_train.training.spikes import SpikeGuard
 
@@ -160,7 +163,8 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
     with ExitStack() as held:
-        examined = held.enter_context(examine(asked, resume))
+        with doing("looking for faults of the run"):
+            examined = held.enter_context(examine(asked, resume))
         cleared = examined.report.cleared()
         for finding in examined.report.warnings:
             say(f"warning: {finding}")
@@ -265,12 +269,16 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
     if path is None:
         return None
     if resume is None and source is not None:
-        return source.content_hash()
+        with doing(_HASHING):
+            return source.content_hash()
     if resume is not None and resume.lost("init", path):
         say(f"{path} is gone: whether it is still what the run started from cannot be checked")
         return read_identity(resume.folder).init
-    with open_source(path) as checkpoint:
+    with doing(_HASHING), open_source(path) as checkpoint:
         return checkpoint.content_hash()
+
+
+_HASHING = "hashing the weights that the run starts from"
 
 
 def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, begun: float) -> Prepared:
@@ -281,23 +289,27 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         model_file(inputs).require_writable()
     stream = training_stream(inputs, say, resume)
     evaluate = make_evaluations(inputs, choice, say)
-    model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
+    with doing("loading the weights" if examined.checkpoint is not None else "making the model"):
+        model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
+    with doing("making the optimizer, and looking at the machine"):
+        optimizer = make_optimizer(
+            model,
+            decided.settings.optimizer,
+            lr=decided.schedule.lr,
+            groups=parameter_groups(decided.settings, inputs.cleared.family, inputs.cleared.config),
+            seed=decided.settings.run.seed,
+        )
+        machine = machine_of(decided, inputs.cleared)
     folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
     run = Run(
         settings=decided.settings,
         schedule=decided.schedule,
         folder=folder,
         model=model,
-        optimizer=make_optimizer(
-            model,
-            decided.settings.optimizer,
-            lr=decided.schedule.lr,
-            groups=parameter_groups(decided.settings, inputs.cleared.family, inputs.cleared.config),
-            seed=decided.settings.run.seed,
-        ),
+        optimizer=optimizer,
         stream=stream,
         held_out=validation_data(inputs, resume),
         evaluate=evaluate,
@@ -317,6 +329,7 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         averaged=_averaged(decided.settings.run, model, say),
         changes=() if resume is None else resume.changes,
         time=TimeLimit.of(decided.settings.run, begun),
+        machine=machine,
     )
     if resume is not None:
         if adapters is not None and resume.checkpoint is not None:
@@ -325,6 +338,8 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
     else:
         write_identity(folder, inputs.identity)
         write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
+    run.profiler = profiler_of(decided.settings.run, folder, run.device, run.display.say, done=run.step)
+    write_machine(folder / MACHINE, machine)
     if resume is not None:
         note_changes(resume, say)
     write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
@@ -357,7 +372,7 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
     if rows.difference(held) is not None:
         return False  # the preflight has said so
     precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
-    with memory_errors("the reference loss"):
+    with memory_errors("the reference loss"), doing("measuring the reference loss"):
         verdict, agrees = judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow)
     say(verdict)
     return agrees

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from apr_train.artifact.report.curves import panels, smooth, thinned, tick_labels, ticks
+from apr_train.artifact.report.curves import panels, smooth, step_labels, thinned, tick_labels, ticks
 from apr_train.run.record import read_records
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -118,3 +118,33 @@ def test_no_two_labels_are_alike_and_each_says_where_it_stands(low, span):
 def test_no_two_labels_of_a_logarithmic_axis_are_alike(low, ratio):
     labels = tick_labels(ticks(low, low * ratio, log=True), log=True)
     assert len(set(labels)) == len(labels) > 0
+
+
+@pytest.mark.parametrize(
+    ("last", "labels"),
+    [
+        (80, ["0", "20", "40", "60", "80"]),
+        (6000, ["0", "1k", "2k", "3k", "4k", "5k", "6k"]),
+        (25_000, ["0", "5k", "10k", "15k", "20k", "25k"]),
+        (2_000_000, ["0", "0.5M", "1M", "1.5M", "2M"]),
+    ],
+)
+def test_labels_of_steps_are_short(last, labels):
+    assert step_labels(ticks(0, last)) == labels
+
+
+@given(st.integers(0, 10**7), st.integers(1, 10**7))
+def test_labels_of_steps_say_where_they_stand(first, span):
+    found = [step for step in ticks(first, first + span) if step == int(step)]
+    units = {"k": 1e3, "M": 1e6}
+    for label, step in zip(step_labels(found), found, strict=True):
+        assert round(read_label(label.rstrip("kM")) * units.get(label[-1], 1)) == step
+        assert len(label) <= len("10,000,000")
+
+
+def test_a_panel_is_as_long_as_the_runs_that_are_in_it(make_run_folder):
+    short, long = make_run_folder("a", steps=20), make_run_folder("b", steps=200)
+    with (short / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "eval_syntax": 0.5}\n')
+    found = {panel.quantity.name: panel.steps for panel in panels(read_records([short, long]))}
+    assert (found["loss"], found["eval_syntax"]) == ((0, 200), (0, 21))

@@ -6,7 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 from apr_train.artifact.report.page import report_page
+from apr_train.family.flops import TrainingFlops
+from apr_train.run.machine import Machine, Peak, write_machine
+from apr_train.run.profile_file import ITEMS, ProfileItem, ProfileRecord, write_profile
 from apr_train.run.record import read_records
+from attrs import evolve
 
 VOID = {"meta", "path", "br"}
 FINDING = {"id": "PREFLIGHT-004", "where": "--out", "problem": "little <room>", "expected": "3 GB", "found": "<2 GB>"}
@@ -137,7 +141,7 @@ def test_the_last_sample_of_a_run_is_shown_with_its_step(make_run_folder):
         file.write('{"step": 1300, "prompt": "one", "text": "</pre> two"}\n')
     page = report_page(read_records([folder]))
     assert "<pre>one<mark>&lt;/pre&gt; two</mark></pre>" in page
-    assert "at step 1,300</figcaption>" in page
+    assert "<em>at step 1,300, a text goes on</em></figcaption>" in page
     assert page.count('<figure class="sample">') == 1
 
 
@@ -151,3 +155,62 @@ def test_the_same_runs_give_the_same_page_and_many_steps_a_small_one(make_run_fo
 def test_more_runs_than_colours_are_told_apart_by_dashes(make_run_folder):
     page = report_page(read_records([make_run_folder(f"r{number}", steps=5, seed=number) for number in range(10)]))
     assert '<path class="curve run-0 again" data-run="8"' in page
+
+
+def add_sample_to(folder, **values):
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1300, "prompt": "a <b>", "text": "c", **values}) + "\n")
+    return report_page(read_records([folder]))
+
+
+def test_a_chat_is_two_turns_and_a_hole_has_text_on_both_sides(make_run_folder):
+    chat = add_sample_to(make_run_folder("a"), kind="chat")
+    assert '<div class="turn"><b>user</b><pre>a &lt;b&gt;</pre></div>' in chat
+    assert '<div class="turn"><b>assistant</b><pre><mark>c</mark></pre></div>' in chat
+    hole = add_sample_to(make_run_folder("b"), kind="hole", suffix="<i>d")
+    assert "<pre>a &lt;b&gt;<mark>c</mark>&lt;i&gt;d</pre>" in hole
+    outline(chat)
+    outline(hole)
+
+
+MACHINE = Machine(
+    device="NVIDIA <H100>",
+    precision="bf16",
+    threads=16,
+    flops=TrainingFlops(per_token=1_500_000_000, per_target=500_000_000),
+    peak=Peak(flops_per_s=989.5e12, known_from="table", source="https://example.org"),
+)
+
+
+def test_the_machine_and_the_mfu_are_told(make_run_folder):
+    folder = make_run_folder("a", steps=5)
+    write_machine(folder / "machine.json", MACHINE)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        line["mfu"] = 0.25 if line["step"] > 1 else 0.01  # the first one warms up
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = report_page(read_records([folder]))
+    cells = [text for text in outline(page.partition('id="machine">')[2].partition("</section>")[0]).text if text.strip()]
+    assert cells[6:] == ["a", "NVIDIA <H100>, bf16, 16 threads", "2.0 GFLOP", "989.5 TFLOP/s ", "table", "25.0%"]
+    assert "MFU 25.0%" in page
+    assert '<figure class="panel" data-panel="mfu">' in page
+
+
+def test_a_run_of_an_unknown_peak_says_what_it_knows(make_run_folder):
+    folder = make_run_folder("a")
+    write_machine(folder / "machine.json", evolve(MACHINE, flops=None, peak=None))
+    section = report_page(read_records([folder])).partition('id="machine">')[2].partition("</section>")[0]
+    assert section.count("<td>–</td>") == 3
+
+
+def test_the_largest_items_of_a_profile_are_bars_by_their_share(make_run_folder):
+    folder = make_run_folder("a")
+    (folder / "profile").mkdir()
+    items = (ProfileItem(name="aten::<mm>", calls=1200, seconds=0.75), ProfileItem(name="copy", calls=1, seconds=0.25))
+    write_profile(folder / "profile" / ITEMS, ProfileRecord(first=10, last=13, clock="cpu", seconds=1.0, items=items))
+    page = report_page(read_records([folder]))
+    outline(page)
+    assert '<span class="name">aten::&lt;mm&gt;</span><span class="share">75.0%</span>' in page
+    assert '<span class="calls">750 ms in 1,200 calls</span><i style="width:75.00%"></i>' in page
+    assert "steps 10 to 13, 1.0 s on cpu" in page
+    assert "Where the time goes" not in report_page(read_records([make_run_folder("b")]))

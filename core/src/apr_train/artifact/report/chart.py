@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from apr_train.artifact.report.curves import Panel, Point, Series, tick_labels, ticks
+from apr_train.artifact.report.curves import Panel, Point, Series, step_labels, tick_labels, ticks
 from apr_train.run.units import number
 
 WIDTH, HEIGHT = 1000, 400
@@ -80,4 +80,5 @@ def _y_labels(panel: Panel, rows: Sequence[float], labels: Sequence[str]) -> str
 
 
 def _x_labels(panel: Panel, columns: Sequence[float]) -> str:
-    return "<i>step</i>" + "".join(f'<span style="left:{panel.x(step) * 100:.2f}%">{int(step):,}</span>' for step in columns)
+    pairs = zip(columns, step_labels(columns), strict=True)
+    return "<i>step</i>" + "".join(f'<span style="left:{panel.x(step) * 100:.2f}%">{label}</span>' for step, label in pairs)

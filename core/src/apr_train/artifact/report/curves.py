@@ -60,6 +60,7 @@ QUANTITIES = (
     Quantity(name="lr", title="Learning rate", unit="per step", from_zero=True),
     Quantity(name="grad_norm", title="Gradient norm", unit="before clipping", smooth=True, may_be_log=True),
     Quantity(name="tokens_per_s", title="Throughput", unit="tokens per second", smooth=True, from_zero=True),
+    Quantity(name="mfu", title="Use of the machine", unit="share of its peak (MFU)", smooth=True, from_zero=True),
 )
 
 
@@ -100,9 +101,7 @@ class Panel:
 
 def panels(records: Sequence[Record]) -> list[Panel]:
     """A panel for every quantity that any of the runs has."""
-    last = max(record.lines[-1].step for record in records)
-    first = min(record.lines[0].step for record in records)
-    made = (_panel(quantity, records, (first, last)) for quantity in (*QUANTITIES, *_by_source(records)))
+    made = (_panel(quantity, records) for quantity in (*QUANTITIES, *_by_source(records)))
     return [panel for panel in made if panel is not None]
 
 
@@ -119,11 +118,13 @@ def _by_source(records: Sequence[Record]) -> list[Quantity]:
     ]
 
 
-def _panel(quantity: Quantity, records: Sequence[Record], steps: tuple[int, int]) -> Panel | None:
+def _panel(quantity: Quantity, records: Sequence[Record]) -> Panel | None:
     series = [item for run, record in enumerate(records) if (item := _series(quantity, run, record)) is not None]
     values = [value for item in series for _, value in item.points]
     if not values:
         return None
+    runs = [records[item.run].lines for item in series]  # as long as the longest of them, whatever the other runs are
+    steps = min(lines[0].step for lines in runs), max(lines[-1].step for lines in runs)
     low, high = min(values), max(values)
     log = quantity.may_be_log and low > 0 and high / low > _LOG_RATIO
     if log:
@@ -194,6 +195,14 @@ def tick_labels(values: Sequence[float], *, log: bool = False) -> list[str]:
     if max(map(abs, values)) < 1e9 and -place <= _MOST_DECIMALS:
         return [f"{_plain_zero(value, -place):,.{max(0, -place)}f}" for value in values]
     return [_scientific(_plain_zero(value, -place), place) for value in values]
+
+
+def step_labels(values: Sequence[float]) -> list[str]:
+    """What stands at steps: short where they are round, for many have to stand side by side: `20k`, `1.5M`."""
+    for unit, name, least in ((1e6, "M", 1e5), (1e3, "k", 1e2)):
+        if max(values, default=0) >= 10 * least and all(value % least == 0 for value in values):
+            return [f"{value / unit:g}{name}" if value else "0" for value in values]
+    return [f"{int(value):,}" for value in values]
 
 
 def _plain_zero(value: float, decimals: int) -> float:

@@ -14,9 +14,12 @@ from apr_train.artifact.report.chart import chart
 from apr_train.artifact.report.curves import Panel, panels, sources_in
 from apr_train.errors import Finding
 from apr_train.run.folder import PREFLIGHT
-from apr_train.run.metrics import mean_speed
+from apr_train.run.machine import Peak
+from apr_train.run.metrics import mean_mfu, mean_speed
+from apr_train.run.profile_file import ProfileRecord
 from apr_train.run.record import Record
-from apr_train.run.units import NOTHING, count, duration, loss, number, size
+from apr_train.run.samples import Sample
+from apr_train.run.units import NOTHING, count, duration, loss, number, operations, rate, size
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What a browser holds the page to: it can reach nothing."""
@@ -41,6 +44,7 @@ class Numbers:
     accuracy: float | None
     loss: float | None
     speed: float | None
+    mfu: float | None
     seconds: float
     memory: int | None
 
@@ -61,6 +65,7 @@ def numbers(record: Record) -> Numbers:
         accuracy=measured[-1].val_accuracy if measured else None,
         loss=next((line.loss for line in reversed(record.lines) if line.loss is not None), None),
         speed=mean_speed(record.lines),
+        mfu=mean_mfu(record.lines),
         seconds=sum(line.step_time or 0.0 for line in record.lines),
         memory=max((line.memory for line in record.lines if line.memory is not None), default=None),
     )
@@ -80,7 +85,8 @@ def report_page(records: Sequence[Record]) -> str:
         f"{_header(records)}<main>"
         f"{_section('Results', _cards(records, found))}"
         f"{_section('Curves', _legend(records) + _charts(drawn))}"
-        f"{_section('Final numbers', _numbers_table(records, found))}{''.join(_sources(records))}{''.join(_course(records))}"
+        f"{_section('Final numbers', _numbers_table(records, found))}{''.join(_machines(records, found))}"
+        f"{''.join(_profiles(records))}{''.join(_sources(records))}{''.join(_course(records))}"
         f"{''.join(_settings(records))}{''.join(_preflight(records))}{''.join(_samples(records))}"
         f"</main>\n"
         f'<script type="application/json" id="data">{_data(records, drawn)}</script>'
@@ -151,6 +157,7 @@ def _card(run: int, record: Record, item: Numbers, *, best: bool) -> str:
     facts = [f"{count(item.step)} of {count(item.planned)} steps" if item.planned else f"{count(item.step)} steps"]
     facts += [f"perplexity {number(item.perplexity)}"] if item.perplexity is not None else []
     facts += [f"{number(item.speed)} tokens/s"] if item.speed is not None else []
+    facts += [f"MFU {item.mfu:.1%}"] if item.mfu is not None else []
     what = "validation loss" if item.last is not None else "training loss"
     value = item.last if item.last is not None else item.loss
     return (
@@ -186,7 +193,7 @@ def _numbers_table(records: Sequence[Record], found: Sequence[Numbers]) -> str:
             duration(item.seconds) if item.seconds else NOTHING,
             size(item.memory),
         ]
-        rows.append([*cells, number(item.accuracy)] if accurate else cells)
+        rows.append([*cells, *([number(item.accuracy)] if accurate else [])])
     return _table([*head, "accuracy"] if accurate else head, rows, label="Final numbers")
 
 
@@ -252,17 +259,77 @@ def _finding(finding: Finding) -> str:
     return f'<li class="{severity}"><strong>{severity}</strong>{rule} {where}{escape(finding.problem)}{told}{hint}</li>'
 
 
+_ASKED = {"text": "a text goes on", "chat": "a question is answered", "hole": "a hole is filled"}
+
+
 def _samples(records: Sequence[Record]) -> Iterator[str]:
     """The last sample of every run that has one."""
     found = [
-        f'<figure class="sample"><figcaption>{_key(run, record.label)} at step {count(sample.step)}</figcaption>'
-        f"<pre>{escape(sample.prompt)}<mark>{escape(sample.text)}</mark></pre></figure>"
+        f'<figure class="sample"><figcaption>{_key(run, record.label)}<em>at step {count(sample.step)}, '
+        f"{_ASKED[sample.kind]}</em></figcaption>{_sample(sample)}</figure>"
         for run, record in enumerate(records)
         for sample in record.samples[-1:]
     ]
     if found:
-        told = "<p>What each model wrote at the end of its run; the prompt is grey.</p>"
+        told = "<p>What each model wrote at the end of its run, marked; what it was given is grey.</p>"
         yield _section("Samples", f'{told}<div class="samples">{"".join(found)}</div>')
+
+
+def _sample(sample: Sample) -> str:
+    """A text with what the model wrote in its place; of a chat, two turns."""
+    if sample.kind == "chat":
+        turns = (("user", escape(sample.prompt)), ("assistant", f"<mark>{escape(sample.text)}</mark>"))
+        return "".join(f'<div class="turn"><b>{name}</b><pre>{text}</pre></div>' for name, text in turns)
+    return f"<pre>{escape(sample.prompt)}<mark>{escape(sample.text)}</mark>{escape(sample.suffix)}</pre>"
+
+
+def _machines(records: Sequence[Record], found: Sequence[Numbers]) -> Iterator[str]:
+    """What each run could have had of its machine, and what it had."""
+    rows = []
+    for run, (record, item) in enumerate(zip(records, found, strict=True)):
+        machine = record.machine
+        if machine is None:
+            continue
+        threads = "" if machine.threads is None else f", {machine.threads} thread{'s' * (machine.threads != 1)}"
+        rows.append(
+            [
+                _key(run, record.label),
+                escape(f"{machine.device}, {machine.precision}{threads}"),
+                NOTHING if machine.flops is None else operations(machine.flops.of_step(1, 1)),
+                NOTHING if machine.peak is None else _peak(machine.peak),
+                NOTHING if item.mfu is None else f"{item.mfu:.1%}",
+            ]
+        )
+    if rows:
+        head = ["run", "machine", "a token needs", "peak", "MFU"]
+        yield _section("Machine", _table(head, rows, label="Machine"))
+
+
+def _peak(peak: Peak) -> str:
+    """A rate, and from where it is known."""
+    return f'{rate(peak.flops_per_s)} <small title="{escape(peak.source)}">{peak.known_from}</small>'
+
+
+def _profiles(records: Sequence[Record]) -> Iterator[str]:
+    """Of every run with a profile, where the time of its traced steps went."""
+    found = [_profile(run, record.label, record.profile) for run, record in enumerate(records) if record.profile is not None]
+    if found:
+        told = "<p>The largest operators of the traced steps, by the time that was their own.</p>"
+        yield _section("Where the time goes", f'{told}<div class="profiles">{"".join(found)}</div>')
+
+
+def _profile(run: int, label: str, profile: ProfileRecord) -> str:
+    """A bar for each item, as long as its share of the time."""
+    whole = max(profile.seconds, 1e-12)
+    bars = "".join(
+        f'<li><span class="name">{escape(item.name)}</span><span class="share">{item.seconds / whole:.1%}</span>'
+        f'<span class="calls">{number(1000 * item.seconds, 3)} ms in {count(item.calls)} calls</span>'
+        f'<i style="width:{100 * item.seconds / whole:.2f}%"></i></li>'
+        for item in profile.items
+    )
+    steps = f"step {count(profile.first)}" if profile.first == profile.last else f"steps {profile.first} to {profile.last}"
+    caption = f"{_key(run, label)}<em>{steps}, {duration(profile.seconds)} on {escape(profile.clock)}</em>"
+    return f'<figure class="profile run-{run % 8}"><figcaption>{caption}</figcaption><ol>{bars}</ol></figure>'
 
 
 def _sources(records: Sequence[Record]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -16,8 +15,9 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.atomic import clear_litter
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import some_of
-from apr_train.errors import OutputError, RunError
+from apr_train.errors import FormatError, OutputError, RunError
 
 LOCK = ".lock"
 
@@ -146,10 +146,9 @@ def _is_part(name: str) -> bool:
 def _is_identity(path: Path) -> bool:
     """Whether an identity.json is a run's, and not somebody else's file of that name."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return {"corpus", "tokenizer"} <= parse_json(path).keys()
+    except FormatError:
         return False
-    return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
 
 
 _KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, CARD})

@@ -83,7 +83,7 @@ class _DelayedBar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), *_counters(self._unit), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), *_counters(self._unit), TimeRemainingColumn())
         bar = Progress(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task(self._description, total=self._total)
         bar.start()

@@ -206,12 +206,13 @@ _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def json_value(text: str, path: object, *, field: str | None = None, unique: bool = False) -> Any:
+def json_value(text: str, path: object, *, field: str | None = None, unique: bool = False, half_pairs: bool = False) -> Any:
     """The value of a JSON document of somebody else's; of a key that is there twice the last counts, unless `unique`.
 
     Raises:
         FormatError: no JSON; NaN, infinity, or a number beyond 64-bit floats; nested too deep, too many values; half of a
-            surrogate pair, which nothing can write; a key twice, with `unique`. It names `path` and `field`.
+            surrogate pair, which nothing can write, without `half_pairs` (a file's name has them, where it is not UTF-8); a
+            key twice, with `unique`. It names `path` and `field`.
     """
     _check_count(text, path, field)
     hook = _unique if unique else None
@@ -224,7 +225,7 @@ def json_value(text: str, path: object, *, field: str | None = None, unique: boo
     except ValueError as error:
         raise FormatError(f"not valid JSON: {error}", path=path, field=field) from error
     _check_depth(value, path, field)
-    if _ESCAPED_SURROGATE.search(text) and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+    if not half_pairs and _ESCAPED_SURROGATE.search(text) and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise FormatError("the JSON holds half a surrogate pair", path=path, field=field, expected="valid Unicode")
     return value
 
@@ -274,13 +275,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def parse_json(path: Path, *, most: int = MAX_BYTES) -> dict[str, Any]:
+def parse_json(path: Path, *, most: int = MAX_BYTES, half_pairs: bool = False) -> dict[str, Any]:
     """The JSON object in a file of at most `most` bytes.
 
     Raises:
         FormatError: as `read_text` and `json_value`, or when it is no object.
     """
-    value = json_value(read_text(path, most=most), path)
+    value = json_value(read_text(path, most=most), path, half_pairs=half_pairs)
     if not isinstance(value, dict):
         raise FormatError("not a JSON object", path=path, expected="{…}", found=type(value).__name__)
     return value

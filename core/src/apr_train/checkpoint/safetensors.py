@@ -22,7 +22,7 @@ from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
 from apr_train.checkpoint.companions import companions_of, files_beside, files_of_folder, readme_facts, reference_beside
-from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, bytes_of, plain_view
+from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, addressable, bytes_of, plain_view
 from apr_train.checkpoint.files import LARGEST_POINTER, json_value, map_file, open_regular, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import EXPLICIT, INDEX, SINGLE, WeightFiles, find_weights
 from apr_train.checkpoint.foreign import foreign
@@ -123,6 +123,8 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, i
         )
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise FormatError("not a shape", path=path, field=field, expected="non-negative integers", found=repr(shape)[:80])
+    if not addressable(shape):
+        raise FormatError("impossible shape", path=path, field=field, found=f"{shape!r:.80}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError("not a pair of offsets", path=path, field=field, found=repr(offsets)[:80])
     elements = math.prod(shape)

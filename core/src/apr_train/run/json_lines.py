@@ -27,7 +27,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def _value(line: bytes, number: int, path: Path) -> Any:
     try:
-        return json_value(line.decode("utf-8"), path)
+        return json_value(line.decode("utf-8"), path, half_pairs=True)
     except UnicodeDecodeError as error:
         raise RunError(f"line {number} is not UTF-8", where=path, found=f"byte {error.start} of the line") from error
     except FormatError as error:

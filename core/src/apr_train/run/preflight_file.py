@@ -85,7 +85,7 @@ def _checked(path: Path) -> PreflightRecord:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        return parse_json(path)
+        return parse_json(path, half_pairs=True)
     except FormatError as error:
         raise RunError.of(error.findings) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from apr_train.cli.options import json_option
-from apr_train.cli.output import emit_json, emit_table
+from apr_train.cli.output import emit_json, emit_table, tell
 from apr_train.errors import AprTrainError, PluginError
 from apr_train.family.certificate import standing
 from apr_train.family.discovery import ENVIRONMENT
@@ -33,16 +33,16 @@ def command(as_json: bool, tracebacks: bool) -> None:
     if working:
         emit_table(COLUMNS, [_row(item) for item in working])
     elif left_out := registry.left_out():
-        click.echo(f"No family is loaded; {ENVIRONMENT} leaves out {', '.join(left_out)}.")
+        tell(f"No family is loaded; {ENVIRONMENT} leaves out {', '.join(left_out)}.")
     else:
-        click.echo("No family works here; install one: pip install apr-train-NAME.")
+        tell("No family works here; install one: pip install apr-train-NAME.")
     for item in working:
         if why := item["certificate"].get("why"):
-            click.echo(f"\ncertificate of {item['name']}: {why}")
+            tell(f"\ncertificate of {item['name']}: {why}")
     for fault in {fault.reason: fault for fault in broken}.values():  # a duplicate name is one fault of several plugins
-        click.echo(f"\nbroken: {fault.reason}")
+        tell(f"\nbroken: {fault.reason}")
         if tracebacks and fault.traceback:
-            click.echo(fault.traceback.rstrip())
+            tell(fault.traceback.rstrip())
 
 
 def ask_families(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]]:

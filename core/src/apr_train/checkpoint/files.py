@@ -169,15 +169,15 @@ def read_bytes(path: Path, *, most: int = MAX_BYTES) -> bytes:
     """The bytes of a file of at most `most`.
 
     Raises:
-        FormatError: when the file is missing, no regular file, or too large, also by growing while it is read.
+        FormatError: when the file is missing, no regular file, or too large.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            raw = b"" if size > most else file.read(most + 1)
+            raw = b"" if size > most else file.read(size)  # what is appended meanwhile is left for the next reader
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
-    if max(size, len(raw)) > most:
+    if size > most:
         raise FormatError("too large a file to be read whole", path=path, expected=f"at most {most:,} bytes", found=f"{size:,}")
     return raw
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.fuzz.inputs import KINDS
 from tests.fuzz.seeds import make_seeds
-from tests.fuzz.trial import Outcome, share_of_work, try_out
+from tests.fuzz.trial import WITH_TORCH, Outcome, Share, share_of_work, try_out
 
 
 def main() -> int:
@@ -55,10 +55,24 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _all(seeds: Path, options: argparse.Namespace, deadline: float) -> list[Outcome]:
-    kinds = options.kind or list(KINDS)
-    jobs = [(seeds, kinds, options.seed, number, options.jobs, deadline, options.keep) for number in range(options.jobs)]
+    jobs = [
+        Share(seeds, kinds, options.seed, number, step, deadline, options.keep)
+        for kinds, number, step in _shares(options.kind or list(KINDS), options.jobs)
+    ]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         return [outcome for share in pool.map(share_of_work, jobs) for outcome in share]
+
+
+def _shares(kinds: list[str], jobs: int) -> list[tuple[list[str], int, int]]:
+    """Kinds, first number and step of each process; what needs torch goes to half of them, where it is imported."""
+    heavy, light = [kind for kind in kinds if kind in WITH_TORCH], [kind for kind in kinds if kind not in WITH_TORCH]
+    if not heavy or not light or jobs == 1:
+        return [(kinds, number, jobs) for number in range(jobs)]
+    half = jobs // 2
+    return [
+        *((light, number, jobs - half) for number in range(jobs - half)),
+        *((heavy, number, half) for number in range(half)),
+    ]
 
 
 def _table(outcomes: list[Outcome]) -> list[str]:

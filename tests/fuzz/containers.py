@@ -36,7 +36,9 @@ def apr_changed(raw: bytes, pick: random.Random) -> bytes:
         made = _apr(fields, metadata, index, data)
         packed = list(_HEAD.unpack_from(made))
         width = (0, 8, 8, 16, 32, 64, 32, 64, 64)[at]
-        packed[at] = pick.choice((0, 1, 2, 64, packed[at] ^ (1 << pick.randrange(width)), (1 << width) - 1)) & ((1 << width) - 1)
+        packed[at] = pick.choice((0, 1, 2, 64, packed[at] ^ (1 << pick.randrange(width)), (1 << width) - 1)) & (
+            (1 << width) - 1
+        )
         return apr_sealed(_HEAD.pack(*packed) + made[_HEAD.size :])
     else:
         changed_bytes = bytes_changed(raw, pick)
@@ -137,8 +139,7 @@ def _encoded(kind: int, item: Any) -> bytes:
     if kind == 9:
         element, items = item
         return struct.pack("<IQ", element, len(items)) + b"".join(_encoded(element, part) for part in items)
-    code = _SCALARS[kind]
-    return struct.pack(code, item if code in ("<f", "<d") else item)
+    return struct.pack(_SCALARS[kind], item)
 
 
 def gguf_changed(
@@ -224,7 +225,13 @@ def toml_changed(raw: bytes, pick: random.Random) -> bytes:
     lines = raw.decode().split("\n")
     number = pick.choice([at for at, line in enumerate(lines) if line] or [0])
     key, equals, _ = lines[number].partition(" = ")
-    new = pick.choice(("nan", "inf", "-1", "0", "1" * 5000, "9" * 300, '"\\u001b[2J"', "true", "[]", "{}", '""', '"/dev/zero"', "[" * 2000))
+    new = pick.choice(
+        ("nan", "inf", "-1", "0", "1" * 5000, "9" * 300, '"\\u001b[2J"', "true", "[]", "{}", '""', '"/dev/zero"', "[" * 2000)
+    )
     new = pick.choice((new, json.dumps(pick.choice(TEXTS)), str(pick.choice(NUMBERS)), str(value(pick))[:200]))
-    lines[number] = f"{key} = {new}" if equals and pick.random() < 0.8 else pick.choice((f"[{key}]", f"x = {new}", "[" + "a." * 3000 + "b]", new))
+    lines[number] = (
+        f"{key} = {new}"
+        if equals and pick.random() < 0.8
+        else pick.choice((f"[{key}]", f"x = {new}", "[" + "a." * 3000 + "b]", new))
+    )
     return "\n".join(lines).encode("utf-8", "surrogatepass")

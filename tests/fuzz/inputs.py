@@ -65,7 +65,15 @@ RUN: tuple[Command, ...] = (
 
 
 def _front_matter(raw: bytes, pick: random.Random) -> bytes:
-    ends = (b"\n" * 60_000, b"--- " * 9000, b"\n---" * 9000, b"a: " * 4000, b"[" * 5000, b"&a [*a]", b"license: " + b"(" * 20_000)
+    ends = (
+        b"\n" * 60_000,
+        b"--- " * 9000,
+        b"\n---" * 9000,
+        b"a: " * 4000,
+        b"[" * 5000,
+        b"&a [*a]",
+        b"license: " + b"(" * 20_000,
+    )
     if pick.random() < 0.5:
         return raw[: pick.randrange(len(raw))] + pick.choice(ends) + raw[pick.randrange(len(raw)) :]
     return bytes_changed(raw, pick)
@@ -138,7 +146,7 @@ class Input(NamedTuple):
 
 def make_input(seeds: Path, kind: str, number: int, seed: int, folder: Path) -> Input:
     """Write the input of that number into `folder`; the same numbers give the same bytes."""
-    pick = random.Random(f"{seed}:{kind}:{number}")  # noqa: S311  # no secret hangs on it
+    pick = random.Random(f"{seed}:{kind}:{number}")  # no secret hangs on it
     what = KINDS[kind]
     source, target = seeds / what.seed, folder / what.seed
     _copy(source, target)

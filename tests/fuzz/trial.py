@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,27 +42,42 @@ class Outcome(NamedTuple):
     """Of a fault: why it is one."""
 
 
-def share_of_work(job) -> list[Outcome]:
+WITH_TORCH = ("run",)
+"""The kinds whose commands import torch."""
+
+
+class Share(NamedTuple):
+    """The work of one process."""
+
+    seeds: Path
+    kinds: list[str]
+    seed: int
+    first: int
+    step: int
+    deadline: float
+    keep: Path | None
+
+
+def share_of_work(share: Share) -> list[Outcome]:
     """Every so-many-th input of each kind in turn, until time is up."""
-    seeds, kinds, seed, first, step, deadline, keep = job
-    _prepare()
-    outcomes, number = [], first
-    while True:
-        for kind in kinds:
-            if time.monotonic() > deadline - 1:
+    outcomes: list[Outcome] = []
+    for number in count(share.first, share.step):
+        for kind in share.kinds:
+            if time.monotonic() > share.deadline - 1:
                 return outcomes
-            outcomes.append(try_out(seeds, kind, number, seed, keep=keep))
-        number += step
+            outcomes.append(try_out(share.seeds, kind, number, share.seed, keep=share.keep))
+    return outcomes
 
 
-def _prepare() -> None:
+@cache
+def _prepare(*, torch: bool) -> None:
     """Import what the commands import, once, before the processes divide."""
-    import apr_train.artifact.hub_card
-    import apr_train.artifact.publish
-    import apr_train.artifact.report.page
-    import apr_train.cli.group
-    import apr_train.training.setup
     import gguf.quants  # noqa: F401
+
+    if torch:
+        __import__("apr_train.training.setup")
+        __import__("apr_train.training.finish")
+        __import__("apr_train.training.loop")
     from apr_train.cli.group import COMMANDS
 
     for module, _ in COMMANDS.values():
@@ -72,8 +89,7 @@ def _prepare() -> None:
 
 def try_out(seeds: Path, kind: str, number: int, seed: int, *, keep: Path | None = None, aloud: bool = False) -> Outcome:
     """Make an input and run its command on it."""
-    if "apr_train.training.setup" not in sys.modules:
-        _prepare()
+    _prepare(torch=kind in WITH_TORCH)
     folder = Path(tempfile.mkdtemp(dir=seeds.parent))
     try:
         made = make_input(seeds, kind, number, seed, folder)

@@ -17,11 +17,71 @@ SPELLED += ("0.1" + "0" * 5000, "1E-400", '"\\ud800"', '"\\udce9"', "", "nul", "
 NUMBERS = (0, -1, 1, 2, 3, 7, 127, 128, 255, 256, 65_536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64)
 NUMBERS += (-(2**31), -(2**63), 10**18, 10**300, 10**307 * 9)
 FLOATS = (0.5, -0.0, 1e-320, 1e-30, 1e30, 1e308, -1e308, 1.5, 0.1)
-TEXTS = ("", " ", "\0", "\n", "\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\u202eabc", "a" * 300, "é" * 3000, "x" * 200_000, "\ufeff")
-TEXTS += ("../../etc/passwd", "/dev/zero", "~", "~root", "a/b", "{layer}", "{", "%s", "[bold]", "<b>", "```", "|", "---", "#", "NaN")
-TEXTS += ("1" * 5000, "٣", "\u0660", "None", "true", "model.layers.99999999999999999999.x", "llama", "qwen2", "BPE", "\U0001f600")
-KEYS = ("", "a", "\x1b[2J", "__metadata__", "x" * 3000, "added_tokens", "vocab", "merges", "rope_scaling", "rope_parameters", "json")
-KEYS += ("chat_template", "layer_types", "architectures", "quantization_config", "num_experts", "sharding", "tokenizer.apr_train")
+TEXTS = (
+    "",
+    " ",
+    "\0",
+    "\n",
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b2J",
+    "\u202eabc",
+    "a" * 300,
+    "é" * 3000,
+    "x" * 200_000,
+    "\ufeff",
+)
+TEXTS += (
+    "../../etc/passwd",
+    "/dev/zero",
+    "~",
+    "~root",
+    "a/b",
+    "{layer}",
+    "{",
+    "%s",
+    "[bold]",
+    "<b>",
+    "```",
+    "|",
+    "---",
+    "#",
+    "NaN",
+)
+TEXTS += (
+    "1" * 5000,
+    "٣",
+    "\u0660",
+    "None",
+    "true",
+    "model.layers.99999999999999999999.x",
+    "llama",
+    "qwen2",
+    "BPE",
+    "\U0001f600",
+)
+KEYS = (
+    "",
+    "a",
+    "\x1b[2J",
+    "__metadata__",
+    "x" * 3000,
+    "added_tokens",
+    "vocab",
+    "merges",
+    "rope_scaling",
+    "rope_parameters",
+    "json",
+)
+KEYS += (
+    "chat_template",
+    "layer_types",
+    "architectures",
+    "quantization_config",
+    "num_experts",
+    "sharding",
+    "tokenizer.apr_train",
+)
 
 
 def value(pick: random.Random) -> Any:
@@ -82,7 +142,9 @@ def _change(holder: Any, key: Any, places: list[tuple[Any, Any]], pick: random.R
         if name in other if isinstance(other, dict) else name < len(other):
             holder[key] = json.loads(json.dumps(other[name]))
     elif how == 4 and isinstance(holder[key], int | float):
-        holder[key] = pick.choice((holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 2, str(holder[key]), [holder[key]]))
+        holder[key] = pick.choice(
+            (holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 2, str(holder[key]), [holder[key]])
+        )
     else:
         holder[key] = value(pick)
 

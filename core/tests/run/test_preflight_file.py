@@ -84,7 +84,7 @@ def test_what_is_no_preflight_is_refused(path, change, message):
         (b"[" * 100_000, "nested too deep"),
         (b"[" * 500 + b"]" * 500, "nested too deep"),
         (b'{"schema": NaN}', "NaN is not a JSON number"),
-        (b'{"schema": ' + b"1" * 5000 + b"}", "5,000 digits"),,
+        (b'{"schema": ' + b"1" * 5000 + b"}", "5,000 digits"),
     ],
 )
 def test_what_is_no_json_object_is_refused(path, content, message):

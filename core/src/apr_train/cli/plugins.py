@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from typing import Any
 
 import click
@@ -25,8 +23,7 @@ COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objec
 def command(as_json: bool, tracebacks: bool) -> None:
     """List the installed families, and broken plugins with the reason."""
     registry = Registry.discover()
-    with redirect_stdout(sys.stderr):  # a plugin that prints when it is imported must not get into the JSON
-        working, broken = ask_families(registry)
+    working, broken = ask_families(registry)
     if as_json:
         emit_json({"families": working, "broken": broken})
         return

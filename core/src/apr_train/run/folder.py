@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
 import re
 import shlex
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from attrs import frozen
 
-from apr_train.atomic import clear_litter
+from apr_train.atomic import clear_litter, lock
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import some_of
 from apr_train.errors import FormatError, OutputError, RunError
 
 LOCK = ".lock"
+logger = logging.getLogger(__name__)
 
 
 class InUseError(RunError):
@@ -40,11 +41,12 @@ def locked(folder: Path) -> Iterator[None]:
         problem = f"the run's folder cannot be locked ({error.strerror})"
         raise OutputError(problem, where=folder / LOCK, hint="Check the path and its permissions.") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        held = lock(descriptor)
+        if held is False:
             hint = "Wait for it to end, or take another --run."
-            raise InUseError("another process is training in this folder", where=folder, hint=hint) from error
+            raise InUseError("another process is training in this folder", where=folder, hint=hint)
+        if held is None:
+            logger.warning("%s: the file system has no locks: see to it that no other process trains in this folder", folder)
         yield
     finally:
         os.close(descriptor)

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from apr_train.cli.group import TRAIN, CommandGroup, print_version
+from apr_train.cli.group import CommandGroup, print_version
 from apr_train.cli.streams import Streams
 
 
@@ -38,5 +38,5 @@ def main() -> None:
     try:
         cli(prog_name="apr-train")
     except SystemExit as ending:
-        trains = TRAIN in sys.argv[1:2] or sys.argv[1:2] == [] or sys.argv[1].startswith("-")
-        sys.exit(streams.close(ending.code if isinstance(ending.code, int) else int(ending.code is not None), trains=trains))
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        sys.exit(streams.close(code, trains="apr_train.training.finish" in sys.modules))

@@ -63,12 +63,13 @@ class Streams:
 
     def __init__(self) -> None:
         open_closed_streams()
+        self._own = (sys.stdout, sys.stderr)  # whose end would close the descriptors
         self._out = self._replace("stdout")
         self._replace("stderr")
 
     @staticmethod
     def _replace(name: str) -> _Patient | None:
-        """Put a patient stream in the place of one of the process's own; None where something else stands there, as in a test."""
+        """Put a patient stream in the place of the process's own; None where something else stands there, as in a test."""
         old = getattr(sys, name)
         try:
             raw = _Patient(old.fileno())

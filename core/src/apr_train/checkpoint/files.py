@@ -263,8 +263,8 @@ def _finite(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    if len(text) > MAX_DIGITS and len(text.lstrip("-")) > MAX_DIGITS:
-        raise ValueError(f"an integer of {len(text):,} digits is out of range")
+    if (digits := len(text.lstrip("-"))) > MAX_DIGITS:
+        raise ValueError(f"an integer of {digits:,} digits is out of range")
     return int(text)
 
 

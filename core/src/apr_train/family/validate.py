@@ -59,8 +59,9 @@ def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) 
 
 def layer_count(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything but an integer above zero that a number of layers can be: the bound for everything that is made of it."""
+    if isinstance(value, int):
+        _check_largest(instance, attribute, value, MOST_LAYERS)
     positive_int(instance, attribute, value)
-    _check_largest(instance, attribute, value, MOST_LAYERS)
 
 
 def _check_largest(instance: object, attribute: attrs.Attribute[Any], value: int, largest: int) -> None:

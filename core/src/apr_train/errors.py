@@ -14,12 +14,13 @@ LONGEST_PART = 1500
 """Characters of one part of a finding: what a file says may have megabytes."""
 LONGEST_MESSAGE = 4000
 """Bytes of an error's text, all of its findings together."""
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # controls, with which escape sequences begin; a line of its own is one, too
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of the text around it
     "\u200b\u2028\u2029\u2060-\u2065\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what takes no room, and other ends of lines
     "\ud800-\udfff]"  # halves of a pair, which no terminal and no file takes
 )
+"""What a terminal does not get from a file: the text around it would change, or it cannot be sent at all."""
 _BYTES = range(0xDC80, 0xDD00)
 """How Python has the bytes of a file's name that are not UTF-8."""
 
@@ -34,7 +35,7 @@ def printable(text: str, *, lines: bool = False, most: int | None = None) -> str
     """
     if most is not None and len(text) > most:
         text = f"{text[:most]}… ({len(text):,} characters)"
-    return _UNPRINTABLE.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _spelt(ord(found[0])), text)
+    return UNPRINTABLE.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _spelt(ord(found[0])), text)
 
 
 def _spelt(code: int) -> str:

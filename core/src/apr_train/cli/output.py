@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import attrs
 import click
 
-from apr_train.errors import Finding, printable
+from apr_train.errors import UNPRINTABLE, Finding, printable
 
 
 def tell(text: str = "", **style: Any) -> None:
@@ -30,11 +29,7 @@ def emit_json(data: Any) -> None:
     text = json.dumps(data, default=_plain)
     data = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity, of a damaged file, are no JSON
     text = json.dumps(data, indent=2, ensure_ascii=False)
-    click.echo(_UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
-
-
-_UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")
-"""What JSON may have as it is, and a terminal or an encoding may not: as escapes it is the same text."""
+    click.echo(UNPRINTABLE.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], text))
 
 
 def _plain(value: Any) -> Any:

@@ -132,7 +132,7 @@ def test_a_bad_file_is_an_error_with_its_name(tmp_path, content):
 
 
 def test_a_missing_file_is_an_error_with_its_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.toml.*cannot read"):
+    with pytest.raises(ConfigError, match=r"none\.toml.*cannot be read"):
         read_toml(tmp_path / "none.toml")
 
 

@@ -1,4 +1,4 @@
-"""What commands print: JSON, tables and findings; coloured on a terminal, plain text in a pipe."""
+"""What commands print, of files too: JSON, tables, findings; coloured on a terminal, plain text in a pipe, no raw control."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from typing import Any
 import attrs
 import click
 
-from apr_train.errors import Finding
+from apr_train.errors import UNPRINTABLE, Finding, printable
+
+
+def tell(text: str = "", **style: Any) -> None:
+    """Print a line of results, or several; what cannot be printed is spelt out. `style` is click's."""
+    text = printable(text, lines=True)
+    click.echo(click.style(text, **style) if style else text)
 
 
 def say(text: str) -> None:
     """Print a message beside the results: on stderr, so that a pipe gets the results alone."""
-    click.echo(text, err=True)
+    click.echo(printable(text, lines=True), err=True)
 
 
 def emit_json(data: Any) -> None:
-    """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+    """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays, what is not finite null."""
+    text = json.dumps(data, default=_plain)
+    data = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity, of a damaged file, are no JSON
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    click.echo(UNPRINTABLE.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], text))
 
 
 def _plain(value: Any) -> Any:
@@ -37,12 +46,12 @@ def _plain(value: Any) -> Any:
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """Print a table: with rich on a terminal, else aligned columns that nothing wraps or cuts."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(columns, cells, title)
         return
     if title:
-        click.echo(title)
+        tell(title)
     for line in _aligned([list(columns), *cells]):
         click.echo(line)
 
@@ -88,9 +97,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def emit_pairs(pairs: Mapping[str, object], *, title: str | None = None) -> None:
     """Print `key  value` lines, the keys padded to one width."""
     if title:
-        click.echo(click.style(title, bold=True))
-    width = max((len(key) for key in pairs), default=0)
-    for key, value in pairs.items():
+        tell(title, bold=True)
+    shown = [(printable(str(key)), printable(str(value))) for key, value in pairs.items()]
+    width = max((len(key) for key, _ in shown), default=0)
+    for key, value in shown:
         click.echo(f"{key.ljust(width)}  {value}")
 
 

@@ -100,13 +100,14 @@ def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> N
     if plan is not None and plan.is_finished:
         _say_finished(plan)
         return
-    from apr_train.cli.output import emit_pairs
+    from apr_train.cli.output import emit_pairs, tell
+    from apr_train.errors import printable
     from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
     from apr_train.training.loop import train
     from apr_train.training.setup import prepare
 
-    with prepare(settings, plan, click.echo) as prepared:
+    with prepare(settings, plan, tell) as prepared:
         emit_pairs(opening(prepared))
         outcome = train(prepared.run)
         if outcome.stopped_by is not None:
@@ -114,13 +115,16 @@ def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> N
             raise click.exceptions.Exit(130)
         lines, sample = finish(prepared)
         if sample is not None:
-            click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
+            prompt, text = (printable(part, lines=True) for part in (sample.prompt, sample.text))
+            click.echo(f"\n{prompt}{click.style(text, bold=True)}\n")
         emit_pairs(closing(prepared, lines, outcome))
 
 
 def _say_finished(plan: Resume) -> None:
     """Say that there is nothing left to do, and how to do more; nothing of the run has been touched."""
+    from apr_train.cli.output import tell
+
     steps, run = plan.settings.run.steps, shlex.quote(str(plan.folder))
-    click.echo(f"{plan.folder}: all {steps} steps are done and the end is written; nothing was changed")
-    click.echo(f"for more steps: apr-train --resume {run} --steps {max(1, 2 * steps)}")
-    click.echo(f"for another sample: apr-train generate {run}")
+    tell(f"{plan.folder}: all {steps} steps are done and the end is written; nothing was changed")
+    tell(f"for more steps: apr-train --resume {run} --steps {max(1, 2 * steps)}")
+    tell(f"for another sample: apr-train generate {run}")

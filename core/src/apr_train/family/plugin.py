@@ -15,6 +15,7 @@ from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, 
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.discovery import InstalledPlugin
+from apr_train.family.its_output import printed_on_stderr
 from apr_train.family.name_map import NameMap
 from apr_train.suggest import nearest
 
@@ -125,7 +126,8 @@ class Family:
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
-            return getattr(self.manager.hook, hook)(**arguments)
+            with printed_on_stderr():
+                return getattr(self.manager.hook, hook)(**arguments)
         except (AprTrainError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit, and the panic of an extension module

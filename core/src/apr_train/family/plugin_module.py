@@ -14,6 +14,7 @@ from apr_train.errors import PluginError
 from apr_train.family import hooks
 from apr_train.family.card import API_VERSION, FamilyInfo
 from apr_train.family.discovery import FAMILIES, InstalledPlugin
+from apr_train.family.its_output import printed_on_stderr
 from apr_train.family.plugin import Family, HookCallLog
 from apr_train.suggest import did_you_mean
 
@@ -43,7 +44,8 @@ def _import_module(plugin: InstalledPlugin) -> ModuleType:
         PluginError: if the import fails in any way, `SystemExit` included; the cause is kept.
     """
     try:
-        module = plugin.entry_point.load()
+        with printed_on_stderr():
+            module = plugin.entry_point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an extension module's panic (PyO3's, say) is no Exception either
@@ -68,7 +70,8 @@ def _examination(plugin: InstalledPlugin) -> Iterator[None]:
         PluginError: what the checks found, as it is; anything else as its cause.
     """
     try:
-        yield
+        with printed_on_stderr():
+            yield
     except PluginError:
         raise
     except Exception as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import logging
 import os
 import re
 import shlex
@@ -15,12 +14,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-from apr_train.atomic import clear_litter
+from apr_train.atomic import clear_litter, lock
 from apr_train.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import ADAPTER, some_of
-from apr_train.errors import OutputError, RunError
+from apr_train.errors import FormatError, OutputError, RunError
 
 LOCK = ".lock"
+logger = logging.getLogger(__name__)
 
 
 class InUseError(RunError):
@@ -41,11 +42,12 @@ def locked(folder: Path) -> Iterator[None]:
         problem = f"the run's folder cannot be locked ({error.strerror})"
         raise OutputError(problem, where=folder / LOCK, hint="Check the path and its permissions.") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        held = lock(descriptor)
+        if held is False:
             hint = "Wait for it to end, or take another --run."
-            raise InUseError("another process is training in this folder", where=folder, hint=hint) from error
+            raise InUseError("another process is training in this folder", where=folder, hint=hint)
+        if held is None:
+            logger.warning("%s: the file system has no locks: see to it that no other process trains in this folder", folder)
         yield
     finally:
         os.close(descriptor)
@@ -151,10 +153,9 @@ def _is_part(name: str) -> bool:
 def _is_identity(path: Path) -> bool:
     """Whether an identity.json is a run's, and not somebody else's file of that name."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return {"corpus", "tokenizer"} <= parse_json(path).keys()
+    except FormatError:
         return False
-    return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
 
 
 _KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, METRICS, SAMPLES, MODEL, CARD})

@@ -112,6 +112,9 @@ def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:
         raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value))
     if value == "":  # as a path it would be the folder one happens to be in
         raise ConfigError("empty", where=_where(attribute), expected="a text, or to leave the option out", found="''")
+    if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+        expected = "valid Unicode, which a run's settings are written in"
+        raise ConfigError("no text", where=_where(attribute), expected=expected, found=value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError("not a finite number", where=_where(attribute), found=repr(value))
 

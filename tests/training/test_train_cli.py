@@ -336,7 +336,7 @@ def test_the_largest_errors_are_one_message(place):
 
 def test_help_names_every_setting_and_shows_defaults(place):
     out = " ".join(place("train", "--help").split())
-    for part in ("--batch-size", "--no-compile", "[default: cosine]", "--seq-len", "--resume", "causal-lm|fim|masked-lm"):
+    for part in ("--batch-size", "--no-compile", "[default: cosine]", "--seq-len", "--resume", "causal-lm|sft|fim|masked-lm"):
         assert part in out
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.folder import ADAPTER, INDEX, PICKLED, SINGLE
+from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, INDEX, PICKLED, SINGLE
 from apr_train.checkpoint.tie import EMBEDDING_SUFFIXES
 from apr_train.errors import Finding, FormatError
 
-CONFIG = "adapter_config.json"
 _FILES = (ADAPTER, "adapter_model.bin")
 _TENSOR = re.compile(
     r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer|prompt_embeddings)(\.|$)"
@@ -33,17 +32,17 @@ def folder_finding(folder: Path, names: Sequence[str]) -> Finding | None:
     transformers asks for adapter_config.json alone, and loads the adapter on top of what else lies there.
     """
     has_base = bool({SINGLE, INDEX, *PICKLED} & set(names))
-    if CONFIG not in names:
+    if ADAPTER_CONFIG not in names:
         if not set(_FILES) & set(names):
             return None
         if has_base:
             return _passed_over(folder, names)
-    config = _config(folder / CONFIG) if CONFIG in names else {}
+    config = _config(folder / ADAPTER_CONFIG) if ADAPTER_CONFIG in names else {}
     kind = f"a {_name(config)} adapter"
     return Finding(
         rule=rules.PREFLIGHT_020,
         subject=str(folder),
-        field=CONFIG if CONFIG in names else ADAPTER,
+        field=ADAPTER_CONFIG if ADAPTER_CONFIG in names else ADAPTER,
         problem=f"{kind} lies beside the model, and would not be used" if has_base else f"{kind}, not a whole model",
         expected="a model whose adapter is merged into it",
         found=_found(config, names),
@@ -56,11 +55,12 @@ def _passed_over(folder: Path, names: Sequence[str]) -> Finding:
     return Finding(
         rule=rules.PREFLIGHT_020,
         subject=str(folder),
-        field=CONFIG,
+        field=ADAPTER_CONFIG,
         problem="an adapter's weights lie beside the model and are not read, by transformers neither without their config",
         expected="a model whose adapter is merged into it",
-        found=f"{_found({}, names)}, and no {CONFIG}",
-        hint=f"If the adapter is meant, fetch its {CONFIG}, too: then the command that merges it is named. Else move it away.",
+        found=f"{_found({}, names)}, and no {ADAPTER_CONFIG}",
+        hint=f"If the adapter is meant, fetch its {ADAPTER_CONFIG}, too: then the command that merges it is named. "
+        "Else move it away.",
         severity="warning",
     )
 
@@ -106,7 +106,7 @@ def _name(config: dict[str, Any]) -> str:
 
 def _found(config: dict[str, Any], names: Sequence[str]) -> str:
     base = _text(config, "base_model_name_or_path")
-    files = ", ".join(name for name in (CONFIG, *_FILES) if name in names)
+    files = ", ".join(name for name in (ADAPTER_CONFIG, *_FILES) if name in names)
     return f"{files}, for the base {base}" if base else files
 
 
@@ -130,7 +130,7 @@ def _hint(folder: Path, config: dict[str, Any], names: Sequence[str], *, has_bas
 
 def _hint_of_file(path: Path) -> str:
     """What to do with a file that holds an adapter: of one as peft saves it, to merge its folder."""
-    if path.name == ADAPTER and (path.parent / CONFIG).is_file():
+    if path.name == ADAPTER and (path.parent / ADAPTER_CONFIG).is_file():
         return f"Merge it into its base: {_merge('BASE', str(path.parent))}, then give X.apr."
     return "Merge it into its base first: peft's merge_and_unload(), then save_pretrained(NEW_FOLDER), and give that folder."
 

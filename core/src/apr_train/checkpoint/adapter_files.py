@@ -12,11 +12,10 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.atomic import write_file
-from apr_train.checkpoint.adapter import CONFIG
 from apr_train.checkpoint.checkpoint import TensorView
 from apr_train.checkpoint.dtypes import FLOATS, plain_view, values_of
 from apr_train.checkpoint.files import map_file, parse_json
-from apr_train.checkpoint.folder import ADAPTER
+from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.safetensors import Extent, read_index, write_safetensors
 from apr_train.errors import FormatError
@@ -24,7 +23,7 @@ from apr_train.errors import FormatError
 PREFIX = "base_model.model."
 """How PEFT begins the names of all tensors of an adapter; the module's name in the base follows."""
 PICKLED = "adapter_model.bin"
-_BOTH = f"{CONFIG} and {ADAPTER}"
+_BOTH = f"{ADAPTER_CONFIG} and {ADAPTER}"
 
 
 @frozen(kw_only=True)
@@ -44,7 +43,7 @@ class Adapter:
     @property
     def files(self) -> tuple[Path, ...]:
         """The two files."""
-        return self.folder / CONFIG, self.folder / ADAPTER
+        return self.folder / ADAPTER_CONFIG, self.folder / ADAPTER
 
     def raw(self, name: str) -> memoryview:
         """A tensor's bytes as they lie in the file."""
@@ -66,10 +65,10 @@ def open_adapter(folder: Path) -> Adapter:
     """
     if not (folder / ADAPTER).is_file():
         raise _without_weights(folder)
-    if not (folder / CONFIG).is_file():
-        found, hint = f"no {CONFIG}", "Fetch it, too: it says by which factor the adapter counts."
+    if not (folder / ADAPTER_CONFIG).is_file():
+        found, hint = f"no {ADAPTER_CONFIG}", "Fetch it, too: it says by which factor the adapter counts."
         raise _incomplete("an adapter without its config", folder, found, hint)
-    config, index = parse_json(folder / CONFIG), read_index(folder / ADAPTER)
+    config, index = parse_json(folder / ADAPTER_CONFIG), read_index(folder / ADAPTER)
     for name, info in index.tensors.items():
         if info.dtype not in FLOATS:
             expected = ", ".join(FLOATS)
@@ -96,7 +95,7 @@ def _without_weights(folder: Path) -> FormatError:
     if (folder / PICKLED).is_file():
         hint = "Open it in peft, and save it again: save_pretrained writes safetensors."
         return _incomplete("a pickled adapter, which is never read", folder, PICKLED, hint)
-    found = CONFIG if (folder / CONFIG).is_file() else "neither" if folder.is_dir() else "no such folder"
+    found = ADAPTER_CONFIG if (folder / ADAPTER_CONFIG).is_file() else "neither" if folder.is_dir() else "no such folder"
     return _incomplete(
         "no adapter", folder, found, "Give a folder as peft's save_pretrained writes it, or a run that trained one."
     )
@@ -122,5 +121,5 @@ def write_adapter(
     """
     named = {f"{PREFIX}{name}": view for name, view in tensors.items()}
     infos = [TensorInfo(name, view.dtype, view.data.shape, view.data.nbytes) for name, view in named.items()]
-    write_file(folder / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_file(folder / ADAPTER_CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     write_safetensors(folder / ADAPTER, infos, lambda name: [named[name].data], note=note)

@@ -21,6 +21,7 @@ from apr_train.errors import Finding, FormatError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 EXPLICIT = "transformers_weights"
 """The key of config.json that names a folder's weights."""

@@ -15,9 +15,8 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.atomic import clear_litter, lock
-from apr_train.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.folder import ADAPTER, some_of
+from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, some_of
 from apr_train.errors import FormatError, OutputError, RunError
 
 LOCK = ".lock"

@@ -82,6 +82,6 @@ def test_real_code_is_rearranged_and_can_be_read_back(tmp_path):
     assert max(sizes) <= length
     assert sum(sizes) / len(sizes) > 0.75 * length  # short files among them
     assert len(found.starts) == found.counts["fim_parts"] == found.counts["fim_psm"] + found.counts["fim_spm"]
-    parts = [part for document in documents for part in Parts(tokenizer, 200, parse_special=False).of(document)]
+    parts = list(Parts(tokenizer, 200, parse_special=False).of(documents))
     assert "".join(part.text for part in parts) == "".join(document.text for document in documents)
     assert found.text_bytes == sum(len(document.utf8) for document in documents)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import gguf
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 import yaml
 from apr_train.artifact.gguf import export as export_module
 from apr_train.artifact.gguf import reopened as reopened_module
+from apr_train.artifact.gguf.k_quants import K_QUANTS
+from apr_train.checkpoint.gguf_writing import FILE_TYPES, QUANTISED, GgufDtype
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.cli import cli
+from apr_train.cli.export import BLOCKS, BY_LLAMA_CPP, FLOATS
 from apr_train.data.reference import SHA256, reference_text
 from apr_train.testing import installed_family, model_from_file, our_logits
 from click.testing import CliRunner
@@ -209,6 +213,14 @@ def test_no_verify_compares_nothing_and_says_so(tmp_path, monkeypatch):
     assert front_matter(tmp_path / "m.gguf.md")["apr_train.gguf"] == {"dtype": "Q4_0", "compared": False}
 
 
+def test_types_that_llama_cpp_chose_and_nobody_looked_at_are_not_told(tmp_path, monkeypatch):
+    folder, _ = source(tmp_path, "llama")
+    monkeypatch.setattr(export_module, "llama_cpp", lambda name, path, target: gguf)
+    monkeypatch.setattr(export_module, "_write_by_llama_cpp", lambda plan, path, *_, **__: path.write_bytes(b"GGUF"))
+    to_gguf(folder, tmp_path / "m.gguf", "--dtype", "q4_k_m", "--no-verify")
+    assert "| tensors | 21, types not looked at |" in (tmp_path / "m.gguf.md").read_text()
+
+
 def test_without_a_tokenizer_the_file_says_so_and_blocks_are_only_compared(tmp_path):
     folder, _ = source(tmp_path, "qwen2", tokenizer=False)
     output = to_gguf(folder, tmp_path / "m.gguf", "--dtype", "q8_0")
@@ -241,7 +253,7 @@ def wrong_key(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "q4_0"])
-@pytest.mark.parametrize("fault", [wrong_values, wrong_key])
+@pytest.mark.parametrize("fault", [wrong_rows, wrong_values, wrong_key])
 def test_a_file_that_is_not_its_source_is_found_and_not_put_in_place(fault, dtype, tmp_path, monkeypatch):
     folder, _ = source(tmp_path, "llama")
     (tmp_path / "m.gguf").write_bytes(b"GGUF the older one")
@@ -271,6 +283,12 @@ def test_a_quantised_tensor_in_another_ones_place_is_too_far_from_it():
 )
 def test_wrong_options_get_one_message(options, said, tmp_path):
     assert said in invoke("export", tmp_path / "hf", "-o", tmp_path / "x", *options, exit_code=2)
+
+
+def test_the_command_offers_every_type_that_can_be_written():
+    assert tuple(name.upper() for name in BLOCKS) == QUANTISED
+    assert {name.upper() for name in FLOATS + BLOCKS} == {*get_args(GgufDtype)} == {*FILE_TYPES}
+    assert tuple(K_QUANTS) == BY_LLAMA_CPP
 
 
 def test_k_quants_without_llama_cpp_give_the_two_commands(tmp_path, monkeypatch):
@@ -337,6 +355,8 @@ def test_llama_3s_scaling_is_a_table_and_its_blocks_are_measured_all_the_same(tm
     assert (table.tensor_type.name, table.shape.tolist()) == ("F32", [8])
     assert {1.0, 8.0} <= set(table.data.tolist())
     assert re.search(r"the same most likely token at 9\d\.\d+% of", output)
+    said = invoke("import", tmp_path / "m.gguf", "-o", tmp_path / "back.apr", exit_code=3)  # its four numbers are lost
+    assert "[rope_freqs.weight]: a tensor of the file is not used by the model" in said
 
 
 def test_llama_3s_scaling_is_refused_where_llama_cpp_reads_no_table(tmp_path):
@@ -379,6 +399,8 @@ MAY_ADD = re.compile(r"general\.name|tokenizer\.ggml\.model|.*\.(vocab_size|rope
 DEFAULTS = re.compile(r".*\.attention\.(key_length|value_length|head_count_kv)|GGUF\.kv_count")
 MAY_LACK = {"phi": {"tokenizer.ggml.add_bos_token"}, "phi3": {"phi3.rope.scaling.original_context_length"}}
 """Keys of llama.cpp's converter that do nothing in these files: one of a tokenizer, one of a scaling; neither is there."""
+WITH_A_WINDOW = "phi3"
+"""The one of these files that has a window which llama.cpp does not compute."""
 
 
 @pytest.mark.parametrize("name", WITH_GGUF)
@@ -389,6 +411,7 @@ def test_an_example_familys_file_is_llama_cpps_own_tensor_by_tensor_and_key_by_k
     assert "error" not in found, found
     assert (found["only"], found["other"]) == ([], [])
     assert found["same"] > 10
+    assert ("llama.cpp computes full attention in a" in found["output"]) == (name == WITH_A_WINDOW)
     for key, (ours, theirs) in found["keys"].items():
         if key in MAY_LACK.get(name, ()):
             assert ours is None

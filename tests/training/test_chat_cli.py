@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import tokenizers
@@ -106,6 +107,16 @@ def test_sample_that_ends_a_run_is_an_answer(desk):
     assert (sample["prompt"], sample["text"].isdecimal()) == ("061: 3+4?", True)
     told = json.loads(desk("generate", "runs/a", "--chat", "--prompt", "061: 3+4?", "--json"))
     assert sample["text"] == told["turns"][0]["text"]
+
+
+def test_tokenize_marks_what_is_read_and_not_learnt_and_writes_no_shards_of_it(desk):
+    args = ("tokenize", "--tokenizer", "tok", "--objective", "sft", "--data", "chats.jsonl", "--sequence-length", "64")
+    write_chats(desk.folder / "chats.jsonl", [record("Hi", f"ok {number}") for number in range(20)])
+    out = desk(*args, "--show", "1")
+    assert re.search(r"⟦<\|open\|>user\nHi<\|close\|>\n<\|open\|>assistant\n⟧ok \d+<\|close\|>", out), out
+    told = desk(*args, "-o", "shards", code=1)
+    assert "a shard cannot say which of its tokens are targets" in told
+    assert not (desk.folder / "shards").exists()
 
 
 def test_eval_measures_a_run_by_what_it_learns(desk):
@@ -272,6 +283,8 @@ def test_text_comes_on_standard_output_and_speed_beside_it(talk):
     ("args", "text", "code", "told"),
     [
         (("--chat", "--prompt", " "), None, 1, "nothing is said"),
+        (("--chat", "--prompt", "x", "--system", ""), None, 1, "--system: nothing is said"),
+        (("--chat", "--prompt", "x", "--system", "\udcff"), None, 1, "--system: not UTF-8 text"),
         (("--chat",), b"Hi\n\xff\n", 1, "standard input:2"),
         (("--chat", "--fill-mask", "x"), None, 2, "--chat is with --prompt, or alone"),
         (("--chat", "--prompt", "x", "--echo"), None, 2, "--chat is with --prompt, or alone"),

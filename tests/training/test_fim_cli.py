@@ -154,14 +154,29 @@ def test_rare_entries_of_the_vocabulary_can_be_named(place, taught):
 
 
 @pytest.mark.rule("EVAL-001")
-def test_evaluations_that_cannot_be_are_refused_before_anything(place, tokenizer_file):
+def test_evaluations_that_cannot_be_are_refused_before_anything(place, tmp_path):
     run = ("--run", "x", "--steps", "1", "--arch")
     output = place.train(*run, "codebert", "--preset", "tiny", "--eval", "fim:5,syntax:5", code=3)
     assert output.count("EVAL-001") == 2
     output = place.train(*run, "llama370m", "--preset", "tiny", "--eval", "sintax:5,fim", code=3)
     assert output.count("EVAL-001") == 2
     assert "did you mean syntax" in output
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "1+1?", "completion": "2"}\n{"prompt": "2+2?", "completion": "4"}\n')
+    output = place("--data", chats, *run, "llama370m", "--objective", "sft", "--eval", "fim:5,syntax:5", code=3)
+    assert output.count("EVAL-001") == 2
+    assert "kind chat" in output
     assert not place.run("x").exists()
+
+
+def test_a_family_that_cannot_learn_an_objective_is_not_asked_for_what_that_needs(place, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "1+1?", "completion": "2"}\n{"prompt": "2+2?", "completion": "4"}\n')
+    for objective in ("fim", "sft"):
+        output = place("--data", chats, "--arch", "codebert", "--preset", "tiny", "--objective", objective, "--dry-run", code=3)
+        assert "PREFLIGHT-002" in output
+        assert "FIM-001" not in output
+        assert "CHAT-001" not in output
 
 
 def test_held_out_text_without_a_line_to_hide_is_said(place, tokenizer_file, tmp_path):

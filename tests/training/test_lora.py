@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import peft
@@ -305,6 +306,13 @@ def test_a_base_in_bfloat16_stays_so_in_a_merged_file_and_is_run_in_float32(plac
     assert told["results"][0]["loss"] == pytest.approx(measured[-1], abs=2e-6)
 
 
+def test_adapters_learn_at_a_rate_and_with_a_factor_of_their_own_unless_told(place, bases):
+    place.train("--init", bases["qwen2"][0], "--lora-rank", "4", "--steps", "0", "--allow-cold-init", "--run", "l")
+    settings = tomllib.loads((place.run("l") / "config.toml").read_text())
+    assert settings["optimizer"]["lr"] == 2e-4
+    assert (settings["lora"]["lora_alpha"], settings["lora"].get("lora_dropout", 0)) == (8, 0)
+
+
 def test_the_model_that_a_run_means_is_opened_without_peft(place, bases, monkeypatch):
     place.train("--init", bases["qwen2"][0], *LORA, "--run", "l")
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -554,3 +562,14 @@ def test_a_run_with_recomputed_blocks_learns_the_same(place, bases):
         place.train("--init", bases["qwen2"][0], *LORA, "--run", name, *more)
     files = [(place.run(name) / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "again")]
     assert files[0] == files[1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+def test_a_compiled_run_learns_what_one_without_learns(place, bases):
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        place.train("--init", bases["qwen2"][0], *LORA, "--val-every", "2", "--run", name, *more)
+    plain, compiled = ([line["val_loss"] for line in place.curve(name) if "val_loss" in line] for name in ("plain", "compiled"))
+    assert len(compiled) == 3
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    assert compiled[-1] < compiled[0]

@@ -6,6 +6,7 @@ import re
 import shutil
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from apr_train.checkpoint.apr import open_apr
 from apr_train.cli import cli
@@ -75,7 +76,7 @@ def test_a_mixture_learns_in_its_shares_and_tells_each_source(place, mixture):
     assert re.search(r"step 50/50 .* val \d\.\d{4} \(perplexity [\d.]+\)  code \d\.\d{4}  docs \d\.\d{4}", out)
     card = (place.run("x") / "MODEL_CARD.md").read_text()
     assert "| corpus | code: code; docs: docs |" in card
-    assert re.search(r"\| source code \| 70\.0% of the rows, 2,240 tokens read, [\d.]+ epochs \|", card)
+    assert re.search(r"\| source code \| weight 70\.0%: 2,240 tokens read, which are 70\.0%, [\d.]+ epochs \|", card)
     assert str(place.folder.parent) not in card
     with open_apr(place.run("x") / "model.apr") as checkpoint:
         origin = checkpoint.raw_metadata["apr_train.run"]
@@ -120,6 +121,11 @@ def test_when_a_source_will_end_is_said_before_and_when_it_does(place, mixture, 
     read = [line["source_tokens"]["docs"] for line in place.curve("x")[1:]]
     assert read.index(max(read)) + 1 == int(step)
     assert "source code: epoch 1 done: it starts again in a new order" in out
+    last = place.curve("x")[-1]
+    share = f"{last['source_tokens']['docs'] / last['tokens']:.1%}"
+    card = (place.run("x") / "MODEL_CARD.md").read_text()
+    assert re.search(rf"source docs \| weight 74\.1%: {max(read):,} tokens read, which are {share}, 1\.00 epochs", card)
+    assert share != "74.1%"
 
 
 @pytest.mark.rule("PREFLIGHT-041")
@@ -189,6 +195,7 @@ def test_a_held_out_set_of_ones_own_is_measured_alone(place, texts):
     out = place(*args, "--steps", "2", "--run", "x")
     assert "not learnt, for their text is held out in --val-data: 2 documents" in out
     assert f"{copy} · held out: {texts / 'held'}" in out
+    assert "\nOn rows of a held-out set of its own:\n" in (place.run("x") / "MODEL_CARD.md").read_text()
     last = place.curve("x")[-1]["val_loss"]
     told = json_of(place("eval", place.run("x"), "--json"))["results"][0]
     assert told["loss"] == pytest.approx(last, abs=1e-6)
@@ -231,6 +238,12 @@ def test_a_report_has_a_table_and_a_curve_by_source(started):
     assert [float(share) for *_, share in rows] == [
         float(round(Fraction(100 * n, sum(read.values())), 1)) for n in read.values()
     ]
+    measured = [line["source_val_loss"] for line in lines if "source_val_loss" in line]
+    assert len(measured) > 1
+    told = re.findall(r"<td>(code|docs)</td>(?:<td>[^<]*</td>){2}<td>([\d.]+)</td><td>([\d.]+)</td>", page)
+    assert [name for name, *_ in told] == ["code", "docs"]
+    for name, first, last in told:
+        assert [float(first), float(last)] == pytest.approx([measured[0][name], measured[-1][name]], abs=1e-3)
 
 
 def test_a_report_refuses_what_is_no_number_of_a_source(started):
@@ -264,6 +277,13 @@ def test_a_run_encodes_nothing_after_tokenize(place, mixture, started, monkeypat
     monkeypatch.setattr("apr_train.data.encoding.TextEncoder.encode", encodes)
     place(*args, *SMALL[2:], "--steps", "1", "--run", "y", "--allow-cold-init", "--precision", "fp32")
     assert {path: path.stat().st_mtime_ns for path in (place.folder / "cache" / "tokens").iterdir()} == before
+
+
+def test_tokenize_refuses_a_folder_of_others_before_it_reads(started, mixture, texts):
+    source = ("--init", started.run("x") / "model.apr")
+    out = started("tokenize", *source, "--data", "not-there", "-o", texts / "code", code=1)
+    assert "WRITE-002" in out
+    assert "not-there" not in out
 
 
 def test_tokenize_needs_no_torch(started, mixture, no_torch):
@@ -308,6 +328,22 @@ def test_shards_of_tokenize_make_the_run_that_their_text_makes(started, mixture,
     started("tokenize", *init, *mixture[:4], "-o", "tokens")  # its own folder may be replaced
     (started.folder / "tokens" / "mine.txt").write_text("mine")
     assert "WRITE-002" in started("tokenize", *init, *mixture[:4], "-o", "tokens", code=1)
+
+
+def test_tokens_that_one_shard_has_no_room_for_are_in_several(started, mixture, monkeypatch):
+    args = ("tokenize", "--init", started.run("x") / "model.apr", *mixture[:2], "-o")
+    started(*args, "whole")
+    monkeypatch.setattr("apr_train.artifact.tokenized.MOST_IDS", 1000)
+    started(*args, "parts")
+    whole, *parts = (
+        np.fromfile(path, "<u2", offset=1024)
+        for name in ("whole", "parts")
+        for path in sorted((started.folder / name / "code" / "train").iterdir())
+    )
+    assert len(parts) > 2
+    assert all(len(part) <= 1000 for part in parts)
+    assert {int(part[0]) for part in parts} == {int(whole[0])}  # the end of text, in front of each document
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_tokenize_says_what_is_wrong_all_at_once(place, texts):

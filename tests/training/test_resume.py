@@ -1,15 +1,17 @@
 """Interrupted runs go on bit for bit, through the command line, whatever ended them."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from apr_train.checkpoint.apr import open_apr, rewrite
 from apr_train.checkpoint.open import open_checkpoint
-from apr_train.data.scan import SPLIT_RULE
+from apr_train.data.split import SPLIT_RULE
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import RunError
 from apr_train.run.record import read_record
@@ -137,9 +139,12 @@ def test_a_resume_refuses_another_corpus(place):
     text.write_text("def one():\n    return 1\n" * 200)
     place("--data", text, *RUN, "--steps", "2", "--run", "x")
     text.write_text("def two():\n    return 2\n" * 200)
+    tokens = Path(os.environ["APR_TRAIN_CACHE"], "tokens")
+    before = set(tokens.iterdir())
     out = place("--resume", "runs/x", "--steps", "4", code=1)
     assert f"PREFLIGHT-028: --data [{text}]: not the text that the run was started on" in out
     assert "--tokenizer" not in out
+    assert set(tokens.iterdir()) == before  # it is known before the other text is tokenised
 
 
 @pytest.mark.rule("PREFLIGHT-028")

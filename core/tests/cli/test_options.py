@@ -11,7 +11,8 @@ from apr_train.checkpoint.header import RopeRows
 from apr_train.cli import cli
 from apr_train.cli.options import MODEL, UserPath, dtype_option, output_option, setting
 from apr_train.inference.ready import Wanted
-from apr_train.run.settings import GROUPS, flag, options_of
+from apr_train.run.option import flag, options_of
+from apr_train.run.settings import GROUPS
 from click.testing import CliRunner
 
 SETTINGS = {item.name: item.metadata for cls in GROUPS.values() for item in options_of(cls)}

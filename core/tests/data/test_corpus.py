@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from apr_train.data.bpe import train_bpe
 from apr_train.data.cache import cache_folder
-from apr_train.data.corpus import EncodingWanted, held_out_documents, load_corpus, load_held_out
+from apr_train.data.corpus import EncodingWanted, held_out_documents, load_corpus
 from apr_train.data.documents import read_documents
 from apr_train.data.formats.utf8 import decoded
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.data.scan import scan_corpus, split_key
+from apr_train.data.scan import scan_corpus
 from apr_train.data.sources import find_files
 from apr_train.data.special_tokens import DocumentEnds
+from apr_train.data.split import split_key
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import DataError, TokenizerError
 from apr_train.run.settings import DataSettings
@@ -191,7 +192,7 @@ def test_a_corpus_is_read_twice_to_be_tokenised_and_once_when_it_was(settings, t
         opened.extend(chosen)
         return read_documents(chosen, *how, **options)
 
-    monkeypatch.setattr("apr_train.data.scan.read_documents", counting)
+    monkeypatch.setattr("apr_train.data.reading.read_documents", counting)
     load_corpus(settings, tokenizer, cache_dir=tmp_path)
     assert Counter(opened) == dict.fromkeys(corpus_folder.rglob("*.py"), 2)
     load_corpus(settings, tokenizer, cache_dir=tmp_path)
@@ -511,13 +512,14 @@ def test_a_held_out_set_of_ones_own_is_all_that_is_held_out(two, corpus_folder, 
     assert len(learnt) == 20
     assert notices == ["not learnt, for their text is held out in --val-data: 20 documents"]
     assert not {split_key(text.decode()) for text in learnt} & {split_key(text.decode()) for text in held}
-    again = load_held_out(
+    again = load_corpus(
         settings,
         tokenizer,
         objective=OBJECTIVES["causal-lm"],
         options=EncodingWanted(),
         cache_dir=tmp_path / "cache",
         notice=str,
+        learn=False,
     )
     assert again.validation.path == corpus.validation.path
     assert again.learnt == ()

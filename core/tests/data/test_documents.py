@@ -9,7 +9,8 @@ from apr_train.data.documents import TextRecords, read_documents
 from apr_train.data.scan import scan_corpus
 from apr_train.data.sources import LeftOut, describe_sources, find_files, matches
 from apr_train.errors import DataError
-from apr_train.run.settings import DataSettings, Settings, absolute_paths
+from apr_train.run.settings import DataSettings, Settings
+from apr_train.run.settings_paths import absolute_paths
 
 
 def texts(*paths):
@@ -66,6 +67,23 @@ def test_bad_jsonl_names_file_and_line(tmp_path, line, problem):
     with pytest.raises(DataError, match=problem) as caught:
         texts(path)
     assert caught.value.finding.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"messages": []}, "--objective sft"),
+        ({"conversations": []}, "--objective sft"),
+        ({"prompt": "a", "completion": "b"}, "--objective sft"),
+        ({"prompt": "a", "completion": None}, "--text-field prompt"),
+    ],
+)
+def test_who_learns_conversations_is_said_where_texts_are_meant(tmp_path, record, told):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError) as caught:
+        texts(path)
+    assert told in caught.value.finding.hint
 
 
 @pytest.mark.rule("PREFLIGHT-025")

@@ -54,6 +54,15 @@ def test_what_a_start_refuses_is_found_and_has_an_id(tmp_path, name):
         assert faults == [rule]
 
 
+def test_a_folder_of_texts_holds_no_conversations_and_that_is_said(tmp_path):
+    for name in ("a.py", "b.md"):
+        (tmp_path / name).write_text("a text\n")
+    (finding,) = look_at(DataSettings(data=(str(tmp_path),)), OBJECTIVES["sft"]).findings
+    assert finding.rule == "PREFLIGHT-025"
+    assert "a.py" in finding.found
+    assert "causal-lm" in finding.hint
+
+
 def test_each_of_several_arguments_has_its_fault(tmp_path):
     for name in ("c.txt", "d.jsonl.gz"):
         (tmp_path / name).write_bytes(BROKEN[name][0])

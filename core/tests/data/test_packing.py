@@ -54,12 +54,15 @@ def test_every_piece_is_in_one_row_and_no_row_is_overfull_or_empty(case):
     assert all(0 < sum(sizes[number] for number in row) <= length for row in rows)
 
 
-@settings(deadline=None)
-@given(st.integers(0, 999), st.sampled_from([64, 257, 1024]))
-def test_packing_needs_no_more_rows_than_first_fit_decreasing(seed, length):
-    sizes = np.random.default_rng(seed).integers(1, length + 1, 300).tolist()
-    first_fit = one_by_one(sizes, length, lambda fitting, key: fitting[0])
-    assert len(rows_of(sizes, length)) <= len(first_fit)
+@pytest.mark.parametrize("length", [64, 257, 1024])
+def test_packing_needs_no_more_rows_than_first_fit_decreasing(length):
+    """Of many sets together: of a single one best fit may need a row more (146 and 145 for seed 786 and rows of 257)."""
+    packed = first_fit = 0
+    for seed in range(50):
+        sizes = np.random.default_rng(seed).integers(1, length + 1, 300).tolist()
+        packed += len(rows_of(sizes, length))
+        first_fit += len(one_by_one(sizes, length, lambda fitting, key: fitting[0]))
+    assert packed <= first_fit
 
 
 def test_the_same_sizes_give_the_same_rows():

@@ -3,7 +3,7 @@ from hashlib import blake2b
 
 import pytest
 from apr_train.data.documents import Document
-from apr_train.data.scan import KeyScan, held_out_of, split_key, train_documents
+from apr_train.data.split import KeyScan, held_out_of, split_key, train_documents
 from apr_train.errors import DataError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st

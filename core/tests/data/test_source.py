@@ -102,6 +102,25 @@ def test_what_is_no_mixture_is_said_with_what_would_be_one(name):
 
 
 @pytest.mark.rule("PREFLIGHT-040")
+def test_a_weight_that_is_no_number_is_refused_and_not_missed_as_well():
+    told = [finding.problem for finding in findings(DataSettings(data=("a=x:1", "b=y:nan")))]
+    assert told == ["a weight that is no finite number"]
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan"])
+def test_a_weight_of_held_out_text_must_be_a_share_too(weight):
+    (finding,) = findings(DataSettings(data=("a=x:1", "b=y:1"), val_data=(f"a=v:{weight}", "b=w:1")))
+    assert (finding.rule, finding.subject, finding.field, finding.found) == ("PREFLIGHT-040", "--val-data", "a", weight)
+
+
+def test_a_text_field_of_a_source_without_texts_is_refused():
+    (finding,) = findings(tables({"name": "a", "path": "x.bin", "text_field": "body"}))
+    assert (finding.field, finding.problem, finding.found) == ("a", "a text field of a source that has no texts", "tokens")
+    held = DataSettings(source=(SourceSettings(name="a", path="x", text_field="body"),), val_data=("a=v.bin",))
+    assert findings(held) == []
+
+
+@pytest.mark.rule("PREFLIGHT-040")
 def test_an_encoder_takes_no_ids_and_the_file_that_says_so_is_named():
     (finding,) = findings(DataSettings(data=("x.bin",)), OBJECTIVES["masked-lm"])
     assert (finding.expected, finding.found) == ("text", "tokens, as x.bin is one")
@@ -125,3 +144,36 @@ def test_a_look_has_all_of_it_at_once_and_the_texts_as_well(tmp_path):
         "PREFLIGHT-025",
     ]
     assert found.learnt == ()
+
+
+def test_a_source_without_a_text_is_named(tmp_path):
+    (tmp_path / "blank.txt").write_text("\n\n")
+    (tmp_path / "text.txt").write_text("some text\n" * 20)
+    data = DataSettings(data=(f"code={tmp_path}/text.txt:1", f"nothing={tmp_path}/blank.txt:1"))
+    (finding,) = look_at(data).findings
+    assert (finding.problem, finding.field, finding.found) == (
+        "the corpus is empty",
+        "nothing",
+        f"none in {tmp_path}/blank.txt",
+    )
+
+
+@pytest.mark.parametrize("argument", ["{}:0.7", "code={}:o.7", "code={}:70%"])
+def test_a_weight_that_cannot_be_one_is_told_from_a_path(tmp_path, argument):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.txt").write_text("some text\n" * 20)
+    (finding,) = look_at(DataSettings(data=(argument.format(tmp_path / "src"),))).findings
+    weight = argument.rpartition(":")[2]
+    assert finding.rule == "PREFLIGHT-019"
+    assert f"{tmp_path}/src is there: if {weight!r} is a weight, it must be a number, and needs a name" in finding.hint
+
+
+def test_a_text_field_of_files_without_fields_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("some text\n" * 20)
+    (tmp_path / "b.csv").write_text("body\nsome other text\n")
+    path, by_column = str(tmp_path), ".csv and .tsv files: 1 taken as text as they stand, not by column"
+    told = look_at(DataSettings(data=(path,), text_field="body")).notes
+    assert f"{path}: the text field 'body' means nothing here: all files are texts as they stand" in told
+    assert any(note.startswith(by_column) for note in told)
+    (tmp_path / "c.jsonl").write_text('{"body": "a third text"}\n')
+    assert not any("means nothing" in note for note in look_at(DataSettings(data=(path,), text_field="body")).notes)

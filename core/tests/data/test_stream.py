@@ -8,7 +8,7 @@ import pytest
 import torch
 from apr_train.data.batch import IGNORED
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.data.stream import BatchStream, StreamSource, held_out_batches, row_counts, validation_batches
+from apr_train.data.stream import BatchStream, StreamSource, row_counts, validation_batches
 from apr_train.data.tokens import TokenFile
 from apr_train.errors import ConfigError, DataError, RunError, TokenizerError
 from hypothesis import given, settings
@@ -415,7 +415,7 @@ def test_each_batch_of_a_validation_is_of_one_source_which_it_names(tokenizer, t
         StreamSource(name=name, tokens=tokens_of((200,), key=name), weight=Fraction(weight))
         for name, weight in (("a", 3), ("b", 1))
     ]
-    batches = list(held_out_batches(sources, max_rows=16, **shared))
+    batches = list(validation_batches(sources, max_rows=16, **shared))
     assert [(batch.source, len(batch.tokens)) for batch in batches] == [("a", 4), ("a", 4), ("a", 4), ("b", 4)]
     (alone,) = {batch.source for batch in validation_batches(tokens_of((200,)), max_rows=16, **shared)}
     assert alone is None

@@ -6,8 +6,8 @@ import time
 import pytest
 from apr_train.data import unchanged as module
 from apr_train.data.corpus import load_corpus
+from apr_train.data.documents import read_documents
 from apr_train.data.look import look_at
-from apr_train.data.scan import read_documents
 from apr_train.data.unchanged import Unchanged
 from apr_train.run.settings import DataSettings
 
@@ -22,7 +22,7 @@ def opened(monkeypatch):
         seen.extend(chosen)
         return read_documents(chosen, *how, **options)
 
-    for place in ("scan", "look"):
+    for place in ("reading", "look"):
         monkeypatch.setattr(f"apr_train.data.{place}.read_documents", counting)
     return seen
 
@@ -30,7 +30,7 @@ def opened(monkeypatch):
 @pytest.fixture
 def later(monkeypatch):
     """Readings begin ten seconds from now, when the files of the tests are settled."""
-    monkeypatch.setattr("apr_train.data.scan.now", lambda: time.time_ns() + 10 * 10**9)
+    monkeypatch.setattr("apr_train.data.reading.now", lambda: time.time_ns() + 10 * 10**9)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_file_that_was_young_when_it_was_read_is_not_believed(load, opened):
 def test_what_is_older_than_two_seconds_is(load, opened, monkeypatch, corpus_folder):
     newest = max(path.stat().st_ctime_ns for path in corpus_folder.rglob("*.py"))
     for age, read in ((2 * 10**9 - 1, 40), (2 * 10**9, 0)):
-        monkeypatch.setattr("apr_train.data.scan.now", lambda age=age: newest + age)
+        monkeypatch.setattr("apr_train.data.reading.now", lambda age=age: newest + age)
         load(rehash=True)
         opened.clear()
         load()

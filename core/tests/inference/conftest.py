@@ -17,6 +17,7 @@ from apr_train.model.device import Precision
 from apr_train.model.load import LoadReport
 from apr_train.testing.models import randomize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 TEXT = [
     "def alpha(value):\n    return value + 1\n",
@@ -102,6 +103,25 @@ def make_ready(tokenizer):
             attention=Choice(backend=backend, rejected={}),
             loaded=loaded,
         )
+
+    return make
+
+
+@pytest.fixture
+def transformers_llama():
+    """Make transformers' Llama with the weights of a decoder, in their precision; its names are ours behind `model.`."""
+
+    def make(ready):
+        config = ready.config
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        names += ("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
+        rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+        theirs = LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}, rope_parameters=rope))
+        theirs = theirs.to(next(ready.model.parameters()).dtype)
+        theirs.load_state_dict({f"model.{name}": value for name, value in ready.model.state_dict().items()}, strict=False)
+        theirs.tie_weights()
+        theirs.generation_config.eos_token_id = None
+        return theirs.eval()
 
     return make
 

@@ -5,31 +5,16 @@ import torch
 from apr_train.data.special_tokens import ids_of_prompt
 from apr_train.errors import ConfigError, DataError
 from apr_train.inference.generate import Ends, Sampling, continue_text, ends_of_text, room
-from transformers import LlamaConfig, LlamaForCausalLM
 
 GREEDY = Sampling()
 
 
-def reference(ready):
-    """transformers' Llama with the same weights; its names are ours behind `model.`."""
-    config = ready.config
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    names += ("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    theirs = LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}, rope_parameters=rope))
-    state = {f"model.{name}": value for name, value in ready.model.state_dict().items()}
-    theirs.load_state_dict(state, strict=False)
-    theirs.tie_weights()
-    theirs.generation_config.eos_token_id = None
-    return theirs.eval()
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_gives_transformers_tokens(make_ready, attention):
+def test_greedy_gives_transformers_tokens(make_ready, transformers_llama, attention):
     ready = make_ready(attention=attention)
     prompt = "def alpha(value):"
     ids = ids_of_prompt(ready.tokenizer, prompt)
-    expected = reference(ready).generate(
+    expected = transformers_llama(ready).generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=30, do_sample=False, pad_token_id=3
     )
     ours = continue_text(ready, prompt, sampling=GREEDY, ends=Ends(max_tokens=30)).tokens

@@ -14,7 +14,6 @@ from apr_train.inference.infill import infill, tokens_for
 from apr_train.training import fim_eval
 from apr_train.training.fim_eval import fim_gate, middle_loss, questions
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 RARE = "Ā,ā,Ă"
 """The bytes 0, 1 and 2 in the byte-level alphabet: entries that no source code has."""
@@ -25,24 +24,11 @@ def tokens(tokenizer):
     return fim_tokens(tokenizer, card={}, setting=RARE, where="made here")
 
 
-def reference(ready):
-    """transformers' Llama with the same weights, in their precision."""
-    config = ready.config
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    names += ("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    theirs = LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}, rope_parameters=rope))
-    theirs = theirs.to(next(ready.model.parameters()).dtype)
-    theirs.load_state_dict({f"model.{name}": value for name, value in ready.model.state_dict().items()}, strict=False)
-    theirs.tie_weights()
-    return theirs.eval()
-
-
 def filled(ready, tokens, prefix="def ", suffix=":\n", length=8, **ends):
     return infill(ready, prefix, suffix, tokens=tokens, sampling=Sampling(), ends=Ends(max_tokens=length, **ends))
 
 
-def test_the_loss_of_a_middle_is_transformers(make_ready, tokens, in_float64):
+def test_the_loss_of_a_middle_is_transformers(make_ready, transformers_llama, tokens, in_float64):
     ready = make_ready(precision=in_float64)
     encode = ready.tokenizer.encode
     prompt = tokens.question(encode("def alpha("), encode("):\n    return value + 1\n"))
@@ -50,21 +36,21 @@ def test_the_loss_of_a_middle_is_transformers(make_ready, tokens, in_float64):
     assert len(middle) > 3
     ids = torch.tensor([[*prompt, *middle, 0]])
     with torch.no_grad():
-        logits = reference(ready)(ids).logits[0, len(prompt) - 1 : -1]
+        logits = transformers_llama(ready)(ids).logits[0, len(prompt) - 1 : -1]
     expected = F.cross_entropy(logits, ids[0, len(prompt) :], reduction="none")
     loss, end_loss = middle_loss(examinee_of(ready), prompt, middle, 0)
     assert loss == pytest.approx(float(expected[:-1].sum()), rel=1e-5)  # transformers has its rotary tables in float32
     assert end_loss == pytest.approx(float(expected[-1]), rel=1e-5)
 
 
-def test_greedy_infill_gives_transformers_tokens(make_ready, tokens):
+def test_greedy_infill_gives_transformers_tokens(make_ready, transformers_llama, tokens):
     ready = make_ready()
     encode = ready.tokenizer.encode
     ids = [tokens.prefix, *encode("def "), tokens.suffix, *encode(":\n"), tokens.middle]
-    theirs = reference(ready)
-    theirs.generation_config.eos_token_id = None
     mask = torch.ones(1, len(ids))
-    expected = theirs.generate(torch.tensor([ids]), attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=3)
+    expected = transformers_llama(ready).generate(
+        torch.tensor([ids]), attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=3
+    )
     made = filled(ready, tokens)
     assert list(made.tokens) == expected[0, len(ids) :].tolist()
     assert made.prompt_tokens == len(ids)

@@ -61,6 +61,21 @@ def test_each_token_is_chosen_from_what_everything_before_it_says(model):
     assert len(set(made)) > 1
 
 
+def test_what_a_cache_holds_of_the_prompt_is_not_computed_again(model, monkeypatch):
+    """The cache has seen other tokens behind the prompt, as one that measured another text after it."""
+    how = {"length": 6, "choose": lambda logits: int(logits.argmax()), "precision": FLOAT64, "device": CPU}
+    wanted = list(generate_tokens(model, IDS, **how))
+    cache = KeyValueCache(2, max_length=len(IDS) + 6)
+    next_logits(model, torch.tensor([[*IDS, 5, 6, 7]]), cache)
+    cache.truncate(len(IDS) - 1)
+    lengths = []
+    hidden_states = model.hidden_states
+    told = lambda tokens, **how: lengths.append(tokens.shape[1]) or hidden_states(tokens, **how)  # noqa: E731
+    monkeypatch.setattr(model, "hidden_states", told)
+    assert list(generate_tokens(model, IDS, cache=cache, **how)) == wanted
+    assert lengths == [1] * 6
+
+
 def test_no_token_is_computed_before_it_is_asked_for(model):
     chosen = []
     tokens = generate_tokens(model, IDS, length=5, choose=lambda _: chosen.append(0) or 0, precision=FLOAT64, device=CPU)

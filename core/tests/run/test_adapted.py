@@ -7,8 +7,8 @@ import pytest
 from apr_train.checkpoint.adapter_files import write_adapter
 from apr_train.checkpoint.checkpoint import TensorView
 from apr_train.errors import RunError
-from apr_train.run.adapted import STEP_NOTE, adapted_run, name_of, step_of_adapter
-from apr_train.run.folder import is_kept_by_a_run, kept_files
+from apr_train.run.adapted import STEP_NOTE, adapted_run, step_of_adapter
+from apr_train.run.folder import is_kept_by_a_run, kept_files, name_of
 
 
 def lay(folder, step):
@@ -69,3 +69,5 @@ def test_the_files_are_kept_and_named_by_their_run(run):
     assert all(is_kept_by_a_run(file) and file in kept_files(run) for file in files)
     assert {name_of(path) for path in (run, *files)} == {"a"}
     assert name_of("/x/base.apr") == "base"
+    assert (name_of(run / "adapter"), name_of(run / "step-000003")) == ("a", "a")
+    assert (name_of(run / "mine.apr"), name_of(run / "for-hf")) == ("mine", "for-hf")  # lies there, and is not the run's

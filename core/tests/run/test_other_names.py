@@ -5,8 +5,9 @@ import string
 import attrs
 import pytest
 from apr_train.model.attention import BACKEND_NAMES
+from apr_train.run.option import flag
 from apr_train.run.other_names import NOT_HERE, OTHER_NAMES, OTHER_VALUES, advice, meant_value, plain, settings_called
-from apr_train.run.settings import GROUPS, flag
+from apr_train.run.settings import GROUPS
 
 SETTINGS = {item.name: item.metadata for cls in GROUPS.values() for item in attrs.fields(cls)}
 ADVICE = [*NOT_HERE.values(), *(text for values in OTHER_VALUES.values() for text in values.values() if " " in text)]

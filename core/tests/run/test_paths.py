@@ -5,9 +5,11 @@ import pwd
 import attrs
 import pytest
 from apr_train.errors import ConfigError
+from apr_train.run.option import PATH
 from apr_train.run.paths import user_path
-from apr_train.run.settings import GROUPS, PATH, Settings, absolute_paths
+from apr_train.run.settings import GROUPS, Settings
 from apr_train.run.settings_file import with_values
+from apr_train.run.settings_paths import absolute_paths
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from apr_train.data.objectives import OBJECTIVES
-from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, Settings, flag, options_of
+from apr_train.run.option import MAY_CHANGE, MAY_MOVE, flag, options_of
+from apr_train.run.settings import GROUPS, Settings
 from apr_train.training.defaults import decide
 
 

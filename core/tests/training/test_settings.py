@@ -8,8 +8,11 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
-from apr_train.run.settings import DECIDES, GROUPS, MAY_CHANGE, DataArgument, Settings, absolute_paths, options_of, run_stem
+from apr_train.run.data_argument import DataArgument
+from apr_train.run.option import DECIDES, MAY_CHANGE, options_of
+from apr_train.run.settings import GROUPS, Settings, run_stem
 from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
+from apr_train.run.settings_paths import absolute_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -251,11 +254,11 @@ def test_data_of_the_command_line_stands_for_the_sources_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("weight = inf", r"\[\[data.source\]\] weight\]: not a finite number, found inf"),
-        ('weight = "half"', r"\[\[data.source\]\] weight\]: wrong type, expected float, found 'half'"),
-        ("max_epochs = 0", r"\[\[data.source\]\] max_epochs\]: too small, expected at least 1, found 0"),
-        ('kind = "texts"', r"\[\[data.source\]\] kind\]: no such choice, .* found texts. did you mean text\?"),
-        ("path = 3", r"\[\[data.source\]\] path\]: wrong type, expected a list of str, found 3"),
+        ("weight = inf", r"\[data.source\[0\].weight\]: not a finite number, found inf"),
+        ('weight = "half"', r"\[data.source\[0\].weight\]: wrong type, expected float, found 'half'"),
+        ("max_epochs = 0", r"\[data.source\[0\].max_epochs\]: too small, expected at least 1, found 0"),
+        ('kind = "texts"', r"\[data.source\[0\].kind\]: no such choice, .* found texts. did you mean text\?"),
+        ("path = 3", r"\[data.source\[0\].path\]: wrong type, expected a list of str, found 3"),
         ('text_feild = "x"', r"\[data.source\[0\].text_feild\]: no such setting. did you mean text_field\?"),
     ],
 )
@@ -263,6 +266,14 @@ def test_a_bad_value_of_a_source_names_the_table_and_the_key(tmp_path, line, tol
     (tmp_path / "run.toml").write_text(f'[[data.source]]\nname = "a"\n{line}\n')
     with pytest.raises(ConfigError, match=rf"run\.toml \[?.*{told}"):
         read_toml(tmp_path / "run.toml")
+
+
+def test_unknown_keys_of_a_source_are_told_in_their_order(tmp_path):
+    keys = [f"key{number}" for number in range(9)]
+    (tmp_path / "run.toml").write_text("[[data.source]]\n" + "".join(f"{key} = 1\n" for key in keys))
+    with pytest.raises(ConfigError) as caught:
+        read_toml(tmp_path / "run.toml")
+    assert [finding.field for finding in caught.value.findings] == [f"data.source[0].{key}" for key in keys]
 
 
 @pytest.mark.parametrize(

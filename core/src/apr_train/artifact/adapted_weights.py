@@ -32,32 +32,13 @@ _PARTS = {
     "lora_magnitude_vector.weight": "magnitude",
 }
 """How the name of a tensor of LoRA ends, behind its module's → which part it is."""
-_KNOWN = frozenset(
-    {
-        *(
-            "alpha_pattern",
-            "auto_mapping",
-            "base_model_name_or_path",
-            "bias",
-            "corda_config",
-            "ensure_weight_tying",
-            "eva_config",
-        ),
-        *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform"),
-        *("loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type"),
-        *(
-            "peft_version",
-            "qalora_group_size",
-            "r",
-            "rank_pattern",
-            "revision",
-            "runtime_config",
-            "target_modules",
-            "task_type",
-        ),
-        *("use_dora", "use_rslora"),
-    }
-)
+_KNOWN = frozenset({
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core",
+    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+})  # fmt: skip
 """Keys of a LoRA's config that are understood, or say nothing of the weights; another one that is set is refused."""
 _PLAIN_INITS = (None, True, False, "true", "gaussian", "eva")
 """`init_lora_weights` that leave the base as it was; the others subtract from it what A and B begin with."""
@@ -77,6 +58,7 @@ class AdaptedWeights:
         self._adapter, self._names, self._subject = adapter, names, subject
         self._config = adapter.config
         self._lora = self._config.get("peft_type") == LORA
+        self._tied = {entry.parameter for entry in names.entries if isinstance(entry, Tied)}
         self._replaced: dict[str, str] = {}
         self._parts: dict[str, dict[str, str]] = defaultdict(dict)
         findings = [*self._of_config(), *self._sorted()]
@@ -113,7 +95,7 @@ class AdaptedWeights:
     def _merged(self, module: str, weight: Array) -> Array:
         """W + s·B·A, `[out, in]` as is the weight."""
         a, b = (self._adapter.read(self._parts[module][part]).astype(np.float32) for part in "AB")
-        whole = weight + np.float32(self._scale(module)) * (b @ a)
+        whole: Array = weight + np.float32(self._scale(module)) * (b @ a)
         if "magnitude" not in self._parts[module]:
             return whole
         lengths = np.linalg.norm(whole, axis=1)
@@ -219,9 +201,7 @@ class AdaptedWeights:
     def _of_tied(self, tensor: str, name: str) -> Iterator[Finding]:
         """Of a matrix that is embedding and head at once: an adapter that changes one of the two cannot be merged."""
         entry = self._names.by_checkpoint[tensor][0]
-        entries = (item for group in self._names.by_checkpoint.values() for item in group)
-        tied = {item.parameter for item in entries if isinstance(item, Tied)}
-        if isinstance(entry, Fill | Tied) and entry.parameter in tied:
+        if isinstance(entry, Fill | Tied) and entry.parameter in self._tied:
             hint = "Untie them in peft first, or train without a target that is tied."
             problem, expected = (
                 "the head is the embedding, and the adapter changes one of them",

@@ -40,6 +40,8 @@ class Card:
     use: Use | None = None
     results: Sequence[Metrics] = field(default=(), repr=False)
     """The lines with a validation that are shown, by step."""
+    own_held_out: bool = False
+    """Whether they were measured on text that was held out by name, and not on a share of what is learnt."""
     outcome: str = ""
     """The run in a sentence: steps, tokens, speed."""
     sample: Sample | None = None
@@ -70,7 +72,7 @@ def markdown(card: Card) -> str:
 def _sections(card: Card) -> Iterator[tuple[str, list[str]]]:
     """(title, paragraphs) of every section in order; no paragraph: the card does not have the section."""
     yield "Use", list(_use(card.use)) if card.use is not None else []
-    yield "Results", [*_results(card.results), *([card.outcome] if card.outcome else [])]
+    yield "Results", [*_results(card.results, own=card.own_held_out), *([card.outcome] if card.outcome else [])]
     yield "Sample", _sample(card.sample) if card.sample is not None else []
     yield "Training", [_table(("", ""), card.training)] if card.training else []
     yield "Preflight", _preflight(card.preflight) if card.preflight is not None else []
@@ -85,13 +87,14 @@ def _use(use: Use) -> Iterator[str]:
     yield f"With apr-train: {code(use.command)}."
 
 
-def _results(lines: Sequence[Metrics]) -> Iterator[str]:
+def _results(lines: Sequence[Metrics], *, own: bool) -> Iterator[str]:
     if not lines:
         return
     head = ("step", "validation loss (nats per token)", "perplexity", "accuracy")
     width = 4 if any(line.val_accuracy is not None for line in lines) else 3
     rows = [(f"{line.step:,}", loss(line.val_loss), number(line.perplexity, 6), number(line.val_accuracy)) for line in lines]
-    yield "On rows of the training data's text that were held out from training:"
+    of = "a held-out set of its own" if own else "the training data's text that were held out from training"
+    yield f"On rows of {of}:"
     yield _table(head[:width], [row[:width] for row in rows])
 
 

@@ -20,14 +20,13 @@ from apr_train.artifact.targets import check_folder, check_own, mark
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint import companions
 from apr_train.checkpoint.checkpoint import Progress
-from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.checkpoint.reference import ReferenceLoss, reference_of
 from apr_train.checkpoint.safetensors import write_sharded
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import FormatError
-from apr_train.run.folder import MODEL, is_kept_by_a_run, run_of
+from apr_train.run.folder import name_of
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of weights per file; what transformers uses."""
@@ -148,14 +147,6 @@ def _write_card(path: Path, header: Header, reference: ReferenceLoss | None) -> 
     if front:
         text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
         path.write_text(f"---\n{text}---\n\n# {header.provenance.get('name') or name_of(header.path)}\n", encoding="utf-8")
-
-
-def name_of(source: str) -> str:
-    """What the source is called: by its file, or by its run, whose files all have one name."""
-    run = run_of(source)
-    if run is not None and Path(source).name == MODEL and is_kept_by_a_run(source):
-        return given_name(run)
-    return given_stem(source)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -118,6 +118,7 @@ def card_of(publication: Publication) -> Card:
         about=_about(publication),
         use=_use(publication),
         results=_thinned(publication.measured),
+        own_held_out=bool(publication.record is not None and publication.record.settings.get("data.val_data")),
         sample=publication.sample,
         training=list(_training(publication.origin)) if publication.origin else (),
         files=f"{code(publication.artifact)} and the safetensors hold the same weights; `{SUMS}` has the checksum of every "

@@ -13,7 +13,7 @@ import numpy as np
 
 from apr_train import rules
 from apr_train.artifact.adapted_weights import AdaptedWeights
-from apr_train.artifact.parts import read_part
+from apr_train.artifact.parts import cover, read_part
 from apr_train.checkpoint.adapter_files import Adapter, open_adapter
 from apr_train.checkpoint.checkpoint import Checkpoint, TensorView
 from apr_train.checkpoint.companions import TOKENIZER
@@ -25,11 +25,12 @@ from apr_train.checkpoint.tie import resolve_tie
 from apr_train.errors import AprTrainError, Finding, FormatError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.name_map import Fill, NameMap, Tied
-from apr_train.family.operations import joined
+from apr_train.family.operations import Region, joined, part_of
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_rules import config_from_file
 from apr_train.preflight.family_rules import choose_family
-from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run, name_of
+from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, AdaptedRun, adapted_run
+from apr_train.run.folder import name_of
 from apr_train.run.provenance import RUN_KEY
 
 _OF_THE_BASE = frozenset({REFERENCE, RUN_KEY})
@@ -121,28 +122,36 @@ class MergedCheckpoint:
         """A tensor of the base's file in float32, through the parameters that it fills."""
         entries = self._file.by_checkpoint[name]
         if isinstance(entries[0], Tied):
-            return self._parameter(entries[0].parameter)
-        shape = self.header.tensors[name].shape
-        edges = self._file.edges(name)
-        pieces = ((edge.checkpoint_part, edge.to_checkpoint(self._parameter(edge.parameter))) for edge in edges)
+            return self._part(entries[0].parameter, None)
+        shape, edges = self.header.tensors[name].shape, self._file.edges(name)
+        parts = ((edge, self._part(edge.parameter, edge.parameter_part)) for edge in edges)
+        pieces = ((edge.checkpoint_part, edge.operation.to_checkpoint(part)) for edge, part in parts)
         return np.ascontiguousarray(joined(shape, pieces), dtype=np.float32)
 
-    def _parameter(self, parameter: str) -> Array:
-        """A parameter in float32, changed in Hugging Face's form, which is what the adapter was made for."""
+    def _part(self, parameter: str, part: Region | None) -> Array:
+        """A part of a parameter (None: all of it) in float32, changed in Hugging Face's form, which the adapter was made for.
+
+        Of a stack of experts only those are read that the part is of.
+        """
         edges = self._names.fills[parameter]
+        edge, inner = cover(edges, part)
+        if edge is not None:
+            found: Array = part_of(edge.to_parameter(self._hugging_face(edge.checkpoint)), inner)
+            return found
         pieces = ((edge.parameter_part, edge.to_parameter(self._hugging_face(edge.checkpoint))) for edge in edges)
-        merged: Array = joined(edges[0].parameter_shape, pieces)
-        return merged
+        whole: Array = part_of(joined(edges[0].parameter_shape, pieces), part)
+        return whole
 
     def _hugging_face(self, name: str) -> Array:
         """A tensor under Hugging Face's name, in float32, changed where the adapter does so."""
         edges = self._names.edges(name)
-        pieces = ((edge.checkpoint_part, edge.to_checkpoint(self._of_base(edge.parameter))) for edge in edges)
+        pieces = ((edge.checkpoint_part, edge.operation.to_checkpoint(self._of_base(edge))) for edge in edges)
         whole = joined(edges[0].checkpoint_shape, pieces)
         return self._weights.change(name, whole, edges[0]) if name in self._weights.changed else whole
 
-    def _of_base(self, parameter: str) -> Array:
-        view = read_part(self._base, self._file.fills[parameter], None)
+    def _of_base(self, edge: Fill) -> Array:
+        """What the edge fills, as the base has it, in float32."""
+        view = read_part(self._base, self._file.fills[edge.parameter], edge.parameter_part)
         return values_of(view.data, view.dtype).astype(np.float32, copy=False)
 
     def base_hash(self) -> str:
@@ -213,8 +222,8 @@ def merged_checkpoint(
         PreflightError: as `MergedCheckpoint`.
     """
     opened = open_adapter(adapter)
-    beside = adapter if (adapter / TOKENIZER).is_file() else None
-    spec = None if (tokenizer or beside) is None else open_tokenizer(tokenizer or adapter)
+    source = tokenizer or (adapter if (adapter / TOKENIZER).is_file() else None)
+    spec = None if source is None else open_tokenizer(source)
     checkpoint = open_checkpoint(base, verify=verify, rope_layout=rope_layout)
     try:
         return MergedCheckpoint(checkpoint, opened, arch=arch, tokenizer=spec, exact=exact)

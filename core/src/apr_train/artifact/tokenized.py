@@ -26,8 +26,7 @@ from apr_train.data.source import objective_of
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.tokens import TokenFile
 from apr_train.data.unchanged import Unchanged
-from apr_train.errors import DataError, PreflightError
-from apr_train.family.registry import Registry
+from apr_train.errors import DataError, Finding, PreflightError
 from apr_train.preflight.chat_rules import with_template
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -67,7 +66,7 @@ def tokenize(settings: Settings, *, device: str, progress: StageProgress | None,
         AprTrainError: for what shows when the text is read.
     """
     look = look_at(settings.data, objective_of(settings), unchanged=Unchanged(believe=not settings.data.rehash))
-    spec, report = _judged(settings, [*look.findings])
+    spec, report = _judged(settings, look.findings)
     objective = OBJECTIVES[report.objective] if report is not None and report.objective else objective_of(settings)
     config = None if report is None else report.config
     positions = None if config is None else config.usable_positions
@@ -82,7 +81,7 @@ def tokenize(settings: Settings, *, device: str, progress: StageProgress | None,
     return Tokenized(corpus=corpus, tokenizer=tokenizer, objective=objective, data=data)
 
 
-def _judged(settings: Settings, found: list[Any]) -> tuple[TokenizerSpec, Report | None]:
+def _judged(settings: Settings, found: Sequence[Finding]) -> tuple[TokenizerSpec, Report | None]:
     """The tokenizer, and what the preflight says of the model; without a model there is none.
 
     Raises:
@@ -100,19 +99,7 @@ def _judged(settings: Settings, found: list[Any]) -> tuple[TokenizerSpec, Report
             header = tied_header(held.enter_context(open_source(model.init, model.rope_layout)))
         own = given if given is not None or header is None else header.tokenizer
         spec, of_template = with_template(own, model.chat_template)
-        asked = PreflightInput(
-            registry=Registry.discover(),
-            header=header,
-            arch=model.arch,
-            preset=model.preset,
-            vocab_size=model.vocab_size,
-            objective=model.objective,
-            tokenizer=spec,
-            sequence_length=settings.data.sequence_length,
-            document_mask=settings.data.document_mask,
-            packing=settings.data.packing,
-            needs_tokenizer=True,
-        )
+        asked = PreflightInput.of(settings, header=header, tokenizer=spec, needs_tokenizer=True)
         report = preflight(asked)
     missing = [no_tokenizer(needed=True)] if spec is None and header is None else []
     _raise_errors([*found, *of_template, *missing, *report.findings])
@@ -125,7 +112,7 @@ def _known(spec: TokenizerSpec | None) -> TokenizerSpec:
     return spec
 
 
-def _raise_errors(findings: Sequence[Any]) -> None:
+def _raise_errors(findings: Sequence[Finding]) -> None:
     if any(finding.severity == "error" for finding in findings):
         raise PreflightError(findings)
 
@@ -204,8 +191,8 @@ def documents_shown(tokenized: Tokenized, count: int) -> Iterator[Shown]:
     """The first documents of each source that is learnt from."""
     for part in tokenized.corpus.learnt:
         tokens = part.tokens
-        stops = [*tokens.starts[1:].tolist(), len(tokens)]
-        for number, (begin, end) in enumerate(zip(tokens.starts.tolist()[:count], stops, strict=False)):
+        places = zip(tokens.starts[:count].tolist(), tokens.stops[:count].tolist(), strict=True)
+        for number, (begin, end) in enumerate(places):
             ids = tokens.ids[begin:end].tolist()
             learn = [True] * len(ids) if tokens.learn is None else tokens.learn[begin:end].tolist()
             parts = tuple((flag, tokenized.tokenizer.decode(piece)) for flag, piece in _runs(ids, learn))
@@ -260,30 +247,29 @@ def _place(side: str, part: Part) -> str:
 
 def _write_part(folder: Path, side: str, part: Part, tokenized: Tokenized) -> list[str]:
     end = tokenized.objective.document_ends(tokenized.tokenizer).end
-    id_bytes = 2 if tokenized.tokenizer.size <= 1 << 16 else 4
     names = []
     for number, documents in enumerate(_portions(part.tokens)):
         names.append(f"{_place(side, part)}/{number:05}.bin")
         (folder / names[-1]).parent.mkdir(parents=True, exist_ok=True)
-        write_shard(folder / names[-1], _ends_first(part.tokens, documents, end), id_bytes=id_bytes)
+        write_shard(folder / names[-1], _ends_first(part.tokens, documents, end), id_bytes=part.tokens.ids.itemsize)
     return names
 
 
 def _portions(tokens: TokenFile) -> Iterator[range]:
     """Documents of which a shard has room."""
-    stops, begin = [*tokens.starts[1:].tolist(), len(tokens)], 0
-    for number, stop in enumerate(stops):
+    begin = 0
+    for number, stop in enumerate(tokens.stops.tolist()):
         if stop - int(tokens.starts[begin]) > MOST_IDS and number > begin:
             yield range(begin, number)
             begin = number
-    yield range(begin, len(stops))
+    yield range(begin, len(tokens.starts))
 
 
 def _ends_first(tokens: TokenFile, documents: range, end: int) -> Iterator[Ids]:
     """The documents with their end of text in front, as llm.c has it, and not behind."""
-    stops = [*tokens.starts[1:].tolist(), len(tokens)]
-    for number in documents:
-        ids = tokens.ids[int(tokens.starts[number]) : stops[number]]
+    own = slice(documents.start, documents.stop)
+    for begin, stop in zip(tokens.starts[own].tolist(), tokens.stops[own].tolist(), strict=True):
+        ids = tokens.ids[begin:stop]
         yield np.concatenate(([end], ids[:-1] if ids[-1] == end else ids))
 
 
@@ -294,7 +280,7 @@ def _settings(tokenized: Tokenized, folder: Path) -> str:
         said = {
             "name": part.name or _TEXT,
             "path": [str(folder / _place("train", part))],
-            "weight": None if part.weight is None else float(part.weight),
+            "weight": None if part.source.weight is None else float(part.source.weight),
             "kind": "tokens",
             "max_epochs": part.source.max_epochs,
         }

@@ -10,17 +10,15 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.files import parse_json
-from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, INDEX, PICKLED, SINGLE
+from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLED, ADAPTER_PREFIX, INDEX, PICKLED, SINGLE
 from apr_train.checkpoint.tie import EMBEDDING_SUFFIXES
 from apr_train.errors import Finding, FormatError
 
-_FILES = (ADAPTER, "adapter_model.bin")
+_FILES = (ADAPTER, ADAPTER_PICKLED)
 _TENSOR = re.compile(
     r"(^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save|base_layer|prompt_embeddings)(\.|$)"
     r"|\.lora_[ab]$"  # GGUF
 )
-_WRAPPED = "base_model.model."
-"""How peft begins the names of all that it saves, a whole model's too."""
 _PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"})
 """Kinds of peft that add to the input, and cannot be merged into weights."""
 _SAVE_AGAIN = "A pickled adapter is never read: open it in peft, and save it again as safetensors"
@@ -69,7 +67,7 @@ def tensor_finding(path: Path, tensors: Iterable[str]) -> Finding | None:
     """An error when a file's tensors are an adapter's, all or some of them."""
     names = list(tensors)
     adapters = [name for name in names if _TENSOR.search(name)]
-    if all(name.startswith(_WRAPPED) and not name.endswith(EMBEDDING_SUFFIXES) for name in names):
+    if all(name.startswith(ADAPTER_PREFIX) and not name.endswith(EMBEDDING_SUFFIXES) for name in names):
         adapters = names  # of another of peft's kinds: what is no whole model has no embedding
     if not adapters:
         return None

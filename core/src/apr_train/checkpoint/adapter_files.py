@@ -13,16 +13,13 @@ from attrs import field, frozen
 from apr_train import rules
 from apr_train.atomic import write_file
 from apr_train.checkpoint.checkpoint import TensorView
-from apr_train.checkpoint.dtypes import FLOATS, plain_view, values_of
+from apr_train.checkpoint.dtypes import FLOATS, Array, plain_view, values_of
 from apr_train.checkpoint.files import map_file, parse_json
-from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG
+from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLED, ADAPTER_PREFIX
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.safetensors import Extent, read_index, write_safetensors
 from apr_train.errors import FormatError
 
-PREFIX = "base_model.model."
-"""How PEFT begins the names of all tensors of an adapter; the module's name in the base follows."""
-PICKLED = "adapter_model.bin"
 _BOTH = f"{ADAPTER_CONFIG} and {ADAPTER}"
 
 
@@ -50,7 +47,7 @@ class Adapter:
         extent = self._extents[name]
         return self._bytes[extent.start : extent.end]
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
+    def read(self, name: str) -> Array:
         """A tensor's values in float32; float64 stays."""
         info = self.tensors[name]
         values = values_of(plain_view(info.dtype, info.shape, self.raw(name)).data, info.dtype)
@@ -80,7 +77,7 @@ def open_adapter(folder: Path) -> Adapter:
                 expected=expected,
                 found=info.dtype,
             )
-    plain = {name: name.removeprefix(PREFIX) for name in index.tensors}
+    plain = {name: name.removeprefix(ADAPTER_PREFIX) for name in index.tensors}
     return Adapter(
         folder=folder,
         config=config,
@@ -92,9 +89,9 @@ def open_adapter(folder: Path) -> Adapter:
 
 
 def _without_weights(folder: Path) -> FormatError:
-    if (folder / PICKLED).is_file():
+    if (folder / ADAPTER_PICKLED).is_file():
         hint = "Open it in peft, and save it again: save_pretrained writes safetensors."
-        return _incomplete("a pickled adapter, which is never read", folder, PICKLED, hint)
+        return _incomplete("a pickled adapter, which is never read", folder, ADAPTER_PICKLED, hint)
     found = ADAPTER_CONFIG if (folder / ADAPTER_CONFIG).is_file() else "neither" if folder.is_dir() else "no such folder"
     return _incomplete(
         "no adapter", folder, found, "Give a folder as peft's save_pretrained writes it, or a run that trained one."
@@ -119,7 +116,7 @@ def write_adapter(
     Raises:
         OutputError: when one cannot be written.
     """
-    named = {f"{PREFIX}{name}": view for name, view in tensors.items()}
+    named = {f"{ADAPTER_PREFIX}{name}": view for name, view in tensors.items()}
     infos = [TensorInfo(name, view.dtype, view.data.shape, view.data.nbytes) for name, view in named.items()]
     write_file(folder / ADAPTER_CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     write_safetensors(folder / ADAPTER, infos, lambda name: [named[name].data], note=note)

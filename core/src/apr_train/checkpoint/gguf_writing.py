@@ -22,7 +22,7 @@ from apr_train.checkpoint.implied import ORIGINAL_LENGTH
 from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
 from apr_train.checkpoint.quantization import ggml_types
 from apr_train.checkpoint.tokenizer_json import PADDING, flatten
-from apr_train.checkpoint.tokenizer_metadata import CONTROL, GGUF_SPECIAL, UNUSED, USER_DEFINED
+from apr_train.checkpoint.tokenizer_metadata import CONTROL, GGUF_SPECIAL, NORMAL, UNUSED, USER_DEFINED
 from apr_train.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The keys of a linear scaling, or of YaRN; another kind has none: see `rope_tensors`."""
+    """The keys of a linear scaling, or of YaRN; another kind has none here: what is read from tables is in the plan."""
     if scaling is None or scaling["rope_type"] not in ("linear", "yarn"):
         return {}
     found = {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
@@ -272,14 +272,11 @@ def _parts(spec: TokenizerSpec) -> tuple[list[str], list[str], str]:
 
 def _types(spec: TokenizerSpec, tokens: Sequence[str]) -> list[int]:
     """GGUF's type of each token: normal, control, user-defined, or unused."""
-    types = [UNUSED if PADDING.fullmatch(token) else _NORMAL for token in tokens]
+    types = [UNUSED if PADDING.fullmatch(token) else NORMAL for token in tokens]
     for token in spec.added_tokens:
         if token.id < len(types):
             types[token.id] = CONTROL if token.special else USER_DEFINED
     return types
-
-
-_NORMAL = 1
 
 
 def _around(spec: TokenizerSpec, ids: Mapping[str, int], first: Sequence[int], last: Sequence[int]) -> dict[str, bool]:

@@ -59,8 +59,8 @@ GGUF_SPECIAL = {
 }
 """GGUF spells `seperator` so."""
 GGUF_KINDS = {"gpt2": "bpe", "llama": "sentencepiece", "t5": "sentencepiece", "bert": "wordpiece"}
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
-"""GGUF token types that are no ordinary tokens."""
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+"""GGUF's types of tokens, as far as they are told apart here."""
 ADDED_NOTE = "added tokens: those that no merge makes; special: those like <|…|> and the special ids (no flags in the file)"
 BOS_BY_DEFAULT = "llama-bpe"
 """The one type at which llama.cpp puts a bos in front when the file does not say."""

@@ -82,45 +82,36 @@ def command(
     goes into the provenance of an .apr file, for --init to compare with; where the file holds another one, nothing is
     written and the status is 1.
     """
-    from apr_train.inference.evaluate import held_out_otherwise, settings_of
-
-    if max_tokens is not None and syntax is None:
-        raise click.UsageError("--max-tokens is only with --syntax.")
-    if fim is not None and syntax is not None:
-        raise click.UsageError("--fim and --syntax are two gates: ask for one at a time.")
-    if fim_tokens is not None and fim is None:
-        raise click.UsageError("--fim-tokens is only with --fim.")
+    gate = _Gate(syntax=syntax, max_tokens=max_tokens, fim=fim, fim_tokens=fim_tokens)
     if write is not None and not reference:
         raise click.UsageError("--write and --no-write are only with --reference.")
     if reference:
         _refuse_beside_reference({**options, "syntax": syntax, "fim": fim})
         _references(files, options, write, as_json)
-        return
-    settings, run = settings_of(files)
-    if run is not None:
-        say(f"rows as in {run}")
-        if held_out_otherwise(run):
-            say(f"warning: {run} held out other text than this version does: it has learnt some of what is measured")
-    gate = _Gate(syntax=syntax, max_tokens=max_tokens, fim=fim, fim_tokens=fim_tokens)
-    results = [_one(file, settings, options, gate) for file in files]
-    if as_json:
-        emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
-    elif fim is not None:
-        _print_fim(results)
-    elif syntax is None:
-        _print_measured(results)
     else:
-        _print_syntax(results)
+        _on_held_out(files, options, gate, as_json)
 
 
 @frozen(kw_only=True)
 class _Gate:
-    """What is asked of a model instead of its loss; nothing where both numbers are None."""
+    """What is asked of a model instead of its loss; nothing where both numbers are None.
+
+    Raises:
+        click.UsageError: for two gates, or the option of one that is not asked for.
+    """
 
     syntax: int | None
     max_tokens: int | None
     fim: int | None
     fim_tokens: str | None
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_tokens is not None and self.syntax is None:
+            raise click.UsageError("--max-tokens is only with --syntax.")
+        if self.fim is not None and self.syntax is not None:
+            raise click.UsageError("--fim and --syntax are two gates: ask for one at a time.")
+        if self.fim_tokens is not None and self.fim is None:
+            raise click.UsageError("--fim-tokens is only with --fim.")
 
     @property
     def writes(self) -> bool:
@@ -155,7 +146,7 @@ def _references(files: tuple[str, ...], options: dict[str, Any], write: bool | N
         elif finding is not None:
             findings.append(finding)
     if as_json:
-        emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
+        _emit_results(results)
     else:
         _print_references(results)
     if findings:
@@ -218,6 +209,26 @@ def _reference_shown(item: dict[str, Any]) -> tuple[str, ...]:
     )
     loss = "–" if item["loss"] is None else f"{item['loss']:.6f} nats"
     return loss, shown["perplexity"], shown["bits per byte"], item["ids_sha256"], held
+
+
+def _on_held_out(files: tuple[str, ...], options: dict[str, Any], gate: _Gate, as_json: bool) -> None:
+    """Measure each file on the same held-out rows, print."""
+    from apr_train.inference.evaluate import held_out_otherwise, settings_of
+
+    settings, run = settings_of(files)
+    if run is not None:
+        say(f"rows as in {run}")
+        if held_out_otherwise(run):
+            say(f"warning: {run} held out other text than this version does: it has learnt some of what is measured")
+    results = [_one(file, settings, options, gate) for file in files]
+    if as_json:
+        _emit_results(results)
+    elif gate.fim is not None:
+        _print_fim(results)
+    elif gate.syntax is None:
+        _print_measured(results)
+    else:
+        _print_syntax(results)
 
 
 def _one(file: str, settings: Settings, options: dict[str, Any], gate: _Gate) -> dict[str, Any]:
@@ -285,6 +296,10 @@ def _numbers(found: Measurement) -> dict[str, Any]:
     import attrs
 
     return attrs.asdict(found)
+
+
+def _emit_results(results: list[dict[str, Any]]) -> None:
+    emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
 
 
 def _finite(item: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -115,15 +116,22 @@ def _text_of(value: str, option: str) -> str:
     Raises:
         DataError: when that is not UTF-8.
     """
+    return value if value != "-" else _decoded(sys.stdin.buffer.read(), f"{option} -")
+
+
+def _decoded(utf8: bytes, where: str) -> str:
+    """What was read of standard input.
+
+    Raises:
+        DataError: when it is not UTF-8.
+    """
     from apr_train.errors import DataError
 
-    if value != "-":
-        return value
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return utf8.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-        raise DataError("standard input is not UTF-8 text", where=f"{option} -", found=found) from error
+        raise DataError("standard input is not UTF-8 text", where=where, found=found) from error
 
 
 def _refuse(options: dict[str, Any]) -> None:
@@ -163,8 +171,9 @@ def _talk(file: str, prompt: str | None, as_json: bool, options: dict[str, Any])
     from apr_train.inference.chat import Chat, require_text
     from apr_train.inference.generate import Ends, Sampling
 
-    if prompt is not None:
-        require_text(prompt)  # before a model is loaded for nothing
+    for option, said in (("--prompt", prompt), ("--system", options["system"])):  # before a model is loaded for nothing
+        if said is not None:
+            require_text(said, option)
     path = options["chat_template"]
     template = None if path is None else read_template(path)
     sampling = Sampling(**_chosen(options))
@@ -180,8 +189,7 @@ def _talk(file: str, prompt: str | None, as_json: bool, options: dict[str, Any])
             if not as_json:
                 _say_speed(made, seconds)
     if as_json:
-        given = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name}
-        emit_json(given | {"messages": chat.messages, "turns": turns})
+        emit_json(_about(ready) | {"messages": chat.messages, "turns": turns})
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
@@ -195,23 +203,14 @@ def _lines() -> Iterator[str]:
     Raises:
         DataError: for a line that is not UTF-8.
     """
-    from apr_train.errors import DataError
-
     asks = sys.stdin.isatty()
-    number = 0
-    while True:
+    for number in count(start=1):
         if asks:
             click.echo("> ", nl=False, err=True)
         line = sys.stdin.buffer.readline()
-        number += 1
         if not line:
             return
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            raise DataError("standard input is not UTF-8 text", where=f"standard input:{number}", found=found) from error
-        if text:
+        if text := _decoded(line, f"standard input:{number}").strip():
             yield text
 
 
@@ -238,10 +237,13 @@ def _emit(piece: str) -> None:
 
 def _tell(ready: Ready, given: dict[str, str], made: Continuation, seconds: float, as_json: bool) -> None:
     if as_json:
-        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, **given}
-        emit_json(told | _told(made, seconds))
+        emit_json(_about(ready) | given | _told(made, seconds))
         return
     _say_speed(made, seconds)
+
+
+def _about(ready: Ready) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name}
 
 
 def _told(made: Continuation, seconds: float) -> dict[str, Any]:
@@ -270,8 +272,7 @@ def _fill(file: str, text: str, as_json: bool, options: dict[str, Any]) -> None:
     ready = _ready(file, "encoder", options)
     masks = fill_mask(ready, text, count=options["top_k"] or FILLERS)
     if as_json:
-        told = {"schema_version": SCHEMA_VERSION, "path": ready.path, "family": ready.family.name, "text": text}
-        emit_json(told | {"masks": masks})
+        emit_json(_about(ready) | {"text": text, "masks": masks})
         return
     for number, fillers in enumerate(masks, start=1):
         title = f"mask {number} of {len(masks)}" if len(masks) > 1 else None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_train.cli.options import FC, UserPath, json_option, setting
+from apr_train.cli.options import FC, UserPath, asked_settings, config_option, given, json_option, setting
 from apr_train.cli.output import emit_json, emit_table, say
-from apr_train.run.settings import DataSettings, options_of
+from apr_train.run.option import options_of
+from apr_train.run.settings import DataSettings
 
 if TYPE_CHECKING:
     from apr_train.artifact.tokenized import Row, Shown
@@ -30,7 +31,7 @@ def _settings(function: FC) -> FC:
 
 @click.command("tokenize", epilog=EPILOG)
 @_settings
-@click.option("--config", type=UserPath(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
+@config_option
 @click.option("--show", type=click.IntRange(min=1), metavar="N", help="Print N documents of each source, and what is a target.")
 @click.option("-o", "--output", type=UserPath(path_type=Path, file_okay=False), help="Also write shards (.bin) into a folder.")
 @json_option()
@@ -40,13 +41,13 @@ def command(config: Path | None, show: int | None, output: Path | None, as_json:
     Takes the options of `train` that decide the tokens. Prints a line for each source: its files, documents and tokens,
     the bytes of text a token stands for, what is held out and what is left out.
     """
-    from apr_train.artifact.tokenized import documents_shown, rows_of, to_json, tokenize, write_tokens
+    from apr_train.artifact.targets import check_folder
+    from apr_train.artifact.tokenized import COMMAND, documents_shown, rows_of, to_json, tokenize, write_tokens
     from apr_train.run.progress import stage_bars
-    from apr_train.run.settings import Settings, absolute_paths
-    from apr_train.run.settings_file import read_toml, with_values
 
-    given = {name: value for name, value in values.items() if value not in (None, ())}
-    settings = absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given))
+    settings = asked_settings(config, given(values))
+    if output is not None:
+        check_folder(output, (), COMMAND)  # before the work, and again when its sources are known
     with stage_bars() as progress:
         tokenized = tokenize(settings, device=settings.run.device or "cpu", progress=progress, say=say)
     rows, shown = rows_of(tokenized.corpus), list(documents_shown(tokenized, show or 0))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from apr_train.cli.options import FC, UserPath, setting
+from apr_train.cli.options import FC, UserPath, asked_settings, config_option, given, setting
 from apr_train.cli.usage import OptionsCommand
-from apr_train.run.settings import GROUPS, Settings, options_of
+from apr_train.run.option import options_of
+from apr_train.run.settings import GROUPS, Settings
 
 if TYPE_CHECKING:
     from apr_train.preflight import Report
@@ -37,7 +38,7 @@ def _help(item: attrs.Attribute[Any]) -> str:
     "train", cls=OptionsCommand, epilog="Examples: apr-train --arch NAME --init x.apr   ·   apr-train --resume runs/NAME-x"
 )
 @_settings
-@click.option("--config", type=UserPath(path_type=Path), help="Settings as TOML, such as a run's config.toml.")
+@config_option
 @click.option("--resume", type=UserPath(path_type=Path), help="Go on with a run: its folder, or one of its checkpoints.")
 @click.option("--dry-run", is_flag=True, help="Only the preflight: every fault, nothing is trained or written.")
 def command(config: Path | None, resume: Path | None, dry_run: bool, **values: Any) -> None:
@@ -46,31 +47,30 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
     Without any other option than --arch and --init: fine-tunes on the Python standard library's own source. Every option is
     also a key of the TOML file that --config reads; the command line wins.
     """
-    given = {name: value for name, value in values.items() if value not in (None, ())}
     if dry_run:
-        _dry_run(config, resume, given)
+        _dry_run(config, resume, given(values))
     else:
-        _train(config, resume, given)
+        _train(config, resume, given(values))
 
 
-def _asked(config: Path | None, resume: Path | None, given: dict[str, Any]) -> tuple[Settings, Resume | None]:
+def _asked(config: Path | None, resume: Path | None, values: dict[str, Any]) -> tuple[Settings, Resume | None]:
     """The settings before any is resolved, and the run to go on with."""
     from apr_train.run.resume import plan_resume
-    from apr_train.run.settings import absolute_paths
-    from apr_train.run.settings_file import read_toml, stated, with_values
+    from apr_train.run.settings_file import stated, with_values
+    from apr_train.run.settings_paths import absolute_paths
 
     if resume is None:
-        return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), given)), None
-    wanted = (stated(config) if config is not None else {}) | given
+        return asked_settings(config, values), None
+    wanted = (stated(config) if config is not None else {}) | values
     plan = plan_resume(resume, absolute_paths(with_values(Settings(), wanted), absent=True), set(wanted))
     return plan.settings, plan
 
 
-def _dry_run(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
+def _dry_run(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
     from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
 
-    settings, plan = _asked(config, resume, given)
+    settings, plan = _asked(config, resume, values)
     report = _without_torch(settings, plan) or _judged(settings, plan)
     print_report(report)
     if report.errors:
@@ -93,8 +93,8 @@ def _judged(settings: Settings, plan: Resume | None) -> Report:
         return examined.report
 
 
-def _train(config: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
-    settings, plan = _asked(config, resume, given)
+def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
+    settings, plan = _asked(config, resume, values)
     if (report := _without_torch(settings, plan)) is not None:
         report.cleared()  # raises
     if plan is not None and plan.is_finished:

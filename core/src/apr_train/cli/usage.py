@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from apr_train.run.option import flag
 from apr_train.run.other_names import advice, meant_value, plain, settings_called
-from apr_train.run.settings import flag
 
 _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "%": 1e-2}
 _SCALED = re.compile(r"(?P<number>[\d.]+)\s*(?P<scale>[kmb%])", re.IGNORECASE)

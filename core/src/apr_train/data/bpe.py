@@ -17,8 +17,9 @@ from apr_train.data.corpus import hash_of, scanned
 from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.objectives import Objective
 from apr_train.data.protocols import Boundary
-from apr_train.data.scan import NOTHING, SPLIT_RULE, Scan
+from apr_train.data.scan import Scan
 from apr_train.data.special_tokens import END_OF_TEXT
+from apr_train.data.split import NOTHING, SPLIT_RULE
 from apr_train.data.tokenizer import boundary
 from apr_train.errors import ConfigError, DataError
 from apr_train.run.events import Say
@@ -94,8 +95,7 @@ def _texts(settings: DataSettings, objective: Objective | None, *, cache_dir: Pa
     Raises:
         DataError: when there is no text among the sources.
     """
-    pairs = scanned(settings, objective, cache_dir=cache_dir, believe=believe)
-    texts = [scan for source, scan in pairs if source.kind != "tokens"]
+    texts = scanned(settings, objective, cache_dir=cache_dir, believe=believe)
     if not texts:
         hint = "Give the tokenizer that the ids are of with --tokenizer."
         raise DataError("no text to make a tokenizer from", where="--data", found="token ids only", hint=hint)

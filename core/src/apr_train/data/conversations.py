@@ -33,6 +33,8 @@ SPEAKERS = {
 SHAPES = (
     '"messages" (role and content), "conversations" (from and value), "prompt" and "completion", or "instruction" and "output"'
 )
+AS_CONVERSATION = "It has the fields of a conversation: --objective sft learns these."
+"""What to do about a record that is no text."""
 _TYPES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _LISTED = 8
 """Fields of a record that an error names."""
@@ -105,10 +107,15 @@ def conversation_of(record: Any, where: str) -> Conversation:
     place = _Place(where)
     if not isinstance(record, dict):
         raise place.fault("not a conversation", expected=f"an object with {SHAPES}", found=_type(record))
-    for needed, take in _SHAPES:
-        if all(record.get(name) is not None for name in needed):
-            return Conversation(take(record, place), _tools(record, place.of("tools")))
-    raise place.fault("no conversation in this record", expected=SHAPES, found=_fields(record), hint=_nearest(record))
+    take = _shape_of(record)
+    if take is None:
+        raise place.fault("no conversation in this record", expected=SHAPES, found=_fields(record), hint=_nearest(record))
+    return Conversation(take(record, place), _tools(record, place.of("tools")))
+
+
+def has_conversation(record: Mapping[str, Any]) -> bool:
+    """Whether a record has the fields of one of the shapes."""
+    return _shape_of(record) is not None
 
 
 @frozen
@@ -153,13 +160,20 @@ def _of_instruction(record: dict[str, Any], place: _Place) -> list[Message]:
     return _with_system(record, [{"role": "user", "content": asked}, {"role": "assistant", "content": output}])
 
 
-_SHAPES: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any], _Place], list[Message]]], ...] = (
+_Shape = Callable[[dict[str, Any], _Place], list[Message]]
+"""Takes the messages of a record."""
+_SHAPES: tuple[tuple[tuple[str, ...], _Shape], ...] = (
     (("messages",), _of_messages),
     (("conversations",), _of_speakers),
     (("prompt", "completion"), _of_completion),
     (("instruction", "output"), _of_instruction),
 )
 """The fields that make a shape → how its messages are taken."""
+
+
+def _shape_of(record: Mapping[str, Any]) -> _Shape | None:
+    """The first shape of which a record has the fields."""
+    return next((take for needed, take in _SHAPES if all(record.get(name) is not None for name in needed)), None)
 
 
 def _with_system(record: dict[str, Any], messages: list[Message]) -> list[Message]:

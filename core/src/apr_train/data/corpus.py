@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import attrs
@@ -17,8 +16,10 @@ from apr_train.data.encoding import EncodeOptions, Encoder
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
 from apr_train.data.protocols import StageProgress, TokenizerLike, byte_counter
-from apr_train.data.scan import EVERYTHING, NOTHING, SPLIT_RULE, HeldOutDocuments, Scan, Side, in_order, scan_sources
+from apr_train.data.scan import Scan, scan_sources
 from apr_train.data.source import Source, Sources, described, sources_of, wanted_of
+from apr_train.data.split import EVERYTHING, NOTHING, SPLIT_RULE, HeldOutDocuments, Side, in_order
+from apr_train.data.stream import StreamSource
 from apr_train.data.tokens import VERSION, DamagedTokenFile, TokenFile, TokenWriter
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import DataError
@@ -44,9 +45,10 @@ class Part:
         return self.source.name
 
     @property
-    def weight(self) -> Fraction | None:
-        """Its share of the rows by the sum of all weights; None: by the rows that each has."""
-        return self.source.weight
+    def rows(self) -> StreamSource:
+        """What batches are made from."""
+        source = self.source
+        return StreamSource(name=source.name, tokens=self.tokens, weight=source.weight, max_epochs=source.max_epochs)
 
 
 @frozen(kw_only=True)
@@ -112,7 +114,9 @@ def load_corpus(
     objective: Objective | None = None,
     options: EncodingWanted | None = None,
     cache_dir: Path | None = None,
+    learn: bool = True,
     believe: bool = True,
+    hashed: Callable[[str], None] = lambda _: None,
     progress: StageProgress | None = None,
     notice: Say | None = None,
 ) -> Corpus:
@@ -124,7 +128,9 @@ def load_corpus(
         objective: says how documents are encoded; the default one without it.
         options: what else decides the ids.
         cache_dir: instead of `cache_folder()`.
+        learn: whether what is learnt from is wanted, too; otherwise `--data` is not read where there is a `--val-data`.
         believe: whether files that look unchanged need not be read again (`data.unchanged`); `settings.rehash` overrules it.
+        hashed: told of the corpus's hash before any of it is encoded.
         progress: told of the bytes read, then of the bytes of text encoded.
         notice: told of what was left out or mended; a log warning otherwise.
 
@@ -135,7 +141,10 @@ def load_corpus(
     """
     notice, objective = notice or _log.warning, objective or OBJECTIVES[DEFAULT_OBJECTIVE]
     sources, loading = sources_of(settings, objective), _Loading(settings, notice, progress, cache_dir, believe)
+    if not learn and sources.held_out:
+        sources = attrs.evolve(sources, learnt=())
     scans = loading.scans(sources.learnt, sources.held_out, _ids(tokenizer, objective, sources))
+    hashed(hash_of(scans))
     cache = TokenCache(loading.folder, settings, tokenizer, objective, options or EncodingWanted(), notice)
     pairs = list(zip((*sources.learnt, *sources.held_out), scans, strict=True))
     made = cache.open(pairs, progress)
@@ -147,38 +156,10 @@ def load_corpus(
     )
 
 
-def load_held_out(
-    settings: DataSettings,
-    tokenizer: TokenizerLike,
-    *,
-    objective: Objective,
-    options: EncodingWanted,
-    cache_dir: Path | None = None,
-    progress: StageProgress | None = None,
-    notice: Say,
-) -> Corpus:
-    """What of a corpus is measured: where there is a held-out set of one's own that alone, and `--data` is not read.
-
-    Raises:
-        ConfigError: for sources that are no mixture.
-        DataError: as `load_corpus`.
-    """
-    if not settings.val_data:
-        return load_corpus(
-            settings, tokenizer, objective=objective, options=options, cache_dir=cache_dir, progress=progress, notice=notice
-        )
-    sources, loading = sources_of(settings, objective), _Loading(settings, notice, progress, cache_dir)
-    scans = loading.scans((), sources.held_out, _ids(tokenizer, objective, sources))
-    cache = TokenCache(loading.folder, settings, tokenizer, objective, options, notice)
-    made = cache.open(list(zip(sources.held_out, scans, strict=True)), progress)
-    described_as = described(Sources(learnt=(), held_out=sources.held_out))
-    return Corpus(learnt=(), held_out=tuple(made.values()), hash=hash_of(scans), description=described_as)
-
-
 def scanned(
     settings: DataSettings, objective: Objective | None = None, *, cache_dir: Path | None = None, believe: bool = True
-) -> list[tuple[Source, Scan]]:
-    """The sources of text that are learnt from, each with its scan; nothing is said, for `load_corpus` says it aloud.
+) -> list[Scan]:
+    """What is known of the sources of text that are learnt from; nothing is said, for `load_corpus` says it aloud.
 
     Raises:
         ConfigError: for sources that are no mixture.
@@ -186,8 +167,7 @@ def scanned(
     """
     sources = sources_of(settings, objective or OBJECTIVES[DEFAULT_OBJECTIVE])
     learnt, held_out = ([item for item in group if item.kind != "tokens"] for group in (sources.learnt, sources.held_out))
-    scans = _Loading(settings, _log.debug, None, cache_dir, believe).scans(learnt, held_out)
-    return list(zip(learnt, scans, strict=False))
+    return _Loading(settings, _log.debug, None, cache_dir, believe).scans(learnt, held_out)[: len(learnt)]
 
 
 def held_out_documents(settings: DataSettings, objective: Objective | None = None) -> list[Document]:
@@ -342,11 +322,14 @@ def _key(settings: DataSettings, scan: Scan, tokenizer: TokenizerLike, side: Sid
 def _encode(scan: Scan, entries: Mapping[Side, _Entry], size: int, done: Callable[[int], None]) -> None:
     """Make the token files of a source, in one more reading; each appears under its name only when it is whole."""
     held: HeldOutDocuments = {}
-    if "train" not in entries:
-        for _ in scan.train(held):
-            pass
     for side, entry in entries.items():
-        documents: Iterable[Document] = scan.train(held) if side == "train" else in_order(held)
         with TokenWriter(entry.path, key=entry.key, size=size) as writer:
-            entry.encoder.encode(documents, writer, done=done)
+            entry.encoder.encode(_of_side(scan, side, held), writer, done=done)
             writer.finish()
+
+
+def _of_side(scan: Scan, side: Side, held: HeldOutDocuments) -> Iterable[Document]:
+    """The documents of one side; `held` is filled by those of the other, and read again only where that was not made."""
+    if side == "train":
+        return scan.train(held)
+    return in_order(held) if held else scan.validation()

@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol
 from attrs import evolve, field, frozen
 
 from apr_train import rules
+from apr_train.data.conversations import AS_CONVERSATION, has_conversation
 from apr_train.data.formats.columns import read_arrow, read_parquet
-from apr_train.data.formats.packed import opened, packing_of, read_whole, unpacked_name, unwatched
+from apr_train.data.formats.packed import opened, packing_of, read_whole, unpacked_name, unreadable, unwatched
 from apr_train.data.formats.records import JsonForm, Record, json_form, json_shape, read_array, read_lines, word_of
 from apr_train.data.formats.utf8 import BOM, PIECE, decoded, not_utf8, require_utf8, require_utf8_start
 from apr_train.data.kinds import ARROW, COLUMNS, PARQUET, kind_of
@@ -146,13 +147,14 @@ class TextRecords:
         if present is not None:
             return _no_string(record[present], present, where)
         likely = self._likely(record)
+        hint = f"If {likely!r} is the text: --text-field {likely}" if likely else "--text-field names another field."
         return DataError(
             "no text in this record",
             where=where,
             rule=rules.PREFLIGHT_025,
             expected=self._expected,
             found=f"the fields {', '.join(sorted(record)[:8])}" if record else "no fields",
-            hint=f"If {likely!r} is the text: --text-field {likely}" if likely else "--text-field names another field.",
+            hint=AS_CONVERSATION if has_conversation(record) else hint,
         )
 
     def _likely(self, record: dict[str, Any]) -> str | None:
@@ -288,7 +290,7 @@ def _columns_of(path: Path) -> Form | None:
     try:
         kind, _ = kind_of(path)
     except OSError as error:
-        raise DataError("cannot be read", where=path, rule=rules.PREFLIGHT_025, found=error.strerror) from error
+        raise unreadable(error, path) from error
     forms: dict[Any, Form] = {PARQUET: "parquet", ARROW: "arrow"}
     return forms.get(kind)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from attrs import field, frozen
 
@@ -12,12 +12,13 @@ from apr_train import rules
 from apr_train.data.chunks import Chunk, chunks
 from apr_train.data.documents import Document
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.scan import Side
 from apr_train.data.special_tokens import DocumentEnds, SpelledTokens
+from apr_train.data.split import Side
 from apr_train.data.tokens import TokenWriter
 from apr_train.errors import Finding
 from apr_train.run.settings import DataSettings
 
+T = TypeVar("T")
 _BATCH_BYTES = 1 << 20
 """Text that is encoded at once; a tokenizer needs some 170 times as much memory."""
 SPELLED, FORCED_CUTS = "spelled", "forced_cuts"
@@ -79,7 +80,7 @@ class TextEncoder:
     def encode(self, documents: Iterable[Document], writer: TokenWriter, *, done: Callable[[int], None]) -> None:
         """Append documents to a token file, a long one chunk by chunk."""
         spelled = SpelledTokens(self.tokenizer.special_tokens)
-        for batch in _batches(self._parts(documents)):
+        for batch in in_batches(self._parts(documents), lambda part: part.text_bytes, _BATCH_BYTES):
             texts = [part.chunk.text for part in batch]
             for part, ids in zip(batch, self.tokenizer.encode_batch(texts, parse_special=self.parse_special), strict=True):
                 if part.begins:
@@ -115,15 +116,16 @@ class _Part:
     text_bytes: int
 
 
-def _batches(stream: Iterable[_Part]) -> Iterator[list[_Part]]:
-    batch: list[_Part] = []
-    size = 0
-    for part in stream:
-        if batch and size + part.text_bytes > _BATCH_BYTES:
+def in_batches(items: Iterable[T], size: Callable[[T], int], most: int, *, count: int | None = None) -> Iterator[list[T]]:
+    """Consecutive items together, as many as come to `most` by their sizes, and no more than `count`; a larger one alone."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and (total + size(item) > most or len(batch) == count):
             yield batch
-            batch, size = [], 0
-        batch.append(part)
-        size += part.text_bytes
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
     if batch:
         yield batch
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Literal
 
 from attrs import frozen
 
 from apr_train import rules
+from apr_train.data.protocols import TokenizerLike
 from apr_train.errors import ConfigError, Finding, TokenizerError
 
 Role = Literal["prefix", "suffix", "middle", "end", "pad"]
@@ -35,18 +36,6 @@ SPELLINGS: tuple[Mapping[Role, str], ...] = (
 SETTING = "fim_tokens"
 FLAG = "--fim-tokens"
 _HINT = f"Name three entries of its vocabulary with {FLAG} 'PREFIX,SUFFIX,MIDDLE'."
-
-
-class IdsOf(Protocol):
-    """What is asked of a tokenizer."""
-
-    def id(self, token: str) -> int | None:
-        """The id of a token string; None if there is none."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
-        """Token ids of each text."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -84,7 +73,7 @@ class FimTokens:
         return {"prefix": self.prefix, "suffix": self.suffix, "middle": self.middle, **ends}
 
 
-def fim_tokens(tokenizer: IdsOf, *, card: Mapping[str, str], setting: str | None, where: str) -> FimTokens:
+def fim_tokens(tokenizer: TokenizerLike, *, card: Mapping[str, str], setting: str | None, where: str) -> FimTokens:
     """The tokens around a hole: the user's, else the card's where the tokenizer has them, else a known spelling's.
 
     Args:
@@ -128,7 +117,7 @@ def parse_names(text: str) -> dict[Role, str]:
     return dict(zip(NEEDED, names, strict=True))
 
 
-def _names(tokenizer: IdsOf, card: Mapping[str, str], setting: str | None) -> tuple[Mapping[Role, str] | None, str]:
+def _names(tokenizer: TokenizerLike, card: Mapping[str, str], setting: str | None) -> tuple[Mapping[Role, str] | None, str]:
     """Role → name, and who says so."""
     if setting is not None:
         return parse_names(setting), FLAG
@@ -145,7 +134,7 @@ def _firsts(card: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys([*of_card, *(names["prefix"] for names in SPELLINGS)]))
 
 
-def _ids(tokenizer: IdsOf, name: str, *, named: bool) -> tuple[int, ...]:
+def _ids(tokenizer: TokenizerLike, name: str, *, named: bool) -> tuple[int, ...]:
     """The ids of a name: its own entry's; of a user's word that is no entry, those of the text."""
     own = tokenizer.id(name)
     if own is not None:
@@ -180,7 +169,7 @@ def _shared(ids: Mapping[Role, int], where: str) -> list[Finding]:
     return findings
 
 
-def encode_texts(tokenizer: IdsOf, texts: Sequence[str], tokens: FimTokens, *, parse_special: bool) -> list[list[int]]:
+def encode_texts(tokenizer: TokenizerLike, texts: Sequence[str], tokens: FimTokens, *, parse_special: bool) -> list[list[int]]:
     """The ids of texts around and in holes, each apart; unless `parse_special`, text that spells one of `tokens` stays text.
 
     A tokenizer finds a token that is not marked as special wherever a text spells it: there the text is cut behind its first
@@ -194,7 +183,7 @@ def encode_texts(tokenizer: IdsOf, texts: Sequence[str], tokens: FimTokens, *, p
     ]
 
 
-def _as_text(tokenizer: IdsOf, text: str, tokens: FimTokens) -> list[int]:
+def _as_text(tokenizer: TokenizerLike, text: str, tokens: FimTokens) -> list[int]:
     inside = (f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in tokens.texts if len(name) > 1)
     pieces = [piece for piece in re.split("|".join(inside), text) if piece]
     return list(chain.from_iterable(tokenizer.encode_batch(pieces, parse_special=False)))

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from apr_train.data.documents import Document
 from apr_train.data.python_text import syntax_error
-from apr_train.data.scan import split_key
+from apr_train.data.split import split_key
 
 LARGEST = 1 << 20
 """Bytes of a document at most: its lines are held in memory."""

@@ -38,7 +38,7 @@ class IdDocument(Document):
 
     @property
     def key(self) -> int:
-        """The 64-bit number that decides the side, as `scan.split_key` of a text."""
+        """The 64-bit number that decides the side, as `split.split_key` of a text."""
         return int.from_bytes(blake2b(self.utf8, digest_size=8, person=b"apr-ids").digest(), "little")
 
     def cut(self, fraction: float) -> tuple[IdDocument, IdDocument]:
@@ -88,7 +88,7 @@ class IdEncoder:
         for document in documents:
             if not isinstance(document, IdDocument):
                 raise DataError("a text where token ids are wanted", where=document.source)
-            writer.append(document.ids.tolist())
+            writer.append(document.ids)
             writer.end_document(self.end)
             done(len(document.utf8))
 

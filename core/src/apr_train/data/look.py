@@ -13,13 +13,14 @@ from attrs import Factory, define, field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import is_packed, read_documents, require_text_at_start
-from apr_train.data.formats.packed import READ_AHEAD
+from apr_train.data.formats.packed import READ_AHEAD, unreadable
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
-from apr_train.data.scan import Contents, Reading, Scan, Wanted, divided, files_of, is_known, recalled
+from apr_train.data.reading import Contents, Reading, Wanted, files_of, is_known, recalled
+from apr_train.data.scan import Scan, divided
 from apr_train.data.shards import open_shard
 from apr_train.data.source import read_sources, wanted_of
-from apr_train.data.sources import Search, searches, unreadable
+from apr_train.data.sources import Search, searches
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import DataError, Finding
 from apr_train.family.card import DEFAULT_OBJECTIVE

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from apr_train import rules
 from apr_train.atomic import replace_file
+from apr_train.data.formats.packed import unreadable
 from apr_train.errors import DataError
 from apr_train.run.events import Say
 
@@ -91,7 +92,7 @@ def open_shard(path: Path, *, size: int) -> Ids:
         layout = _layout(path, path.stat().st_size, size)
         mapped = np.memmap(path, dtype=f"<u{layout.id_bytes}", mode="r", offset=layout.offset)
     except OSError as error:
-        raise DataError("cannot be read", where=path, rule=rules.PREFLIGHT_025, found=error.strerror) from error
+        raise unreadable(error, path) from error
     return mapped.view(np.ndarray)
 
 

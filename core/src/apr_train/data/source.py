@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
@@ -16,13 +16,14 @@ from apr_train.data.conversations import Conversations
 from apr_train.data.documents import Take, TextRecords
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
-from apr_train.data.scan import Wanted
+from apr_train.data.reading import Wanted
 from apr_train.data.shards import is_shard
 from apr_train.data.sources import describe_sources
 from apr_train.errors import ConfigError, Finding
 from apr_train.family.card import DEFAULT_OBJECTIVE
+from apr_train.run.data_argument import SOURCE_NAME, DataArgument
 from apr_train.run.objective_names import SourceKind
-from apr_train.run.settings import SOURCE_NAME, DataArgument, DataSettings, Settings, SourceSettings
+from apr_train.run.settings import DataSettings, Settings, SourceSettings
 
 _HOW = "Name it with --data NAME=PATH:WEIGHT, or with name, path and weight in [[data.source]]."
 
@@ -78,12 +79,15 @@ def read_sources(data: DataSettings, objective: Objective) -> tuple[Sources, lis
         findings.append(_fault("--data", "sources are named twice", expected="--data, or [[data.source]]", found="both"))
     option = "--data" if tables or not data.source else "[[data.source]]"
     tables = tables or list(data.source) or [SourceSettings()]
-    findings += _mixture_findings(option, tables) if len(tables) > 1 or tables[0].name is not None or data.source else []
+    unread = {finding.field for finding in findings}
+    findings += (
+        _mixture_findings(option, tables, unread) if len(tables) > 1 or tables[0].name is not None or data.source else []
+    )
     own, wrong = _tables("--val-data", data.val_data)
-    findings += wrong
-    findings += _name_findings("--val-data", own) if len(own) > 1 else []
+    findings += [*wrong, *_share_findings("--val-data", own)]
     known = {table.name: table for table in tables}
     own = [_like(table, known.get(table.name)) for table in own]
+    findings += _name_findings("--val-data", own) if len(own) > 1 else []
     findings += [finding for table in tables for finding in _kind_findings(option, table, objective)]
     findings += [finding for table in own for finding in _kind_findings("--val-data", table, objective)]
     learnt, held_out = (tuple(_source(table, data, objective) for table in group) for group in (tables, own))
@@ -105,10 +109,10 @@ def _tables(option: str, arguments: Sequence[str]) -> tuple[list[SourceSettings]
     return tables, findings
 
 
-def _mixture_findings(option: str, tables: Sequence[SourceSettings]) -> Iterator[Finding]:
-    """Names and weights of several sources, or of one in a table."""
+def _mixture_findings(option: str, tables: Sequence[SourceSettings], unread: Container[str | None]) -> Iterator[Finding]:
+    """Names and weights of several sources, or of one in a table; `unread` are those whose weight is refused already."""
     yield from _name_findings(option, tables)
-    yield from _weight_findings(option, tables)
+    yield from _weight_findings(option, tables, unread)
     for place, table in enumerate(tables):
         if not table.path:
             yield _fault(option, "a source without a path", _label(table, place), expected="path", hint=_HOW)
@@ -128,9 +132,10 @@ def _name_findings(option: str, tables: Sequence[SourceSettings]) -> Iterator[Fi
             yield _fault(option, "two sources of one name", name, expected="each name once", found=f"{times} times", hint=hint)
 
 
-def _weight_findings(option: str, tables: Sequence[SourceSettings]) -> Iterator[Finding]:
-    weights = {_label(table, place): table.weight for place, table in enumerate(tables) if table.weight is not None}
-    missing = [_label(table, place) for place, table in enumerate(tables) if table.weight is None]
+def _weight_findings(option: str, tables: Sequence[SourceSettings], unread: Container[str | None]) -> Iterator[Finding]:
+    weights = _weights(tables)
+    without = [_label(table, place) for place, table in enumerate(tables) if table.weight is None]
+    missing = [label for label in without if label not in unread]
     if weights and missing:
         hint = "Give each a weight, or none: then each has its share by the rows that it has."
         yield _fault(
@@ -140,7 +145,15 @@ def _weight_findings(option: str, tables: Sequence[SourceSettings]) -> Iterator[
         expected = "a sum above 0"
         yield _fault(option, "the weights sum to nothing", expected=expected, found=", ".join(f"{n} 0" for n in weights))
         return
-    for name, weight in weights.items():
+    yield from _share_findings(option, tables)
+
+
+def _weights(tables: Sequence[SourceSettings]) -> dict[str, float]:
+    return {_label(table, place): table.weight for place, table in enumerate(tables) if table.weight is not None}
+
+
+def _share_findings(option: str, tables: Sequence[SourceSettings]) -> Iterator[Finding]:
+    for name, weight in _weights(tables).items():
         if weight <= 0 or not isfinite(weight):
             hint = "Leave the source out if nothing of it shall be learnt."
             yield _fault(option, "a weight that is no share", name, expected="more than 0", found=f"{weight:g}", hint=hint)
@@ -154,6 +167,8 @@ def _kind_findings(option: str, table: SourceSettings, objective: Objective) -> 
         because = f"{kind}, as {shards[0]} is one" if table.kind is None and shards else str(kind)
         problem = f"the objective {objective.name} does not learn from a source of this kind"
         yield _fault(option, problem, name, expected=" or ".join(kinds), found=because)
+    if table.text_field is not None and kind != "text":
+        yield _fault(option, "a text field of a source that has no texts", name, expected="no text_field", found=f"{kind}")
     others = [path for path in table.path if Path(path).suffix and not _is_shard(path)]
     if table.kind is None and shards and others:
         hint = "Make two sources of them, each with a name."
@@ -175,9 +190,10 @@ def _like(table: SourceSettings, other: SourceSettings | None) -> SourceSettings
     """A held-out source, which is read as the one of its name is that is learnt, and weighs as much."""
     if other is None or other.name is None:
         return table
-    kind = None if any(map(_is_shard, table.path)) else other.kind
     weight = other.weight if table.weight is None else table.weight
-    return attrs.evolve(table, kind=kind, text_field=other.text_field, weight=weight)
+    if any(map(_is_shard, table.path)):
+        return attrs.evolve(table, weight=weight)
+    return attrs.evolve(table, kind=other.kind, text_field=other.text_field, weight=weight)
 
 
 def _is_shard(path: str) -> bool:

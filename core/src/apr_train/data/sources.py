@@ -22,6 +22,7 @@ from attrs import Factory, define, field
 from apr_train import rules
 from apr_train.checkpoint.given import is_address
 from apr_train.data.cache import cache_folder
+from apr_train.data.formats.packed import unreadable
 from apr_train.data.gitignore import GitIgnore
 from apr_train.data.hub import of_address, of_name
 from apr_train.data.kinds import COLUMNS, kind_of, what_to_do
@@ -274,11 +275,6 @@ def _reading() -> Iterator[None]:
         raise unreadable(error) from error
 
 
-def unreadable(error: OSError) -> DataError:
-    """The error about a file that the system does not let be read."""
-    return DataError("cannot be read", where=error.filename, rule=rules.PREFLIGHT_025, found=error.strerror)
-
-
 def _named(path: Path, *, shards: bool) -> Path:
     """A file that is named: taken, if it is not of a kind that holds no text as it stands. A shard says itself what it is."""
     if shards:
@@ -342,6 +338,14 @@ def _matched(pattern: str, left_out: LeftOut) -> Iterator[Path]:
             yield from _files_below(path, left_out)
 
 
+def _of_weight(argument: str) -> str | None:
+    """What to do where a path is there without what stands behind its last colon, which was meant as a weight."""
+    path, colon, weight = argument.rpartition(":")
+    if not colon or not os.path.exists(path):  # noqa: PTH110  # Path's raises for a name that is too long
+        return None
+    return f"{path} is there: if {weight!r} is a weight, it must be a number, and needs a name: --data NAME={path}:0.3."
+
+
 def _nothing_there(argument: str) -> DataError:
     """A glob that matches nothing, or a path that is not there: how far it leads, and what it may have meant."""
     if is_address(argument):
@@ -355,6 +359,8 @@ def _nothing_there(argument: str) -> DataError:
     if is_glob:
         hint = f"The folder {there} is there. * stays in one folder; ** goes into those below it: '{there}/**/*.txt'."
         return DataError("nothing matches this glob", where=argument, rule=rules.PREFLIGHT_019, hint=hint)
+    if (weight := _of_weight(argument)) is not None:
+        return DataError("no such file or folder", where=argument, rule=rules.PREFLIGHT_019, hint=weight)
     missing = fixed.relative_to(there).parts[0]
     near = closest(missing, sorted(os.listdir(there)))  # noqa: PTH208  # names, not paths
     meant = f"did you mean {there / near}?" if near else f"Run in another folder? Relative paths begin at {Path.cwd()}."

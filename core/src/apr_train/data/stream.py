@@ -37,6 +37,10 @@ class StreamSource:
     """How often it is gone through at most; None: as often as there are batches."""
 
 
+def _each(sources: TokenFile | Sequence[StreamSource]) -> Sequence[StreamSource]:
+    return [StreamSource(tokens=sources)] if isinstance(sources, TokenFile) else sources
+
+
 def source_seed(seed: int, name: str | None) -> int:
     """The seed of what is drawn for a source: the run's own where it has no name, else one that another name changes."""
     if name is None:
@@ -91,7 +95,6 @@ class BatchStream:
         """
         _require_at_least("batch_size", batch_size, 1)
         _require_at_least("seed", seed, 0)
-        given = [StreamSource(tokens=sources)] if isinstance(sources, TokenFile) else list(sources)
         options = RowOptions(
             length=sequence_length,
             document_mask=document_mask,
@@ -101,7 +104,7 @@ class BatchStream:
             partial=False,
             packing=packing,
         )
-        self._sources = {item.name or "": _SourceRows(item, objective, options) for item in given}
+        self._sources = {item.name or "": _SourceRows(item, objective, options) for item in _each(sources)}
         weights = {name: item.weight for name, item in self._sources.items()}
         self._mixture = Mixture(
             dict(zip(weights, whole_weights(list(weights.values())), strict=True)),
@@ -290,8 +293,8 @@ def row_counts(rows: Mapping[str, int], weights: Mapping[str, Fraction], total: 
     return {name: min(rows[name], count) for name, count in counts.items()}
 
 
-def held_out_batches(
-    sources: Sequence[StreamSource],
+def validation_batches(
+    sources: TokenFile | Sequence[StreamSource],
     *,
     objective: Objective,
     sequence_length: int,
@@ -302,7 +305,22 @@ def held_out_batches(
     packing: Packing = "concatenate",
     max_rows: int | None = None,
 ) -> Iterator[Batch]:
-    """As `validation_batches`, of several sources one after the other: of `max_rows` each has its share by its weight.
+    """The same batches each time it is called: all rows in order, or `max_rows` of them spread evenly.
+
+    Spread, for the first rows are one document's, and one document's loss says little of the others'. Several sources come
+    one after the other, and of `max_rows` each has its share by its weight. Masks do not depend on the run's seed. The last
+    row of a source is padded if it is short; its last batch may have fewer rows.
+
+    Args:
+        sources: each with a name, unless it is the only one; tokens alone are that.
+        objective: cuts tokens into rows.
+        sequence_length: tokens in a row.
+        batch_size: rows in a batch, all of one source.
+        tokenizer: gives the special tokens that the objective needs.
+        document_mask: whether attention stays inside documents.
+        mask_probability: share of the tokens to predict, of an objective that hides some.
+        packing: how documents come into rows.
+        max_rows: None for all.
 
     Raises:
         ConfigError: for an impossible length, batch size or number of rows.
@@ -323,7 +341,7 @@ def held_out_batches(
                 packing=packing,
             ),
         )
-        for item in sources
+        for item in _each(sources)
     }
     _require_at_least("batch_size", batch_size, 1)
     _require_at_least("max_rows", 1 if max_rows is None else max_rows, 1)
@@ -353,41 +371,6 @@ class _HeldOut:
         places = [(0, number * len(self.rows) // count) for number in range(count)]
         for begin in range(0, count, batch_size):
             yield evolve(self.rows.batch(places[begin : begin + batch_size]), source=self.name)
-
-
-def validation_batches(
-    tokens: TokenFile,
-    *,
-    objective: Objective,
-    sequence_length: int,
-    batch_size: int,
-    tokenizer: TokenizerLike,
-    document_mask: bool = False,
-    mask_probability: float = 0.15,
-    packing: Packing = "concatenate",
-    max_rows: int | None = None,
-) -> Iterator[Batch]:
-    """The same batches each time it is called: all rows in order, or `max_rows` of them spread evenly.
-
-    Spread, for the first rows are one document's, and one document's loss says little of the others'. Masks do not
-    depend on the run's seed. The last row is padded if it is short; the last batch may have fewer rows.
-
-    Raises:
-        ConfigError: for an impossible length, batch size or number of rows.
-        DataError: when there is nothing to predict.
-        TokenizerError: when the tokenizer lacks a special token that the objective needs.
-    """
-    return held_out_batches(
-        [StreamSource(tokens=tokens)],
-        objective=objective,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        tokenizer=tokenizer,
-        document_mask=document_mask,
-        mask_probability=mask_probability,
-        packing=packing,
-        max_rows=max_rows,
-    )
 
 
 def _rows(tokens: TokenFile, objective: Objective, options: RowOptions) -> Rows:

@@ -29,6 +29,7 @@ import numpy as np
 from attrs import field, frozen
 from isal import isal_zlib
 
+from apr_train.checkpoint.dtypes import Array
 from apr_train.data.cache import cached_file
 from apr_train.errors import TokenizerError
 
@@ -142,6 +143,11 @@ class TokenFile:
         return int(self.ids.shape[0])
 
     @property
+    def stops(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """`[documents]`: where each document ends in `ids`; the next one begins there."""
+        return np.append(self.starts[1:].astype(np.int64), len(self))
+
+    @property
     def bytes_per_token(self) -> float:
         """Bytes of text per token, separators counted as tokens: nats per token / ln 2 / this = bits per byte."""
         return self.text_bytes / max(1, len(self))
@@ -234,7 +240,7 @@ class TokenWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._open.__exit__(kind, error, traceback)
 
-    def append(self, ids: Sequence[int], *, learn: bool | Sequence[bool] = True, text_bytes: int = 0) -> None:
+    def append(self, ids: Sequence[int] | Array, *, learn: bool | Sequence[bool] = True, text_bytes: int = 0) -> None:
         """Add tokens to the current document.
 
         Args:

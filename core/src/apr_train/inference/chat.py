@@ -21,7 +21,6 @@ class Chat:
     """A conversation under way; a context, in which a child process has the template.
 
     Raises:
-        TokenizerError: CHAT-001, when the tokenizer has no template.
         TemplateFault: CHAT-002, when the template does not work.
     """
 
@@ -29,7 +28,14 @@ class Chat:
     """All turns so far."""
 
     def __init__(self, ready: Ready, *, system: str | None = None, template: str | None = None) -> None:
-        """`system`: what the model is told first; `template`: instead of the tokenizer's own."""
+        """`system`: what the model is told first; `template`: instead of the tokenizer's own.
+
+        Raises:
+            DataError: for a `system` with nothing in it, or one that is no Unicode text.
+            TokenizerError: CHAT-001, when the tokenizer has no template.
+        """
+        if system is not None:
+            require_text(system, "--system")
         self._ready = ready
         self._renderer = Renderer(template_of(ready.tokenizer, None, template))
         self.messages = [] if system is None else [{"role": "system", "content": system}]
@@ -64,15 +70,19 @@ class Chat:
         return made
 
 
-def require_text(text: str) -> None:
+def require_text(text: str, where: str = "--prompt") -> None:
     """Refuse a turn that says nothing.
+
+    Args:
+        text: of the turn.
+        where: the option that it is from.
 
     Raises:
         DataError: for a blank text, or one that is no Unicode text.
     """
     if not text.strip():
-        raise DataError("nothing is said", where="--prompt", expected="a text")
+        raise DataError("nothing is said", where=where, expected="a text")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError("the prompt is not UTF-8 text", where="--prompt", found=repr(text[:40])) from error
+        raise DataError("not UTF-8 text", where=where, found=repr(text[:40])) from error

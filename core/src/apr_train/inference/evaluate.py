@@ -15,13 +15,13 @@ from attrs import frozen
 from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
-from apr_train.data.corpus import Corpus, EncodingWanted, load_held_out
+from apr_train.data.corpus import Corpus, EncodingWanted, load_corpus
 from apr_train.data.decided import ROW
 from apr_train.data.objectives import Objective
 from apr_train.data.packing import with_packing
 from apr_train.data.protocols import StageProgress
-from apr_train.data.scan import SPLIT_RULE
-from apr_train.data.stream import StreamSource, held_out_batches
+from apr_train.data.split import SPLIT_RULE
+from apr_train.data.stream import validation_batches
 from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
@@ -118,7 +118,15 @@ def corpus_for(rows: EvalRows, ready: Ready, *, progress: StageProgress | None, 
         PreflightError: when a token lies outside the model's vocabulary.
     """
     wanted = EncodingWanted(sequence_length=rows.sequence_length, seed=rows.seed, fim_tokens=ready.family.info.fim_tokens)
-    corpus = load_held_out(rows.data, ready.tokenizer, objective=ready.objective, options=wanted, progress=progress, notice=say)
+    corpus = load_corpus(
+        rows.data,
+        ready.tokenizer,
+        objective=ready.objective,
+        options=wanted,
+        learn=False,
+        progress=progress,
+        notice=say,
+    )
     findings = corpus_findings(corpus.max_token_id, ready.config)
     if findings:
         raise PreflightError(findings)
@@ -132,8 +140,8 @@ def batches_for(rows: EvalRows, ready: Ready, corpus: Corpus) -> Iterator[Batch]
         DataError: when there is nothing to predict.
         TokenizerError: when the objective needs a special token that the tokenizer does not have.
     """
-    return held_out_batches(
-        [StreamSource(name=part.name, tokens=part.tokens, weight=part.weight) for part in corpus.held_out],
+    return validation_batches(
+        [part.rows for part in corpus.held_out],
         objective=ready.objective,
         sequence_length=rows.sequence_length,
         batch_size=rows.batch_size,

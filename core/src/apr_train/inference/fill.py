@@ -9,9 +9,9 @@ from attrs import frozen
 
 from apr_train.data.special_tokens import encoder_end
 from apr_train.errors import ConfigError, DataError
-from apr_train.inference.generate import check_logits
 from apr_train.inference.ready import Ready
 from apr_train.model.attention.masks import Bidirectional
+from apr_train.model.generation import check_logits
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.token_rules import mask_id
 

@@ -11,11 +11,11 @@ from attrs import Factory, frozen
 from torch import Tensor
 
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
-from apr_train.errors import ConfigError, RunError
+from apr_train.errors import ConfigError
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import StopStrings, TextStream
 from apr_train.model.device import default_precision
-from apr_train.model.generation import generate_tokens
+from apr_train.model.generation import check_logits, generate_tokens
 from apr_train.model.protocol import LanguageModel
 from apr_train.training.examinee import Examinee
 
@@ -57,16 +57,6 @@ class Sampling:
 
 def _refuse(where: str, expected: str, found: object) -> None:
     raise ConfigError("out of range", where=where, expected=expected, found=found)
-
-
-def check_logits(logits: Tensor, *, where: str) -> None:
-    """Refuse logits that make no probabilities.
-
-    Raises:
-        RunError: for a NaN or +∞ among them, or -∞ alone.
-    """
-    if not bool(logits.max().isfinite()):  # the largest of numbers with a NaN among them is NaN
-        raise RunError("the model's output is not a number", where=where, hint="Are its weights? See validate --data.")
 
 
 class Sampler:

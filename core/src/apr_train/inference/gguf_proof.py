@@ -20,6 +20,7 @@ from apr_train.errors import TokenizerError
 from apr_train.inference.ready import Opened, Ready, Wanted, make_ready
 from apr_train.model.loss import head_loss
 from apr_train.model.protocol import LanguageModel
+from apr_train.run.metrics import perplexity
 
 PRECISION = "fp32"
 _ROWS_AT_ONCE = 256
@@ -112,5 +113,6 @@ def _rows(ready: Ready) -> ReferenceRows:
 
 
 def _perplexity(loss: float) -> float:
-    """exp(loss), infinite where no float holds it."""
-    return math.exp(loss) if loss < math.log(1e308) else math.inf
+    """The card's number: infinite where the loss has none."""
+    found = perplexity(loss)
+    return math.inf if found is None else found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 
@@ -36,7 +35,7 @@ def tokens_for(ready: Ready, setting: str | None = None) -> FimTokens:
 def _of_run(path: str) -> str | None:
     """What the run of a checkpoint was told of its tokens; None where there is no run, or it was told nothing."""
     run = run_of(path)
-    return None if run is None or not (Path(run) / CONFIG).exists() else read_toml(run / CONFIG).data.fim_tokens
+    return None if run is None else read_toml(run / CONFIG).data.fim_tokens
 
 
 def infill(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apr_train import rules
 from apr_train.checkpoint.adapter_files import Adapter
+from apr_train.checkpoint.dtypes import Array
 from apr_train.errors import ConfigError, FormatError
 from apr_train.family.adapter_sites import Site
 
@@ -132,11 +133,11 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 def merged_by_peft(
     config: Mapping[str, Any],
     module: str,
-    weight: np.ndarray[Any, Any],
-    tensors: Mapping[str, np.ndarray[Any, Any]],
+    weight: Array,
+    tensors: Mapping[str, Array],
     *,
     where: str,
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """A linear layer's weight with an adapter of any kind of peft's merged into it, by peft's own code.
 
     Args:
@@ -152,17 +153,13 @@ def merged_by_peft(
     """
     peft = peft_library()
     shell = _shell(module, weight)
-    asked = {**config, "target_modules": [module], "inference_mode": True, "layers_to_transform": None, "exclude_modules": None}
-    if isinstance(inner := config.get("feedforward_modules"), list):  # of IA3: layers whose input is scaled, not the output
-        asked["feedforward_modules"] = [module] if any(f".{module}".endswith(f".{name}") for name in inner) else []
     try:
-        settings = peft.PeftConfig.from_peft_type(**{key: value for key, value in asked.items() if value is not None})
-        peft.inject_adapter_in_model(settings, shell, NAME)
+        peft.inject_adapter_in_model(peft.PeftConfig.from_peft_type(**_for_one_layer(config, module)), shell, NAME)
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
         unused = peft.set_peft_model_state_dict(shell, state, NAME).unexpected_keys
         layer: Any = shell.get_submodule(module)
         layer.merge()
-        merged: np.ndarray[Any, Any] = layer.get_base_layer().weight.numpy()
+        merged: Array = layer.get_base_layer().weight.numpy()
     except (
         AttributeError,
         KeyError,
@@ -177,7 +174,15 @@ def merged_by_peft(
     return merged
 
 
-def _shell(module: str, weight: np.ndarray[Any, Any]) -> nn.Module:
+def _for_one_layer(config: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """What of an adapter's config is set, for a model that has this one layer."""
+    found = {**config, "target_modules": [module], "inference_mode": True, "layers_to_transform": None, "exclude_modules": None}
+    if isinstance(inner := config.get("feedforward_modules"), list):  # of IA3: layers whose input is scaled, not the output
+        found["feedforward_modules"] = [module] if any(f".{module}".endswith(f".{name}") for name in inner) else []
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _shell(module: str, weight: Array) -> nn.Module:
     """A model that has this one linear layer, under its name."""
     root = nn.Module()
     *path, leaf = module.split(".")

@@ -39,5 +39,9 @@ class KeyValueCache:
         self._pairs[layer], self._lengths[layer] = pair, end
         return pair[0][:, :end], pair[1][:, :end]
 
+    def truncate(self, length: int) -> None:
+        """Forget the tokens behind the first `length`."""
+        self._lengths = [min(length, known) for known in self._lengths]
+
     def _empty(self, like: Tensor) -> Tensor:
         return torch.empty((like.shape[0], self.max_length, *like.shape[2:]), dtype=like.dtype, device=like.device)

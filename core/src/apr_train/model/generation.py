@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from apr_train.errors import RunError
 from apr_train.model.attention.masks import Causal
 from apr_train.model.cache import KeyValueCache
 from apr_train.model.device import Precision
@@ -21,6 +22,7 @@ def generate_tokens(
     choose: Callable[[Tensor], int],
     precision: Precision,
     device: torch.device,
+    cache: KeyValueCache | None = None,
 ) -> Iterator[int]:
     """Yield the `length` tokens after `prompt`; the caller stops taking them where the text ends.
 
@@ -31,9 +33,11 @@ def generate_tokens(
         choose: the next token from its logits `[vocab]`, on the model's device.
         precision: the arithmetic of each forward pass.
         device: the model's.
+        cache: has the first tokens of `prompt`, not all of them, and room for the rest; None: nothing is computed yet.
     """
-    cache = KeyValueCache(model.config.num_hidden_layers, max_length=len(prompt) + length)
-    ids = prompt
+    if cache is None:
+        cache = KeyValueCache(model.config.num_hidden_layers, max_length=len(prompt) + length)
+    ids = prompt[cache.length :]
     for _ in range(length):
         with precision.context(device):
             logits = next_logits(model, torch.tensor([list(ids)], device=device), cache)
@@ -47,3 +51,13 @@ def next_logits(model: LanguageModel, tokens: Tensor, cache: KeyValueCache) -> T
     """Logits `[vocab]` of the token after `tokens` `[1, new]`, which come after what the cache holds and are added to it."""
     hidden = model.hidden_states(tokens, mask=Causal(offset=cache.length), cache=cache)
     return model.logits(hidden[0, -1])
+
+
+def check_logits(logits: Tensor, *, where: str) -> None:
+    """Refuse logits that make no probabilities.
+
+    Raises:
+        RunError: for a NaN or +∞ among them, or -∞ alone.
+    """
+    if not bool(logits.max().isfinite()):  # the largest of numbers with a NaN among them is NaN
+        raise RunError("the model's output is not a number", where=where, hint="Are its weights? See validate --data.")

@@ -13,7 +13,8 @@ from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.preflight.report import ClearedFile, Report
-from apr_train.run.settings import LoraSettings, Settings, flag
+from apr_train.run.option import flag
+from apr_train.run.settings import LoraSettings, Settings
 
 _TARGET = flag("lora_target")
 

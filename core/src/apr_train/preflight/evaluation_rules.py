@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.data.objectives import OBJECTIVES, Objective
+from apr_train.data.source import read_sources
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import AprTrainError, ConfigError, Finding
+from apr_train.preflight.family_rules import is_learnt_by
 from apr_train.preflight.fim_rules import fim_findings, no_tokenizer_yet
 from apr_train.preflight.report import Report
 from apr_train.run.evaluation_names import FLAG, HOLES, EvaluationName, parse_evaluations
@@ -25,20 +27,24 @@ def evaluation_findings(settings: Settings, report: Report, checkpoint: Checkpoi
         return []
     objective = OBJECTIVES[report.objective]
     try:
-        names, findings = parse_evaluations(settings.run.eval), _unanswered(settings, objective)
+        names = parse_evaluations(settings.run.eval)
+        findings = _unanswered(names, settings, objective)
     except ConfigError as error:
         names, findings = {}, list(error.findings)
     needed = "middle" in objective.special_tokens or (HOLES in names and not findings)
-    return [*findings, *(_fim(settings, report, checkpoint) if needed else [])]
+    possible = report.family is not None and is_learnt_by(report.family, objective)  # else PREFLIGHT-002 says so
+    return [*findings, *(_fim(settings, report, checkpoint) if needed and possible else [])]
 
 
-def _unanswered(settings: Settings, objective: Objective) -> list[Finding]:
+def _unanswered(names: Iterable[EvaluationName], settings: Settings, objective: Objective) -> list[Finding]:
     """Evaluations that a model of this objective cannot be asked."""
-    names = parse_evaluations(settings.run.eval)
     if objective.kind != "decoder":
         return list(_refused(names, f"{objective.name} does not write", "a decoder"))
-    if "text" not in objective.source_kinds:
-        return list(_refused(names, f"the held-out documents of {objective.name} are no code", "an objective of texts"))
+    sources, _ = read_sources(settings.data, objective)
+    kinds = {source.kind for source in sources.held_out or sources.learnt}
+    if "text" not in kinds:
+        problem = f"what is held out is no text but a source of the kind {' or '.join(sorted(kinds))}"
+        return list(_refused(names, problem, 'a source of kind = "text"'))
     return []
 
 

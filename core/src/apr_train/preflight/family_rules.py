@@ -107,9 +107,14 @@ def encoder_findings(header: Header, family: Family | None, objective: TrainingO
     ]
 
 
+def is_learnt_by(family: Family, objective: Objective) -> bool:
+    """Whether the family's models predict what the objective learns."""
+    return objective.predicts in family.info.objectives
+
+
 def objective_findings(family: Family, objective: TrainingObjective) -> list[Finding]:
     """Only what the family's models predict."""
-    if OBJECTIVES[objective].predicts in family.info.objectives:
+    if is_learnt_by(family, OBJECTIVES[objective]):
         return []
     return [
         Finding(

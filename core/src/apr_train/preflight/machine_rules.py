@@ -16,9 +16,9 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import NameMap
 from apr_train.family.plugin import Family
 from apr_train.model.attention import MaskKind, Request, choose_backend
+from apr_train.run.option import flag
 from apr_train.run.other_names import meant_value
 from apr_train.run.precision import PRECISION_TYPES
-from apr_train.run.settings import flag
 from apr_train.run.units import size
 
 STATE_COPIES = 2

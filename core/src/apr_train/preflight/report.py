@@ -20,7 +20,7 @@ from apr_train.preflight.machine_rules import parameter_count
 from apr_train.preflight.tensor_rules import TensorReport
 from apr_train.run.objective_names import Packing, TrainingObjective
 from apr_train.run.preflight_file import SCHEMA_VERSION
-from apr_train.run.settings import LoraSettings
+from apr_train.run.settings import LoraSettings, Settings
 
 
 @frozen(kw_only=True)
@@ -60,10 +60,27 @@ class PreflightInput:
     lora: LoraSettings = Factory(LoraSettings)
     """The adapters that are trained in place of the weights; without a rank, none."""
     document_mask: bool = False
-    packing: Packing | None = None
     """Whether attention stays inside documents."""
+    packing: Packing | None = None
+    """How documents come into rows; None: the objective decides."""
     needs_tokenizer: bool = False
     """Whether a checkpoint without any tokenizer is an error, as for a training on text; else a warning."""
+
+    @classmethod
+    def of(cls, settings: Settings, **more: Any) -> PreflightInput:
+        """What the settings of a run say of the model and of its rows, for the installed families, and more."""
+        model, data = settings.model, settings.data
+        return cls(
+            registry=Registry.discover(),
+            arch=model.arch,
+            preset=model.preset,
+            vocab_size=model.vocab_size,
+            objective=model.objective,
+            sequence_length=data.sequence_length,
+            document_mask=data.document_mask,
+            packing=data.packing,
+            **more,
+        )
 
 
 @frozen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -26,14 +26,16 @@ from apr_train.family.registry import Registry
 from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
 from apr_train.preflight.evaluation_rules import evaluation_findings
+from apr_train.preflight.family_rules import is_learnt_by
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
 from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.option import flag
 from apr_train.run.resume import Resume
-from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings, flag
+from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
 
 T = TypeVar("T")
 
@@ -117,7 +119,10 @@ def has_chats(data: DataSettings, objective: Objective) -> bool:
 
 def chats(look: Look, report: Report, data: DataSettings, default_row: int) -> ChatReport:
     """Of a run on conversations, what its template and they are good for."""
-    if report.objective is None or report.config is None or not has_chats(data, OBJECTIVES[report.objective]):
+    if report.objective is None or report.config is None or report.family is None:
+        return ChatReport()
+    objective = OBJECTIVES[report.objective]
+    if not is_learnt_by(report.family, objective) or not has_chats(data, objective):
         return ChatReport()
     length = data.sequence_length or min(default_row, report.config.usable_positions)
     return chat_report(report.tokenizer, look, data, length=length)
@@ -272,39 +277,54 @@ def judge_run(
     header, contradiction = collected(lambda: None if checkpoint is None else tied_header(checkpoint))
     if header is None and checkpoint is not None:
         header = checkpoint.header
-    named = None if tokenizer_is_lost(settings, header, resume) else model.tokenizer
-    tokenizer, unusable = collected(lambda: None if named is None else given_tokenizer(named))
-    unusable = tuple(_movable(finding, "tokenizer", resume) for finding in unusable)
-    own = tokenizer if tokenizer is not None or header is None else header.tokenizer
-    tokenizer, of_template = _with_template(own, header, model.chat_template, resume)
+    tokenizer, of_tokenizer = _tokenizer_of(settings, header, resume)
     report = preflight(
-        PreflightInput(
-            registry=Registry.discover(),
+        PreflightInput.of(
+            settings,
             header=header,
-            arch=model.arch,
-            preset=model.preset,
-            vocab_size=model.vocab_size,
-            objective=model.objective,
             tokenizer=tokenizer,
-            sequence_length=data.sequence_length,
             batch_size=data.batch_size or 1,
             out=Path(run.out, run.run or "") if resume is None else resume.folder,
             checkpoints=checkpoints_to_come(run, resume),
             device=device,
             precision=precision,
             attention=model.attention,
-            document_mask=data.document_mask,
             lora=settings.lora,
-            packing=data.packing,
             needs_tokenizer=model.tokenizer is None,
         )
     )
-    of_text = (*text_findings(look, resume), *row_findings(look, report, data, default_row))
-    of_reference = [] if resume is not None else reference_findings(header, report, settings)
     of_chats = chats(look, report, data, default_row)
-    of_evaluations = evaluation_findings(settings, report, checkpoint if resume is None else None)
-    of_run = (*machine_findings(settings, resume), *separator_findings(report), *of_reference, *of_evaluations)
-    of_run += tuple(adapter_findings(settings, report))
-    findings = (*contradiction, *unusable, *of_template, *of_text, *of_chats.findings, *of_run)
+    findings = (
+        *contradiction,
+        *of_tokenizer,
+        *text_findings(look, resume),
+        *row_findings(look, report, data, default_row),
+        *of_chats.findings,
+        *_run_findings(settings, report, header, None if resume is not None else checkpoint, resume),
+        *report.findings,
+    )
     facts = report.facts | look.facts | of_chats.facts
-    return header, attrs.evolve(report, findings=by_severity((*findings, *report.findings)), notes=look.notes, facts=facts)
+    return header, attrs.evolve(report, findings=by_severity(findings), notes=look.notes, facts=facts)
+
+
+def _tokenizer_of(
+    settings: Settings, header: Header | None, resume: Resume | None
+) -> tuple[TokenizerSpec | None, tuple[Finding, ...]]:
+    """The tokenizer of a run with its template, and what is wrong with the files of both."""
+    named = None if tokenizer_is_lost(settings, header, resume) else settings.model.tokenizer
+    given, unusable = collected(lambda: None if named is None else given_tokenizer(named))
+    own = given if given is not None or header is None else header.tokenizer
+    tokenizer, of_template = _with_template(own, header, settings.model.chat_template, resume)
+    return tokenizer, (*(_movable(finding, "tokenizer", resume) for finding in unusable), *of_template)
+
+
+def _run_findings(
+    settings: Settings, report: Report, header: Header | None, fresh: Checkpoint | None, resume: Resume | None
+) -> Iterator[Finding]:
+    """What is to be said of the rest of a run's settings; `fresh` is the checkpoint that a new run starts from."""
+    yield from machine_findings(settings, resume)
+    yield from separator_findings(report)
+    if resume is None:
+        yield from reference_findings(header, report, settings)
+    yield from evaluation_findings(settings, report, fresh)
+    yield from adapter_findings(settings, report)

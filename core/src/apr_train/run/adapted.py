@@ -10,7 +10,6 @@ from attrs import frozen
 from apr_train.checkpoint.adapter_files import open_adapter
 from apr_train.checkpoint.companions import TOKENIZER
 from apr_train.checkpoint.folder import ADAPTER
-from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.checkpoint.header import RopeRows
 from apr_train.errors import AprTrainError, RunError
 from apr_train.run.folder import ADAPTER_FOLDER, CONFIG, MODEL, checkpoints, run_of
@@ -80,12 +79,6 @@ def _result(run: Path) -> Path:
     hint = f"Its last checkpoint is {whole[-1].path}." if whole else "It has no checkpoint either."
     expected = f"{ADAPTER_FOLDER}/{ADAPTER}"
     raise RunError("the run has no result yet", where=run, expected=expected, found="nothing", hint=hint)
-
-
-def name_of(path: str | Path) -> str:
-    """What a checkpoint is called: by its run, whose files all have one name, or by its own; never a path."""
-    run = run_of(path)
-    return given_stem(path) if run is None else given_name(run)
 
 
 def step_of_adapter(run: Path) -> int | None:

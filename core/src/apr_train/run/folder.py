@@ -17,6 +17,7 @@ from attrs import frozen
 from apr_train.atomic import clear_litter, lock
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, some_of
+from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.errors import FormatError, OutputError, RunError
 
 LOCK = ".lock"
@@ -175,6 +176,13 @@ def is_kept_by_a_run(path: str | Path) -> bool:
         return False
     inside = real.parent.name == ADAPTER_FOLDER or _STEP.fullmatch(real.parent.name) is not None
     return real.name in _KEPT if real.parent == run else inside
+
+
+def name_of(path: str | Path) -> str:
+    """What a checkpoint is called: by the run that keeps it, whose files all have one name, or by its own; never a path."""
+    run, place = run_of(path), Path(path).absolute()
+    is_its_own = place == run or any(is_kept_by_a_run(name) for name in (place, place / ADAPTER))
+    return given_name(run) if run is not None and is_its_own else given_stem(path)
 
 
 def checkpoints(folder: Path) -> list[StepFolder]:

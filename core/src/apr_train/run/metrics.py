@@ -51,7 +51,6 @@ class Metrics:
     source_val_loss: Mapping[str, float] | None = _unit(
         "nats", "Of a mixture, by source: mean loss per target token on its validation batches.", default=None
     )
-
     eval_fim_loss: float | None = _unit("nats", "--eval fim: mean loss per token of the hidden lines.", default=None)
     eval_fim_exact: float | None = _unit("", "--eval fim: share of the hidden lines that come back exactly.", default=None)
     eval_fim_parsed: float | None = _unit(

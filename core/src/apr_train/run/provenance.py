@@ -16,8 +16,10 @@ from apr_train.checkpoint.apr import AprReader, open_apr
 from apr_train.checkpoint.apr.keys import STAMPED
 from apr_train.errors import FormatError
 from apr_train.family.plugin import Family
+from apr_train.run.data_argument import mixture_of
 from apr_train.run.identity import RunIdentity
-from apr_train.run.settings import DECIDES, GROUPS, Settings, SourceSettings, mixture_of
+from apr_train.run.option import DECIDES
+from apr_train.run.settings import GROUPS, Settings, SourceSettings
 
 RUN_KEY = "apr_train.run"
 """The metadata key of `.apr` under which it stands, with the step."""
@@ -38,7 +40,7 @@ def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torc
 
 def _part(source: SourceSettings) -> dict[str, Any]:
     """What decides of a source; not where it lies."""
-    values = attrs.asdict(source, filter=lambda item, value: item.name != "path" and value is not None)
+    values = attrs.asdict(source, filter=lambda item, value: item.metadata[DECIDES] and value is not None)
     return dict(values)
 
 

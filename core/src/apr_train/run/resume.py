@@ -10,10 +10,11 @@ from attrs import frozen
 
 from apr_train.errors import RunError
 from apr_train.run.adapted import step_of_adapter
+from apr_train.run.data_argument import moved_sources
 from apr_train.run.folder import CARD, CONFIG, MODEL, SAMPLES, StepFolder, find_checkpoint
 from apr_train.run.provenance import step_of, written_metadata
 from apr_train.run.samples import read_samples
-from apr_train.run.settings import GROUPS, Settings, moved_sources
+from apr_train.run.settings import GROUPS, Settings
 from apr_train.run.settings_file import check_resume, read_toml, with_values
 
 

@@ -11,8 +11,10 @@ import tomli_w
 
 from apr_train.checkpoint.files import parse_toml
 from apr_train.errors import ConfigError, Finding, FormatError, RunError
+from apr_train.run.data_argument import mixture_of
+from apr_train.run.option import MAY_CHANGE, MAY_MOVE, TABLES, flag
 from apr_train.run.other_names import advice, plain, settings_called
-from apr_train.run.settings import GROUPS, MAY_CHANGE, MAY_MOVE, TABLES, DataSettings, Settings, flag, mixture_of
+from apr_train.run.settings import GROUPS, DataSettings, Settings, SourceSettings
 from apr_train.suggest import closest, nearest
 
 
@@ -83,7 +85,7 @@ def _unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, 
         return
     own = attrs.fields_dict(cls)
     for number, table in enumerate(value):
-        for key in set(table) - set(own):
+        for key in (key for key in table if key not in own):
             yield f"{name}[{number}].{key}", "no such setting", nearest(plain(key), own) or f"Known here: {', '.join(own)}."
 
 
@@ -146,7 +148,7 @@ def _other_mixture(started: DataSettings, wanted: DataSettings) -> Iterator[str]
     yield from (f"--data had no source {name!r}" for name in after if name not in before)
     yield from (f"--data had a source {name!r}, which is gone" for name in before if name not in after)
     for name in (name for name in before if name in after):
-        for key in ("weight", "kind", "max_epochs", "text_field"):
+        for key in (item.name for item in attrs.fields(SourceSettings) if not item.metadata[MAY_MOVE]):
             was, now = getattr(before[name], key), getattr(after[name], key)
             if was != now:
                 yield f"{key} of the source {name!r} was {was!r}, now {now!r}"

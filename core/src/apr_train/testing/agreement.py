@@ -19,7 +19,7 @@ from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.huggingface import header_from_hf
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
-from apr_train.family.name_map import to_parameters
+from apr_train.family.name_map import NameMap, to_parameters
 from apr_train.family.plugin import Family
 from apr_train.family.rope_scaling import LongRopeScaling
 from apr_train.model.attention import Documents, Mask
@@ -119,18 +119,11 @@ def compare_models(
     where = f"{family.name} against {type(reference).__name__}"
     ours = _filled(family, config, state, layout, attention, where)
     limit = tolerance_of(ours.parameters()) if tolerance is None else tolerance
-
-    def results(model: nn.Module) -> _Results:
-        logits = _their_logits(model, tokens, keep)
-        grads = to_parameters(family.map_tensor_names(config, layout), _gradients(model, logits, tokens, keep))
-        return _Results(_real(logits, keep), grads)
-
-    with everything_in_float64() if precision == "float64" else nullcontext():
-        logits = our_logits(family, ours, tokens, keep)
-    own = _Results(_real(logits, keep), _gradients(ours, logits, tokens, keep))
-    theirs = results(there)
+    own = _our_results(family, ours, tokens, keep, precision)
+    name_map = family.map_tensor_names(config, layout)
+    theirs = _their_results(there, name_map, tokens, keep)
     judged_by_rounding = tolerance is None and limit > FLOAT32 if rounding is None else rounding
-    truth = results(_in_float64(reference)) if judged_by_rounding else None
+    truth = _their_results(_in_float64(reference), name_map, tokens, keep) if judged_by_rounding else None
     found: dict[str, float] = _judge(own, theirs, truth, limit, vanishing, where)
     if precision == "float64" and keep is None and family.info.kind == "decoder":
         found |= _decoder(ours, there, tokens, theirs.logits, limit, where)
@@ -147,6 +140,18 @@ class _Results:
     logits: Tensor
     gradients: dict[str, Tensor]
     """By our names of the parameters."""
+
+
+def _our_results(family: Family, model: nn.Module, tokens: Tensor, keep: Tensor | None, precision: Precision) -> _Results:
+    with everything_in_float64() if precision == "float64" else nullcontext():
+        logits = our_logits(family, model, tokens, keep)
+    return _Results(_real(logits, keep), _gradients(model, logits, tokens, keep))
+
+
+def _their_results(reference: nn.Module, name_map: NameMap, tokens: Tensor, keep: Tensor | None) -> _Results:
+    """What the reference gives; `name_map` is for the names of its state dict."""
+    logits = _their_logits(reference, tokens, keep)
+    return _Results(_real(logits, keep), to_parameters(name_map, _gradients(reference, logits, tokens, keep)))
 
 
 def _judge(

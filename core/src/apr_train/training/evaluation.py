@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import attrs
-import torch
 from attrs import field, frozen
 from torch import nn
 
@@ -17,11 +16,11 @@ from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
 from apr_train.data.reference import ReferenceRows
 from apr_train.errors import RunError
-from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.reference_rules import other_loss
+from apr_train.training.examinee import examined
 
 
 @frozen(kw_only=True)
@@ -37,7 +36,6 @@ class Validation:
     """Mean over the target tokens of each source that has a name."""
 
 
-@torch.no_grad()
 def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, precision: Precision) -> Validation:
     """Measure without dropout and without gradients; the model is back in training mode afterwards.
 
@@ -45,15 +43,8 @@ def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, objective: Obje
         RunError: when the batches hold no target.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        with uncompiled():
-            sums = [
-                (batch.source, *_one(cast(LanguageModel, model), batch.to(device), objective, precision)) for batch in batches
-            ]
-    finally:
-        model.train(training)
+    with examined(model):
+        sums = [(batch.source, *_one(cast(LanguageModel, model), batch.to(device), objective, precision)) for batch in batches]
     targets = sum(count for *_, count in sums)
     if targets == 0:
         raise RunError("the validation has nothing to predict", where="--val-batches")

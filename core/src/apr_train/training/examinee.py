@@ -11,10 +11,10 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from apr_train.data.tokenizer import Tokenizer
-from apr_train.errors import RunError
 from apr_train.model.acceleration import uncompiled
+from apr_train.model.cache import KeyValueCache
 from apr_train.model.device import Precision
-from apr_train.model.generation import generate_tokens
+from apr_train.model.generation import check_logits, generate_tokens
 from apr_train.model.protocol import LanguageModel
 
 Stop = Literal["end of text", "condition", "length"]
@@ -50,6 +50,7 @@ class Examinee:
         length: int,
         ends: frozenset[int] = frozenset(),
         until: Callable[[str], bool] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Written:
         """The most likely tokens after a prompt, one after the other.
 
@@ -58,13 +59,14 @@ class Examinee:
             length: tokens at most.
             ends: further ids that end the text.
             until: asked with all text so far after each token; True ends it.
+            cache: as `generate_tokens` takes it.
 
         Raises:
             RunError: when the model's output is not a number.
         """
         made: list[int] = []
         tokens = generate_tokens(
-            self.model, prompt, length=length, choose=_most_likely, precision=self.precision, device=self.device
+            self.model, prompt, length=length, choose=_most_likely, precision=self.precision, device=self.device, cache=cache
         )
         for index in tokens:
             if index in self.ends or index in ends:
@@ -79,8 +81,7 @@ class Examinee:
 
 
 def _most_likely(logits: Tensor) -> int:
-    if not bool(logits.max().isfinite()):  # the largest of numbers with a NaN among them is NaN
-        raise RunError("the model's output is not a number", where="evaluation", hint="Are its weights? See validate --data.")
+    check_logits(logits, where="evaluation")
     return int(logits.argmax(-1))
 
 

@@ -23,6 +23,7 @@ from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import DataError
 from apr_train.model.attention.masks import Causal
+from apr_train.model.cache import KeyValueCache
 from apr_train.model.loss import head_loss
 from apr_train.run.intervals import wilson
 from apr_train.training.examinee import Examinee, Stop
@@ -195,8 +196,12 @@ def fill(
 def _fill(examinee: Examinee, question: Question, tokens: FimTokens) -> Filled:
     line = question.line
     end = separator_id(examinee.tokenizer) if tokens.end is None else tokens.end
-    loss, end_loss = middle_loss(examinee, question.prompt, question.middle, end)
-    made = examinee.write(question.prompt, length=question.length, ends=tokens.ids | {end})
+    prompt, middle = question.prompt, question.middle
+    room = len(prompt) + max(len(middle), question.length)
+    cache = KeyValueCache(examinee.model.config.num_hidden_layers, max_length=room)
+    loss, end_loss = middle_loss(examinee, prompt, middle, end, cache)
+    cache.truncate(len(prompt) - 1)  # the next token is told by the last one's logits
+    made = examinee.write(prompt, length=question.length, ends=tokens.ids | {end}, cache=cache)
     return Filled(
         source=line.source,
         middle=line.middle,
@@ -204,7 +209,7 @@ def _fill(examinee: Examinee, question: Question, tokens: FimTokens) -> Filled:
         stopped_by=made.stopped_by,
         loss=loss,
         end_loss=end_loss,
-        tokens=len(question.middle),
+        tokens=len(middle),
         exact=made.stopped_by == "end of text" and made.text == line.middle,
         error=syntax_error(line.filled(made.text)),
         is_python=line.is_python,
@@ -212,12 +217,17 @@ def _fill(examinee: Examinee, question: Question, tokens: FimTokens) -> Filled:
 
 
 @torch.no_grad()
-def middle_loss(examinee: Examinee, prompt: Sequence[int], middle: Sequence[int], end: int) -> tuple[float, float]:
-    """Nats of the text of a hole behind its prompt, the sum over its tokens, and of the end behind it."""
+def middle_loss(
+    examinee: Examinee, prompt: Sequence[int], middle: Sequence[int], end: int, cache: KeyValueCache | None = None
+) -> tuple[float, float]:
+    """Nats of the text of a hole behind its prompt, the sum over its tokens, and of the end behind it.
+
+    `cache`: gets the keys and values of prompt and text.
+    """
     ids = torch.tensor([[*prompt, *middle]], device=examinee.device)
     targets = torch.tensor([*middle, end], device=examinee.device)
     with examinee.precision.context(examinee.device):
-        hidden = examinee.model.hidden_states(ids, mask=Causal())[0, len(prompt) - 1 :]
+        hidden = examinee.model.hidden_states(ids, mask=Causal(), cache=cache)[0, len(prompt) - 1 :]
         inside, behind = slice(None, -1), slice(-1, None)
         losses = [float(head_loss(examinee.model, hidden[part], targets[part])) for part in (inside, behind)]
     return losses[0], losses[1]

@@ -20,19 +20,20 @@ from apr_train.data.source import described, sources_of
 from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import DataError
 from apr_train.family.certificate import standing
-from apr_train.model.acceleration import uncompiled
 from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
+from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
 from apr_train.run.preflight_file import PreflightRecord
 from apr_train.run.samples import Sample, add_sample
-from apr_train.run.settings import DataArgument, Settings, of_argument
+from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
 from apr_train.training.display import adapter_lines, parameters_of
+from apr_train.training.examinee import examined
 from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
@@ -50,13 +51,8 @@ def greedy(model: nn.Module, prompt: Sequence[int], *, length: int, ends: Collec
     tokens = generate_tokens(
         language_model, prompt[length - positions :], length=length, choose=_most_likely, precision=precision, device=device
     )
-    training = model.training
-    model.eval()
-    try:
-        with uncompiled():
-            return list(takewhile(lambda index: index not in ends, tokens))
-    finally:
-        model.train(training)
+    with examined(model):
+        return list(takewhile(lambda index: index not in ends, tokens))
 
 
 def _most_likely(logits: Tensor) -> int:
@@ -109,6 +105,7 @@ def _card(prepared: Prepared, lines: list[Metrics], sample: Sample | None) -> Ca
         title=prepared.run.folder.name,
         about=_about(prepared, settings),
         results=[line for line in lines if line.val_loss is not None],
+        own_held_out=bool(settings.data.val_data),
         outcome=_outcome(prepared, mean_speed(lines)),
         sample=sample,
         preflight=_preflight(prepared.report, names),
@@ -143,10 +140,11 @@ def _described(settings: Settings, objective: Objective) -> str:
 
 
 def _source_row(prepared: Prepared, part: Part) -> str:
-    """A source of a mixture: its share of the rows, and what was read of it."""
+    """A source of a mixture: its share, and what was read of it, which is another part once a source has ended."""
     stream, name = prepared.run.stream, part.name or ""
-    epochs = stream.epochs_read[name]
-    return f"{stream.shares[name]:.1%} of the rows, {stream.tokens_read[name]:,} tokens read, {epochs:.2f} epochs"
+    read, epochs = stream.tokens_read, stream.epochs_read[name]
+    of_all = read[name] / max(1, sum(read.values()))
+    return f"weight {stream.shares[name]:.1%}: {read[name]:,} tokens read, which are {of_all:.1%}, {epochs:.2f} epochs"
 
 
 def _outcome(prepared: Prepared, speed: float | None) -> str:

@@ -21,10 +21,10 @@ from apr_train.data.corpus import Corpus, EncodingWanted, held_out_documents, lo
 from apr_train.data.decided import default_row
 from apr_train.data.look import Look, look_at
 from apr_train.data.reference import reference_rows
-from apr_train.data.scan import SPLIT_RULE
 from apr_train.data.source import objective_of
 from apr_train.data.special_tokens import ending_ids
-from apr_train.data.stream import BatchStream, StreamSource, held_out_batches
+from apr_train.data.split import SPLIT_RULE
+from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import PreflightError
@@ -41,10 +41,9 @@ from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
-from apr_train.run.adapted import name_of
 from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
-from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, new_run_folder
+from apr_train.run.folder import CONFIG, MODEL, PREFLIGHT, locked, name_of, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
 from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import stage_bars
@@ -169,6 +168,15 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
+    init = _init_hash(decided.settings, examined.checkpoint, resume, say)
+
+    def identity(corpus: str) -> RunIdentity:
+        return RunIdentity(corpus=corpus, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
+
+    def require_same(corpus: str) -> None:
+        if resume is not None:
+            check_identity(read_identity(resume.folder), identity(corpus), named=_places(decided.settings))
+
     with stage_bars() as progress:
         corpus = load_corpus(
             decided.settings.data,
@@ -176,15 +184,12 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
             objective=cleared.objective,
             options=encoding_wanted(decided, cleared),
             believe=resume is None,
+            hashed=require_same,  # before another text is tokenised for nothing
             progress=progress,
             notice=_unless(told, say),
         )
     if findings := corpus_findings(corpus.max_token_id, cleared.config):
         raise PreflightError(findings)
-    init = _init_hash(decided.settings, examined.checkpoint, resume, say)
-    identity = RunIdentity(corpus=corpus.hash, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
-    if resume is not None:
-        check_identity(read_identity(resume.folder), identity, named=_places(decided.settings))
     if tokenizer_is_lost(asked, examined.header, resume):
         say(f"{asked.model.tokenizer} is gone: the checkpoint holds the same tokenizer")
     return Inputs(
@@ -193,7 +198,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         header=examined.header,
         tokenizer=tokenizer,
         corpus=corpus,
-        identity=identity,
+        identity=identity(corpus.hash),
     )
 
 
@@ -417,10 +422,7 @@ def training_stream(inputs: Inputs, say: Say) -> BatchStream:
     """
     decided, data = inputs.decided, inputs.decided.settings.data
     stream = BatchStream(
-        [
-            StreamSource(name=part.name, tokens=part.tokens, weight=part.weight, max_epochs=part.source.max_epochs)
-            for part in inputs.corpus.learnt
-        ],
+        [part.rows for part in inputs.corpus.learnt],
         objective=inputs.cleared.objective,
         sequence_length=decided.sequence_length,
         batch_size=decided.batch_size,
@@ -457,9 +459,8 @@ def _foresee(stream: BatchStream, decided: Decided, say: Say) -> None:
 def validation_data(inputs: Inputs) -> Callable[[], Iterable[Batch]]:
     """A function that gives the validation batches, the same ones each time."""
     decided, data = inputs.decided, inputs.decided.settings.data
-    sources = [StreamSource(name=part.name, tokens=part.tokens, weight=part.weight) for part in inputs.corpus.held_out]
-    return lambda: held_out_batches(
-        sources,
+    return lambda: validation_batches(
+        [part.rows for part in inputs.corpus.held_out],
         objective=inputs.cleared.objective,
         sequence_length=decided.sequence_length,
         batch_size=decided.batch_size,

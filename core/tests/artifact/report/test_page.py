@@ -98,6 +98,13 @@ def test_markup_in_names_and_texts_is_shown_not_obeyed(make_run_folder):
     outline(page)
 
 
+def test_a_source_in_the_settings_is_written_as_words(make_run_folder):
+    folder = make_run_folder("a")
+    with (folder / "config.toml").open("a") as file:
+        file.write('\n[[data.source]]\nname = "code"\npath = ["x", "y"]\nweight = 0.7\n')
+    assert "<dd>name=code path=x,y weight=0.7</dd>" in report_page(read_records([folder]))
+
+
 def test_one_run_has_no_legend_and_no_comparison(make_run_folder):
     page = report_page(read_records([make_run_folder("a")]))
     assert 'class="legend"' not in page

@@ -5,6 +5,7 @@ import pytest
 import tokenizers
 from apr_train.checkpoint.tokenizer_json import spec_from_json
 from apr_train.data.chat.template import template_of
+from apr_train.data.documents import Document
 from apr_train.data.tokenizer import build_tokenizer
 from attrs import evolve
 from tokenizers import decoders, models, pre_tokenizers
@@ -58,6 +59,29 @@ class Kit:
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         named = {f"{role}_token": tokenizer.token(index) for role, index in tokenizer.special_ids.items()}
         return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **named)
+
+    def explain(self, encoder, conversation):
+        """Each token of a conversation as text, and whether it is learnt."""
+        kept = Kept()
+        encoder.encode([Document("chats.jsonl:1", conversation.to_bytes())], kept, done=lambda size: None)
+        return [(encoder.tokenizer.decode([index]), learn) for index, learn in zip(kept.ids, kept.learn, strict=True)]
+
+
+class Kept:
+    """Stands in for a token file: what an encoder appends, in memory."""
+
+    def __init__(self):
+        self.ids, self.learn = [], []
+
+    def append(self, ids, *, learn, text_bytes):
+        self.ids += ids
+        self.learn += learn
+
+    def end_document(self):
+        pass
+
+    def count(self, name, number):
+        pass
 
 
 @pytest.fixture(scope="session")

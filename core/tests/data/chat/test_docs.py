@@ -42,6 +42,6 @@ def test_the_table_is_what_is_learnt(kit, page):
     content["model"]["merges"] = merges
     tokenizer = build_tokenizer(spec_from_json(content, "kit", special_ids={"eos": 2}, chat_template=kit.template))
     options = EncodeOptions(tokenizer=tokenizer, settings=DataSettings(), sequence_length=64, seed=0, side="train")
-    told = ChatEncoder.of(options).explain(conversation_of(records(page)[0], "chat.md"))
+    told = kit.explain(ChatEncoder.of(options), conversation_of(records(page)[0], "chat.md"))
     rows = re.findall(r"^\| `(.+?)` \| (yes|no) \|$", page, re.MULTILINE)
     assert rows == [(token.replace("|", "\\|").replace("\n", "⏎"), "yes" if learn else "no") for token, learn in told]

@@ -91,6 +91,22 @@ SMOLLM2_MARKED = (
     "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
     f"{{% else %}}{SMOLLM2_TURN}{{% endif %}}"
 )
+HERMES_TURN = "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+HERMES_MARKED = (
+    "{%- if message.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}"
+    "{%- generation %}{{- message.content + '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
+    f"{{%- else %}}{HERMES_TURN}{{%- endif %}}"
+)
+HERMES = (
+    (HERMES_TURN, HERMES_MARKED, 1),
+    ("{{- '<|im_start|>' + message.role }}\n", "{{- '<|im_start|>' + message.role + '\n' }}{%- set body %}\n", 1),
+    (
+        "{{- '<|im_end|>\n' }}\n    {%- elif message.role == \"tool\" %}",
+        "{%- endset %}{%- generation %}{{- body[1:] + '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
+        '{%- elif message.role == "tool" %}',
+        1,
+    ),
+)
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -142,10 +158,11 @@ def spec_of():
     return find
 
 
-def agree(kit, spec, text, changes, *, tools):
-    conversations = [Conversation(messages) for messages in PLAIN.values()]
-    if tools:
-        conversations += [Conversation(TOOLS, [TOOL]), Conversation(TOOLS)]
+WITHOUT_TOOLS = [Conversation(messages) for messages in PLAIN.values()]
+WITH_TOOLS = [Conversation(TOOLS, [TOOL]), Conversation(TOOLS)]
+
+
+def agree(kit, spec, text, changes, conversations):
     pairs = list(masks(kit, spec, text, changes, conversations))
     for ours, theirs in pairs:
         assert ours == theirs
@@ -161,13 +178,23 @@ def agree(kit, spec, text, changes, *, tools):
 def test_mask_is_transformers_mask_of_the_template_with_marks(kit, spec_of, fixed_date, name):
     file, vocabulary, changes, tools = PUBLISHED[name]
     text = (MODELS / "templates" / file).read_text()
-    agree(kit, spec_of(vocabulary), text, changes, tools=tools)
+    agree(kit, spec_of(vocabulary), text, changes, WITHOUT_TOOLS + WITH_TOOLS if tools else WITHOUT_TOOLS)
+
+
+@pytest.mark.rule("CHAT-003")
+@pytest.mark.parametrize("model", ["Hermes-2-Pro-Llama-3-8B", "Hermes-3-Llama-3.1-8B"])
+@pytest.mark.slow
+@no_llama_cpp
+def test_mask_of_a_template_that_needs_tools_is_transformers_mask(kit, spec_of, model):
+    """They raise for a conversation without tools, here as in transformers."""
+    text = (MODELS / "templates" / f"NousResearch-{model}-tool_use.jinja").read_text()
+    agree(kit, spec_of("qwen2"), text, HERMES, [Conversation(said, [TOOL]) for said in (*PLAIN.values(), TOOLS)])
 
 
 @pytest.mark.slow
 @no_llama_cpp
 def test_mask_of_chatml_is_transformers_mask(kit, spec_of):
-    agree(kit, spec_of("qwen2"), CHATML, ((SMOLLM2_TURN, SMOLLM2_MARKED, 1),), tools=False)
+    agree(kit, spec_of("qwen2"), CHATML, ((SMOLLM2_TURN, SMOLLM2_MARKED, 1),), WITHOUT_TOOLS)
 
 
 @pytest.mark.real
@@ -176,7 +203,7 @@ def test_mask_of_smollm2_is_transformers_mask(kit):
     folder = Path(SMOLLM2.submodule_search_locations[0])
     with open_checkpoint(str(next(folder.glob("*.gguf")))) as checkpoint:
         spec = checkpoint.header.tokenizer
-    agree(kit, spec, spec.chat_template, ((SMOLLM2_TURN, SMOLLM2_MARKED, 1),), tools=False)
+    agree(kit, spec, spec.chat_template, ((SMOLLM2_TURN, SMOLLM2_MARKED, 1),), WITHOUT_TOOLS)
 
 
 CANNOT = {

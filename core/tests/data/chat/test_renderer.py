@@ -116,6 +116,7 @@ def test_template_that_writes_too_much_is_refused(kit):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "raises", "RecursionError"),
         ("{{ ''.__class__.__mro__ }}", "raises", "unsafe"),
         ("{% include 'x' %}", "raises", "no loader"),
+        (r"{{ '\ud800' }}", "raises", "surrogates not allowed"),
     ],
 )
 def test_template_that_raises_is_told_with_its_words_and_the_conversation(kit, statement, kind, told):
@@ -155,6 +156,24 @@ def test_template_without_a_prompt_is_fine_where_nothing_stands_in_front_of_an_a
     text = "{% for m in messages %}{% if m.role == 'user' %}<|open|>{{ m.content }}<|close|>{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"  # fmt: skip  # noqa: E501
     rendering = only(CHAT, kit, text)
     assert [rendering.text[begin:end] for begin, end in rendering.spans] == [" Hello!<|end|>"]
+
+
+@pytest.mark.rule("CHAT-002")
+@pytest.mark.parametrize("list_of_tools", ["{% for tool in tools %}{{ tool.name }}\n{% endfor %}", "{{ tools | length }}"])
+def test_template_that_raises_without_tools_writes_conversations_that_have_them(kit, list_of_tools):
+    rendering = only(Conversation(CHAT.messages, [{"name": "add"}]), kit, list_of_tools + kit.template)
+    assert rendering.text.startswith(("add\n<|open|>user", "1<|open|>user"))
+    assert [rendering.text[begin:end] for begin, end in rendering.spans] == ["Hello!<|close|>"]
+    without = fault(kit, list_of_tools + kit.template)
+    assert (without.kind, without.finding.subject) == ("raises", "chats.jsonl:7")
+
+
+@pytest.mark.rule("CHAT-002")
+def test_template_that_raises_with_an_empty_list_of_tools_too_is_told_with_its_first_words(kit):
+    text = "{% if tools is none %}{{ raise_exception('no tools') }}{% endif %}{{ tools[0].name.upper() }}" + kit.template
+    found = fault(kit, text, Conversation(CHAT.messages, [{"name": "add"}]))
+    assert found.finding.field == "chat_template"
+    assert "no tools" in found.finding.found
 
 
 def test_earlier_turn_that_is_written_in_another_way_is_found(kit):

@@ -256,8 +256,8 @@ def test_a_date_that_is_none_is_refused(kit):
         ChatEncoder.of(options)
 
 
-def test_explain_shows_each_token_and_whether_it_is_learnt(encoder_of):
-    told = encoder_of().explain(Conversation(messages("Hi", "ok")))
+def test_a_turn_and_its_end_are_learnt_and_nothing_else_is(kit, encoder_of):
+    told = kit.explain(encoder_of(), Conversation(messages("Hi", "ok")))
     assert "".join(token for token, _ in told) == "<|open|>user\nHi<|close|>\n<|open|>assistant\nok<|close|>\n"
     assert "".join(token for token, learn in told if learn) == "ok<|close|>"
 

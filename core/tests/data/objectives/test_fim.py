@@ -8,8 +8,8 @@ import pytest
 from apr_train.data.documents import Document
 from apr_train.data.fim_tokens import FimTokens
 from apr_train.data.objectives.fim import FimEncoder, Part, Parts, arranged, cut
-from apr_train.data.scan import split_key
 from apr_train.data.special_tokens import DocumentEnds
+from apr_train.data.split import split_key
 from apr_train.data.tokens import TokenFile, TokenWriter
 
 PRE, SUF, MID, EOS = 256, 257, 258, 259
@@ -216,7 +216,7 @@ def test_a_long_document_is_not_held_in_memory_as_parts():
     document = Watched("x", "some line of code\n" * 100_000)
     key = split_key(document)
     read.clear()
-    parts = Parts(Bytes(finds=False), 128, parse_special=False).of(document)
+    parts = Parts(Bytes(finds=False), 128, parse_special=False).of([document])
     first = next(parts)
     assert sum(read) > 2 * len(document.utf8) * 0.5  # the key reads all of it, once
     assert (first.key, first.begin) == (key, 0)

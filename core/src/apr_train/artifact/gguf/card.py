@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.artifact.card import Card, Use, markdown
+from apr_train.artifact.gguf.k_quants import K_QUANTS
 from apr_train.artifact.gguf.plan import GgufPlan
 from apr_train.artifact.gguf.reopened import Comparison
 from apr_train.artifact.targets import check_file
@@ -83,6 +84,9 @@ def card_text(plan: GgufPlan, facts: CardFacts) -> str:
 
 
 def _types(plan: GgufPlan, facts: CardFacts) -> str:
+    """Number and type of the tensors; which types llama.cpp gave them is only known of a file that was opened again."""
+    if facts.comparison is None and facts.dtype in K_QUANTS:
+        return f"{len(plan.tensors)}, types not looked at"
     found = facts.comparison.types if facts.comparison else Counter(tensor.dtype for tensor in plan.tensors)
     return ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 from attrs import field, frozen
@@ -66,7 +66,6 @@ def export_to_gguf(
     check_file(target, conversion.checkpoint.files, suffix=".gguf", only=True)
     card = card_beside(target)
     check_card(card, conversion.checkpoint.files)
-    by_llama_cpp = dtype in K_QUANTS
     package = llama_cpp(str(dtype), Path(conversion.header.path), target) if dtype in K_QUANTS else None
     plan = plan_gguf(conversion, _written(dtype), path=target)
     comparison = proof = None
@@ -75,11 +74,9 @@ def export_to_gguf(
         if package is None:
             _write(plan, part, progress)
         else:
-            with _float32_beside(target) as plain:
-                _write(plan, plain, progress)
-                quantise(package, str(dtype), plain, part)
+            _write_by_llama_cpp(plan, part, package, str(dtype), beside=target, progress=progress)
         if verify:
-            with reopened(plan, part, requantised=by_llama_cpp) as again:
+            with reopened(plan, part, requantised=package is not None) as again:
                 comparison = compare(plan, again, progress=progress)
                 proof = prove(again) if prove is not None and comparison.quantised else None
         nbytes = os.fstat(file.fileno()).st_size
@@ -94,13 +91,6 @@ def _written(dtype: str | None) -> GgufDtype | None:
     return "F32" if dtype in K_QUANTS else None if dtype is None else known[dtype]
 
 
-@contextmanager
-def _float32_beside(target: Path) -> Iterator[Path]:
-    """A place on the target's disk for the file that llama.cpp quantises."""
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as folder:
-        yield Path(folder) / "f32.gguf"
-
-
 def _write(plan: GgufPlan, path: Path, progress: Progress | None) -> None:
     def data(name: str) -> Any:
         yield from plan.data(name)
@@ -108,3 +98,13 @@ def _write(plan: GgufPlan, path: Path, progress: Progress | None) -> None:
             progress(plan.share(name))
 
     write_gguf(path, plan.architecture, plan.metadata, plan.tensors, data)
+
+
+def _write_by_llama_cpp(
+    plan: GgufPlan, path: Path, package: ModuleType, name: str, *, beside: Path, progress: Progress | None
+) -> None:
+    """Write the float32 file of the plan on the disk of `beside`, and let llama.cpp quantise it to `path`."""
+    with TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.absolute().parent) as folder:
+        plain = Path(folder) / "f32.gguf"
+        _write(plan, plain, progress)
+        quantise(package, name, plain, path)

@@ -17,7 +17,6 @@ import numpy as np
 from attrs import field, frozen
 
 from apr_train.artifact.convert import Conversion, Move
-from apr_train.artifact.export import name_of
 from apr_train.artifact.provenance import OTHER
 from apr_train.checkpoint import companions
 from apr_train.checkpoint.dtypes import Array
@@ -48,6 +47,7 @@ from apr_train.errors import ConfigError, Finding, FormatError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.preflight.config_rules import config_from_file
+from apr_train.run.folder import name_of
 
 ARCHITECTURE = "general.architecture"
 _FOLDER = "Export to a folder (--format hf): that keeps everything."

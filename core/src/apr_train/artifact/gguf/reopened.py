@@ -23,7 +23,7 @@ from apr_train.checkpoint.header import Tie
 from apr_train.errors import OutputError, PreflightError
 from apr_train.family.load_plan import LoadPlan, plan_load
 from apr_train.family.name_map import Fill
-from apr_train.family.operations import joined, part_of
+from apr_train.family.operations import joined, moves_rows_only, part_of
 
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 LARGEST_ERROR = 0.5
@@ -141,11 +141,18 @@ def _stored_bytes(conversion: Conversion, parameter: str) -> int:
 
 
 def _through(values: Array, edges: tuple[Fill, ...], types: Mapping[str, str]) -> Array:
-    """A parameter as it comes back: in the file's form rounded to the file's type, edge by edge."""
+    """A parameter as it comes back, rounded to the file's types edge by edge, in the file's form where that has other values.
+
+    Where rows only change places nothing of the operation is taken: a wrong order would be the same wrong one on both sides.
+    """
     pieces = []
     for edge in edges:
-        stored = _rounded(edge.operation.to_checkpoint(part_of(values, edge.parameter_part)), types[edge.checkpoint])
-        pieces.append((edge.parameter_part, edge.operation.to_parameter(stored)))
+        part, dtype = part_of(values, edge.parameter_part), types[edge.checkpoint]
+        if moves_rows_only(edge.operation):
+            pieces.append((edge.parameter_part, _rounded(part, dtype)))
+        else:
+            stored = _rounded(edge.operation.to_checkpoint(part), dtype)
+            pieces.append((edge.parameter_part, edge.operation.to_parameter(stored)))
     whole: Array = joined(edges[0].parameter_shape, pieces)
     return whole
 

@@ -215,7 +215,9 @@ def _value(record: Record, name: str) -> str:
 
 
 def _item(value: object) -> str:
-    """One of several values; a table as its keys and values."""
+    """One of several values; a table as its keys and values, a list in it with commas."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value)) or NOTHING
     if not isinstance(value, Mapping):
         return str(value)
     return " ".join(f"{key}={_item(item)}" for key, item in value.items() if item is not None)

@@ -12,6 +12,7 @@ from itertools import chain, pairwise
 import numpy as np
 from attrs import field, frozen
 
+from apr_train.checkpoint.dtypes import Array
 from apr_train.data.chat.renderer import Habits, Renderer, Rendering
 from apr_train.data.chat.template import template_of
 from apr_train.data.conversations import Conversation
@@ -54,8 +55,8 @@ def encode_chats(
             apart = None if rendering.apart is None else _apart(rendering.text, rendering.apart, tokenizer)
             if apart is not None:
                 (ids, places), control = apart, 0
-        learn = _targets(rendering, places, train_on)
-        begins = np.array(places, np.int64).reshape(-1, 2)[:, 0]
+        begins, behinds = np.array(places, np.int64).reshape(-1, 2).T
+        learn = _targets(rendering, begins, behinds, train_on)
         ends = [int((begins < end).sum()) for _, end in rendering.spans]
         encoded.append(EncodedChat(ids=ids, learn=learn, turn_ends=ends, control=control))
     return encoded
@@ -90,14 +91,13 @@ def encode_question(text: str, tokenizer: Tokenizer, date: str | None) -> tuple[
         return encode_prompt(rendering, tokenizer), ends_of_turn(tokenizer, renderer.habits)
 
 
-def _targets(rendering: Rendering, places: Places, train_on: TrainOn) -> list[bool]:
-    """An id is a target when one of the characters that it stands for is."""
+def _targets(rendering: Rendering, begins: Array, behinds: Array, train_on: TrainOn) -> list[bool]:
+    """An id is a target when one of the characters that it stands for is; `begins` and `behinds`: where they are, `[ids]`."""
     if train_on == "all":
-        return [True] * len(places)
-    begins, ends = np.array(places, np.int64).reshape(-1, 2).T
-    learn = np.zeros(len(places), np.bool_)
+        return [True] * len(begins)
+    learn = np.zeros(len(begins), np.bool_)
     for first, behind in rendering.spans if train_on == "assistant" else rendering.spans[-1:]:
-        learn |= (begins < behind) & (ends > first)
+        learn |= (begins < behind) & (behinds > first)
     flags: list[bool] = learn.tolist()
     return flags
 

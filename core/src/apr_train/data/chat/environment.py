@@ -140,6 +140,7 @@ class Template:
 
         Raises:
             TooMuchOutput: when it has more.
+            UnicodeEncodeError: for half of a surrogate pair, which no tokenizer takes.
             Exception: whatever the template makes happen.
         """
         written: list[str] = []
@@ -156,7 +157,9 @@ class Template:
                 if size > most:
                     raise TooMuchOutput(f"more than {most} characters")
                 written.append(part)
-        return "".join(written), spans
+        text = "".join(written)
+        text.encode("utf-8")
+        return text, spans
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:

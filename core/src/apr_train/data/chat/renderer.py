@@ -37,14 +37,14 @@ from apr_train.data.chat.worker import main
 main(int(memory), int(seconds))
 """
 
-Kind = Literal["syntax", "raises", "turns", "output", "memory", "time", "died"]
+FaultKind = Literal["syntax", "raises", "turns", "output", "memory", "time", "died"]
 """What can be wrong with a template."""
 
 
 class TemplateFault(DataError):
     """A template that did not do what it should; `kind` says in which way."""
 
-    kind: Kind = "raises"
+    kind: FaultKind = "raises"
 
 
 @frozen(kw_only=True)
@@ -226,7 +226,7 @@ class Renderer:
 
 
 _HINT = "Give another template with --chat-template FILE, or mend what it is given."
-_PROBLEMS: dict[Kind, str] = {
+_PROBLEMS: dict[FaultKind, str] = {
     "syntax": "the chat template is no template",
     "raises": "the chat template raises",
     "turns": "the chat template does not tell turns apart",
@@ -235,7 +235,7 @@ _PROBLEMS: dict[Kind, str] = {
     "time": "the chat template takes too long",
     "died": "the process that renders the chat template ended",
 }
-_EXPECTED: dict[Kind, str] = {
+_EXPECTED: dict[FaultKind, str] = {
     "output": "8 × the conversation's bytes and 64 kB",
     "memory": f"at most {MEMORY >> 20} MiB",
     "time": f"at most {SECONDS} s for a batch of conversations",

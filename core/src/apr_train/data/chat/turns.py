@@ -32,7 +32,7 @@ class UnclearTurns(Exception):
 
 
 @frozen(kw_only=True)
-class Habits:
+class TurnStrings:
     """How a template opens and ends the assistant's turns."""
 
     opening: str
@@ -50,7 +50,7 @@ class Habits:
         return any(token in self.ending for token in self.special)
 
 
-def habits(render: Render, special: tuple[str, ...]) -> Habits:
+def turn_strings(render: Render, special: tuple[str, ...]) -> TurnStrings:
     """Learn from a probe how a template opens and ends turns.
 
     Args:
@@ -61,19 +61,29 @@ def habits(render: Render, special: tuple[str, ...]) -> Habits:
         UnclearTurns: when the turns of the probe cannot be told apart.
     """
     messages = [{"role": ("user", "assistant")[n % 2], "content": word} for n, word in enumerate(_WORDS)]
-    whole, short = render({"messages": messages}, False), render({"messages": messages[:2]}, False)
+    tools = _tools(messages, render)
+    whole, short = (render({"messages": said, **tools}, False) for said in (messages, messages[:2]))
     places = [whole.find(word) for word in _WORDS]
     if places != sorted(places) or places[0] < 0 or any(whole.count(word) != 1 for word in _WORDS):
         raise UnclearTurns("what the user and the assistant say does not stand in the text, once and in its order")
     if short.count(_WORDS[1]) != 1:
         raise UnclearTurns("what the assistant says does not stand in the text of its turn")
-    asked = {"messages": messages[:1]}
+    asked = {"messages": messages[:1], **tools}
     bare, open_ = render(asked, False), render(asked, True)
     opening = open_[len(bare) :] if open_.startswith(bare) else ""
     behind = (whole[places[1] + len(_WORDS[1]) : places[2]], short[short.find(_WORDS[1]) + len(_WORDS[1]) :])
     ending = _ending(*behind, special)
     head = _head(whole[: places[1]], bare, open_, opening)
-    return Habits(opening=opening, head=head, ending=ending, special=special)
+    return TurnStrings(opening=opening, head=head, ending=ending, special=special)
+
+
+def _tools(messages: Sequence[Mapping[str, Any]], render: Render) -> Mapping[str, Any]:
+    """What the probe has beside its messages: an empty list of tools, where a template raises without it and only then."""
+    without: dict[str, Any] = {"messages": messages}
+    empty: dict[str, Any] = {"tools": []}
+    if _rendered(without, len(messages), render, prompt=False) is not None:
+        return {}
+    return {} if _rendered(without | empty, len(messages), render, prompt=False) is None else empty
 
 
 def _head(before: str, bare: str, open_: str, opening: str) -> str:
@@ -106,7 +116,7 @@ def _ending(followed: str, last: str, special: Sequence[str]) -> str:
     return common[:stop] if stop else common
 
 
-def assistant_spans(conversation: Mapping[str, Any], text: str, render: Render, habits: Habits) -> list[Span]:
+def assistant_spans(conversation: Mapping[str, Any], text: str, render: Render, strings: TurnStrings) -> list[Span]:
     """The parts of a conversation's text that the assistant wrote, the ends of its turns included, one for each turn.
 
     White space behind the control token that ends a turn is no part of it.
@@ -116,57 +126,57 @@ def assistant_spans(conversation: Mapping[str, Any], text: str, render: Render, 
     """
     messages = conversation["messages"]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    if len(turns) > MANY and (found := _by_strings(text, len(turns), habits)):
+    if len(turns) > MANY and (found := _by_strings(text, len(turns), strings)):
         return found
     spans: list[Span] = []
     for number, place in enumerate(turns):
         earlier = spans[-1][1] if spans else 0
-        begin = _begin(conversation, place, text, render, habits)
+        begin = _begin(conversation, place, text, render, strings)
         if begin is None:
-            begin = _nth_head(text, number, len(turns), habits)
-        end = _end(conversation, place, text, begin, render, habits)
+            begin = _nth_head(text, number, len(turns), strings)
+        end = _end(conversation, place, text, begin, render, strings)
         if not earlier <= begin < end:
             raise UnclearTurns(f"turn {number + 1} of the assistant has no text of its own")
         spans.append((begin, end))
     return spans
 
 
-def _by_strings(text: str, turns: int, habits: Habits) -> list[Span]:
+def _by_strings(text: str, turns: int, strings: TurnStrings) -> list[Span]:
     """All turns by the strings that open and end them; none where these are no control tokens, or not as many as turns."""
-    before, *parts = text.split(habits.head) if any(token in habits.head for token in habits.special) else [text]
-    if len(parts) != turns or not habits.control or not all(habits.ending in part for part in parts):
+    before, *parts = text.split(strings.head) if any(token in strings.head for token in strings.special) else [text]
+    if len(parts) != turns or not strings.control or not all(strings.ending in part for part in parts):
         return []
     spans, place = [], len(before)
     for part in parts:
-        begin = place + len(habits.head)
-        spans.append((begin, begin + part.index(habits.ending) + len(habits.ending)))
+        begin = place + len(strings.head)
+        spans.append((begin, begin + part.index(strings.ending) + len(strings.ending)))
         place = begin + len(part)
     return spans
 
 
-def _begin(conversation: Mapping[str, Any], place: int, text: str, render: Render, habits: Habits) -> int | None:
+def _begin(conversation: Mapping[str, Any], place: int, text: str, render: Render, strings: TurnStrings) -> int | None:
     """Where a turn begins, by the text of the messages before it; None where that is no beginning of the whole."""
     before = _rendered(conversation, place, render, prompt=True)
     if before is None:
         return None
-    if habits.head != habits.opening and before.endswith(habits.opening):
-        before = before.removesuffix(habits.opening) + habits.head
+    if strings.head != strings.opening and before.endswith(strings.opening):
+        before = before.removesuffix(strings.opening) + strings.head
     return len(before) if text.startswith(before) else None
 
 
-def _nth_head(text: str, number: int, turns: int, habits: Habits) -> int:
+def _nth_head(text: str, number: int, turns: int, strings: TurnStrings) -> int:
     """Where a turn begins, by the string that opens one: as many of it must be there as there are turns.
 
     Raises:
         UnclearTurns: when there are more or less.
     """
-    if not habits.head.strip() or text.count(habits.head) != turns:
+    if not strings.head.strip() or text.count(strings.head) != turns:
         raise UnclearTurns(f"turn {number + 1} of the assistant does not begin where the messages before it end")
-    parts = text.split(habits.head)
-    return sum(map(len, parts[: number + 1])) + (number + 1) * len(habits.head)
+    parts = text.split(strings.head)
+    return sum(map(len, parts[: number + 1])) + (number + 1) * len(strings.head)
 
 
-def _end(conversation: Mapping[str, Any], place: int, text: str, begin: int, render: Render, habits: Habits) -> int:
+def _end(conversation: Mapping[str, Any], place: int, text: str, begin: int, render: Render, strings: TurnStrings) -> int:
     """Where a turn ends: with the text of the messages up to it, or with the string that ends one.
 
     Raises:
@@ -176,11 +186,11 @@ def _end(conversation: Mapping[str, Any], place: int, text: str, begin: int, ren
     upto = text if last else _rendered(conversation, place + 1, render, prompt=False)
     if upto is not None and text.startswith(upto) and len(upto) > begin:
         stripped = len(upto.rstrip())
-        return stripped if upto[:stripped].endswith(habits.special) else len(upto)
-    found = text.find(habits.ending, begin) if habits.control else -1
+        return stripped if upto[:stripped].endswith(strings.special) else len(upto)
+    found = text.find(strings.ending, begin) if strings.control else -1
     if found < 0:
         raise UnclearTurns("a turn of the assistant does not end where the message behind it begins")
-    return found + len(habits.ending)
+    return found + len(strings.ending)
 
 
 def _rendered(conversation: Mapping[str, Any], count: int, render: Render, *, prompt: bool) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import jinja2
 
 from apr_train.data.chat.environment import Span, Template, TooMuchOutput
-from apr_train.data.chat.turns import Habits, UnclearTurns, assistant_spans, habits
+from apr_train.data.chat.turns import TurnStrings, UnclearTurns, assistant_spans, turn_strings
 
 OUTPUT_FACTOR, OUTPUT_MORE = 8, 64_000
 """Characters that a template may write: so many times its input's bytes, and so many more."""
@@ -36,16 +36,16 @@ class Renderings:
         self._special = tuple(token for token in asked["special"] if token)
         longest = sorted(self._special, key=len, reverse=True)
         self._spelt = re.compile("|".join(map(re.escape, longest)) or "(?!)")
-        self.habits: Habits | None = None
+        self.strings: TurnStrings | None = None
 
     def probe(self) -> dict[str, Any]:
         """Learn how the template opens and ends turns; the answer to the first line."""
         try:
-            self.habits = habits(partial(self._text, most=OUTPUT_MORE), self._special)
+            self.strings = turn_strings(partial(self._text, most=OUTPUT_MORE), self._special)
         except UnclearTurns as unclear:
             why = "" if self.template.marked else str(unclear)
             return {"marked": self.template.marked, "opening": "", "ending": "", "control": False, "unclear": why}
-        learnt = self.habits
+        learnt = self.strings
         told = {"opening": learnt.opening, "ending": learnt.ending, "control": learnt.control}
         return {"marked": self.template.marked, "unclear": "", **told}
 
@@ -69,10 +69,10 @@ class Renderings:
     def _spans(self, judged: tuple[Mapping[str, Any], str], marked: list[Span], most: int) -> dict[str, Any]:
         if self.template.marked:
             return {"spans": marked}
-        if self.habits is None:
+        if self.strings is None:
             return {"unclear": "the template does not tell turns apart"}
         try:
-            return {"spans": assistant_spans(*judged, partial(self._text, most=most), self.habits)}
+            return {"spans": assistant_spans(*judged, partial(self._text, most=most), self.strings)}
         except UnclearTurns as unclear:
             return {"unclear": str(unclear)}
 

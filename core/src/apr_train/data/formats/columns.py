@@ -267,7 +267,7 @@ def _faults(path: Path, kind: str, arrow_exception: type[Exception]) -> Iterator
     try:
         yield
     except (arrow_exception, OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        found = str(error).partition("\n")[0] or type(error).__name__
+        found = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise _damaged(path, kind, found) from error
 
 

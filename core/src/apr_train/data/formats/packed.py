@@ -107,7 +107,13 @@ def opened(path: Path, done: Callable[[int], None] = unwatched) -> Iterator[io.B
             raw = _Plain(file, done) if packing is None else _Unpacked(_members(path, file, packing, done))
             yield io.BufferedReader(raw, READ_AHEAD)
     except OSError as error:
-        raise DataError("cannot be read", where=path, rule=rules.PREFLIGHT_025, found=error.strerror) from error
+        raise unreadable(error, path) from error
+
+
+def unreadable(error: OSError, path: Path | None = None) -> DataError:
+    """The error about a file that the system does not let be read; `path` where its own error may not name it."""
+    where = error.filename if path is None else path
+    return DataError("cannot be read", where=where, rule=rules.PREFLIGHT_025, found=error.strerror)
 
 
 def read_whole(path: Path, file: io.BufferedReader) -> bytes | bytearray:

@@ -18,20 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from itertools import chain
-from typing import Any, ClassVar, Literal
+from itertools import chain, groupby
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from attrs import asdict, field, frozen
 
 from apr_train import rules
 from apr_train.data.documents import Document
-from apr_train.data.encoding import SPELLED, EncodeOptions, spelled_findings
+from apr_train.data.encoding import SPELLED, EncodeOptions, in_batches, spelled_findings
 from apr_train.data.fim_tokens import NEEDED, FimTokens, encode_texts, fim_tokens
 from apr_train.data.formats.utf8 import PIECE
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.protocols import TokenizerLike
-from apr_train.data.scan import split_key
 from apr_train.data.special_tokens import DocumentEnds, SpelledTokens
+from apr_train.data.split import split_key
 from apr_train.data.tokens import TokenWriter
 from apr_train.errors import ConfigError, Finding
 from apr_train.run.objective_names import SourceKind, TrainingObjective
@@ -114,42 +114,66 @@ class Part:
         return Part(self.key, self.begin, self.text[:place]), Part(self.key, self.begin + place, self.text[place:])
 
 
+class _Line(NamedTuple):  # made for every line of a corpus: an attrs class takes twice as long
+    """A line of a document, its end included; or a piece of one."""
+
+    document: int
+    """The document's place in the stream."""
+    key: int
+    """The document's `split_key`."""
+    text: str
+    tokens: int
+    """How many it comes to; 0 before that is known."""
+
+
 class Parts:
     """Cuts documents into parts of at most `room` tokens, at line ends; a line that is longer is cut inside."""
 
     def __init__(self, tokenizer: TokenizerLike, room: int, *, parse_special: bool) -> None:
         self._tokenizer, self._room, self._parse_special = tokenizer, room, parse_special
 
-    def of(self, document: Document) -> Iterator[Part]:
-        """The parts of a document, one in memory at a time; together they are its text."""
-        key = split_key(document)
-        if len(document.utf8) <= self._room:  # a token is a byte at least
-            yield Part(key, 0, document.text)
-            return
+    def of(self, documents: Iterable[Document]) -> Iterator[Part]:
+        """The parts of each document, some lines in memory at a time; those of one document together are its text."""
+        for _, lines in groupby(self._counted(documents), key=lambda line: line.document):
+            yield from self._joined(lines)
+
+    def _joined(self, lines: Iterable[_Line]) -> Iterator[Part]:
+        """The parts of one document, each of as many lines as fit."""
         held: list[str] = []
-        begin = tokens = 0
-        for line, count in self._counted(document.pieces()):
-            if held and tokens + count > self._room:
+        begin = tokens = key = 0
+        for line in lines:
+            if held and tokens + line.tokens > self._room:
                 yield (part := Part(key, begin, "".join(held)))
                 begin, held, tokens = begin + len(part.text), [], 0
-            held.append(line)
-            tokens += count
+            held.append(line.text)
+            key, tokens = line.key, tokens + line.tokens
         yield Part(key, begin, "".join(held))
 
-    def _counted(self, pieces: Iterable[str]) -> Iterator[tuple[str, int]]:
-        """Lines with their numbers of tokens; of one that does not fit, its pieces."""
-        for lines in _batches(_lines(pieces)):
-            for line, ids in zip(lines, self._encoded(lines), strict=True):
-                yield from self._fitting(line, len(ids))
+    def _counted(self, documents: Iterable[Document]) -> Iterator[_Line]:
+        """Lines with their numbers of tokens, counted for many documents at once; of one that does not fit, its pieces."""
+        for lines in in_batches(self._uncounted(documents), lambda line: len(line.text), _BATCH_CHARACTERS):
+            counts = map(len, self._encoded([line.text for line in lines if not line.tokens]))
+            for line in lines:
+                yield from [line] if line.tokens else self._fitting(line, next(counts))
 
-    def _fitting(self, line: str, count: int) -> Iterator[tuple[str, int]]:
-        if count <= self._room or len(line) == 1:
-            yield line, count
+    def _uncounted(self, documents: Iterable[Document]) -> Iterator[_Line]:
+        """Lines whose tokens are not counted yet; a document that fits as it is comes as one line, by its bytes."""
+        for number, document in enumerate(documents):
+            key, size = split_key(document), len(document.utf8)
+            if size <= self._room:  # a token is a byte at least
+                yield _Line(number, key, document.text, max(size, 1))
+            else:
+                yield from (_Line(number, key, line, 0) for line in _lines(document.pieces()))
+
+    def _fitting(self, line: _Line, count: int) -> Iterator[_Line]:
+        text = line.text
+        if count <= self._room or len(text) == 1:
+            yield line._replace(tokens=count)
             return
-        size = max(1, len(line) * self._room // (2 * count))
-        pieces = [line[begin : begin + size] for begin in range(0, len(line), size)]
+        size = max(1, len(text) * self._room // (2 * count))
+        pieces = [text[begin : begin + size] for begin in range(0, len(text), size)]
         for piece, ids in zip(pieces, self._encoded(pieces), strict=True):
-            yield from self._fitting(piece, len(ids))
+            yield from self._fitting(line._replace(text=piece), len(ids))
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer.encode_batch(texts, parse_special=self._parse_special)
@@ -166,19 +190,6 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
             rest = ""
     if rest:
         yield rest
-
-
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 @frozen
@@ -237,8 +248,7 @@ class FimEncoder:
     def encode(self, documents: Iterable[Document], writer: TokenWriter, *, done: Callable[[int], None]) -> None:
         """Append the documents to a token file; `done` is told of the bytes of text encoded."""
         spelled = SpelledTokens(self.tokenizer.special_tokens)
-        parts = chain.from_iterable(map(self._parts().of, documents))
-        for batch in _batches_of(parts):
+        for batch in in_batches(self._parts().of(documents), lambda part: len(part.text), _ENCODED_AT_ONCE):
             for part, order, ids in self._encoded(batch):
                 size = len(part.text.encode("utf-8"))
                 writer.append(ids, text_bytes=size)
@@ -256,7 +266,7 @@ class FimEncoder:
         if order is not None:
             writer.count(PSM if order == "PSM" else SPM)
         around = 0 if order is None else len(NEEDED)
-        writer.count(IN_TEXT, sum(index in self.tokens.ids for index in ids) - around)
+        writer.count(IN_TEXT, sum(map(self.tokens.ids.__contains__, ids)) - around)
 
     def _parts(self) -> Parts:
         """The cutter, for rows with room for what stands around a part, and for what two cuts may add to it."""
@@ -283,20 +293,6 @@ class FimEncoder:
 
     def _hole(self, part: Part) -> Hole | None:
         return cut(part.text, seed=self.seed, key=part.key, begin=part.begin, rate=self.rate, spm_rate=self.spm_rate)
-
-
-def _batches_of(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Parts of about a megabyte together, which a tokenizer encodes in parallel."""
-    batch: list[Part] = []
-    size = 0
-    for part in parts:
-        batch.append(part)
-        size += len(part.text)
-        if size >= _ENCODED_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _in_text(number: int) -> list[Finding]:

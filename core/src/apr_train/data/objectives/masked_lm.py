@@ -106,8 +106,7 @@ class MaskedRows:
         self._bos, self._eos, self._pad = ends
         self._room = length - 2
         if by_document:
-            stops = np.append(tokens.starts[1:], len(tokens)).astype(np.int64)
-            self._begins, self._stops = tokens.starts.astype(np.int64), stops - 1  # a separator would be a second eos
+            self._begins, self._stops = tokens.starts.astype(np.int64), tokens.stops - 1  # a separator would be a second eos
         else:
             self._begins, self._stops = np.array([0]), np.array([len(tokens)])
         sizes = self._stops - self._begins

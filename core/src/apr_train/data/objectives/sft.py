@@ -16,7 +16,7 @@ from apr_train.data.chat.renderer import Renderer, Rendering
 from apr_train.data.chat.template import ChatTemplate, template_of
 from apr_train.data.conversations import Conversation
 from apr_train.data.documents import Document
-from apr_train.data.encoding import EncodeOptions, Encoder
+from apr_train.data.encoding import EncodeOptions, Encoder, in_batches
 from apr_train.data.objectives.causal_lm import CausalLM
 from apr_train.data.special_tokens import separator_id
 from apr_train.data.tokenizer import Tokenizer
@@ -129,16 +129,6 @@ class ChatEncoder:
         """What was cut, left out, or became control tokens, as warnings."""
         return [*_cut_finding(counts), *_left_out_finding(counts), *_control_finding(counts, self.parse_special)]
 
-    def explain(self, conversation: Conversation) -> list[tuple[str, bool]]:
-        """Each token of a conversation as text, and whether it is learnt; of one that is left out nothing is.
-
-        Raises:
-            DataError: when the template raises.
-        """
-        with Renderer(self.template) as renderer:
-            (chat,) = _Encoding(self, renderer).ids(list(renderer.render([conversation])))
-        return [(self.tokenizer.decode([index]), learn) for index, learn in zip(chat.ids, chat.learn, strict=True)]
-
 
 class _Encoding:
     """One pass over conversations, with what happened to them.
@@ -226,16 +216,7 @@ def require_some(counts: Mapping[str, int]) -> None:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and (len(batch) == _BATCH or size + len(document.utf8) > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.utf8)
-    if batch:
-        yield batch
+    return in_batches(documents, lambda document: len(document.utf8), _BATCH_BYTES, count=_BATCH)
 
 
 def _cut_finding(counts: Mapping[str, int]) -> list[Finding]:

@@ -10,8 +10,8 @@ from attrs import frozen
 
 from apr_train.errors import AttentionError
 from apr_train.model.attention.backend import AttentionBackend, Request
+from apr_train.run.option import flag
 from apr_train.run.other_names import meant_value
-from apr_train.run.settings import flag
 from apr_train.suggest import nearest
 
 BACKEND_NAMES = ("xformers", "sdpa", "eager")

@@ -18,12 +18,23 @@ from tests.fuzz.containers import (
     safetensors_changed,
     toml_changed,
 )
-from tests.fuzz.seeds import gguf_parts
+from tests.fuzz.corpora import (
+    columns_changed,
+    gzip_changed,
+    id_shard_changed,
+    mixture_changed,
+    reading_changed,
+    template_changed,
+    token_file_changed,
+    zstd_changed,
+)
+from tests.fuzz.seeds import CACHED, gguf_parts
 from tests.fuzz.values import bytes_changed
 
 Change = Callable[[bytes, random.Random], bytes]
 Command = tuple[str, ...]
-"""Words of a command; `{}` is the path that it is given, `{folder}` the folder of the input, `{seed}` the unchanged path."""
+"""Words of a command; `{}` is the path that it is given, `{folder}` the folder of the input, `{seed}` the unchanged path,
+`{seeds}` all that is unchanged, `{file}` the file that was changed."""
 
 
 class Kind(NamedTuple):
@@ -35,7 +46,7 @@ class Kind(NamedTuple):
     given: str
     """What a command is given: a file in it, or the folder itself."""
     files: dict[str, Change]
-    """Which files are changed, and how; one of an input, sometimes two."""
+    """Which files are changed, by their name or a pattern, and how; one of an input, sometimes two."""
     commands: tuple[Command, ...]
 
 
@@ -51,6 +62,7 @@ LOOK: tuple[Command, ...] = (
 )
 APR: tuple[Command, ...] = (
     ("export", "{}", "-o", "{folder}/made"),
+    ("export", "{}", "-o", "{folder}/made.gguf", "--format", "gguf", "--no-verify"),
     ("stamp", "{}", "--license", "MIT"),
     ("publish", "{}", "-o", "{folder}/published", "--language", "en"),
 )
@@ -60,8 +72,24 @@ RUN: tuple[Command, ...] = (
     ("--resume", "{}", "--steps", "3"),
     ("--resume", "{}", "--steps", "3"),
     ("--resume", "{}"),
+    ("eval", "{}", "--batches", "1", "--json"),
     ("publish", "{}/model.apr", "-o", "{folder}/published"),
 )
+RUN_FILES: dict[str, Change] = {
+    "config.toml": toml_changed,
+    "identity.json": json_changed,
+    "preflight.json": json_changed,
+    "metrics.jsonl": lines_changed,
+    "samples.jsonl": lines_changed,
+    "step-000002/state.json": json_changed,
+    "step-000002/optimizer.safetensors": safetensors_changed,
+    "MODEL_CARD.md": bytes_changed,
+}
+"""What every run writes, beside its weights."""
+WHOLE_MODEL: dict[str, Change] = {"step-000002/model.apr": apr_changed, "model.apr": apr_changed}
+ADAPTER: dict[str, Change] = {"adapter_config.json": json_changed, "adapter_model.safetensors": safetensors_changed}
+TOKENIZE = ("tokenize", "--init", "{seeds}/hf", "--sequence-length", "64", "--device", "cpu", "--objective")
+CHAT = (*TOKENIZE, "sft", "--data")
 
 
 def _front_matter(raw: bytes, pick: random.Random) -> bytes:
@@ -115,24 +143,74 @@ KINDS = {
         },
         (*LOOK, ("check", "--arch", "llama370m", "--tokenizer", "{}")),
     ),
-    "run": Kind(
-        "files of a run",
-        "run",
+    "adapter": Kind(
+        "adapters",
+        "adapter",
+        "",
+        ADAPTER,
+        (
+            ("merge", "{}", "--base", "{seeds}/hf", "-o", "{folder}/made.apr"),
+            ("merge", "{}", "--base", "{seeds}/apr/model.apr", "-o", "{folder}/made.apr"),
+            ("inspect", "{}"),
+            ("check", "{}", "--json"),
+        ),
+    ),
+    "data": Kind(
+        "corpora",
+        "data",
         "",
         {
-            "config.toml": toml_changed,
-            "identity.json": json_changed,
-            "preflight.json": json_changed,
-            "metrics.jsonl": lines_changed,
-            "samples.jsonl": lines_changed,
-            "step-000002/state.json": json_changed,
-            "step-000002/optimizer.safetensors": safetensors_changed,
-            "step-000002/model.apr": apr_changed,
-            "model.apr": apr_changed,
-            "MODEL_CARD.md": bytes_changed,
+            "d/3.txt": bytes_changed,
+            "lines.jsonl": lines_changed,
+            "array.json": json_changed,
+            "packed.jsonl.gz": gzip_changed,
+            "packed.txt.zst": zstd_changed,
+            "x.parquet": columns_changed,
+            "x.arrow": columns_changed,
+            "ids.bin": id_shard_changed,
         },
-        RUN,
+        ((*TOKENIZE, "causal-lm", "--data", "{file}"), (*TOKENIZE, "causal-lm", "--data", "{file}", "--json")),
     ),
+    "saved": Kind(
+        "saved data sets",
+        "saved",
+        "",
+        {"state.json": json_changed, "dataset_info.json": json_changed, "*.arrow": columns_changed},
+        ((*TOKENIZE, "causal-lm", "--data", "{}"),),
+    ),
+    "chat": Kind(
+        "conversations",
+        "data",
+        "",
+        {"chat.jsonl": lines_changed, "turns.jinja": template_changed},
+        (
+            (*CHAT, "{}/chat.jsonl", "--chat-template", "{}/turns.jinja"),
+            (*CHAT, "{}/chat.jsonl", "--chat-template", "{}/turns.jinja", "--show", "1"),
+        ),
+    ),
+    "settings": Kind(
+        "settings",
+        "settings",
+        "run.toml",
+        {"run.toml": mixture_changed},
+        (("check", "--config", "{}"), ("tokenize", "--config", "{}"), ("check", "--config", "{}", "--json")),
+    ),
+    "cache": Kind(
+        "the cache",
+        "cache",
+        "",
+        {"tokens/*": token_file_changed, "readings/*": reading_changed},
+        (CACHED,),
+    ),
+    "run": Kind("files of a run", "run", "", {**RUN_FILES, **WHOLE_MODEL}, RUN),
+    "lora": Kind(
+        "files of a run that trains adapters",
+        "lora",
+        "",
+        {**RUN_FILES, **{f"{place}/{name}": how for place in ("adapter", "step-000002") for name, how in ADAPTER.items()}},
+        (*RUN[:-1], ("merge", "{}", "-o", "{folder}/made.apr")),
+    ),
+    "masked": Kind("files of an encoder's run", "masked", "", {**RUN_FILES, **WHOLE_MODEL}, RUN),
 }
 
 
@@ -150,16 +228,17 @@ def make_input(seeds: Path, kind: str, number: int, seed: int, folder: Path) -> 
     what = KINDS[kind]
     source, target = seeds / what.seed, folder / what.seed
     _copy(source, target)
-    names = pick.sample(sorted(what.files), k=2 if len(what.files) > 1 and pick.random() < 0.15 else 1)
+    changes = {path.relative_to(source).as_posix(): how for name, how in what.files.items() for path in source.glob(name)}
+    names = pick.sample(sorted(changes), k=2 if len(changes) > 1 and pick.random() < 0.15 else 1)
     for name in names:
         raw = (source / name).read_bytes()
-        new = gguf_changed(*_parts(str(seeds / "hf")), pick) if kind == "gguf" else what.files[name](raw, pick)
+        new = gguf_changed(*_parts(str(seeds / "hf")), pick) if kind == "gguf" else changes[name](raw, pick)
         (target / name).unlink()
         (target / name).write_bytes(new)
     if kind == "hf" and pick.random() < 0.3:
         (target / "tokenizer.json").unlink()
     words = pick.choice(what.commands)
-    places = {"folder": folder, "seed": source / what.given}
+    places = {"folder": folder, "seed": source / what.given, "seeds": seeds, "file": target / names[0]}
     return Input([word.format(target / what.given, **places) for word in words], ", ".join(names))
 
 

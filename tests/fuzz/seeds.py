@@ -1,14 +1,19 @@
-"""What is changed: a small model in every container and a run of two steps, whole and right, made anew each time."""
+"""What is changed: a small model in every container, corpora, and runs of two steps, whole and right, made anew each time."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 from tests.fuzz.containers import gguf
 
@@ -34,29 +39,44 @@ CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": 0,
 }
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CARD = "---\nlicense: apache-2.0\nauthor: somebody\nlanguage: [en]\n---\n\n# A model\n"
 
 
-def command(*arguments: object, cwd: Path) -> None:
-    """Run `apr-train`; it has to succeed."""
-    words = [sys.executable, "-c", "from apr_train.cli import main; main()", *map(str, arguments)]
-    environment = {**os.environ, "APR_TRAIN_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
+_COMMANDS = """
+import json, sys
+from apr_train.cli import cli
+for words in json.loads(sys.argv[1]):
+    if code := cli.main(words, prog_name="apr-train", standalone_mode=False):
+        sys.exit(code)
+"""
+
+
+def commands(*lines: Sequence[object], cwd: Path, cache: str) -> None:
+    """Run `apr-train` several times, in one process, which imports torch once; each has to succeed."""
+    words = [sys.executable, "-c", _COMMANDS, json.dumps([[str(word) for word in line] for line in lines])]
+    environment = {**os.environ, "APR_TRAIN_CACHE": str(cwd / cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, arguments))}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{lines}: {done.stderr[-2000:]}")
 
 
 def make_seeds(folder: Path) -> None:
-    """Write `hf`, `apr`, `shards`, `safetensors`, `gguf` and `run`, a folder each."""
-    for name in ("hf", "apr", "shards", "safetensors", "gguf"):
+    """Write models in every container, corpora in every form, runs that learn each in another way, and a cache."""
+    for name in ("hf", "apr", "shards", "safetensors", "gguf", "data", "saved", "settings"):
         (folder / name).mkdir(parents=True)
+    _corpora(folder)
     _hugging_face(folder / "hf")
     for name in ("config.json", "model.safetensors"):
         (folder / "safetensors" / name).write_bytes((folder / "hf" / name).read_bytes())
-    command("import", "hf", "-o", "apr/model.apr", cwd=folder)
-    _shards(folder / "apr" / "model.apr", folder / "shards")
     (folder / "gguf" / "model.gguf").write_bytes(gguf(*gguf_parts(folder / "hf")))
-    _run(folder)
+    commands(("import", "hf", "-o", "apr/model.apr"), *RUNS, cwd=folder, cache="used")
+    commands([word.format(seeds=folder) for word in CACHED], cwd=folder, cache="cache")
+    _shards(folder / "apr" / "model.apr", folder / "shards")
+    shutil.copytree(folder / "lora" / "adapter", folder / "adapter")
 
 
 def _tensors(names: str) -> dict[str, np.ndarray]:
@@ -93,20 +113,18 @@ def _hugging_face(folder: Path) -> None:
             "eos_token": "<|endoftext|>",
             "tokenizer_class": "GPT2Tokenizer",
             "model_max_length": 1000000000000000019884624838656,
-            "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "chat_template": TEMPLATE,
             "added_tokens_decoder": {"0": {"content": "<|endoftext|>", "special": True}},
         },
         "special_tokens_map.json": {"eos_token": {"content": "<|endoftext|>", "lstrip": False}},
         "vocab.json": content["model"]["vocab"],
         "added_tokens.json": {"<|im_start|>": 1},
-        "adapter_config.json": None,
     }
     for name, values in files.items():
-        if values is not None:
-            (folder / name).write_text(json.dumps(values, indent=1))
+        (folder / name).write_text(json.dumps(values, indent=1))
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}")
     (folder / "README.md").write_text(CARD)
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 def _shards(model: Path, folder: Path) -> None:
@@ -164,13 +182,71 @@ def gguf_parts(folder: Path):
     return pairs, tensors, data
 
 
-def _run(folder: Path) -> None:
-    (folder / "d").mkdir()
-    for number in range(6):
-        (folder / "d" / f"{number}.txt").write_text(" ".join(map(str, range(number * 100, number * 100 + 200))))
-    command(
-        *("--init", "hf", "--data", "d", "--steps", 2, "--save-every", 1, "--keep", 2, "--out", ".", "--run", "run"),
-        *("--sequence-length", 16, "--batch-size", 2, "--val-batches", 1, "--sample-tokens", 4, "--device", "cpu"),
-        *("--precision", "fp32", "--threads", 1, "--allow-cold-init", "--prompt", "def f", "--val-every", 1),
-        cwd=folder,
-    )
+SHORT = (
+    *("--steps", 2, "--save-every", 1, "--keep", 2, "--out", ".", "--sequence-length", 16, "--batch-size", 2, "--val-every", 1),
+    *("--val-batches", 1, "--sample-tokens", 4, "--device", "cpu", "--precision", "fp32", "--threads", 1, "--allow-cold-init"),
+)
+ADAPTED = ("--run", "lora", "--objective", "sft", "--lora-rank", 2, "--validation-fraction", 0.3, "--sequence-length", 64)
+RUNS = (
+    ("--init", "hf", "--data", "data/d", *SHORT, "--run", "run", "--prompt", "def f"),
+    ("--init", "hf", "--data", "data/chat.jsonl", *SHORT, *ADAPTED),
+    ("--arch", "codebert", "--preset", "tiny", "--vocab-size", 300, "--data", "data/d", *SHORT, "--run", "masked"),
+)
+"""Each objective that has files of its own; one of them trains adapters."""
+CACHED = ("tokenize", "--init", "{seeds}/hf", "--data", "{seeds}/data/d", "--sequence-length", "16", "--device", "cpu")
+"""A command that finds its tokens in the cache."""
+MIXTURE = """[model]
+arch = "llama370m"
+init = "{0}/hf"
+[data]
+validation_fraction = 0.2
+sequence_length = 16
+[[data.source]]
+name = "texts"
+path = "{0}/data/d"
+weight = 0.5
+[[data.source]]
+name = "lines"
+path = "{0}/data/lines.jsonl"
+weight = 0.5
+"""
+
+
+def _corpora(folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    data, saved = folder / "data", folder / "saved"
+    (data / "d").mkdir()
+    texts = [" ".join(map(str, range(number * 100, number * 100 + 90))) for number in range(12)]
+    for number, text in enumerate(texts):
+        (data / "d" / f"{number}.txt").write_text(text)
+    records = [{"text": text, "id": number, "meta": {"tags": ["a", None, 1.5]}} for number, text in enumerate(texts)]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    chats = [{"messages": [*_turns(text)], "tools": [{"type": "function", "function": {"name": "f"}}]} for text in texts]
+    table = pyarrow.table({"text": texts, "id": list(range(len(texts)))})
+    with pyarrow.OSFile(str(data / "x.arrow"), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    shard = str(saved / "data-00000-of-00001.arrow")
+    with pyarrow.OSFile(shard, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    parquet.write_table(table, data / "x.parquet", row_group_size=3)
+    files = {
+        data / "lines.jsonl": lines,
+        data / "array.json": json.dumps(records).encode(),
+        data / "packed.jsonl.gz": gzip.compress(lines, mtime=0),
+        data / "packed.txt.zst": zstandard.compress("\n".join(texts).encode()),
+        data / "ids.bin": struct.pack("<256i", 20240520, 1, 600, *[0] * 253) + struct.pack("<600H", *([0, *range(2, 31)] * 20)),
+        data / "chat.jsonl": "".join(json.dumps(chat) + "\n" for chat in chats).encode(),
+        data / "turns.jinja": TEMPLATE.encode(),
+        saved / "state.json": json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": None}).encode(),
+        saved / "dataset_info.json": json.dumps({"features": {"text": {"dtype": "string"}}}).encode(),
+        folder / "settings" / "run.toml": MIXTURE.format(folder).encode(),
+    }
+    for path, raw in files.items():
+        path.write_bytes(raw)
+
+
+def _turns(text: str) -> Iterator[dict[str, str]]:
+    yield {"role": "user", "content": text[:9]}
+    yield {"role": "assistant", "content": text[9:20]}

@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     """Of a fault: why it is one."""
 
 
-WITH_TORCH = ("run",)
+WITH_TORCH = ("run", "lora", "masked")
 """The kinds whose commands import torch."""
 
 
@@ -73,8 +73,10 @@ def share_of_work(share: Share) -> list[Outcome]:
 def _prepare(*, torch: bool) -> None:
     """Import what the commands import, once, before the processes divide."""
     import gguf.quants  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
 
     if torch:
+        __import__("apr_train.inference.evaluate")
         __import__("apr_train.training.setup")
         __import__("apr_train.training.finish")
         __import__("apr_train.training.loop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -9,7 +10,7 @@ import re
 import stat
 import tomllib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -49,7 +50,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file for reading that is a file: what never ends, blocks, or does something when it is opened is refused unopened.
 
     Raises:
@@ -237,14 +238,20 @@ def _check_count(text: str, path: object, field: str | None) -> None:
         raise FormatError("more values than are read", path=path, field=field, expected=expected, found=f"{count:,}")
 
 
-def _check_depth(value: Any, path: object, field: str | None) -> None:
+def is_too_deep(value: Any) -> bool:
+    """Whether objects and lists lie inside one another more than `MAX_DEPTH` times."""
     level = [value]
     for _ in range(MAX_DEPTH):
         inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level = [item for items in inner for item in items if isinstance(item, dict | list)]
         if not level:
-            return
-    raise _too_deep(path, field)
+            return False
+    return True
+
+
+def _check_depth(value: Any, path: object, field: str | None) -> None:
+    if is_too_deep(value):
+        raise _too_deep(path, field)
 
 
 def _too_deep(path: object, field: str | None) -> FormatError:

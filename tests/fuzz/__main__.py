@@ -32,7 +32,7 @@ def main() -> int:
             kind, _, number = options.only.rpartition(":")
             outcomes = [try_out(seeds, kind, int(number), options.seed, keep=options.keep, aloud=True)]
         else:
-            outcomes = _all(seeds, options, started + options.seconds)
+            outcomes = _all(seeds, options, time.monotonic() + options.seconds)
     print("\n".join(_table(outcomes)))
     faults = [outcome for outcome in outcomes if outcome.verdict == "fault"]
     for outcome in faults[:50]:
@@ -45,7 +45,9 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=300, metavar="S", help="how long, all in all (default: 300)")
+    parser.add_argument(
+        "--seconds", type=float, default=300, metavar="S", help="how long, once the files are made (default: 300)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which inputs (default: 0)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="try a kind only; may be given several times")

@@ -59,11 +59,11 @@ class Share(NamedTuple):
 
 
 def share_of_work(share: Share) -> list[Outcome]:
-    """Every so-many-th input of each kind in turn, until time is up."""
+    """Every so-many-th input of each kind in turn, until time is up; at least one of each."""
     outcomes: list[Outcome] = []
     for number in count(share.first, share.step):
         for kind in share.kinds:
-            if time.monotonic() > share.deadline - 1:
+            if number != share.first and time.monotonic() > share.deadline - 1:
                 return outcomes
             outcomes.append(try_out(share.seeds, kind, number, share.seed, keep=share.keep))
     return outcomes

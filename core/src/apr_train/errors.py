@@ -46,11 +46,12 @@ def _spelt(code: int) -> str:
 
 def _part(value: object) -> str:
     """A part of a finding, cut where it is longer than anybody reads; one that was cut before is as long as may be."""
-    text = _text(value)
+    text = text_of(value)
     return text if len(text) <= LONGEST_PART + 40 else f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """What a value says of itself; of None nothing, and of one that cannot be shown its type."""
     try:
         return "" if value is None else str(value)
     except Exception as error:  # what somebody else wrote need not be printable: an exception, an integer of 5,000 digits
@@ -138,10 +139,10 @@ class AprTrainError(Exception):
             Finding(
                 problem=problem,
                 rule=rule,
-                subject=_text(where),
+                subject=text_of(where),
                 field=field or "",
-                expected=_text(expected),
-                found=_text(found),
+                expected=text_of(expected),
+                found=text_of(found),
                 hint=hint or "",
             ),
         )

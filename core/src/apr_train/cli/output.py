@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
 import click
 
 from apr_train.errors import UNPRINTABLE, Finding, printable
+from apr_train.family.its_output import printed_on_stderr
 
 
 def tell(text: str = "", **style: Any) -> None:
@@ -24,11 +26,28 @@ def say(text: str) -> None:
     click.echo(printable(text, lines=True), err=True)
 
 
+_APART = "apr_train.cli.output"
+
+
+def keep_for_json(context: click.Context) -> None:
+    """Send all that a command prints to standard error, until `emit_json`: a model's own code may print at any time."""
+    apart = context.with_resource(ExitStack())
+    apart.enter_context(printed_on_stderr())
+    context.meta[_APART] = apart
+
+
+def emit_text(text: str) -> None:
+    """Print a part of a text that is the result: as it is into a pipe or a file, without raw controls on a terminal."""
+    click.echo(printable(text, lines=True) if sys.stdout.isatty() else text, nl=False, color=True)  # None would take some out
+
+
 def emit_json(data: Any) -> None:
     """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays, what is not finite null."""
     text = json.dumps(data, default=_plain)
     data = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity, of a damaged file, are no JSON
     text = json.dumps(data, indent=2, ensure_ascii=False)
+    if (context := click.get_current_context(silent=True)) is not None:
+        context.meta.pop(_APART, ExitStack()).close()
     click.echo(UNPRINTABLE.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], text))
 
 

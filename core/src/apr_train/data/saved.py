@@ -120,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return parse_json(path, most=_LARGEST)
     except FormatError as error:
-        raise _damaged(path, "a JSON object", error.finding.problem) from error
+        raise _damaged(path, "an object of JSON", error.finding.problem) from error
 
 
 def _damaged(path: Path, expected: str, found: str) -> DataError:

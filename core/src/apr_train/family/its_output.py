@@ -1,4 +1,4 @@
-"""What a plugin prints: it goes to standard error, for standard output belongs to the command."""
+"""A plugin as a guest: what it prints goes to standard error, for standard output belongs to the command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
 _STDOUT, _STDERR = 1, 2
+
+
+@contextmanager
+def as_guest() -> Iterator[None]:
+    """Run a plugin's code: what it prints goes to standard error, and a working folder that it changes is changed back.
+
+    Paths on the command line and in settings are relative to the folder that the user is in.
+    """
+    here = _open_here()
+    try:
+        with printed_on_stderr():
+            yield
+    finally:
+        if here is not None:
+            os.fchdir(here)
+            os.close(here)
+
+
+def _open_here() -> int | None:
+    """The working folder; None where it cannot be opened: it was removed, or may not be read."""
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from apr_train.atomic import clear_litter, lock
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, some_of
 from apr_train.checkpoint.given_name import given_name, given_stem
-from apr_train.errors import FormatError, OutputError, RunError
+from apr_train.errors import ConfigError, FormatError, OutputError, RunError
 
 LOCK = ".lock"
 logger = logging.getLogger(__name__)
@@ -90,9 +90,13 @@ def new_run_folder(out: Path, name: str | None, stem: str) -> Iterator[Path]:
     """Make the folder of a new run and hold it: `name` as asked, else `stem`, or `stem-2` and so on if that is taken.
 
     Raises:
+        ConfigError: for a name that leads out of `out`.
         InUseError: when the folder of the name that was asked for holds something, or is another process's.
         OutputError: when it cannot be made.
     """
+    if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
+        hint = "Name the folder above it with --out."
+        raise ConfigError("the run's name leads out of --out", where="--run", expected="a name", found=name, hint=hint)
     with ExitStack() as held:
         yield held.enter_context(_taken(out / name)) if name is not None else _take_first(out, stem, held)
 

@@ -17,6 +17,8 @@ MAY_MOVE = "may lie elsewhere at a resume"
 DECIDES = "decides what a run computes"
 PATH = "is a path"
 TABLES = "is an array of tables"
+MOST = 2**31 - 1
+"""Of a number of things: the product of two of them has room in the 64 bits of TOML and of torch."""
 IN_TABLE = "the array of tables that it is a key of"
 
 
@@ -45,7 +47,7 @@ def option(
         kind: bool, int, float or str; of the items when `many`.
         minimum: the least value allowed.
         above: a value that is already too small.
-        maximum: the greatest value allowed.
+        maximum: the greatest value allowed; of a whole number without one, `MOST`.
         choices: the strings allowed.
         many: a tuple of values.
         or_one: of many, one alone may stand without a list around it.
@@ -55,6 +57,7 @@ def option(
         path: whether `~` stands for the home folder in it.
         in_table: of a key that the command line has no option for, the array of tables that it stands in.
     """
+    maximum = MOST if maximum is None and kind is int else maximum
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
     resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move}
     metadata = {"text": text, "kind": kind, "many": many, PATH: path, DECIDES: decides, IN_TABLE: in_table, **resume, **limits}

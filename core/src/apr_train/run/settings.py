@@ -13,6 +13,8 @@ from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective
 from apr_train.run.option import input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
 
+MAX_THREADS = 1024
+"""More than the largest machines have; OpenMP ends the process over some thousand more."""
 MAX_SEED = 2**63 - 1
 """What torch and TOML have room for."""
 
@@ -187,7 +189,13 @@ class RunSettings:
     recompute: bool = option(False, "Recompute each block in the backward pass: less memory, more time.", kind=bool)
     device: str | None = option(None, "cpu or cuda; cuda when there is one.", kind=str, decides=False)
     threads: int | None = option(
-        None, "CPU threads; torch's own choice otherwise.", kind=int, minimum=1, may_change=True, decides=False
+        None,
+        "CPU threads; torch's own choice otherwise.",
+        kind=int,
+        minimum=1,
+        maximum=MAX_THREADS,
+        may_change=True,
+        decides=False,
     )
     seed: int = option(0, "Seed of initialisation, data order, masking and dropout.", kind=int, minimum=0, maximum=MAX_SEED)
     deterministic: bool = option(False, "Deterministic algorithms, on CUDA slower.", kind=bool)

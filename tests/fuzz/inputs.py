@@ -207,9 +207,14 @@ KINDS = {
         "files of a run that trains adapters",
         "lora",
         "",
-        {**RUN_FILES, **{f"{place}/{name}": how for place in ("adapter", "step-000002") for name, how in ADAPTER.items()}},
+        {
+            **RUN_FILES,
+            **{f"{place}/{name}": how for place in ("adapter", "step-000002") for name, how in ADAPTER.items()},
+            **dict.fromkeys(("adapter/tokenizer*.json", "adapter/special_tokens_map.json"), json_changed),
+        },
         (*RUN[:-1], ("merge", "{}", "-o", "{folder}/made.apr")),
     ),
+    "fim": Kind("files of a run that fills holes", "fim", "", {**RUN_FILES, **WHOLE_MODEL}, RUN),
     "masked": Kind("files of an encoder's run", "masked", "", {**RUN_FILES, **WHOLE_MODEL}, RUN),
 }
 

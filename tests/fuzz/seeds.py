@@ -100,7 +100,7 @@ def _hugging_face(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(["def f(x): return x + f(x)"] * 9, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -190,9 +190,10 @@ ADAPTED = ("--run", "lora", "--objective", "sft", "--lora-rank", 2, "--validatio
 RUNS = (
     ("--init", "hf", "--data", "data/d", *SHORT, "--run", "run", "--prompt", "def f"),
     ("--init", "hf", "--data", "data/chat.jsonl", *SHORT, *ADAPTED),
+    ("--init", "hf", "--data", "data/d", *SHORT, "--run", "fim", "--objective", "fim"),
     ("--arch", "codebert", "--preset", "tiny", "--vocab-size", 300, "--data", "data/d", *SHORT, "--run", "masked"),
 )
-"""Each objective that has files of its own; one of them trains adapters."""
+"""One of each objective; one of them trains adapters."""
 CACHED = ("tokenize", "--init", "{seeds}/hf", "--data", "{seeds}/data/d", "--sequence-length", "16", "--device", "cpu")
 """A command that finds its tokens in the cache."""
 MIXTURE = """[model]

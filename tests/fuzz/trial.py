@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     """Of a fault: why it is one."""
 
 
-WITH_TORCH = ("run", "lora", "masked")
+WITH_TORCH = ("run", "lora", "fim", "masked")
 """The kinds whose commands import torch."""
 
 

@@ -9,9 +9,10 @@ REQUIREMENTS := constraints.txt requirements-dev.txt requirements-real.txt $(DIS
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -p tests.slowest_files
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow mutants check docs certificates bench
+.PHONY: help demo test test-slow mutants fuzz check docs certificates bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +28,9 @@ test-slow: $(STAMP) ## Run the slow tests: minutes, or gigabytes
 
 mutants: $(STAMP) ## Try every seeded defect: what the kit catches, what the comparison with transformers (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
+
+fuzz: $(STAMP) ## Change files of every kind, and try commands on them (5 minutes; FUZZ_ARGS="--seed 7 --seconds 3600")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribution
 	$(BIN)/ruff check .

@@ -112,7 +112,7 @@ def taught(tmp_path_factory):
     folder = tmp_path_factory.mktemp("taught")
     (folder / "text.txt").write_text(reference_text() * 4)
     sizes = ("--steps", 200, "--sequence-length", 64, "--batch-size", 8, "--val-batches", 1, "--sample-tokens", 0)
-    run = ("--run", folder / "run", "--data", folder / "text.txt", "--precision", "fp32", "--seed", 1)
+    run = ("--out", folder, "--run", "run", "--data", folder / "text.txt", "--precision", "fp32", "--seed", 1)
     invoke("train", "--arch", "qwen2", "--preset", "tiny", *sizes, *run)
     return folder
 

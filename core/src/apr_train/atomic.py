@@ -1,7 +1,8 @@
 """Replace a file or a whole folder so that a reader, a crash or a full disk never sees half of it.
 
 The new content is written beside the target under a hidden name, fsynced, and renamed. A writer holds a lock on what it
-writes; what nobody holds a lock on is litter of a killed process, and the next write to the same target clears it.
+writes; what nobody holds a lock on is litter of a killed process, and the next write to the same target clears it. On a file
+system without locks the litter stays.
 """
 
 from __future__ import annotations
@@ -210,10 +211,31 @@ def _create_folder(part: Path) -> int | None:
         return None  # cleared already
 
 
-def _lock(part: Path, descriptor: int) -> bool:
-    """Lock a part; False, and closed, when its name is gone by then."""
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
+"""What flock says on a file system without locks: Lustre mounted without them, some of FUSE's, NFS without its daemon."""
+
+
+def lock(descriptor: int, *, wait: bool = False) -> bool | None:
+    """Lock an open file for this process alone, until the descriptor is closed.
+
+    Returns:
+        True when it is held, False when another process holds it, None where the file system has no locks.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def _lock(part: Path, descriptor: int) -> bool:
+    """Lock a part, where there are locks; False, and closed, when its name is gone by then."""
+    try:
+        lock(descriptor, wait=True)
         if part.exists():
             return True
     except BaseException:
@@ -233,13 +255,7 @@ def _held_by_nobody(part: Path) -> Iterator[bool]:
         yield False  # gone already, or not ours to open: not ours to remove either
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        yield False
-        return
-    try:
-        yield True
+        yield lock(descriptor) is True  # without locks nobody knows, and what may be alive is left alone
     finally:
         os.close(descriptor)
 
@@ -284,10 +300,17 @@ def _keep_access_of_files(old: Path, new: Path) -> None:
             _keep_access(old / path.relative_to(new), path)
 
 
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+"""What fsync says of a folder where only files can be synced: some of FUSE's file systems, CIFS."""
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

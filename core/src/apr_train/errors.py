@@ -1,7 +1,8 @@
-"""What a user may see: a finding is one fault as data, and every error carries findings."""
+"""What a user may see: a finding is one fault as data, and every error carries findings; and text of files, made printable."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
@@ -9,25 +10,71 @@ import attrs
 from attrs import frozen
 
 Severity = Literal["error", "warning"]
+LONGEST_PART = 1500
+"""Characters of one part of a finding: what a file says may have megabytes."""
+LONGEST_MESSAGE = 4000
+"""Bytes of an error's text, all of its findings together."""
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # controls, with which escape sequences begin; a line of its own is one, too
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of the text around it
+    "\u200b\u2028\u2029\u2060-\u2065\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what takes no room, and other ends of lines
+    "\ud800-\udfff]"  # halves of a pair, which no terminal and no file takes
+)
+"""What a terminal does not get from a file: the text around it would change, or it cannot be sent at all."""
+_BYTES = range(0xDC80, 0xDD00)
+"""How Python has the bytes of a file's name that are not UTF-8."""
+
+
+def printable(text: str, *, lines: bool = False, most: int | None = None) -> str:
+    r"""Text of a file, or about one, as a terminal may have it: what is not to be printed is spelt `\x1b` or `\u202e`.
+
+    Args:
+        text: any text.
+        lines: keep the ends of lines and the tabs, of a text that has several lines.
+        most: characters at most; the end of a longer text is cut off, and how long it was is said.
+    """
+    if most is not None and len(text) > most:
+        text = f"{text[:most]}… ({len(text):,} characters)"
+    return UNPRINTABLE.sub(lambda found: found[0] if lines and found[0] in "\n\t" else _spelt(ord(found[0])), text)
+
+
+def _spelt(code: int) -> str:
+    if code in _BYTES:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _part(value: object) -> str:
+    """A part of a finding, cut where it is longer than anybody reads; one that was cut before is as long as may be."""
+    text = text_of(value)
+    return text if len(text) <= LONGEST_PART + 40 else f"{text[:LONGEST_PART]}… ({len(text):,} characters)"
+
+
+def text_of(value: object) -> str:
+    """What a value says of itself; of None nothing, and of one that cannot be shown its type."""
+    try:
+        return "" if value is None else str(value)
+    except Exception as error:  # what somebody else wrote need not be printable: an exception, an integer of 5,000 digits
+        return f"a value of type {type(value).__name__} that cannot be shown ({type(error).__name__})"
 
 
 @frozen(kw_only=True)
 class Finding:
     """One fault (or one remark, as a warning) with everything that is needed to mend it."""
 
-    problem: str
+    problem: str = attrs.field(converter=_part)
     """What is wrong, one sentence without a full stop."""
     rule: str = ""
     """An id of `apr_train.rules`; empty for a fault that no rule is about."""
-    subject: str = ""
+    subject: str = attrs.field(default="", converter=_part)
     """The file, folder, option or object that is wrong."""
-    field: str = ""
+    field: str = attrs.field(default="", converter=_part)
     """The part of the subject: a tensor, a metadata key, a field of a config."""
-    expected: str = ""
+    expected: str = attrs.field(default="", converter=_part)
     """What would have been right."""
-    found: str = ""
+    found: str = attrs.field(default="", converter=_part)
     """What was there."""
-    hint: str = ""
+    hint: str = attrs.field(default="", converter=_part)
     """What to do next."""
     severity: Severity = "error"
     """An error stops the run before the first step; a warning is printed and recorded."""
@@ -50,12 +97,13 @@ class Finding:
         }
 
     def __str__(self) -> str:
-        text = ": ".join(part for part in (self.rule, self.where, self.problem) if part)
+        problem, hint = (printable(part, lines=True) for part in (self.problem, self.hint))
+        text = ": ".join(part for part in (self.rule, printable(self.where), problem) if part)
         if self.expected:
-            text += f", expected {self.expected}"
+            text += f", expected {printable(self.expected)}"
         if self.found:
-            text += f", found {self.found}"
-        return f"{text}. {self.hint}" if self.hint else text
+            text += f", found {printable(self.found)}"
+        return f"{text}. {hint}" if hint else text
 
 
 class AprTrainError(Exception):
@@ -91,10 +139,10 @@ class AprTrainError(Exception):
             Finding(
                 problem=problem,
                 rule=rule,
-                subject=_text(where),
+                subject=text_of(where),
                 field=field or "",
-                expected=_text(expected),
-                found=_text(found),
+                expected=text_of(expected),
+                found=text_of(found),
                 hint=hint or "",
             ),
         )
@@ -122,11 +170,21 @@ class AprTrainError(Exception):
         return attrs.evolve(self.finding, rule=self.finding.rule or rule, subject=self.finding.subject or subject)
 
     def __str__(self) -> str:
-        return "\n".join(str(finding) for finding in self.findings if finding.severity == "error")
+        told = [str(finding) for finding in self.findings if finding.severity == "error"]
+        return "\n".join(_within(told, LONGEST_MESSAGE))
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+def _within(lines: list[str], limit: int) -> list[str]:
+    """The first lines, of so many bytes together; the first one is cut if it must be, and how many are left out is said."""
+    room = limit - 100  # for what is said of the rest
+    kept: list[str] = []
+    for line in lines:
+        raw = line.encode()
+        if len(raw) > room and kept:
+            return [*kept, f"and {len(lines) - len(kept)} more faults"]
+        kept.append(line if len(raw) <= room else f"{raw[:room].decode(errors='ignore')}… ({len(line):,} characters)")
+        room = max(0, room - len(raw) - 1)
+    return kept
 
 
 class FormatError(AprTrainError):

@@ -1,13 +1,16 @@
 """The text of a model card: parts that are there, front matter that comes back, blocks and tables that nothing breaks."""
 
+from xml.etree import ElementTree
+
 import pytest
 import yaml
 from apr_train.artifact.card import Card, Use, markdown
-from apr_train.errors import Finding
+from apr_train.errors import Finding, printable
 from apr_train.run.metrics import Metrics
 from apr_train.run.preflight_file import PreflightRecord
 from apr_train.run.samples import Sample
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 FINDING = Finding(rule="X-1", subject="a", problem="is\nodd", hint="Mend it.", severity="warning")
 
@@ -77,6 +80,36 @@ def test_no_sample_ends_its_own_block(text):
     assert "\n".join(inside[: inside.index(fence)]) == text
     toml = next(line for line in lines if line.endswith("toml"))
     assert toml.removesuffix("toml") not in text
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "a\n\n## Preflight\n\n- fine",
+    "# Big",
+    "---",
+    "1. one",
+    "![x](http://a/b.png)",
+    "`a`",
+]
+HOSTILE += ["[a](javascript:b)", "&lt;script&gt;", "> said", "\x1b[31mred", "a\u202eb", "\ud800", "```", "==="]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_others_wrote_is_text_and_no_markup(text):
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render
+    made = markdown(card(title=text, description=text, about={"name": text}, training=[(text, text)]))
+    tree = ElementTree.fromstring(f"<card>{rendered(made)}</card>")
+    shown = printable(" ".join(text.split()))
+    assert [element.tag for element in tree] == ["h1", "p", "table", "h2", "table"]
+    assert not [element.tag for element in tree.iter() if element.tag in ("img", "a", "code", "script", "em", "ul", "hr")]
+    assert (tree.find("h1").text, tree.find("p").text) == (shown, shown)
+    assert {cell.text for cell in tree.iter("td")} == {"name", shown}
+
+
+@pytest.mark.parametrize("name", ["x`y.apr", "``.apr"])
+def test_a_file_s_name_does_not_end_its_code(name):
+    made = MarkdownIt().render(markdown(card(use=Use(python="load()", command=f"apr-train generate {name}"))))
+    assert f"<code>apr-train generate {name}</code>" in made
 
 
 def test_no_cell_ends_its_row():

@@ -1,10 +1,12 @@
 """What commands print: plain where nobody looks, structured where a program reads."""
 
 import json
+import subprocess
+import sys
 
 import click
 import pytest
-from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
+from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table, emit_text
 from apr_train.errors import Finding
 
 
@@ -58,3 +60,34 @@ def test_findings_go_to_stderr_errors_first(capsys):
         [Finding(rule="W", subject="w", problem="p", severity="warning"), Finding(rule="E", subject="w", problem="p")]
     )
     assert capsys.readouterr().err == "error E: w: p\nwarning W: w: p\n"
+
+
+PRINTS = """
+import ctypes, os, sys
+import click
+from apr_train.cli.options import json_option
+from apr_train.cli.output import emit_json
+
+@click.command()
+@json_option()
+def command(as_json):
+    print("python")
+    os.write(1, b"descriptor\\n")
+    ctypes.CDLL(None).printf(b"from C\\n")
+    emit_json({"a": 1})
+
+command()
+"""
+
+
+def test_json_stands_alone_whatever_prints_while_it_is_made():
+    done = subprocess.run([sys.executable, "-c", PRINTS, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"a": 1}
+    assert sorted(done.stderr.split("\n")) == ["", "descriptor", "from C", "python"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_model_s_text_is_itself_in_a_pipe_and_harmless_on_a_terminal(capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    emit_text("a\x1b[2J\n\tb")
+    assert capsys.readouterr().out == ("a\\x1b[2J\n\tb" if terminal else "a\x1b[2J\n\tb")

@@ -145,3 +145,26 @@ def test_lines_and_arrays_of_records_are_conversations(tmp_path):
     found = list(read_documents([tmp_path / "a.jsonl", tmp_path / "b.json"], TAKE))
     assert [json.loads(bytes(document.utf8)) for document in found] == [record] * 4
     assert [document.source for document in found][1::2] == [f"{tmp_path}/a.jsonl:2", f"{tmp_path}/b.json[1]"]
+
+
+def deep(levels):
+    return [deep(levels - 1)] if levels else []
+
+
+@pytest.mark.parametrize("levels", [130, 900])
+def test_what_is_nested_deeper_than_others_read_is_refused(levels):
+    """1,500 levels are no JSON any more; of fewer, what is written down again would fail, and what renders it."""
+    for record in (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": deep(levels)}]},
+        {"messages": [ASKED, ANSWERED], "tools": deep(levels)},
+        {"messages": [ASKED, ANSWERED], "tools": json.dumps(deep(levels))},
+    ):
+        assert refused(record).problem == "nested too deep"
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_file_nested_1500_deep_is_refused_by_its_place(tmp_path, name):
+    record = '{"messages": ' + "[" * 1500 + "]" * 1500 + "}"
+    (tmp_path / name).write_text(record if name == "x.jsonl" else f"[{record}]")
+    with pytest.raises(DataError, match=rf"{name}"):
+        list(read_documents([tmp_path / name], TAKE))

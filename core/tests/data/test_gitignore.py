@@ -121,3 +121,14 @@ def test_outside_of_a_checkout_the_file_means_nothing(tmp_path):
     (tmp_path / ".gitignore").write_text("*.log\n")
     (tmp_path / "a.log").write_text("text")
     assert find_files([str(tmp_path)], notice=str) == [tmp_path / "a.log"]
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 20 + "b", "**/a" * 9])
+def test_a_pattern_that_matches_without_an_end_is_refused(tmp_path, pattern):
+    """Of a name of 250 letters, five wildcards have 250^5 ways."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ("a" * 250)).write_text("x " * 99)
+    (tmp_path / ".gitignore").write_text(f"# {'* ' * 9}\n{pattern}\n")
+    with pytest.raises(DataError, match=r"\.gitignore \[line 2\]: a pattern that takes too long.*--no-gitignore"):
+        find_files([str(tmp_path)], notice=str)
+    assert len(find_files([str(tmp_path)], notice=str, gitignore=False)) == 1

@@ -1,6 +1,7 @@
 """Folders of Hugging Face's libraries: laid out as datasets 4 saves them to disk, and as the hub has them."""
 
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -176,3 +177,22 @@ def test_a_readme_and_a_script_beside_no_columns_are_text(tmp_path):
     for name in ("README.md", "state.json", "train-00000-of-00001.txt", "test-00000-of-00001.txt", f"{tmp_path.name}.py"):
         (tmp_path / name).write_text("---\ntext")
     assert len(find(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00002.arrow"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_unopened(tmp_path, name):
+    save(tmp_path / "set", "a")
+    (tmp_path / "set" / name).unlink()
+    os.mkfifo(tmp_path / "set" / name)
+    if name == "dataset_info.json":  # which is not read
+        assert texts(find(tmp_path / "set")) == texts_of("a", 0) + texts_of("a", 1)
+    else:
+        with pytest.raises(DataError, match=r"not a regular file|cannot be read"):
+            texts([*find(tmp_path / "set"), tmp_path / "set" / name])
+
+
+def test_a_description_of_many_megabytes_is_refused(tmp_path):
+    save(tmp_path / "set", "a")
+    (tmp_path / "set" / "state.json").write_text('{"_data_files": [' + " " * (1 << 24) + "]}")
+    with pytest.raises(DataError, match="too large a file to be read whole"):
+        find(tmp_path / "set")

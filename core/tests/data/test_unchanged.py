@@ -2,6 +2,7 @@
 
 import os
 import time
+from hashlib import blake2b
 
 import pytest
 from apr_train.data import unchanged as module
@@ -160,3 +161,19 @@ def test_a_look_knows_a_large_corpus_without_reading_it(load, opened, later, cor
     found = look_at(settings, unchanged=Unchanged(tmp_path / "cache"))
     assert (opened, found.complete, found.learnt) == ([], True, (corpus.learnt[0].scan,))
     assert found.facts["data"]["files"] == 40
+
+
+def seal(body):
+    return blake2b(body, digest_size=32).hexdigest().encode() + b"\n" + body
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}\n", b"[" * 100_000 + b"\n", b"null\n", b'{"began": "x", "files": []}\n', b"\xff\n", b'{"began": NaN}\n']
+)
+def test_a_forged_entry_is_made_again(load, opened, later, tmp_path, body):
+    load()
+    opened.clear()
+    for entry in (tmp_path / "cache" / "readings").iterdir():
+        entry.write_bytes(seal(body))
+    load()
+    assert len(opened) == 40

@@ -108,10 +108,10 @@ def test_changed_code_and_another_version_are_told(module):
     ("spoil", "match"),
     [
         (lambda text: text.replace("1.2", "1.3"), "not the one that was sealed"),
-        (lambda text: text[:-20], "not JSON"),
-        (lambda text: "[]", "not a certificate of this format"),
+        (lambda text: text[:-20], "not valid JSON"),
+        (lambda text: "[]", "not a JSON object"),
         (lambda text: text.replace('"format": 1', '"format": 2'), "found 2"),
-        (lambda text: "[" * 100_000, "not JSON"),
+        (lambda text: "[" * 100_000, "nested too deep"),
         (lambda text: " " * (1 << 21), "too large"),
     ],
 )

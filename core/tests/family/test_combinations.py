@@ -186,7 +186,8 @@ def test_an_encoders_activation_is_one_of_the_combinations():
 
 def test_corrupted_numbers_of_layers_cost_no_time():
     huge = {**SPARSE, "num_hidden_layers": 1 << 40, "decoder_sparse_step": 1}
-    assert DecoderConfig(**{**DECODER, **huge, "mlp_only_layers": [0]}).is_sparse(1)
+    with pytest.raises(ConfigError, match=r"num_hidden_layers.*too large, expected at most 2000, found 1099511627776"):
+        DecoderConfig(**{**DECODER, **huge, "mlp_only_layers": [0]})
 
 
 EXPERT_KEYS = tuple(name for name, *_ in MEANINGLESS[:8])

@@ -1,6 +1,7 @@
 """A family's hooks as the core calls them: each answer type-checked, each fault the plugin's, each call logged."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from apr_train.checkpoint.header import Header
@@ -91,6 +92,22 @@ def test_what_a_hook_raises_becomes_a_plugin_error_with_its_cause(make_registry,
     assert caught.value.hook == hook
     assert isinstance(caught.value.__cause__, BaseException)
     assert not isinstance(caught.value.__cause__, PluginError)
+
+
+@pytest.mark.parametrize("hook", ["attention_impl", "build_model"])
+def test_an_exception_that_cannot_be_printed_is_told_by_its_type(make_registry, hook):
+    bad = "raise type('Bad', (Exception,), {'__str__': lambda self: 1 / 0, '__repr__': lambda self: 1 / 0})()"
+    family = make_registry({"one": {hook: bad}}).family("one")
+    with pytest.raises(PluginError, match=r"raised Bad: a value of type Bad that cannot be shown \(ZeroDivisionError\)"):
+        call_all(family)
+
+
+def test_a_hook_that_changes_the_working_folder_leaves_the_user_in_it(make_registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leaves = "import os; os.chdir('/'); return ['sdpa']"
+    family = make_registry({"one": {"attention_impl": leaves}}).family("one")
+    family.attention_impl(family.build_config(preset="tiny"))
+    assert Path.cwd() == tmp_path
 
 
 def test_an_interrupt_is_nobodys_fault(make_registry):

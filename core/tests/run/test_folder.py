@@ -1,7 +1,7 @@
 """A new run's folder: whose it may be, and what a start that ended early leaves of it."""
 
 import pytest
-from apr_train.errors import OutputError, RunError
+from apr_train.errors import ConfigError, OutputError, RunError
 from apr_train.run.folder import InUseError, find_checkpoint, locked, new_run_folder, require_unused
 
 STARTED_ON = '{"corpus": "c", "tokenizer": "t", "init": null}'
@@ -113,3 +113,10 @@ def test_what_is_near_a_run_and_none_names_the_run_to_give(tmp_path):
         with pytest.raises(RunError, match="this is no run") as caught:
             find_checkpoint(given)
         assert (caught.value.finding.hint or None) == hint
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", ".."])
+def test_a_name_leads_nowhere_else(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"--run: the run's name leads out of --out.*Name the folder above it with --out"):
+        new_run_folder(tmp_path / "runs", name, "stem").__enter__()
+    assert list(tmp_path.iterdir()) == []

@@ -77,11 +77,14 @@ def test_what_is_no_preflight_is_refused(path, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "line 1 is not JSON"),
-        (b'{\n"schema": 1,\n!', "line 3 is not JSON"),
-        (b"[]", "no preflight"),
-        (b"\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"", "not valid JSON: .* line 1 "),
+        (b'{\n"schema": 1,\n!', "not valid JSON: .* line 3 "),
+        (b"[]", "not a JSON object"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"[" * 500 + b"]" * 500, "nested too deep"),
+        (b'{"schema": NaN}', "NaN is not a JSON number"),
+        (b'{"schema": ' + b"1" * 5000 + b"}", "5,000 digits"),
     ],
 )
 def test_what_is_no_json_object_is_refused(path, content, message):

@@ -43,7 +43,7 @@ def test_the_folder_of_an_older_run_has_no_preflight(make_run_folder):
 def test_a_damaged_file_is_named(make_run_folder, name):
     folder = make_run_folder("a")
     (folder / name).write_text("{!}\n")
-    with pytest.raises(RunError, match=rf"{name}: line 1 is not JSON"):
+    with pytest.raises(RunError, match=rf"{name}: .*JSON.*line 1 "):
         read_record(folder)
 
 

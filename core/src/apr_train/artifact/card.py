@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from attrs import Factory, field, frozen
 
+from apr_train.errors import printable
 from apr_train.run.metrics import Metrics
 from apr_train.run.preflight_file import PreflightRecord
 from apr_train.run.samples import Sample
@@ -54,15 +55,18 @@ class Card:
 
 
 def markdown(card: Card) -> str:
-    """The card's text: YAML front matter, the title, a table, and a section for every part."""
+    """The card's text: YAML front matter, the title, a table, and a section for every part.
+
+    What a file, a prompt or a model says stands in it as text: no markup of Markdown or HTML, no control character.
+    """
     head = yaml.safe_dump(dict(card.front_matter), sort_keys=False, allow_unicode=True) if card.front_matter else ""
-    parts = [f"---\n{head}---"] if head else []
-    parts += [f"# {card.title}"]
-    parts += [card.description] if card.description else []
+    parts = [f"# {_inline(card.title)}"]
+    parts += [_paragraph(card.description)] if card.description else []
     parts += [_table(("", ""), card.about.items())]
     for title, paragraphs in _sections(card):
         parts += [f"## {title}", *paragraphs] if paragraphs else []
-    return "\n\n".join(parts) + "\n"
+    text = printable("\n\n".join(parts), lines=True)
+    return (f"---\n{head}---\n\n" if head else "") + text + "\n"
 
 
 def _sections(card: Card) -> Iterator[tuple[str, list[str]]]:
@@ -80,7 +84,7 @@ def _use(use: Use) -> Iterator[str]:
     if use.remark:
         yield use.remark
     yield _fenced(use.python, "python")
-    yield f"With apr-train: `{use.command}`."
+    yield f"With apr-train: {code(use.command)}."
 
 
 def _results(lines: Sequence[Metrics], *, own: bool) -> Iterator[str]:
@@ -105,15 +109,24 @@ def _sample(sample: Sample) -> list[str]:
 
 
 def _preflight(preflight: PreflightRecord) -> list[str]:
-    findings = [f"- {finding.severity}: {' '.join(str(finding).split())}" for finding in preflight.findings]
+    findings = [f"- {finding.severity}: {_inline(str(finding))}" for finding in preflight.findings]
     return [_table(("fact", ""), preflight.rows), "\n".join(findings) or "No finding."]
 
 
 def _fenced(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any row of backticks in the text."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _longest_ticks(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def code(text: str) -> str:
+    """A code span that nothing in the text ends."""
+    text, ticks = " ".join(text.split()), "`" * (_longest_ticks(text) + 1)
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -122,4 +135,22 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _inline(text).replace("|", "\\|")
+
+
+_MARKUP = re.compile(r"[\\`*\[\]]")
+_BLOCK = re.compile(r"(?:[#>+=~:-]|\d+[.)])")
+"""How a line begins that is a heading, a list, a quotation, a rule or a fence."""
+
+
+def _inline(text: str) -> str:
+    """Somebody's text on one line, without a meaning as Markdown or HTML."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", text)
+
+
+def _paragraph(text: str) -> str:
+    """Somebody's text as one paragraph."""
+    text = _inline(text)
+    begins = _BLOCK.match(text)
+    return text if begins is None else f"{text[: begins.end() - 1]}\\{text[begins.end() - 1 :]}"

@@ -24,7 +24,7 @@ from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.checkpoint.tie import resolve_tie
 from apr_train.checkpoint.tokenizer_json import check_buildable
-from apr_train.errors import Finding, FormatError, PreflightError
+from apr_train.errors import Finding, FormatError, OutputError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan, plan_load
@@ -335,9 +335,20 @@ def provenance_of(header: Header) -> dict[str, Any]:
     """
     found = {"source": given_name(header.path), "original_format": header.format, **header.provenance}
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if epoch.isdigit() and "created_at" not in found:
-        found["created_at"] = datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if epoch and "created_at" not in found:
+        found["created_at"] = _time_of(epoch)
     return found
+
+
+_LAST_SECOND = 253402300799
+"""Of the year 9999."""
+
+
+def _time_of(epoch: str) -> str:
+    if not epoch.isascii() or not epoch.isdigit() or len(epoch) > 12 or int(epoch) > _LAST_SECOND:
+        expected = f"seconds since 1970, 0 to {_LAST_SECOND}"
+        raise OutputError("no time", where="SOURCE_DATE_EPOCH", expected=expected, found=repr(epoch[:40]))
+    return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def import_to_apr(

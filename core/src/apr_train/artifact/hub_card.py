@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from apr_train.artifact.card import Card, Use
+from apr_train.artifact.card import Card, Use, code
 from apr_train.artifact.convert import Conversion
 from apr_train.artifact.provenance import hub_license, spdx_expression
 from apr_train.checkpoint.reference import KEY as REFERENCE
@@ -121,8 +121,8 @@ def card_of(publication: Publication) -> Card:
         own_held_out=bool(publication.record is not None and publication.record.settings.get("data.val_data")),
         sample=publication.sample,
         training=list(_training(publication.origin)) if publication.origin else (),
-        files=f"`{publication.artifact}` and the safetensors hold the same weights; `{SUMS}` has the checksum of every file "
-        f"(`sha256sum -c {SUMS}`).",
+        files=f"{code(publication.artifact)} and the safetensors hold the same weights; `{SUMS}` has the checksum of every "
+        f"file (`sha256sum -c {SUMS}`).",
     )
 
 

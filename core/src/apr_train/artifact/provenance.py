@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from license_expression import ExpressionError, ExpressionParseError, Licensing, get_spdx_licensing
 
 from apr_train.artifact.apr_file import open_apr_file
+from apr_train.atomic import lock
 from apr_train.checkpoint.apr import AprReader, Flags, rewrite
 from apr_train.checkpoint.apr.keys import STAMPED
 from apr_train.checkpoint.checkpoint import Progress
@@ -148,19 +148,18 @@ def _held(path: str | os.PathLike[str]) -> Iterator[None]:
         OutputError: another process holds it, or has replaced it since it was opened; or it cannot be locked.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:  # opening it as a checkpoint says what is wrong
         yield
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            current = os.path.samestat(os.fstat(descriptor), Path(path).stat())
-        except (BlockingIOError, FileNotFoundError):
+            held = lock(descriptor)  # None: a file system without locks, where the user sees to it
+            current = held is not False and os.path.samestat(os.fstat(descriptor), Path(path).stat())
+        except FileNotFoundError:
             current = False
-        except OSError as error:  # a file system without locks
-            hint = "Copy it to a disk that has locks, stamp it there, and copy it back."
-            raise OutputError(f"cannot be locked ({error.strerror})", where=path, hint=hint) from error
+        except OSError as error:
+            raise OutputError(f"cannot be locked ({error.strerror})", where=path) from error
         if not current:
             raise OutputError("another process is writing it", where=path, hint="Wait for it to end, then stamp again.")
         yield

@@ -11,8 +11,9 @@ from typing import Any
 
 from apr_train import rules
 from apr_train.atomic import check_replaceable, write_file
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import some_of
-from apr_train.errors import OutputError
+from apr_train.errors import FormatError, OutputError
 from apr_train.run.folder import is_kept_by_a_run
 
 MARK = "apr-train.json"
@@ -156,9 +157,9 @@ def mark(folder: Path, command: str, *, to_come: Iterable[str] = ()) -> None:
 def _read_mark(folder: Path) -> tuple[str | None, dict[str, Any]]:
     """Which command wrote the folder, and what it wrote into it; None when the folder does not carry a mark."""
     try:
-        noted = json.loads((folder / MARK).read_bytes())
+        noted = parse_json(folder / MARK)
         author, files = noted["made by"], dict(noted["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FormatError, ValueError, KeyError, TypeError):
         return None, {}
     known = isinstance(author, str) and author.startswith(_AUTHOR)
     return (author.removeprefix(_AUTHOR) if known else None), files

@@ -6,14 +6,13 @@ it back: under the names of the files, in one custom key of the metadata.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from apr_train.checkpoint.files import MAX_YAML_BYTES, parse_json, parse_yaml
+from apr_train.checkpoint.files import MAX_YAML_BYTES, open_regular, parse_json, parse_yaml, read_text
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.checkpoint.reference import KEY as REFERENCE
 from apr_train.errors import FormatError
@@ -37,7 +36,10 @@ _BESIDE = (
 )
 _BOOKKEEPING = frozenset({"use_cache", "transformers_version", "torch_dtype"})
 _README_KEYS = ("license_name", "license_link")
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+MAX_TEMPLATE_BYTES = 1 << 20
+"""Bound on a chat template; the longest in use have 20 kB."""
+MAX_SIDE_BYTES = 1 << 24
+"""Bound on a JSON file beside the weights; a tokenizer_config.json that lists a thousand added tokens has a megabyte."""
 
 
 def files_beside(folder: Path, weights: Iterable[Path] = ()) -> tuple[Path, ...]:
@@ -61,7 +63,7 @@ def companions_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     generation = folder / GENERATION
     found = {
         CONFIG: config_rest(config),
-        GENERATION: parse_json(generation) if generation.is_file() else {},
+        GENERATION: parse_json(generation, most=MAX_SIDE_BYTES) if generation.is_file() else {},
         README: {key: value for key, value in readme_facts(folder).items() if key in _README_KEYS},
     }
     return {name: content for name, content in found.items() if content}
@@ -81,16 +83,14 @@ def tokenizer_companions(folder: Path) -> dict[str, Any]:
     Raises:
         FormatError: when one of them is not what it should be.
     """
-    found = {name: parse_json(folder / name) for name in (TOKENIZER_CONFIG, TOKENS_MAP) if (folder / name).is_file()}
+    names = (name for name in (TOKENIZER_CONFIG, TOKENS_MAP) if (folder / name).is_file())
+    found = {name: parse_json(folder / name, most=MAX_SIDE_BYTES) for name in names}
     templates = {path.stem: _text(path) for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
     return found | ({TEMPLATES: templates} if templates else {})
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"cannot be read as text: {error}", path=path) from error
+    return read_text(path, most=MAX_TEMPLATE_BYTES)
 
 
 def template_of(folder: Path, companions: Mapping[str, Any]) -> str | None:
@@ -130,13 +130,21 @@ def _front_matter(folder: Path) -> dict[Any, Any]:
     path = folder / README
     if not path.is_file():
         return {}
-    with path.open("rb") as file:
-        front = _FRONT_MATTER.search(file.read(MAX_YAML_BYTES).decode("utf-8", "replace"))
     try:
-        content = parse_yaml(front.group(1), path) if front else None
-    except FormatError:
+        with open_regular(path) as file:
+            front = _front(file.read(MAX_YAML_BYTES).decode("utf-8", "replace"))
+        content = None if front is None else parse_yaml(front, path)
+    except (FormatError, OSError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _front(text: str) -> str | None:
+    """What stands between a first line and a later one that are three dashes; blanks may follow them."""
+    lines = text.split("\n")
+    ends = (number for number, line in enumerate(lines) if number and line.rstrip() == "---")
+    end = next(ends, None) if lines[0].rstrip() == "---" else None
+    return None if end is None else "\n".join(lines[1:end])
 
 
 def to_apr(header: Header | None, tokenizer: TokenizerSpec | None, config: Mapping[str, Any]) -> dict[str, Any]:

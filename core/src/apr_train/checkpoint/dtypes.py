@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,15 @@ BLOCKS = tuple(name for name, dtype in DTYPES.items() if dtype.quantized)
 """The block-quantised types that `.apr` can hold."""
 FLOATS = tuple(dtype.name for dtype in sorted(_TABLE, key=lambda dtype: -dtype.block_bytes) if dtype.is_float)
 """The types of weights, widest first."""
+
+
+_MAX_ELEMENTS = 1 << 59
+"""Bound on the product of a shape's non-zero sizes: what numpy can address, with room for elements of eight bytes."""
+
+
+def addressable(shape: Iterable[int]) -> bool:
+    """Whether an array can have the shape; one of no elements cannot have any either."""
+    return math.prod(size or 1 for size in shape) <= _MAX_ELEMENTS
 
 
 def plain_view(dtype: str, shape: tuple[int, ...], raw: memoryview) -> TensorView:

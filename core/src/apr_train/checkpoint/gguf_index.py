@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from attrs import frozen
 
 from apr_train import rules
-from apr_train.checkpoint.dtypes import DType
+from apr_train.checkpoint.dtypes import DType, addressable
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.quantization import ggml_types
 from apr_train.errors import FormatError
@@ -34,8 +34,8 @@ SCALARS = {
 }
 """Value type id → its encoding; 7 is a boolean."""
 BOOLEAN, STRING, ARRAY = 7, 8, 9
-MAX_ARRAY = 1 << 24
-"""Elements of one array; the largest vocabularies have 2**18."""
+MAX_ARRAY = 1 << 21
+"""Elements of one array; the largest vocabularies have 2**18, and twice as many merges."""
 _U32, _U64 = SCALARS[4], SCALARS[10]
 
 
@@ -89,8 +89,11 @@ class Cursor:
     def count(self, number: int, smallest: int, what: str) -> int:
         """A count of things of at least `smallest` bytes each, checked against what is left."""
         left = len(self.data) - self.at
-        if number * smallest > left:
-            self.fail(f"more {what} than the file has room for", expected=f"at most {left // smallest}", found=number)
+        most = left // smallest
+        if number > most:
+            self.fail(f"more {what} than the file has room for", expected=f"at most {most}", found=number)
+        if number > MAX_ARRAY:
+            self.fail(f"more {what} than are read", expected=f"at most {MAX_ARRAY}", found=number)
         return number
 
     def _array(self) -> list[Any]:
@@ -135,6 +138,8 @@ class Cursor:
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
+MAX_NAME = 1000
+"""Characters of a tensor's name, or bytes of a key; GGML itself has room for 64 and 65,535."""
 MAX_ALIGNMENT = 1 << 20
 DEFAULT_ALIGNMENT = 32
 
@@ -203,7 +208,9 @@ def _metadata(cursor: Cursor, count: int) -> dict[str, Any]:
     for _ in range(count):
         cursor.field = "metadata"
         key = cursor.string()
-        cursor.field = key
+        cursor.field = key[:MAX_NAME]
+        if len(key) > MAX_NAME:
+            cursor.fail("not a usable key", expected=f"at most {MAX_NAME} characters", found=len(key))
         if key in metadata:
             cursor.fail("the key is there twice")
         metadata[key] = cursor.value(cursor.u32())
@@ -223,12 +230,14 @@ def _entry(cursor: Cursor) -> tuple[str, tuple[int, ...], DType, int]:
     cursor.field = "tensor index"
     name = cursor.string()
     cursor.field = name
-    if not name or "\0" in name:
-        cursor.fail("not a usable tensor name", found=repr(name))
+    if not name or "\0" in name or len(name) > MAX_NAME:
+        cursor.fail("not a usable tensor name", expected=f"1 to {MAX_NAME} characters", found=repr(name))
     dimensions = cursor.u32()
     if dimensions > MAX_DIMENSIONS:
         cursor.fail("too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=dimensions)
     shape = tuple(reversed([cursor.u64() for _ in range(dimensions)]))
+    if not addressable(shape):
+        cursor.fail("impossible shape", found=list(shape))
     types, number = ggml_types(), cursor.u32()
     if number not in types:
         cursor.fail("unknown tensor type", expected="a GGML type id", found=number)

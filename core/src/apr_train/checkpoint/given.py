@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_train import rules
-from apr_train.checkpoint.files import parse_json
+from apr_train.checkpoint.files import open_regular, parse_json, read_text
 from apr_train.checkpoint.folder import ADAPTER, INDEX, SHARD, SINGLE, file_names, is_shard, some_of
 from apr_train.errors import FormatError
 from apr_train.suggest import closest
@@ -118,7 +118,7 @@ def not_weights(path: Path) -> FormatError | None:
 
 def _is_ours(path: Path) -> bool:
     """Whether a JSON file that does not parse begins as a manifest of shards."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return b'"shard' in file.read(4096)
 
 
@@ -285,8 +285,8 @@ def _holds_model(folder: Path) -> bool:
 def _main_snapshot(snapshot: Path) -> Path | None:
     """In a Hub cache, the snapshot that `refs/main` names."""
     try:
-        commit = (snapshot.parent.parent / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+        commit = read_text(snapshot.parent.parent / "refs" / "main", most=1024).strip()
+    except FormatError:
         return None
     return snapshot.parent / commit
 

@@ -21,7 +21,7 @@ from apr_train.checkpoint.header import SPECIAL_TOKENS, Header, TensorInfo, Toke
 from apr_train.checkpoint.implied import LONGROPE, ORIGINAL_LENGTH, implied_values
 from apr_train.checkpoint.pre_tokenizers import TOKENIZER_CLASSES
 from apr_train.checkpoint.tie import tie_from_index
-from apr_train.checkpoint.tokenizer_json import spec_from_json
+from apr_train.checkpoint.tokenizer_json import is_id, spec_from_json
 from apr_train.checkpoint.vocabulary_files import MERGES, SENTENCEPIECE, VOCABULARY, class_name, read_vocabulary_files
 from apr_train.errors import FormatError
 
@@ -83,13 +83,14 @@ def _special_ids(content: Mapping[str, Any], named: Mapping[str, Any], config: M
         index = _id_of(content, token) if isinstance(token, str) else config.get(f"{name}_token_id")
         if isinstance(index, list) and index:
             index = index[0]
-        if isinstance(index, int) and not isinstance(index, bool) and index >= 0:
+        if is_id(index):
             ids[name] = index
     return ids
 
 
 def _id_of(content: Mapping[str, Any], token: str) -> int | None:
-    for added in content.get("added_tokens") or ():
+    listed = content.get("added_tokens")
+    for added in listed if isinstance(listed, list) else ():
         if isinstance(added, Mapping) and added.get("content") == token:
             return added.get("id")
     model = content.get("model")

@@ -13,7 +13,7 @@ import attrs
 from apr_train import rules
 from apr_train.checkpoint.adapter import folder_finding, tensor_finding
 from apr_train.checkpoint.checkpoint import Checkpoint
-from apr_train.checkpoint.files import LARGEST_POINTER, parse_json, refuse_pointer
+from apr_train.checkpoint.files import LARGEST_POINTER, open_regular, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import ADAPTER, file_names, find_weights, only_apr
 from apr_train.checkpoint.foreign import foreign, not_a_checkpoint
 from apr_train.checkpoint.given import (
@@ -197,7 +197,7 @@ def _unreadable(path: Path, error: OSError, expected: str = KNOWN) -> FormatErro
 
 
 def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(LARGEST_POINTER)
 
 

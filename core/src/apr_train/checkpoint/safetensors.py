@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,8 @@ from apr_train import rules
 from apr_train.atomic import replace_file, write_all
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
 from apr_train.checkpoint.companions import companions_of, files_beside, files_of_folder, readme_facts, reference_beside
-from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, bytes_of, plain_view
-from apr_train.checkpoint.files import LARGEST_POINTER, map_file, parse_json, refuse_pointer
+from apr_train.checkpoint.dtypes import PACKED, PLAIN, SAFETENSORS, addressable, bytes_of, plain_view
+from apr_train.checkpoint.files import LARGEST_POINTER, json_value, map_file, open_regular, parse_json, refuse_pointer
 from apr_train.checkpoint.folder import EXPLICIT, INDEX, SINGLE, WeightFiles, find_weights
 from apr_train.checkpoint.foreign import foreign
 from apr_train.checkpoint.given import no_weights
@@ -33,6 +34,8 @@ from apr_train.errors import Finding, FormatError
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit."""
 MAX_DIMENSIONS = 64
+MAX_NAME = 1000
+"""Characters of a tensor's name; `.apr` has room for 256 bytes, GGML for 64."""
 
 
 @frozen
@@ -58,12 +61,12 @@ def read_index(path: Path) -> Index:
     Raises:
         FormatError: for a length that lies, JSON that is none, unknown dtypes, wrong sizes, holes or overlaps.
     """
-    try:
-        with path.open("rb") as file:
-            file_size = path.stat().st_size
+    with open_regular(path) as file:
+        file_size = os.fstat(file.fileno()).st_size
+        try:
             raw = _header_bytes(file, file_size, path)
-    except OSError as error:
-        raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+        except OSError as error:
+            raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
     entries = _entries(raw, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(item, str) for item in metadata.values()):
@@ -97,25 +100,20 @@ def _header_bytes(file: BinaryIO, file_size: int, path: Path) -> bytes:
 
 
 def _entries(raw: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise FormatError("a key is there twice", path=path, field="header")
-        return table
-
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the header is not valid JSON: {error}", path=path, field="header") from error
+        text = raw.decode("utf-8")
+    except ValueError as error:
+        raise FormatError(f"the header is not UTF-8: {error}", path=path, field="header") from error
+    entries = json_value(text, path, field="header", unique=True)
     if not isinstance(entries, dict):
         raise FormatError("the header is not an object", path=path, field="header")
     return entries
 
 
 def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
-    field = _printable(name)
-    if not name or "\0" in name or field != name:
-        raise FormatError("not a usable tensor name", path=path, field=field)
+    field = name
+    if not name or "\0" in name or len(name) > MAX_NAME:
+        raise FormatError("not a usable tensor name", path=path, field=field, expected=f"1 to {MAX_NAME} characters")
     if not isinstance(entry, dict):
         raise FormatError("not an object", path=path, field=field)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -125,6 +123,8 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, i
         )
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise FormatError("not a shape", path=path, field=field, expected="non-negative integers", found=repr(shape)[:80])
+    if not addressable(shape):
+        raise FormatError("impossible shape", path=path, field=field, found=f"{shape!r:.80}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError("not a pair of offsets", path=path, field=field, found=repr(offsets)[:80])
     elements = math.prod(shape)
@@ -136,11 +136,6 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, i
         found = offsets[1] - offsets[0]
         raise FormatError("size and shape disagree", path=path, field=field, expected=f"{nbytes} bytes", found=found)
     return TensorInfo(name, dtype, tuple(shape), nbytes), (offsets[0], offsets[1])
-
-
-def _printable(name: str) -> str:
-    """The name without lone surrogates, which JSON can smuggle in and no file system or terminal takes."""
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:

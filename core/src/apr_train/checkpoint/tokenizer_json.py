@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.checkpoint.pre_tokenizers import PRE_TOKENIZERS, canonical_pre_type, pre_type_of
@@ -172,9 +172,11 @@ def spec_from_json(
     if not isinstance(vocabulary, Mapping | list):
         raise FormatError("not a tokenizer.json", path=origin, expected="model.vocab", found="nothing of that kind")
     added = added_tokens(content.get("added_tokens"), origin)
-    ids = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else [len(vocabulary) - 1]
-    if not all(isinstance(item, int) for item in ids):
-        raise FormatError("token ids are not integers", path=origin, field="model.vocab")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, Mapping) else [len(vocabulary) - 1] if vocabulary else []
+    if wrong := [item for item in ids if not is_id(item)]:
+        raise FormatError(
+            "a token's id is none", path=origin, field="model.vocab", expected="0, 1, 2, …", found=f"{wrong[0]!r:.80}"
+        )
     return TokenizerSpec(
         model=str(model.get("type", "bpe")).lower() if isinstance(model, Mapping) else "bpe",
         json=content,
@@ -184,6 +186,15 @@ def spec_from_json(
         size=max([*ids, *(token.id for token in added)], default=-1) + 1,
         origin=origin,
     )
+
+
+LARGEST_ID = 1 << 31
+"""No token's id is near; the token files and the tokenizers library have 32 bits for one."""
+
+
+def is_id(value: Any) -> TypeGuard[int]:
+    """Whether something that a file has for a token's id can be one."""
+    return type(value) is int and 0 <= value < LARGEST_ID
 
 
 def added_tokens(entries: Any, origin: str) -> tuple[AddedToken, ...]:
@@ -196,7 +207,7 @@ def added_tokens(entries: Any, origin: str) -> tuple[AddedToken, ...]:
         raise FormatError("not a list", path=origin, field="added_tokens", expected="a list", found=type(entries).__name__)
     found = []
     for entry in entries or ():
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int) or not isinstance(entry.get("content"), str):
+        if not isinstance(entry, Mapping) or not is_id(entry.get("id")) or not isinstance(entry.get("content"), str):
             raise FormatError("an added token lacks id or content", path=origin, field="added_tokens", found=repr(entry)[:80])
         flags = {flag: bool(entry.get(flag, False)) for flag in FLAGS}
         found.append(AddedToken(id=entry["id"], content=entry["content"], **flags))

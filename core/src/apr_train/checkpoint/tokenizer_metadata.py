@@ -17,7 +17,7 @@ import attrs
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import SPECIAL_TOKENS, AddedToken, TokenizerSpec
 from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
-from apr_train.checkpoint.tokenizer_json import FLAGS, JOINT, PADDING, added_tokens, flatten, rebuild, spec_from_json
+from apr_train.checkpoint.tokenizer_json import FLAGS, JOINT, PADDING, added_tokens, flatten, is_id, rebuild, spec_from_json
 from apr_train.errors import FormatError
 
 CONTROL_LIKE = re.compile(r"<\|.+\|>|</?[a-z_]+>", re.DOTALL)
@@ -280,7 +280,7 @@ def _ids(metadata: Any, keys: Mapping[str, str] | None) -> dict[str, int]:
     if not isinstance(metadata, Mapping):
         return {}
     named = {name: metadata.get(key) for name, key in (keys or {str(name): str(name) for name in metadata}).items()}
-    return {name: value for name, value in named.items() if type(value) is int and value >= 0}
+    return {name: value for name, value in named.items() if is_id(value)}
 
 
 def _size(path: str, vocabulary: tuple[str, ...], unused: frozenset[int]) -> int:

@@ -15,10 +15,12 @@ from attrs import frozen
 from apr_train.checkpoint.files import parse_json, read_text
 from apr_train.checkpoint.header import SPECIAL_TOKENS
 from apr_train.checkpoint.pre_tokenizers import TOKENIZER_CLASSES, VocabularyClass, tokenizer_class_of
-from apr_train.checkpoint.tokenizer_json import bpe_model
+from apr_train.checkpoint.tokenizer_json import bpe_model, is_id
 from apr_train.errors import FormatError
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
+MOST_DIGITS = 12
+"""Of an id that is written as text: more of them are no id already."""
 _FLAGS = ("single_word", "lstrip", "rstrip")
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """The roles in the order in which transformers adds their tokens."""
@@ -122,7 +124,7 @@ class _Added:
         """Those of `added_tokens_decoder`: id → table."""
         for index, token in tokens.items():
             text = content_of(token)
-            if text is None or not index.isdecimal():
+            if text is None or not index.isdecimal() or not is_id(int(index[:MOST_DIGITS])):
                 raise FormatError("not a token", path=path, field=f"added_tokens_decoder.{index}", found=repr(token)[:80])
             self._add(text, token if isinstance(token, Mapping) else {}, int(index))
 
@@ -130,7 +132,7 @@ class _Added:
         """Those of `added_tokens.json`: text → id."""
         known = {content_of(token) for token in special}
         for text, index in sorted(tokens.items(), key=lambda item: str(item[1]).zfill(20)):
-            if isinstance(index, int) and not isinstance(index, bool) and text:
+            if is_id(index) and text:
                 self._add(text, {"special": text in known, "normalized": text not in known}, index)
 
     def special(self, token: Any, *, takes_space: bool = False) -> None:
@@ -222,7 +224,7 @@ def _template(first: str | None, last: str | None, added: _Added) -> dict[str, A
 def _vocabulary(path: Path) -> dict[str, int]:
     found = parse_json(path)
     for token, index in found.items():
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        if not is_id(index):
             raise FormatError(
                 "a token's id is none", path=path, field=token[:40], expected="0, 1, 2, …", found=f"{index!r:.40}"
             )

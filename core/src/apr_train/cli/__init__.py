@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
 from apr_train.cli.group import CommandGroup, print_version
-from apr_train.cli.streams import open_closed_streams
+from apr_train.cli.streams import Streams
 from apr_train.run.terminal import is_drawn_on
 
 
@@ -32,6 +33,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `apr-train` script."""
-    open_closed_streams()
+    # torch asks every installed distribution for devices beside cpu and cuda, and ends over a malformed entry_points.txt
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    streams = Streams()
     plain = None if is_drawn_on(sys.stdout) else False  # None: click decides, for each stream, by whether it is a terminal
-    sys.exit(cli(prog_name="apr-train", color=plain))
+    try:
+        cli(prog_name="apr-train", color=plain)
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        sys.exit(streams.close(code, trains="apr_train.training.finish" in sys.modules))

@@ -102,14 +102,15 @@ def _tokenizer(path: str | None) -> tuple[TokenizerSpec | None, list[Finding]]:
 def _largest_id(path: str | None) -> tuple[int | None, list[Finding]]:
     if path is None:
         return None, []
+    from apr_train.checkpoint.files import open_regular
     from apr_train.data.tokens import HEADER_SIZE, DamagedTokenFile, unpack_header
-    from apr_train.errors import DataError
+    from apr_train.errors import DataError, FormatError
     from apr_train.preflight import corpus_finding
 
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             return unpack_header(file.read(HEADER_SIZE)).max_token_id, []
-    except (DamagedTokenFile, OSError) as error:
+    except (DamagedTokenFile, FormatError, OSError) as error:
         return None, [corpus_finding(DataError(f"not a tokenised corpus: {error}", where=path))]
 
 

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
-
 from apr_train.artifact.convert import Conversion, Move, keeps_values, plan_conversion
 from apr_train.artifact.merge import merged_run
 from apr_train.checkpoint.apr import AprReader, ShardedReader
 from apr_train.checkpoint.header import RopeRows
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.reference import KEY as REFERENCE
-from apr_train.cli.output import emit_findings, say
+from apr_train.cli.output import emit_findings, say, tell
 from apr_train.family.registry import Registry
 from apr_train.run.progress import progress_bar
 
@@ -42,20 +40,20 @@ def describe_result(conversion: Conversion, moves: Sequence[Move], output: Path)
     header, plan = conversion.header, conversion.plan
     types = Counter(move.dtype for move in moves)
     kinds = ", ".join(f"{count} {name}" for name, count in sorted(types.items()))
-    click.echo(f"{output}: {len(moves)} tensors ({kinds}), family {conversion.family.name}")
-    click.echo(f"head: {'tied' if conversion.config.tie_word_embeddings else 'its own'} ({header.tie.reason})")
+    tell(f"{output}: {len(moves)} tensors ({kinds}), family {conversion.family.name}")
+    tell(f"head: {'tied' if conversion.config.tie_word_embeddings else 'its own'} ({header.tie.reason})")
     if conversion.family.info.kind == "decoder":
         reordered = sum(move.reorders for move in moves)
-        click.echo(f"rows of q and k: split-half; {reordered} tensors were reordered")
+        tell(f"rows of q and k: split-half; {reordered} tensors were reordered")
     for tied in plan.duplicates:
-        click.echo(f"left out: {tied.checkpoint}: equal to the tensor that it is tied to")
+        tell(f"left out: {tied.checkpoint}: equal to the tensor that it is tied to")
     for ignored in plan.ignored:
-        click.echo(f"left out: {ignored.checkpoint}: {ignored.reason}")
+        tell(f"left out: {ignored.checkpoint}: {ignored.reason}")
     for group in sorted({entry.fresh_group for entry in plan.fresh if entry.fresh_group}):
-        click.echo(f"not in the source: {group}; a training run initialises it")
+        tell(f"not in the source: {group}; a training run initialises it")
     if REFERENCE in header.extra and not keeps_values(moves):
-        click.echo("left out: the reference loss: it is not that of rounded weights; eval --reference measures it anew")
+        tell("left out: the reference loss: it is not that of rounded weights; eval --reference measures it anew")
     if header.tokenizer is None:
-        click.echo("tokenizer: none in the source")
+        tell("tokenizer: none in the source")
     for note in header.tokenizer.notes if header.tokenizer else ():
-        click.echo(f"tokenizer: {note}")
+        tell(f"tokenizer: {note}")

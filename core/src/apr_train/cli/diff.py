@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_train.cli.options import json_option, setting, verify_option
-from apr_train.cli.output import emit_findings, emit_json, emit_table, say
+from apr_train.cli.output import emit_findings, emit_json, emit_table, say, tell
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -129,21 +129,21 @@ def _tensor(item: TensorDiff) -> dict[str, Any]:
 
 def _print(found: dict[str, Any], every: bool) -> None:
     how = f"as {found['family']}'s" if found["family"] else "by name"
-    click.echo(f"A: {found['a']}\nB: {found['b']}\ntensors compared {how}: {found['reason']}")
+    tell(f"A: {found['a']}\nB: {found['b']}\ntensors compared {how}: {found['reason']}")
     for title, name in _TITLES.items():
         _print_fields(title, found[name])
     shown = found["tensors"] if every else found["differing"]
     if shown:
-        click.echo()
+        tell()
         emit_table(("tensor", "what", "shape", "type A", "type B", "max", "mean", "cosine"), [_row(item) for item in shown])
     if found["left_out"]:
-        click.echo(f"\nnot compared, for the model does not read them: {', '.join(found['left_out'])}")
+        tell(f"\nnot compared, for the model does not read them: {', '.join(found['left_out'])}")
     _print_verdict(found)
 
 
 def _print_fields(title: str, fields: list[Field]) -> None:
     if fields:
-        click.echo()
+        tell()
         emit_table((title, "A", "B"), [(item.name, _text(item.a), _text(item.b)) for item in fields])
 
 
@@ -168,7 +168,7 @@ def _print_verdict(found: dict[str, Any]) -> None:
     within = f" beyond {found['tolerance']:g}" if found["tolerance"] else ""
     counts = f"{differing} of {total} tensors differ{within}"
     if found["same"] or differing:
-        click.echo(f"\n{'the same model' if found['same'] else 'different'}: {counts}")
+        tell(f"\n{'the same model' if found['same'] else 'different'}: {counts}")
         return
     titles = [title for title, name in _TITLES.items() if found[name] and name != "about"]
-    click.echo(f"\ndifferent in {' and '.join(titles)} only: {counts}")
+    tell(f"\ndifferent in {' and '.join(titles)} only: {counts}")

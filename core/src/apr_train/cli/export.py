@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from apr_train.cli.options import UserPath, setting, verify_option
-from apr_train.cli.output import emit_findings
+from apr_train.cli.output import emit_findings, tell
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ def _describe(conversion: Conversion, result: GgufResult, output: Path, dtype: s
     plan = result.plan
     types = result.comparison.types if result.comparison else {}
     kinds = ", ".join(f"{count} {name}" for name, count in sorted(types.items())) or "types not looked at"
-    click.echo(f"{output}: {len(plan.tensors)} tensors ({kinds}), {plan.architecture}, family {conversion.family.name}")
+    tell(f"{output}: {len(plan.tensors)} tensors ({kinds}), {plan.architecture}, family {conversion.family.name}")
     if dtype is not None and dtype not in BY_LLAMA_CPP:
         for name, kept in plan.kept(dtype.upper()).items():
             more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
-            click.echo(f"as {name} instead: {', '.join(kept[:3])}{more}")
-    click.echo(f"rows of q and k: {sum(move.reorders for move in plan.moves.values())} tensors were reordered")
-    click.echo(f"tokenizer: {plan.metadata.get('tokenizer.ggml.pre', 'none in the source')}")
-    click.echo(f"compared with its source: {'; '.join(sentences(result.comparison, result.proof))}")
+            tell(f"as {name} instead: {', '.join(kept[:3])}{more}")
+    tell(f"rows of q and k: {sum(move.reorders for move in plan.moves.values())} tensors were reordered")
+    tell(f"tokenizer: {plan.metadata.get('tokenizer.ggml.pre', 'none in the source')}")
+    tell(f"compared with its source: {'; '.join(sentences(result.comparison, result.proof))}")
     if result.comparison and result.comparison.quantised and result.proof is None:
-        click.echo("not measured: perplexity and agreement, since the source has no tokenizer to read a text with")
-    click.echo(f"card: {result.card}")
+        tell("not measured: perplexity and agreement, since the source has no tokenizer to read a text with")
+    tell(f"card: {result.card}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_train.cli.options import MODEL, json_option, model_options, setting
-from apr_train.cli.output import emit_json, emit_table, say
+from apr_train.cli.output import emit_json, emit_table, emit_text, say
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -159,9 +159,9 @@ def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) ->
     ready = _ready(file, "decoder", options)
     ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
     if options["echo"] and not as_json:
-        click.echo(prompt, nl=False)
+        emit_text(prompt)
     start = time.perf_counter()
-    made = continue_text(ready, prompt, sampling=sampling, ends=ends, emit=None if as_json else _emit)
+    made = continue_text(ready, prompt, sampling=sampling, ends=ends, emit=None if as_json else emit_text)
     _tell(ready, {"prompt": prompt}, made, time.perf_counter() - start, as_json)
 
 
@@ -183,7 +183,7 @@ def _talk(file: str, prompt: str | None, as_json: bool, options: dict[str, Any])
     with Chat(ready, system=options["system"], template=template) as chat:
         for text in _lines() if prompt is None else (prompt,):
             start = time.perf_counter()
-            made = chat.answer(text, sampling=sampling, ends=ends, emit=None if as_json else _emit)
+            made = chat.answer(text, sampling=sampling, ends=ends, emit=None if as_json else emit_text)
             seconds = time.perf_counter() - start
             turns.append(_told(made, seconds))
             if not as_json:
@@ -224,15 +224,11 @@ def _infill(file: str, prefix: str, suffix: str, as_json: bool, options: dict[st
     tokens = tokens_for(ready, options["fim_tokens"])
     ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
     shown = options["echo"] and not as_json
-    click.echo(prefix if shown else "", nl=False)
+    emit_text(prefix if shown else "")
     start = time.perf_counter()
-    made = infill(ready, prefix, suffix, tokens=tokens, sampling=sampling, ends=ends, emit=None if as_json else _emit)
-    click.echo(suffix if shown else "", nl=False)
+    made = infill(ready, prefix, suffix, tokens=tokens, sampling=sampling, ends=ends, emit=None if as_json else emit_text)
+    emit_text(suffix if shown else "")
     _tell(ready, {"prefix": prefix, "suffix": suffix}, made, time.perf_counter() - start, as_json)
-
-
-def _emit(piece: str) -> None:
-    click.echo(piece, nl=False)
 
 
 def _tell(ready: Ready, given: dict[str, str], made: Continuation, seconds: float, as_json: bool) -> None:

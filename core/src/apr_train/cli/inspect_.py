@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 def command(file: Path, as_json: bool, tensors: bool) -> None:
     """Show FILE's header: architecture, config, tokenizer, tensors, and which families claim it."""
     from apr_train.checkpoint.open import open_checkpoint
-    from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
+    from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table, tell
 
     with open_checkpoint(file, verify=False, whole=False) as checkpoint:
         header = checkpoint.header
@@ -36,13 +36,13 @@ def command(file: Path, as_json: bool, tensors: bool) -> None:
     parts = {"config": header.config, "provenance": header.provenance, "reference loss": header.extra.get(REFERENCE)}
     for title, part in parts.items():
         if isinstance(part, Mapping) and part:
-            click.echo()
+            tell()
             emit_pairs({key: _short(value) for key, value in sorted(part.items())}, title=title)
     if found["tokenizer"]:
-        click.echo()
+        tell()
         emit_pairs({key: _short(value) or "none" for key, value in found["tokenizer"].items()}, title="tokenizer")
     if tensors:
-        click.echo()
+        tell()
         rows = [(item["name"], item["dtype"], item["shape"], item["bytes"]) for item in found["tensors"]]
         emit_table(("tensor", "dtype", "shape", "bytes"), rows)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from apr_train.cli.options import UserPath
-from apr_train.cli.output import emit_findings, say
+from apr_train.cli.output import emit_findings, say, tell
 
 
 @click.command("new-family")
@@ -30,7 +30,7 @@ def command(name: str, origin: Path | None, out: Path | None) -> None:
     if len(made.findings) > MOST_FINDINGS:
         say(f"and {len(made.findings) - MOST_FINDINGS} more findings")
     for file in made.files:
-        click.echo(f"{made.target / file}")
+        tell(f"{made.target / file}")
     left = len([finding for finding in made.findings if finding.severity == "error"])
     say(f"\n{_state(left)} Next:\n\n  cd {made.target}\n  pip install -e '.[test]'\n  pytest")
     say(f"  apr-train --arch {name} --preset tiny")

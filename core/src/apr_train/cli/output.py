@@ -1,35 +1,61 @@
-"""What commands print: JSON, tables and findings; coloured on a terminal, plain text in a pipe."""
+"""What commands print, of files too: JSON, tables, findings; coloured on a terminal, plain text in a pipe, no raw control."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TextIO
 
 import attrs
 import click
 
-from apr_train.errors import Finding
+from apr_train.errors import UNPRINTABLE, Finding, printable
+from apr_train.family.its_output import printed_on_stderr
 from apr_train.run.terminal import broken, columns
 
 _INDENT = 2
 """Columns in front of what continues a line."""
 
 
+def tell(text: str = "", **style: Any) -> None:
+    """Print a line of results, or several; what cannot be printed is spelt out, and a terminal's lines break at words.
+
+    `style` is click's.
+    """
+    text = broken(printable(text, lines=True), columns(sys.stdout), indent=_INDENT)
+    click.echo(click.style(text, **style) if style else text)
+
+
 def say(text: str) -> None:
     """Print a message beside the results: on stderr, so that a pipe gets the results alone."""
-    click.echo(broken(text, columns(sys.stderr), indent=_INDENT), err=True)
+    click.echo(broken(printable(text, lines=True), columns(sys.stderr), indent=_INDENT), err=True)
 
 
-def tell(text: str) -> None:
-    """Print a notice on stdout; on a terminal it breaks at words."""
-    click.echo(broken(text, columns(sys.stdout), indent=_INDENT))
+_APART = "apr_train.cli.output"
+
+
+def keep_for_json(context: click.Context) -> None:
+    """Send all that a command prints to standard error, until `emit_json`: a model's own code may print at any time."""
+    apart = context.with_resource(ExitStack())
+    apart.enter_context(printed_on_stderr())
+    context.meta[_APART] = apart
+
+
+def emit_text(text: str) -> None:
+    """Print a part of a text that is the result: as it is into a pipe or a file, without raw controls on a terminal."""
+    click.echo(printable(text, lines=True) if sys.stdout.isatty() else text, nl=False, color=True)  # None would take some out
 
 
 def emit_json(data: Any) -> None:
-    """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+    """Print data as indented JSON; attrs objects become objects, tuples and sets become arrays, what is not finite null."""
+    text = json.dumps(data, default=_plain)
+    data = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity, of a damaged file, are no JSON
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    if (context := click.get_current_context(silent=True)) is not None:
+        context.meta.pop(_APART, ExitStack()).close()
+    click.echo(UNPRINTABLE.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], text))
 
 
 def _plain(value: Any) -> Any:
@@ -46,12 +72,12 @@ def _plain(value: Any) -> Any:
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """Print a table: with rich on a terminal, else aligned columns that nothing wraps or cuts."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(columns, cells, title)
         return
     if title:
-        click.echo(title)
+        tell(title)
     for line in _aligned([list(columns), *cells]):
         click.echo(line)
 
@@ -97,9 +123,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def emit_pairs(pairs: Mapping[str, object], *, title: str | None = None) -> None:
     """Print `key  value` lines, the keys padded to one width."""
     if title:
-        click.echo(click.style(title, bold=True))
-    width = max((len(key) for key in pairs), default=0)
-    for key, value in pairs.items():
+        tell(title, bold=True)
+    shown = [(printable(str(key)), printable(str(value))) for key, value in pairs.items()]
+    width = max((len(key) for key, _ in shown), default=0)
+    for key, value in shown:
         click.echo(broken(f"{key.ljust(width)}  {value}", columns(sys.stdout), indent=width + 2))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
 from apr_train.cli.options import json_option
-from apr_train.cli.output import emit_json, emit_table
+from apr_train.cli.output import emit_json, emit_table, tell
 from apr_train.errors import AprTrainError, PluginError
 from apr_train.family.certificate import standing
 from apr_train.family.discovery import ENVIRONMENT
@@ -25,24 +23,23 @@ COLUMNS = ("family", "distribution", "version", "api", "kind", "presets", "objec
 def command(as_json: bool, tracebacks: bool) -> None:
     """List the installed families, and broken plugins with the reason."""
     registry = Registry.discover()
-    with redirect_stdout(sys.stderr):  # a plugin that prints when it is imported must not get into the JSON
-        working, broken = ask_families(registry)
+    working, broken = ask_families(registry)
     if as_json:
         emit_json({"families": working, "broken": broken})
         return
     if working:
         emit_table(COLUMNS, [_row(item) for item in working])
     elif left_out := registry.left_out():
-        click.echo(f"No family is loaded; {ENVIRONMENT} leaves out {', '.join(left_out)}.")
+        tell(f"No family is loaded; {ENVIRONMENT} leaves out {', '.join(left_out)}.")
     else:
-        click.echo("No family works here; install one: pip install apr-train-NAME.")
+        tell("No family works here; install one: pip install apr-train-NAME.")
     for item in working:
         if why := item["certificate"].get("why"):
-            click.echo(f"\ncertificate of {item['name']}: {why}")
+            tell(f"\ncertificate of {item['name']}: {why}")
     for fault in {fault.reason: fault for fault in broken}.values():  # a duplicate name is one fault of several plugins
-        click.echo(f"\nbroken: {fault.reason}")
+        tell(f"\nbroken: {fault.reason}")
         if tracebacks and fault.traceback:
-            click.echo(fault.traceback.rstrip())
+            tell(fault.traceback.rstrip())
 
 
 def ask_families(registry: Registry) -> tuple[list[dict[str, Any]], list[BrokenPlugin]]:

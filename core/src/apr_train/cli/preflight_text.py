@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from apr_train.cli.by_layer import by_layer
-from apr_train.cli.output import emit_findings, emit_pairs
+from apr_train.cli.output import emit_findings, emit_pairs, tell
+from apr_train.errors import printable
 from apr_train.run.units import size
 
 if TYPE_CHECKING:
@@ -24,13 +23,13 @@ def print_report(report: Report) -> None:
     else:
         emit_findings(findings, err=False)
     for item in report.skipped:
-        click.echo(f"not checked: {item.what}, because {item.because}")
+        tell(f"not checked: {item.what}, because {item.because}")
     if report.explained:
-        click.echo(f"{len(report.explained)} faults of single tensors follow from the above; --json lists them")
+        tell(f"{len(report.explained)} faults of single tensors follow from the above; --json lists them")
     for note in report.notes:
-        click.echo(f"note: {note}")
+        tell(f"note: {note}")
     emit_pairs(_summary(report.facts))
-    click.echo(_verdict(report))
+    _verdict(report)
 
 
 def _table(findings: list[Finding], file: str) -> None:
@@ -56,7 +55,7 @@ def _table(findings: list[Finding], file: str) -> None:
 def _cells(finding: Finding, file: str) -> tuple[str, str, str]:
     values = [f"{name} {value}" for name, value in (("expected", finding.expected), ("found", finding.found)) if value]
     where = f"[{finding.field}]" if finding.field and finding.subject == file else finding.where
-    return where, "\n".join([finding.problem, *values]), finding.hint
+    return printable(where), printable("\n".join([finding.problem, *values]), lines=True), printable(finding.hint, lines=True)
 
 
 def _summary(facts: dict[str, Any]) -> dict[str, object]:
@@ -119,10 +118,10 @@ def _tie(tie: dict[str, Any]) -> str:
     return known if tie["value"] is None else f"{known} ({tie['reason']})"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: Report) -> None:
     counts = ", ".join(_count(items, word) for items, word in ((report.errors, "error"), (report.warnings, "warning")))
     colour = "red" if report.errors else "green"
-    return click.style(("not ready: " if report.errors else "ready: ") + counts, fg=colour, bold=True)
+    tell(("not ready: " if report.errors else "ready: ") + counts, fg=colour, bold=True)
 
 
 def _count(items: tuple[Finding, ...], word: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apr_train.cli.options import dtype_option, output_option, setting
+from apr_train.cli.output import tell
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -46,6 +47,6 @@ def command(
     hub_names = HubNames(base_model=base_model, datasets=datasets, languages=languages)
     with progress_bar(f"writing {output.name}") as progress:
         names = publish(source, output, Registry.discover(), names=hub_names, arch=arch, dtype=dtype, progress=progress)
-    click.echo(f"{output}: {len(names)} files")
+    tell(f"{output}: {len(names)} files")
     for name in names:
-        click.echo(f"  {name}")
+        tell(f"  {name}")

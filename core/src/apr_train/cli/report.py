@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from apr_train.cli.options import UserPath
+from apr_train.cli.output import tell
 
 EPILOG = "Examples: apr-train report runs/a runs/b -o report.html   ·   apr-train report runs/a --png loss.png"
 
@@ -43,9 +44,9 @@ def command(runs: tuple[Path, ...], output: Path | None, png: Path | None) -> No
         from apr_train.atomic import write_file
 
         write_file(output, report_page(records).encode("utf-8", errors="replace"))  # JSON may hold half a character
-        click.echo(f"{output}: {len(records)} run{'s' * (len(records) > 1)}")
+        tell(f"{output}: {len(records)} run{'s' * (len(records) > 1)}")
     if png is not None:
         from apr_train.artifact.report.png import write_png
 
         write_png(records, png)
-        click.echo(f"{png}: {len(records)} run{'s' * (len(records) > 1)}")
+        tell(f"{png}: {len(records)} run{'s' * (len(records) > 1)}")

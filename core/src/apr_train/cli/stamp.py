@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from apr_train.cli.output import tell
 from apr_train.run.progress import progress_bar
 
 EPILOG = 'Example: apr-train stamp model.apr --license MIT --data-source "the CPython 3.13 source" --data-license PSF-2.0'
@@ -34,6 +35,6 @@ def command(path: Path, license_: str | None, **texts: str | None) -> None:
     with progress_bar(f"copying {path.name}") as progress:
         changes = stamp(path, values, progress=progress)
     for key, (before, after) in changes.items():
-        click.echo(f"{key}: {after}" + (f" (was {before})" if before is not None else ""))
+        tell(f"{key}: {after}" + (f" (was {before})" if before is not None else ""))
     written = "written with the new metadata, tensors bit for bit the same"
-    click.echo(f"{path}: {written if changes else 'already says so, nothing was written'}")
+    tell(f"{path}: {written if changes else 'already says so, nothing was written'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_train.cli.options import FC, UserPath, asked_settings, config_option, given, json_option, setting
-from apr_train.cli.output import emit_json, emit_table, say
+from apr_train.cli.output import emit_json, emit_table, say, tell
 from apr_train.run.option import options_of
 from apr_train.run.settings import DataSettings
 
@@ -65,10 +65,8 @@ def _print(rows: list[Row], shown: list[Shown]) -> None:
     emit_table(columns, [_cells(row) for row in rows])
     for item in shown:
         of = "" if item.source is None else f" of {item.source}"
-        click.echo(
-            f"\ndocument {item.number}{of}: {len(item.ids):,} tokens, {sum(item.learn):,} targets; ⟦…⟧ is read, not learnt"
-        )
-        click.echo("".join(text if learn else f"⟦{text}⟧" for learn, text in item.parts))
+        tell(f"\ndocument {item.number}{of}: {len(item.ids):,} tokens, {sum(item.learn):,} targets; ⟦…⟧ is read, not learnt")
+        tell("".join(text if learn else f"⟦{text}⟧" for learn, text in item.parts))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
         _say_finished(plan)
         return
     from apr_train.cli.output import emit_pairs, tell
+    from apr_train.errors import printable
     from apr_train.run.progress import doing
 
     with doing("starting torch"):
@@ -119,7 +120,8 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
             lines, sample = finish(prepared)
         if sample is not None:
             between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
-            click.echo(f"\n{sample.prompt}{between}{click.style(sample.text, bold=True)}{sample.suffix}\n")
+            prompt, text, suffix = (printable(part, lines=True) for part in (sample.prompt, sample.text, sample.suffix))
+            click.echo(f"\n{prompt}{between}{click.style(text, bold=True)}{suffix}\n")
         emit_pairs(closing(prepared, lines, outcome))
         click.echo("\nnext")
         for line in next_commands(prepared):
@@ -128,7 +130,9 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
 
 def _say_finished(plan: Resume) -> None:
     """Say that there is nothing left to do, and how to do more; nothing of the run has been touched."""
+    from apr_train.cli.output import tell
+
     steps, run = plan.settings.run.steps, shlex.quote(str(plan.folder))
-    click.echo(f"{plan.folder}: all {steps} steps are done and the end is written; nothing was changed")
-    click.echo(f"for more steps: apr-train --resume {run} --steps {max(1, 2 * steps)}")
-    click.echo(f"for another sample: apr-train generate {run}")
+    tell(f"{plan.folder}: all {steps} steps are done and the end is written; nothing was changed")
+    tell(f"for more steps: apr-train --resume {run} --steps {max(1, 2 * steps)}")
+    tell(f"for another sample: apr-train generate {run}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apr_train.cli.options import json_option
-from apr_train.cli.output import emit_findings, emit_json
+from apr_train.cli.output import emit_findings, emit_json, tell
 from apr_train.errors import Finding
 from apr_train.run.progress import progress_bar
 
@@ -34,7 +34,7 @@ def command(context: click.Context, path: Path, data: bool, as_json: bool) -> No
     else:
         emit_findings(findings)
         if header is not None and valid:
-            click.echo(f"{path}: valid {header.format}, {_scope(header, data)}")
+            tell(f"{path}: valid {header.format}, {_scope(header, data)}")
     if not valid:
         context.exit(1)
 

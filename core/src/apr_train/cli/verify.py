@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apr_train.cli.options import UserPath, json_option
-from apr_train.cli.output import emit_json, emit_table, say
+from apr_train.cli.output import emit_json, emit_table, say, tell
 
 if TYPE_CHECKING:
     from apr_train.family.certificate import Certificate
@@ -90,21 +90,21 @@ def _shipped(family: Family) -> Certificate:
 
 def _print(made: Certificate, shipped: Certificate | None) -> None:
     checked = [item for item in made.checks if "not_checked" not in item]
-    click.echo(f"{made.family} {made.version}, {made.label}: {len(checked)} checks of the kit are kept")
+    tell(f"{made.family} {made.version}, {made.label}: {len(checked)} checks of the kit are kept")
     left_out: dict[tuple[str, str], list[str]] = {}
     for item in made.checks:
         if "not_checked" in item:
             left_out.setdefault((item["check"], item["not_checked"]), []).extend(filter(None, [item.get("preset")]))
     for (check, reason), presets in left_out.items():
-        click.echo(f"not checked: {' of '.join(filter(None, [check, ', '.join(presets)]))}: {reason}")
+        tell(f"not checked: {' of '.join(filter(None, [check, ', '.join(presets)]))}: {reason}")
     sides = [("now", made)] if shipped is None else [("certified", shipped), ("now", made)]
     rows = [row for when, side in sides for row in _rows(side, "" if shipped is None else when)]
     if rows:
         columns = ("compared", *(() if shipped is None else ("when",)), "largest relative errors")
         emit_table(columns, [[cell for cell in row if cell] for row in rows])
     if shipped is not None:
-        click.echo(_elsewhere(shipped.environment, made.environment))
-    click.echo(f"SHA-256 of the plugin's files: {made.code}")
+        tell(_elsewhere(shipped.environment, made.environment))
+    tell(f"SHA-256 of the plugin's files: {made.code}")
 
 
 def _elsewhere(certified: Mapping[str, str], now: Mapping[str, str]) -> str:

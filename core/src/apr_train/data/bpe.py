@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from apr_train.checkpoint.files import json_value, read_text
 from apr_train.checkpoint.header import TokenizerSpec
 from apr_train.data.cache import cache_folder, cache_key, cached_file
 from apr_train.data.chunks import chunks
@@ -180,15 +181,15 @@ def _fill(tokenizer: Tokenizer, size: int, notice: Say) -> Tokenizer:
 def _read(path: Path, size: int, specials: tuple[str, ...], notice: Say) -> dict[str, Any] | None:
     """A cached tokenizer, or None when there is none that can be used."""
     try:
-        text = path.read_text(encoding="utf-8")
+        if not path.exists():
+            return None
+        text = read_text(path)
+        values: dict[str, Any] = json_value(text, path)
         tokenizer = Tokenizer.from_str(text)
-    except FileNotFoundError:
-        return None
     except Exception as error:  # tokenizers raises Exception itself for what it cannot parse
         notice(f"{path}: the cached tokenizer is damaged ({error}); it is trained again")
         return None
     if tokenizer.get_vocab_size() != size or [tokenizer.token_to_id(token) for token in specials] != list(range(len(specials))):
         notice(f"{path}: the cached tokenizer is another one; it is trained again")
         return None
-    values: dict[str, Any] = json.loads(text)
     return values

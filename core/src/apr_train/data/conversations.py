@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 
 from apr_train import rules
+from apr_train.checkpoint.files import MAX_DEPTH, is_too_deep
 from apr_train.errors import DataError
 from apr_train.suggest import nearest
 
@@ -110,7 +111,10 @@ def conversation_of(record: Any, where: str) -> Conversation:
     take = _shape_of(record)
     if take is None:
         raise place.fault("no conversation in this record", expected=SHAPES, found=_fields(record), hint=_nearest(record))
-    return Conversation(take(record, place), _tools(record, place.of("tools")))
+    messages, tools = take(record, place), _tools(record, place.of("tools"))
+    if is_too_deep([messages, tools]):
+        raise place.fault("nested too deep", expected=f"at most {MAX_DEPTH} levels of lists and objects", found="more")
+    return Conversation(messages, tools)
 
 
 def has_conversation(record: Mapping[str, Any]) -> bool:

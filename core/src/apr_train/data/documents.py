@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 from apr_train import rules
 from apr_train.data.conversations import AS_CONVERSATION, has_conversation
 from apr_train.data.formats.columns import read_arrow, read_parquet
-from apr_train.data.formats.packed import opened, packing_of, read_whole, unpacked_name, unreadable, unwatched
+from apr_train.data.formats.packed import open_data, opened, packing_of, read_whole, unpacked_name, unreadable, unwatched
 from apr_train.data.formats.records import JsonForm, Record, json_form, json_shape, read_array, read_lines, word_of
 from apr_train.data.formats.utf8 import BOM, PIECE, decoded, not_utf8, require_utf8, require_utf8_start
 from apr_train.data.kinds import ARROW, COLUMNS, PARQUET, kind_of
@@ -260,9 +260,10 @@ def is_packed(path: Path) -> bool:
     """Whether a file holds more text than it has bytes, as a rule: packed, or columns.
 
     Raises:
+        DataError: when it cannot be opened, or is no regular file.
         OSError: when it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_data(path) as file:
         head = file.read(4)
     return packing_of(path, head) is not None or kind_of(path)[0] in COLUMNS
 

@@ -15,7 +15,16 @@ from typing import Any
 from attrs import frozen
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
+from apr_train import rules
+from apr_train.checkpoint.files import read_bytes
+from apr_train.errors import DataError
+
 NAME = ".gitignore"
+_LARGEST = 1 << 20
+"""Bytes of such a file; those that people write have some thousand."""
+_MOST_STARS = 4
+"""Wildcards in a part of a pattern."""
+_STARS = re.compile(r"\*+")
 _TRAILING_SPACES = re.compile(r"(?<!\\) +$")
 _BELOW = "ps_d"
 """pathspec's group for the slash behind what a pattern matches: set when that is a folder above the path."""
@@ -89,7 +98,7 @@ class GitIgnore:
         if not is_root and (folder == folder.parent or not self._in_work_tree(folder)):
             return []
         file = folder / NAME
-        own = [(folder, _patterns(file.read_bytes()))] if file.is_file() else []
+        own = [(folder, _patterns(file))] if file.is_file() else []
         above = [] if is_root or folder == self._highest else self._rules_in(folder.parent)
         return own + above
 
@@ -105,11 +114,34 @@ def _up_to_root(folder: Path) -> Iterator[Path]:
         folder = folder.parent
 
 
-def _patterns(raw: bytes) -> list[_Pattern]:
-    """The patterns of a file in the order in which they decide, the last first."""
+def _patterns(file: Path) -> list[_Pattern]:
+    """The patterns of a file in the order in which they decide, the last first.
+
+    Raises:
+        FormatError: when it cannot be read, or is larger than any that people write.
+        DataError: for a pattern with so many wildcards that matching it has no end.
+    """
+    raw = read_bytes(file, most=_LARGEST)
     lines = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n")
+    for number, line in enumerate(lines, 1):
+        if _has_no_end(line):
+            raise DataError(
+                "a pattern that takes too long to match",
+                where=file,
+                field=f"line {number}",
+                rule=rules.PREFLIGHT_025,
+                expected=f"at most {_MOST_STARS} wildcards between two slashes",
+                found=line[:80],
+                hint="--no-gitignore passes over such files.",
+            )
     found = (_pattern(line.removesuffix("\r")) for line in lines)
     return [pattern for pattern in reversed(list(found)) if pattern is not None]
+
+
+def _has_no_end(line: str) -> bool:
+    """Whether matching a pattern may take time without measure: with each wildcard it grows by the length of a name."""
+    several = line.count("**") > _MOST_STARS or any(len(_STARS.findall(part)) > _MOST_STARS for part in line.split("/"))
+    return several and not line.startswith("#")
 
 
 def _pattern(line: str) -> _Pattern | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import frozen
 
 from apr_train.data.formats.columns import ARROW_MAGIC, PARQUET_MAGIC
-from apr_train.data.formats.packed import Packing, opened, packing_of, unpacked_name
+from apr_train.data.formats.packed import Packing, open_data, opened, packing_of, unpacked_name
 from apr_train.errors import DataError
 
 SNIFFED = 8192
@@ -71,9 +71,10 @@ def kind_of(path: Path) -> tuple[Kind | None, bool]:
     A packed file that is damaged already there may be text: whoever reads it will say so.
 
     Raises:
+        DataError: when it cannot be opened, or is no regular file.
         OSError: when it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_data(path) as file:
         head = file.read(SNIFFED)
         packing = packing_of(path, head)
         tail = file.read(len(PARQUET_MAGIC)) if head[:4] == PARQUET_MAGIC and file.seek(-4, 2) > 4 else b""

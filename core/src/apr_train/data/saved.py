@@ -7,14 +7,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from apr_train import rules
-from apr_train.errors import DataError
+from apr_train.checkpoint.files import parse_json
+from apr_train.data.formats.packed import open_data
+from apr_train.errors import DataError, FormatError
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 LEARNT = "train"
@@ -108,7 +109,7 @@ def _shards(folder: Path, names: Sequence[str]) -> list[str]:
 
 def _is_card(path: Path) -> bool:
     """Whether a README has the front matter of a card; that of a checkout is text."""
-    with path.open("rb") as file:
+    with open_data(path) as file:
         return file.read(4).rstrip() == b"---"
 
 
@@ -142,15 +143,10 @@ def _columns_in(folder: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        raw = file.read(_LARGEST)
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "JSON", str(error)) from error
-    if not isinstance(value, dict):
-        raise _damaged(path, "an object", "another value")
-    return value
+        return parse_json(path, most=_LARGEST)
+    except FormatError as error:
+        raise _damaged(path, "an object of JSON", error.finding.problem) from error
 
 
 def _damaged(path: Path, expected: str, found: str) -> DataError:

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from apr_train import rules
 from apr_train.atomic import replace_file
-from apr_train.data.formats.packed import unreadable
+from apr_train.data.formats.packed import open_data, unreadable
 from apr_train.errors import DataError
 from apr_train.run.events import Say
 
@@ -128,7 +128,7 @@ def write_shard(path: Path, ids_iter: Iterable[Ids], *, id_bytes: int) -> int:
 
 
 def _layout(path: Path, length: int, size: int) -> _Layout:
-    with path.open("rb") as file:
+    with open_data(path) as file:
         head = file.read(64)
     _require_a_shard(path, head)
     numbers = np.frombuffer(head[:12], "<i4").tolist() if len(head) >= 12 else []

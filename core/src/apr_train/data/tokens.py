@@ -30,8 +30,9 @@ from attrs import field, frozen
 from isal import isal_zlib
 
 from apr_train.checkpoint.dtypes import Array
+from apr_train.checkpoint.files import json_value, open_regular
 from apr_train.data.cache import cached_file
-from apr_train.errors import TokenizerError
+from apr_train.errors import FormatError, TokenizerError
 
 MAGIC = b"APRTOKEN"
 VERSION = 3
@@ -173,7 +174,7 @@ class TokenFile:
             DamagedTokenFile: naming what is wrong.
             FileNotFoundError: when there is none.
         """
-        with path.open("rb") as file:
+        with _opened(path) as file:
             raw = file.read(HEADER_SIZE)
             header = unpack_header(raw)
             _check_header(header, path, key=key, size=size)
@@ -182,6 +183,8 @@ class TokenFile:
             raise DamagedTokenFile("its checksum does not match")
         ids = np.frombuffer(view, dtype=f"<u{header.id_bytes}", count=header.token_count, offset=HEADER_SIZE)
         starts = np.frombuffer(view, dtype="<u8", count=header.document_count, offset=header.starts_offset)
+        if starts[0] or starts[-1] >= header.token_count or (starts[1:] <= starts[:-1]).any():
+            raise DamagedTokenFile("its documents do not follow one another")
         marks = np.frombuffer(view, dtype=np.bool_, count=header.token_count * header.marked, offset=header.learn_offset)
         return cls(
             ids=ids,
@@ -190,9 +193,28 @@ class TokenFile:
             text_bytes=header.text_bytes,
             key=key,
             learn=marks if header.marked else None,
-            counts=json.loads(bytes(view[header.counts_offset :])),
+            counts=_counts(bytes(view[header.counts_offset :]), path),
             path=path,
         )
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except FormatError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise DamagedTokenFile(error.finding.problem) from error
+
+
+def _counts(raw: bytes, path: Path) -> dict[str, int]:
+    try:
+        counts = json_value(raw.decode(), path)
+    except (UnicodeDecodeError, FormatError) as error:
+        raise DamagedTokenFile("its counts are no JSON") from error
+    if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
+        raise DamagedTokenFile("its counts are no numbers")
+    return counts
 
 
 def _check_header(header: TokenHeader, path: Path, *, key: str, size: int) -> None:

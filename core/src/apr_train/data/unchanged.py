@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
+from apr_train.checkpoint.files import json_value, open_regular
 from apr_train.data.cache import cache_folder, cache_key, cached_file
+from apr_train.errors import FormatError
 
 _VERSION = 1
 _RACY = 2 * 10**9
@@ -75,18 +77,9 @@ class Unchanged:
         if not self._believe:
             return None
         try:
-            told, arrays = _opened(place)
-            states = states_of(files)
-        except (OSError, ValueError):
+            return _believed(*_opened(place), states_of(files))
+        except (OSError, ValueError, LookupError, TypeError, FormatError):  # its hash was forged, or it is another version's
             return None
-        began = told["began"]
-        settled = all(max(mtime, ctime) + _RACY <= began for _, _, mtime, ctime, _ in states)
-        if not settled or [list(state) for state in states] != told["files"]:
-            return None
-        keys, sizes = np.frombuffer(arrays, np.dtype("<u8")).reshape(2, -1)
-        kept = tuple(told["files"][place][0] for place in told["kept"])
-        notes = tuple(told["notes"])
-        return Readout(kept=kept, hash=told["hash"], text_bytes=told["text_bytes"], notes=notes, keys=keys, sizes=sizes)
 
     @staticmethod
     def keep(place: Path, reading: Readout, states: Sequence[FileState], *, began: int) -> None:
@@ -116,6 +109,18 @@ class Unchanged:
             file.write(_digest(body) + b"\n" + body)
 
 
+def _believed(told: dict[str, Any], arrays: bytes, states: Sequence[FileState]) -> Readout | None:
+    """What an entry says, if the files are as they were then."""
+    began = told["began"]
+    settled = all(max(mtime, ctime) + _RACY <= began for _, _, mtime, ctime, _ in states)
+    if not settled or [list(state) for state in states] != told["files"]:
+        return None
+    keys, sizes = np.frombuffer(arrays, np.dtype("<u8")).reshape(2, -1)
+    kept = tuple(told["files"][place][0] for place in told["kept"])
+    notes = tuple(told["notes"])
+    return Readout(kept=kept, hash=told["hash"], text_bytes=told["text_bytes"], notes=notes, keys=keys, sizes=sizes)
+
+
 def now() -> int:
     """The time by which files are judged as settled, in ns."""
     return time_ns()
@@ -135,14 +140,15 @@ def _opened(place: Path) -> tuple[dict[str, Any], bytes]:
     """The object and the arrays of an entry.
 
     Raises:
-        OSError: when there is none.
+        FormatError: when there is none, or it is no JSON.
         ValueError: when it is damaged.
     """
-    digest, _, body = place.read_bytes().partition(b"\n")
+    with open_regular(place) as file:
+        digest, _, body = file.read().partition(b"\n")
     if _digest(body) != digest:
         raise ValueError("a damaged entry")
     head, _, arrays = body.partition(b"\n")
-    return json.loads(head), arrays
+    return json_value(head.decode("ascii"), place), arrays
 
 
 def _digest(body: bytes) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from apr_train.atomic import write_file
+from apr_train.checkpoint.files import parse_json
 from apr_train.errors import FormatError
 from apr_train.family.discovery import InstalledPlugin
 
@@ -182,13 +183,9 @@ def read_certificate(path: Path) -> Certificate:
         FormatError: it cannot be read, is no certificate, of another format, or its content is not what its hash says.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise FormatError("too large for a certificate", path=path, expected=f"at most {LARGEST:,} bytes")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise FormatError(f"cannot be read ({error.strerror})", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError("not JSON", path=path, hint="Make it anew: apr-train verify FAMILY -o FILE.") from error
+        content = parse_json(path, most=LARGEST)
+    except FormatError as error:
+        raise error.amend(hint="Make it anew: apr-train verify FAMILY -o FILE.") from error
     return _certificate(content, path)
 
 

@@ -13,7 +13,7 @@ from apr_train.checkpoint.header import DIMENSIONS, Header
 from apr_train.errors import ConfigError, Finding, PluginError
 from apr_train.family.card import FamilyInfo
 from apr_train.family.reading import QUIET, values_of
-from apr_train.family.validate import boolean, build_strictly, positive, positive_int, text
+from apr_train.family.validate import boolean, build_strictly, layer_count, positive, positive_int, text
 from apr_train.suggest import did_you_mean
 
 METADATA = "metadata"
@@ -36,7 +36,7 @@ class ModelConfig:
     """Rows of the embedding matrix, reserved ones included."""
     hidden_size: int = field(validator=positive_int)
     """Width of the residual stream."""
-    num_hidden_layers: int = field(validator=positive_int)
+    num_hidden_layers: int = field(validator=layer_count)
     """Number of blocks."""
     num_attention_heads: int = field(validator=positive_int)
     """Query heads."""

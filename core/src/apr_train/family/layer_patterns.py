@@ -8,6 +8,7 @@ from typing import Any, Literal
 from apr_train.checkpoint.companions import CONFIG
 from apr_train.checkpoint.header import Header
 from apr_train.family.card import FamilyInfo
+from apr_train.family.validate import MOST_LAYERS
 
 LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[LayerType, ...] = ("full_attention", "sliding_attention")
@@ -74,8 +75,5 @@ def _types(slides: Any) -> tuple[str, ...]:
 
 
 def _is_count(value: Any) -> bool:
+    """Whether a list can be made of so many layers."""
     return type(value) is int and 0 < value <= MOST_LAYERS
-
-
-MOST_LAYERS = 10_000
-"""No list is made for a corrupted number of layers."""

@@ -9,7 +9,7 @@ parameter: a fused matrix is several edges from one tensor, a stack of experts s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -82,6 +82,9 @@ class Ignored:
     checkpoint: str
     reason: str
 
+
+MOST_TENSORS = 1 << 15
+"""Bound on the tensors that one rule stands for; 60 layers of 384 experts, the most that are published, are 23,040."""
 
 Entry = Fill | Tied | Ignored
 """One edge from a tensor that a file may hold, or the reason why there is none."""
@@ -196,11 +199,11 @@ def _expand(rule: Rule, sizes: Mapping[str, int], num_layers: int) -> list[Entry
         NameMapError: a stray placeholder, an unknown size, or a row permutation whose period does not fit.
     """
     _check_placeholders(rule)
-    places = [
-        (layer, expert)
-        for layer in (_layers(rule, num_layers) if LAYER in rule.checkpoint else (None,))
-        for expert in (_experts(rule, sizes) if _has_experts(rule) else (None,))
-    ]
+    layers = _layers(rule, num_layers) if LAYER in rule.checkpoint else (None,)
+    experts = _experts(rule, sizes) if _has_experts(rule) else (None,)
+    if len(layers) * len(experts) > MOST_TENSORS:
+        raise NameMapError(f"{len(layers):,} layers of {len(experts):,} experts, more than {MOST_TENSORS:,} tensors")
+    places = [(layer, expert) for layer in layers for expert in experts]
     if isinstance(rule, IgnoreRule):
         return [Ignored(checkpoint=_at(rule.checkpoint, *place), reason=rule.reason) for place in places]
     if isinstance(rule, TieRule):
@@ -262,14 +265,14 @@ def _has_experts(rule: Rule) -> bool:
     return EXPERT in rule.checkpoint or (not isinstance(rule, IgnoreRule) and EXPERT in rule.parameter)
 
 
-def _layers(rule: Rule, count: int) -> Iterable[int]:
+def _layers(rule: Rule, count: int) -> Sequence[int]:
     wanted = getattr(rule, "layers", None)
     if wanted is None:
         return range(count)
     return [layer for layer in range(count) if (wanted(layer) if callable(wanted) else layer in wanted)]
 
 
-def _experts(rule: Rule, sizes: Mapping[str, int]) -> Iterable[int]:
+def _experts(rule: Rule, sizes: Mapping[str, int]) -> Sequence[int]:
     count = sizes.get(EXPERTS, 0)
     if count < 1:
         raise NameMapError(f"{EXPERT} stands in a name, and the config has no {EXPERTS}")

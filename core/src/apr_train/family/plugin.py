@@ -11,10 +11,11 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.checkpoint.header import Header
-from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, PluginError
+from apr_train.errors import AprTrainError, ConfigError, Finding, NameMapError, PluginError, text_of
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.discovery import InstalledPlugin
+from apr_train.family.its_output import as_guest
 from apr_train.family.name_map import NameMap
 from apr_train.suggest import nearest
 
@@ -125,12 +126,13 @@ class Family:
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         try:
-            return getattr(self.manager.hook, hook)(**arguments)
+            with as_guest():
+                return getattr(self.manager.hook, hook)(**arguments)
         except (AprTrainError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit, and the panic of an extension module
             logger.debug("%s [%s], hook %s", self.plugin.where, self.name, hook, exc_info=error)
-            raise self.plugin.error(f"the hook raised {type(error).__name__}: {error}", hook=hook) from error
+            raise self.plugin.error(f"the hook raised {type(error).__name__}: {text_of(error)}", hook=hook) from error
 
     def _typed(self, hook: str, answer: Any, kind: type[T]) -> T:
         if not isinstance(answer, kind):

@@ -10,10 +10,11 @@ from types import ModuleType
 import pluggy
 from pluggy import HookImpl
 
-from apr_train.errors import PluginError
+from apr_train.errors import PluginError, text_of
 from apr_train.family import hooks
 from apr_train.family.card import API_VERSION, FamilyInfo
 from apr_train.family.discovery import FAMILIES, InstalledPlugin
+from apr_train.family.its_output import as_guest
 from apr_train.family.plugin import Family, HookCallLog
 from apr_train.suggest import did_you_mean
 
@@ -43,7 +44,8 @@ def _import_module(plugin: InstalledPlugin) -> ModuleType:
         PluginError: if the import fails in any way, `SystemExit` included; the cause is kept.
     """
     try:
-        module = plugin.entry_point.load()
+        with as_guest():
+            module = plugin.entry_point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an extension module's panic (PyO3's, say) is no Exception either
@@ -56,8 +58,8 @@ def _import_module(plugin: InstalledPlugin) -> ModuleType:
 
 def _told(error: BaseException) -> str:
     if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {error}"
+        return f"it called sys.exit({text_of(error.code)})"
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 @contextmanager
@@ -68,7 +70,8 @@ def _examination(plugin: InstalledPlugin) -> Iterator[None]:
         PluginError: what the checks found, as it is; anything else as its cause.
     """
     try:
-        yield
+        with as_guest():
+            yield
     except PluginError:
         raise
     except Exception as error:

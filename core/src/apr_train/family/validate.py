@@ -44,16 +44,36 @@ def positives(instance: object, attribute: attrs.Attribute[Any], value: Any) -> 
         raise refusal("not a list of positive numbers", instance, attribute, "numbers > 0", value)
 
 
+LARGEST = 1 << 31
+"""No size of a real model is near; a larger one is a corrupted number."""
+MOST_LAYERS = 2_000
+"""A name map has some lines for each layer: a corrupted number of layers must cost neither time nor memory."""
+
+
 def positive_int(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    """Reject anything but an integer above zero."""
+    """Reject anything but an integer above zero that a size can be."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise refusal("not a positive integer", instance, attribute, "an integer > 0", value)
+    _check_largest(instance, attribute, value, LARGEST)
+
+
+def layer_count(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Reject anything but an integer above zero that a number of layers can be: the bound for everything that is made of it."""
+    if isinstance(value, int):
+        _check_largest(instance, attribute, value, MOST_LAYERS)
+    positive_int(instance, attribute, value)
+
+
+def _check_largest(instance: object, attribute: attrs.Attribute[Any], value: int, largest: int) -> None:
+    if value > largest:
+        raise refusal("too large", instance, attribute, f"at most {largest}", value)
 
 
 def natural(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """Reject anything but an integer of zero or more: a count of what there may be none of, a token's id, a layer's number."""
     if not _is_natural(value):
         raise refusal("not an integer of zero or more", instance, attribute, "an integer >= 0", value)
+    _check_largest(instance, attribute, value, LARGEST)
 
 
 def naturals(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:

@@ -12,6 +12,7 @@ from apr_train.checkpoint.header import Header
 from apr_train.errors import AprTrainError, ConfigError, Finding
 from apr_train.family.config import METADATA, ModelConfig
 from apr_train.family.plugin import Family
+from apr_train.family.validate import LARGEST, MOST_LAYERS
 
 COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -31,10 +32,6 @@ FLAGS = (
 TEXTS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 LAYER_NAMES = ("layer_types",)
 LAYER_NUMBERS = ("no_rope_layers", "mlp_only_layers")
-LARGEST = 1 << 31
-"""No size of a real model is near; a larger one is a corrupted number."""
-MOST_LAYERS = 10_000
-"""A name map has a line per layer: a corrupted number of layers must not cost memory."""
 
 
 def bogus_values(header: Header) -> list[Finding]:

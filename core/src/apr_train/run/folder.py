@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import logging
 import os
 import re
 import shlex
@@ -15,12 +14,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-from apr_train.atomic import clear_litter
+from apr_train.atomic import clear_litter, lock
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.folder import ADAPTER, ADAPTER_CONFIG, some_of
 from apr_train.checkpoint.given_name import given_name, given_stem
-from apr_train.errors import OutputError, RunError
+from apr_train.errors import ConfigError, FormatError, OutputError, RunError
 
 LOCK = ".lock"
+logger = logging.getLogger(__name__)
 
 
 class InUseError(RunError):
@@ -41,11 +42,12 @@ def locked(folder: Path) -> Iterator[None]:
         problem = f"the run's folder cannot be locked ({error.strerror})"
         raise OutputError(problem, where=folder / LOCK, hint="Check the path and its permissions.") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        held = lock(descriptor)
+        if held is False:
             hint = "Wait for it to end, or take another --run."
-            raise InUseError("another process is training in this folder", where=folder, hint=hint) from error
+            raise InUseError("another process is training in this folder", where=folder, hint=hint)
+        if held is None:
+            logger.warning("%s: the file system has no locks: see to it that no other process trains in this folder", folder)
         yield
     finally:
         os.close(descriptor)
@@ -95,9 +97,13 @@ def new_run_folder(out: Path, name: str | None, stem: str) -> Iterator[Path]:
     """Make the folder of a new run and hold it: `name` as asked, else `stem`, or `stem-2` and so on if that is taken.
 
     Raises:
+        ConfigError: for a name that leads out of `out`.
         InUseError: when the folder of the name that was asked for holds something, or is another process's.
         OutputError: when it cannot be made.
     """
+    if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
+        hint = "Name the folder above it with --out."
+        raise ConfigError("the run's name leads out of --out", where="--run", expected="a name", found=name, hint=hint)
     with ExitStack() as held:
         yield held.enter_context(_taken(out / name)) if name is not None else _take_first(out, stem, held)
 
@@ -158,10 +164,9 @@ def _is_part(name: str) -> bool:
 def _is_identity(path: Path) -> bool:
     """Whether an identity.json is a run's, and not somebody else's file of that name."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return {"corpus", "tokenizer"} <= parse_json(path).keys()
+    except FormatError:
         return False
-    return isinstance(content, dict) and {"corpus", "tokenizer"} <= content.keys()
 
 
 _KEPT = frozenset({LOCK, CONFIG, IDENTITY, PREFLIGHT, MACHINE, METRICS, SAMPLES, CHANGES, MODEL, CARD})

@@ -11,7 +11,8 @@ from attrs import frozen
 
 from apr_train import rules
 from apr_train.atomic import write_file
-from apr_train.errors import Finding, RunError
+from apr_train.checkpoint.files import parse_json
+from apr_train.errors import Finding, FormatError, RunError
 from apr_train.run.folder import IDENTITY
 
 
@@ -44,10 +45,20 @@ def read_identity(folder: Path) -> RunIdentity:
     Raises:
         RunError: when it is not there or is something else.
     """
+    path = folder / IDENTITY
     try:
-        return RunIdentity(**json.loads((folder / IDENTITY).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError("the run does not say what it was started on", where=folder / IDENTITY, found=error) from error
+        values = parse_json(path)
+    except FormatError as error:
+        raise RunError("the run does not say what it was started on", where=path, found=error.finding.problem) from error
+    fields = attrs.fields_dict(RunIdentity)
+    missing = [name for name, item in fields.items() if item.default is attrs.NOTHING and name not in values]
+    strange = [name for name in values if name not in fields]
+    wrong = [name for name in values if not isinstance(values[name], str) and (name, values[name]) != ("init", None)]
+    if missing or strange or wrong:
+        found = ", ".join([*(f"no {name}" for name in missing), *dict.fromkeys([*strange, *wrong])])
+        expected = f"texts for {', '.join(fields)}"
+        raise RunError("the run does not say what it was started on", where=path, expected=expected, found=found)
+    return RunIdentity(**values)
 
 
 _INPUTS = {

@@ -146,8 +146,20 @@ def read_metrics(path: Path) -> list[Metrics]:
     for number, values in enumerate(read_json_lines(path), 1):
         if not isinstance(values, dict) or "step" not in values or set(values) - known:
             raise RunError(f"line {number} is not a line of metrics", where=path, expected=f"keys among {sorted(known)}")
+        _check_numbers(values, number, path)
         read.append(Metrics(**values))
     return read
+
+
+def _check_numbers(values: dict[str, Any], number: int, path: Path) -> None:
+    """Every value is a number, or an object of numbers; the step is one that there can be."""
+    for name, value in values.items():
+        for item in value.values() if isinstance(value, dict) else (value,):
+            if item is not None and (isinstance(item, bool) or not isinstance(item, int | float)):
+                raise RunError(f"line {number}: {name} is no number", where=path, found=f"{value!r:.80}")
+    if type(values["step"]) is not int or not 0 <= values["step"] < 1 << 63:
+        expected = "a whole number of zero or more"
+        raise RunError(f"line {number}: the step is wrong", where=path, expected=expected, found=f"{values['step']!r:.80}")
 
 
 def cut_back(path: Path, step: int) -> list[Metrics]:

@@ -21,6 +21,8 @@ USED_WITH = "has a meaning only beside"
 ALONE = "the value that the option has without one"
 PATH = "is a path"
 TABLES = "is an array of tables"
+MOST = 2**31 - 1
+"""Of a number of things: the product of two of them has room in the 64 bits of TOML and of torch."""
 IN_TABLE = "the array of tables that it is a key of"
 
 
@@ -66,7 +68,7 @@ def option(
         kind: bool, int, float or str; of the items when `many`.
         minimum: the least value allowed.
         above: a value that is already too small.
-        maximum: the greatest value allowed.
+        maximum: the greatest value allowed; of a whole number without one, `MOST`.
         choices: the strings allowed.
         many: a tuple of values.
         or_one: of many, one alone may stand without a list around it.
@@ -80,6 +82,7 @@ def option(
         path: whether `~` stands for the home folder in it.
         in_table: of a key that the command line has no option for, the array of tables that it stands in.
     """
+    maximum = MOST if maximum is None and kind is int else maximum
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": tuple(choices)}
     resume = {MAY_CHANGE: may_change, MAY_MOVE: may_move, FIXED: fixed}
     use = {USED_WITH: tuple(used_with), "check": check, ALONE: alone}
@@ -157,6 +160,9 @@ def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:
         raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value))
     if value == "":  # as a path it would be the folder one happens to be in
         raise ConfigError("empty", where=_where(attribute), expected="a text, or to leave the option out", found="''")
+    if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+        expected = "valid Unicode, which a run's settings are written in"
+        raise ConfigError("no text", where=_where(attribute), expected=expected, found=value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError("not a finite number", where=_where(attribute), found=repr(value))
 

@@ -10,7 +10,8 @@ from typing import Any, get_args
 from attrs import field, frozen
 
 from apr_train.atomic import write_file
-from apr_train.errors import Finding, RunError, Severity
+from apr_train.checkpoint.files import parse_json
+from apr_train.errors import Finding, FormatError, RunError, Severity
 from apr_train.run.units import size
 
 SCHEMA_VERSION = 1
@@ -84,16 +85,9 @@ def _checked(path: Path) -> PreflightRecord:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError("cannot be read", where=path, found=error.strerror) from error
-    except json.JSONDecodeError as error:
-        raise RunError(f"line {error.lineno} is not JSON: {error.msg}", where=path) from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, a list in a list …
-        raise RunError("this is not JSON that can be read", where=path, found=error) from error
-    if not isinstance(values, dict):
-        raise RunError("this is no preflight", where=path, expected="a JSON object")
-    return values
+        return parse_json(path, half_pairs=True)
+    except FormatError as error:
+        raise RunError.of(error.findings) from error
 
 
 def _finding(values: Any, path: Path) -> Finding:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from apr_train.errors import printable
 from apr_train.run.terminal import columns, is_drawn_on
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class _DelayedBar:
     """Imports rich and draws only when the work has lasted a second."""
 
     def __init__(self, description: str, total: int | None, unit: str) -> None:
-        self._description, self._total, self._unit = description, total, unit
+        self._description, self._total, self._unit = printable(description), total, unit
         self._start = time.monotonic()
         self._done = 0
         self._stop: Callable[[], None] | None = None
@@ -101,7 +102,7 @@ class _DelayedBar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), *_counters(self._unit), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), *_counters(self._unit), TimeRemainingColumn())
         bar = Progress(*columns, console=Console(stderr=True), transient=True)
         task = bar.add_task(self._description, total=self._total)
         bar.start()

@@ -16,6 +16,8 @@ from apr_train.run.optimizer_names import Bf16Update, MuonAdjustment, OptimizerN
 from apr_train.run.option import Beside, input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
 
+MAX_THREADS = 1024
+"""More than the largest machines have; OpenMP ends the process over some thousand more."""
 MAX_SEED = 2**63 - 1
 """What torch and TOML have room for."""
 
@@ -412,7 +414,13 @@ class RunSettings:
     )
     device: str | None = option(None, "cpu or cuda; cuda when there is one.", kind=str, decides=False, may_change=True)
     threads: int | None = option(
-        None, "CPU threads; torch's own choice otherwise.", kind=int, minimum=1, may_change=True, decides=False
+        None,
+        "CPU threads; torch's own choice otherwise.",
+        kind=int,
+        minimum=1,
+        maximum=MAX_THREADS,
+        may_change=True,
+        decides=False,
     )
     peak_tflops: float | None = option(
         None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import attrs
 import tomli_w
 
-from apr_train.errors import ConfigError, Finding, RunError
+from apr_train.checkpoint.files import parse_toml
+from apr_train.errors import ConfigError, Finding, FormatError, RunError
 from apr_train.run.data_argument import mixture_of
 from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, TABLES, flag
 from apr_train.run.other_names import advice, plain, settings_called
@@ -39,13 +39,9 @@ def stated(path: Path) -> dict[str, Any]:
 
 def _tables(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a byte-order mark
-    except OSError as error:
-        raise ConfigError("cannot read the settings", where=path, found=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not a TOML file: {error}", where=path, hint="Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not a TOML file: {error}", where=path) from error
+        return parse_toml(path)
+    except FormatError as error:
+        raise ConfigError.of(error.findings) from error
 
 
 def from_tables(tables: Mapping[str, Any], *, where: str) -> Settings:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from apr_train import rules
 from apr_train.atomic import replace_folder
+from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import TensorInfo
-from apr_train.checkpoint.safetensors import write_safetensors
+from apr_train.checkpoint.safetensors import read_index, write_safetensors
 from apr_train.errors import FormatError
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import AVERAGING, MODEL, OPTIMIZER, STATE, prune, step_name
@@ -118,31 +119,33 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         FormatError: when it is not what `save_checkpoint` writes.
     """
     path = checkpoint / STATE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError("not a checkpoint's state", path=path, found=str(error)) from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+    state = parse_json(path)
+    if state.get("version") != VERSION:
+        found = state.get("version")
         raise FormatError("another version of the state", path=path, field="version", expected=VERSION, found=found)
-    wanted = {"step": int, "tokens": int, "data": dict, "rng": dict}
-    for name, kind in wanted.items():
-        if not isinstance(state.get(name), kind):
-            raise FormatError("not a checkpoint's state", path=path, field=name, expected=kind.__name__, found=state.get(name))
+    for name, kind in {"step": int, "tokens": int, "data": dict, "rng": dict}.items():
+        value = state.get(name)
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 63):
+            raise FormatError("not a checkpoint's state", path=path, field=name, expected=kind.__name__, found=f"{value!r:.80}")
     _check_rng(state["rng"], path)
     return state
 
 
 def _check_rng(state: dict[str, Any], path: Path) -> None:
-    """The CPU's generator has its state there, and it has the length that torch takes."""
-    expected = torch.get_rng_state().numel()
-    try:
-        found = len(base64.b64decode(state["cpu"], validate=True))
-    except (KeyError, TypeError, ValueError):
-        found = 0
-    if found != expected:
-        expects = f"{expected} bytes in base64"
-        raise FormatError("not a state of the random generator", path=path, field="rng.cpu", expected=expects, found=found)
+    """Each generator's state is one that torch takes: the CPU's is tried, another device's has the form of one."""
+    if "cpu" not in state:
+        raise FormatError("no state of the random generator", path=path, field="rng.cpu", found=f"{list(state)!r:.80}")
+    for name, value in state.items():
+        try:
+            decoded = base64.b64decode(value, validate=True)
+            if name == "cpu":
+                torch.Generator().set_state(torch.frombuffer(bytearray(decoded), dtype=torch.uint8))
+        except (TypeError, ValueError, RuntimeError) as error:
+            expected = f"{torch.get_rng_state().numel()} bytes in base64, as torch wrote them"
+            found = f"{value!r:.40}"
+            raise FormatError(
+                "not a state of the random generator", path=path, field=f"rng.{name}", expected=expected, found=found
+            ) from error
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizers, *, step: int, convert: bool = False) -> None:
@@ -153,6 +156,7 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizers, *,
         RunError: when it is of another model.
     """
     path = checkpoint / OPTIMIZER
+    read_index(path)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

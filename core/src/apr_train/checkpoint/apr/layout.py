@@ -10,7 +10,7 @@ from enum import IntFlag
 from attrs import frozen
 from isal.isal_zlib import crc32, crc32_combine
 
-from apr_train.checkpoint.dtypes import APR_DTYPES, APR_IDS, DType
+from apr_train.checkpoint.dtypes import APR_DTYPES, APR_IDS, DType, addressable
 from apr_train.errors import FormatError
 
 
@@ -243,8 +243,6 @@ def _check_extents(header: FixedHeader, file_size: int, path: object) -> None:
 
 _U16 = struct.Struct("<H")
 _EXTENT = struct.Struct("<QQ")
-_MAX_BYTES = 1 << 60
-"""Bound on the product of the non-zero dimensions: what numpy can address, with room for eight-byte elements."""
 
 
 TIED_HEADS = frozenset({"lm_head.weight", "output.weight"})
@@ -371,7 +369,7 @@ def _name(raw: bytes, field: str, path: object) -> str:
 def _check_size(entry: IndexEntry, path: object) -> None:
     """The size that the index states is the one that dtype and shape ask for."""
     field = f"tensor {entry.name}"
-    if math.prod(size or 1 for size in entry.shape) > _MAX_BYTES:
+    if not addressable(entry.shape):
         raise FormatError("impossible shape", path=path, field=field, found=list(entry.shape))
     elements = math.prod(entry.shape)
     if not entry.dtype.fits(elements):

@@ -22,6 +22,7 @@ from apr_train.checkpoint.apr.layout import MAX_METADATA_SIZE
 from apr_train.checkpoint.apr.tensors import model_tensors
 from apr_train.checkpoint.companions import KEY, from_apr
 from apr_train.checkpoint.dtypes import shortest_f32
+from apr_train.checkpoint.files import MAX_DEPTH, json_value
 from apr_train.checkpoint.gguf_keys import WINDOW_KEYS, config_of_keys, keys_of_config, rope_of_keys
 from apr_train.checkpoint.header import DIMENSIONS, Header, TensorInfo, kind_of_tensors
 from apr_train.checkpoint.huggingface import one_spelling
@@ -34,8 +35,6 @@ from apr_train.errors import Finding, FormatError
 OUR_PREFIXES = ("tokenizer.", "apr_train.")
 """Custom keys of the tokenizer, and our own."""
 MAX_F32 = (2 - 2**-23) * 2.0**127
-_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
-_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _encode_string = json.encoder.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -46,27 +45,15 @@ def parse_metadata(raw: bytes, path: object) -> dict[str, Any]:
         FormatError: not UTF-8, not JSON, not an object, nested too deep, or a number that no float can hold.
     """
     try:
-        found = json.loads(raw.decode(), parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the metadata is not valid JSON ({error})", path=path, field="metadata") from error
+        text = raw.decode()
+    except ValueError as error:
+        raise FormatError(f"the metadata is not UTF-8: {error}", path=path, field="metadata") from error
+    found = json_value(text, path, field="metadata")
     if not isinstance(found, dict):
         raise FormatError(
             "the metadata is not an object", path=path, field="metadata", expected="{…}", found=type(found).__name__
         )
-    if _ESCAPED_SURROGATE.search(raw) and _LONE_SURROGATE.search(_encode_string(found)):
-        raise FormatError("the metadata holds half a surrogate pair", path=path, field="metadata", expected="valid Unicode")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:40]} is out of range")
-    return value
 
 
 def header_from_apr(path: str, raw_metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Header:
@@ -190,10 +177,6 @@ def _text(value: Any) -> str | None:
     if isinstance(value, list) and value:
         value = value[0]
     return value if isinstance(value, str) and value else None
-
-
-MAX_DEPTH = 127
-"""Objects and lists inside one another, the metadata itself included: serde_json's limit."""
 
 
 def encode_metadata(metadata: Mapping[str, Any], path: object) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +17,10 @@ from apr_train.checkpoint.apr.reader import AprReader, tensor_infos
 from apr_train.checkpoint.apr.tensors import check_tied_head
 from apr_train.checkpoint.checkpoint import Progress, TensorView, content_hash
 from apr_train.checkpoint.companions import files_beside
-from apr_train.checkpoint.files import InputFile
+from apr_train.checkpoint.files import MAX_BYTES, InputFile, parse_json
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.errors import FormatError
 
-MAX_MANIFEST_SIZE = 256 << 20
 MAX_SHARDS = 100_000
 
 
@@ -64,9 +62,8 @@ def find_manifest(shard: Path) -> Path:
 
 def _lists(candidate: Path, name: str) -> bool:
     try:
-        manifest = json.loads(candidate.read_bytes())
-        return any(shard["filename"] == name for shard in manifest["shards"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return any(shard["filename"] == name for shard in parse_json(candidate)["shards"])
+    except (FormatError, KeyError, TypeError):
         return False  # another kind of JSON file
 
 
@@ -87,7 +84,7 @@ def read_manifest(file: InputFile) -> Manifest:
     """
     path = file.path
     try:
-        if file.size > MAX_MANIFEST_SIZE:
+        if file.size > MAX_BYTES:
             raise FormatError("too large for a shard manifest", path=path, found=f"{file.size} bytes")
         raw = parse_metadata(file.read(0, file.size), path)
     finally:

@@ -11,6 +11,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from apr_train.data.formats.packed import open_data
+
 _CONTINUATION = 0xFFFFFFFF
 _LARGEST_HEADER = 1 << 26
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
@@ -27,7 +29,7 @@ def largest_batch(path: Path, begin: int) -> int:
         ValueError: when the messages are not what they should be, or break off.
     """
     largest = 0
-    with path.open("rb") as file:
+    with open_data(path) as file:
         end = os.fstat(file.fileno()).st_size
         file.seek(begin)
         try:

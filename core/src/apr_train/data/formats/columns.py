@@ -17,7 +17,7 @@ from apr_train import rules
 from apr_train.data.formats import bounds
 from apr_train.data.formats.arrow_messages import largest_batch
 from apr_train.data.formats.bounds import Allowance
-from apr_train.data.formats.packed import unwatched
+from apr_train.data.formats.packed import open_data, unwatched
 from apr_train.data.formats.records import Record
 from apr_train.data.formats.utf8 import not_utf8
 from apr_train.errors import DataError
@@ -149,7 +149,7 @@ def _arrow_batches(path: Path, file: Any, stream: Any, done: Callable[[int], Non
 
 def _stream_begin(path: Path) -> int:
     """Where the messages begin: behind the magic of an Arrow file, which must have it at its end, too."""
-    with path.open("rb") as file:
+    with open_data(path) as file:
         if file.read(len(ARROW_MAGIC)) != ARROW_MAGIC:
             return 0
         if file.seek(0, os.SEEK_END) < 2 * len(ARROW_MAGIC):

@@ -13,14 +13,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import zstandard
 from attrs import frozen
 
 from apr_train import rules
+from apr_train.checkpoint.files import open_regular
 from apr_train.data.formats.bounds import LARGEST_PACKED_TEXT, Allowance
-from apr_train.errors import DataError
+from apr_train.errors import DataError, FormatError
 
 _FED = 1 << 11
 READ_AHEAD = 1 << 20
@@ -100,7 +101,8 @@ def opened(path: Path, done: Callable[[int], None] = unwatched) -> Iterator[io.B
         DataError: when it cannot be read, breaks off, is damaged, or unpacks to more than `bounds` allows.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_data(path) as whole:
+            file = cast(io.FileIO, whole.raw)
             head = file.read(_LONGEST_MAGIC)
             file.seek(0)
             packing = packing_of(path, head)
@@ -108,6 +110,23 @@ def opened(path: Path, done: Callable[[int], None] = unwatched) -> Iterator[io.B
             yield io.BufferedReader(raw, READ_AHEAD)
     except OSError as error:
         raise unreadable(error, path) from error
+
+
+def open_data(path: Path) -> io.BufferedReader:
+    """Open a file of a corpus, which is a file: no pipe, no device.
+
+    Raises:
+        DataError: when it cannot be opened, or is of another kind.
+    """
+    try:
+        return open_regular(path)
+    except FormatError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(error.__cause__, path) from error
+        found = error.finding
+        raise DataError(
+            found.problem, where=path, rule=rules.PREFLIGHT_025, expected=found.expected, found=found.found
+        ) from error
 
 
 def unreadable(error: OSError, path: Path | None = None) -> DataError:

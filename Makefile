@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow mutants check docs certificates bench
+.PHONY: help demo test test-slow mutants check dist docs certificates bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,13 +28,16 @@ test-slow: $(STAMP) ## Run the slow tests: minutes, or gigabytes
 mutants: $(STAMP) ## Try every seeded defect: what the kit catches, what the comparison with transformers (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
-check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribution
+check: $(STAMP) ## Lint, types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_import_direction.py
+
+dist: $(STAMP) ## Build what one installs: source and wheel of every distribution, and check them
 	rm -rf dist
-	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
+	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --no-isolation --outdir dist $$distribution || exit 1; done
+	$(BIN)/python -m twine check --strict dist/*
 
 docs: $(STAMP) ## Write the generated pages anew: from the help, the contract, and the families' certificates
 	$(BIN)/python tools/cli_reference.py > docs/cli.md

@@ -3,13 +3,11 @@
 import gguf
 import numpy as np
 import pytest
-import torch
 from apr_train.checkpoint.gguf_keys import config_of_keys, rope_of_keys
 from apr_train.checkpoint.gguf_writing import (
     FILE_TYPES,
     QUANTISED,
     config_keys,
-    llama3_factors,
     quantised,
     tensor_info,
     tokenizer_keys,
@@ -20,8 +18,6 @@ from apr_train.checkpoint.gguf_writing import (
 from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.checkpoint.tokenizer_metadata import spec_from_gguf
 from apr_train.errors import TokenizerError
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 KINDS = gguf.GGMLQuantizationType
 
@@ -136,18 +132,6 @@ def test_numbers_have_the_types_that_llama_cpp_asks_for():
     assert "granite.rope.scaling.original_context_length" in whole
     assert {"granite.rope.freq_base", "granite.logit_scale", "granite.embedding_scale"} <= {*keys} - whole
     assert {"granite.block_count", "granite.rope.dimension_count", "granite.attention.value_length"} <= whole
-
-
-def test_llama_3s_factors_divide_the_frequencies_as_transformers_does():
-    scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }  # fmt: skip
-    config = LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters={"rope_theta": 500_000.0, **scaling})
-    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    plain = 500_000.0 ** -(np.arange(0, 128, 2) / 128)
-    np.testing.assert_allclose(plain / llama3_factors(scaling, 500_000.0, 128), theirs.numpy(), rtol=2e-6)
-    assert {1.0, 8.0} < {*llama3_factors(scaling, 500_000.0, 128).tolist()}
 
 
 SPEC = TokenizerSpec(

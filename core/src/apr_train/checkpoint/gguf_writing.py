@@ -42,12 +42,6 @@ _WIDE = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "po
 """Ends of the names of matrices that stay float32: `tensor_allows_quantization` in llama-quant.cpp, `prepare_tensors` in
 conversion/base.py."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-ROPE_FREQS = "rope_freqs.weight"
-ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-READS_ROPE_FREQS = frozenset({"llama", "granite"})
-"""GGUF architectures whose loader takes a table of factors for the rotary frequencies (src/models/llama.cpp, granite.cpp)."""
-READS_LONGROPE = frozenset({"phi3"})
-"""Those whose loader takes LongRoPE's two tables (src/models/phi3.cpp)."""
 READS_WINDOW = frozenset({"gemma2", "gemma3", "olmo2"})
 """Those that are known to compute sliding windows; phi3's is switched off, starcoder2's and llama's key is not read."""
 _PIECE = 1 << 20
@@ -199,7 +193,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The keys of a linear scaling, or of YaRN; another kind has none here: what is read from tables is in the plan."""
+    """The keys of a linear scaling, or of YaRN; `gguf_rope` has what llama.cpp reads from tables."""
     if scaling is None or scaling["rope_type"] not in ("linear", "yarn"):
         return {}
     found = {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
@@ -207,20 +201,6 @@ def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         kinds = {name: int if name == ORIGINAL_LENGTH else float for name in YARN_KEYS.values()}
         found |= {key: kinds[name](scaling[name]) for key, name in YARN_KEYS.items()}
     return found
-
-
-def llama3_factors(scaling: Mapping[str, Any], theta: float, rotated: int) -> Array:
-    """Llama 3's scaling as llama.cpp reads it: `[rotated / 2]` float32, a divisor for each rotary frequency.
-
-    Source: `_compute_llama3_parameters` in transformers' modeling_rope_utils, whose frequencies are the unscaled ones by
-    these.
-    """
-    frequencies = theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / rotated)
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    low, high, factor = (float(scaling[name]) for name in ("low_freq_factor", "high_freq_factor", "factor"))
-    ramp = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: Array = (1.0 / ((1.0 - ramp) / factor + ramp)).astype(np.float32)
-    return factors
 
 
 def tokenizer_keys(spec: TokenizerSpec | None, *, rows: int, first: Sequence[int], last: Sequence[int]) -> dict[str, Any]:

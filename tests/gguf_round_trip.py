@@ -79,6 +79,7 @@ def main(folder, *names):
         found[name] = {}
         for kind, scaling in scalings(int(head * parameters.get("partial_rotary_factor", 1.0))).items():
             config = plain | {"rope_parameters": parameters | scaling, "max_position_embeddings": 64}
+            config.pop("original_max_position_embeddings", None)  # Phi-3 has one outside of its scaling, too
             (folder / name / "config.json").write_text(json.dumps(config))
             found[name][kind] = through(folder, folder / name)
             for path in folder.glob("*.*"):

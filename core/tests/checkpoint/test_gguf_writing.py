@@ -17,7 +17,7 @@ from apr_train.checkpoint.gguf_writing import (
 )
 from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.checkpoint.tokenizer_metadata import spec_from_gguf
-from apr_train.errors import TokenizerError
+from apr_train.errors import OutputError, TokenizerError
 
 KINDS = gguf.GGMLQuantizationType
 
@@ -89,6 +89,14 @@ def test_what_is_written_the_gguf_package_reads(tmp_path):
     ]
     for item in reader.tensors:
         assert item.data.tobytes() == data[item.name].tobytes(), item.name
+
+
+@pytest.mark.parametrize("sizes", [[], [7], [4, 3], [8, 1], [16], [4, 9]])
+def test_a_tensor_with_other_bytes_than_its_entry_is_never_written(sizes, tmp_path):
+    tensors = [tensor_info("output_norm.weight", "F32", (8,))]
+    with pytest.raises(OutputError, match=f"expected 32, found {4 * sum(sizes)}") as caught:
+        write_gguf(tmp_path / "m.gguf", "llama", {}, tensors, lambda name: [np.ones(size, np.float32) for size in sizes])
+    assert caught.value.findings[0].field == "output_norm.weight"
 
 
 VALUES = {

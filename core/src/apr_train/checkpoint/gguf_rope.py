@@ -32,7 +32,7 @@ _LLAMA3: Mapping[str, type[int] | type[float]] = {
     ORIGINAL_LENGTH: int,
 }
 _PUBLISHED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL_LENGTH: 8192}
-"""What the configs of Llama 3.1, 3.2 and 3.3 say; `factor` is 8 or 32."""
+"""What the configs of Llama 3.1, 3.2 and 3.3 say; `factor` is a whole number, 8 or 32."""
 _LENGTH_KEY, _ATTENTION_KEY = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
 _MOST = 1 << 16
 """Divisors of a table that is looked at."""
@@ -43,7 +43,7 @@ _NEAR = 1e-5
 def is_table(info: TensorInfo) -> bool:
     """Whether a tensor of a file is such a table, small enough to be read with the header."""
     named = any(info.name in names for names in TABLES.values())
-    return named and info.dtype == "F32" and len(info.shape) == 1 and info.shape[0] <= _MOST
+    return named and info.dtype == "F32" and len(info.shape) == 1 and 0 < info.shape[0] <= _MOST
 
 
 def tables_of_scaling(
@@ -101,7 +101,9 @@ def scaling_of_tables(
 
 def _llama3(metadata: Mapping[str, Any], config: Mapping[str, Any], table: Array) -> dict[str, Any] | None:
     own = {name: plain(metadata.get(OWN_KEYS + name)) for name in _LLAMA3}
-    numbers = {"factor": shortest_f32(float(table.max(initial=1.0))), **_PUBLISHED} if None in own.values() else own
+    largest = float(table.max(initial=1.0))
+    published = {"factor": float(round(largest)) if math.isfinite(largest) else 0.0, **_PUBLISHED}
+    numbers = published if None in own.values() else own
     theta = config.get("rope_theta")
     if not all(_is_positive(number) for number in (theta, *numbers.values())):
         return None

@@ -23,7 +23,7 @@ from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
 from apr_train.checkpoint.quantization import ggml_types
 from apr_train.checkpoint.tokenizer_json import PADDING, flatten
 from apr_train.checkpoint.tokenizer_metadata import CONTROL, GGUF_SPECIAL, NORMAL, UNUSED, USER_DEFINED
-from apr_train.errors import TokenizerError
+from apr_train.errors import OutputError, TokenizerError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -114,6 +114,7 @@ def write_gguf(
 
     Raises:
         OSError: when it cannot be written.
+        OutputError: when the bytes of a tensor are more or fewer than its entry says.
     """
     from gguf import GGUFWriter
 
@@ -127,7 +128,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            writer.write_tensor_data(_whole(tensor, data(tensor.name)))
+            writer.write_tensor_data(_whole(tensor, data(tensor.name), path))
         writer.flush()
     finally:
         writer.close()
@@ -154,13 +155,17 @@ def _declare(writer: GGUFWriter, tensor: TensorInfo) -> None:
     writer.add_tensor_info(tensor.name, tensor.shape, elements, tensor.nbytes, raw_dtype=kind)
 
 
-def _whole(tensor: TensorInfo, pieces: Iterable[Array | memoryview]) -> Array:
-    """A tensor's bytes in one array."""
+def _whole(tensor: TensorInfo, pieces: Iterable[Array | memoryview], path: Path) -> Array:
+    """A tensor's bytes in one array, as many as its entry of the index says."""
     whole, at = np.empty(tensor.nbytes, np.uint8), 0
     for piece in pieces:
         raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-        whole[at : at + raw.size] = raw
+        taken = whole[at : at + raw.size]
+        taken[:] = raw[: taken.size]
         at += raw.size
+    if at != tensor.nbytes:
+        problem = "a tensor came with another number of bytes than its entry says"
+        raise OutputError(problem, where=path, field=tensor.name, expected=tensor.nbytes, found=at)
     return whole
 
 

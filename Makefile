@@ -12,7 +12,7 @@ MUTANTS_ARGS ?=
 FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow mutants fuzz check docs certificates bench
+.PHONY: help demo test test-slow mutants fuzz check dist docs certificates bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,13 +32,16 @@ mutants: $(STAMP) ## Try every seeded defect: what the kit catches, what the com
 fuzz: $(STAMP) ## Change files of every kind, and try commands on them (5 minutes; FUZZ_ARGS="--seed 7 --seconds 3600")
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribution
+check: $(STAMP) ## Lint, types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_import_direction.py
+
+dist: $(STAMP) ## Build what one installs: source and wheel of every distribution, and check them
 	rm -rf dist
-	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
+	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --no-isolation --outdir dist $$distribution || exit 1; done
+	$(BIN)/python -m twine check --strict dist/*
 
 docs: $(STAMP) ## Write the generated pages anew: from the help, the contract, and the families' certificates
 	$(BIN)/python tools/cli_reference.py > docs/cli.md

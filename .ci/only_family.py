@@ -1,4 +1,4 @@
-"""Fail unless exactly the named family is installed, and works."""
+"""Fail unless exactly the named families are installed, and work."""
 
 import sys
 

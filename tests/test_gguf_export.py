@@ -355,8 +355,55 @@ def test_llama_3s_scaling_is_a_table_and_its_blocks_are_measured_all_the_same(tm
     assert (table.tensor_type.name, table.shape.tolist()) == ("F32", [8])
     assert {1.0, 8.0} <= set(table.data.tolist())
     assert re.search(r"the same most likely token at 9\d\.\d+% of", output)
-    said = invoke("import", tmp_path / "m.gguf", "-o", tmp_path / "back.apr", exit_code=3)  # its four numbers are lost
+
+
+SCALINGS = {
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5},
+    "yarn": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 31.0, "beta_slow": 2.0,
+        "original_max_position_embeddings": 16,
+    },
+    "llama3": LLAMA3 | {"low_freq_factor": 1.25},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling"), [(kind, scaling) for kind in MODELS for scaling in SCALINGS if (kind, scaling) != ("qwen2", "llama3")]
+)
+def test_a_scaling_that_is_written_is_read_again(kind, scaling, tmp_path):
+    """Config and tensors of the way through a GGUF, its table included, are those of the straight way."""
+    folder, _ = source(tmp_path, kind, rope_parameters=dict(SCALINGS[scaling]))
+    to_gguf(folder, tmp_path / "m.gguf")
+    invoke("import", tmp_path / "m.gguf", "-o", tmp_path / "back.apr")
+    invoke("import", folder, "-o", tmp_path / "straight.apr")
+    family = installed_family(FAMILY_OF[kind])
+    with open_checkpoint(tmp_path / "back.apr") as back, open_checkpoint(tmp_path / "straight.apr") as straight:
+        expected = family.build_config(header=straight.header)
+        assert expected.rope_scaling is not None
+        assert family.build_config(header=back.header) == expected
+        assert back.header.tensors == straight.header.tensors
+        assert all(back.read_raw(name) == straight.read_raw(name) for name in straight.header.tensors)
+
+
+def test_a_foreign_table_of_factors_is_refused_with_its_name(tmp_path):
+    folder, _ = source(tmp_path, "llama", rope_parameters=dict(LLAMA3))
+    to_gguf(folder, tmp_path / "m.gguf")
+    table = {item.name: item for item in gguf.GGUFReader(tmp_path / "m.gguf", "r+").tensors}["rope_freqs.weight"]
+    table.data[3] *= 2
+    table.data.flush()
+    said = invoke("import", tmp_path / "m.gguf", "-o", tmp_path / "back.apr", exit_code=3)
     assert "[rope_freqs.weight]: a tensor of the file is not used by the model" in said
+
+
+ROUND_TRIP = Path(__file__).with_name("gguf_round_trip.py")
+
+
+def test_longrope_comes_back_from_a_gguf(examples, tmp_path):
+    done = examples.run(tmp_path, ROUND_TRIP, tmp_path, "phi3")
+    assert done.returncode == 0, done.stderr[-4000:]
+    refused = {"llama3": "rope_scaling"}
+    kinds = ("none", "linear", "yarn", "longrope", "longrope with a factor", "longrope with an attention factor")
+    assert json.loads(done.stdout.splitlines()[-1]) == {"phi3": dict.fromkeys(kinds, "back") | refused}
 
 
 def test_llama_3s_scaling_is_refused_where_llama_cpp_reads_no_table(tmp_path):

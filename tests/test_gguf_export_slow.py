@@ -241,6 +241,7 @@ def test_a_tiny_models_file_is_the_converters_own(case, dtype, tmp_path):
         f"{prefix}.{key}" for key in ("vocab_size", "rope.dimension_count", "attention.key_length", "attention.value_length")
     }
     same = {"general.name", "tokenizer.ggml.model", "tokenizer.ggml.add_bos_token", "GGUF.kv_count"}
+    same |= {f"apr_train.rope_scaling.{name}" for name in LLAMA3}  # read by us alone
     check_against_converter(tmp_path / "ours.gguf", tmp_path / "theirs.gguf", may_differ=more | same)
     theirs_too = contents(tmp_path / "theirs.gguf")[0]
     ours = contents(tmp_path / "ours.gguf")[0]
@@ -311,3 +312,16 @@ def test_smollm2s_file_is_the_converters_own_with_its_tokenizer(smollm2):
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr[-4000:]
     check_against_converter(smollm2 / "m.gguf", smollm2 / "theirs.gguf", may_differ={"general.name"})
+
+
+TABLES = {"llama3": {"granite", "llama"}, "longrope": {"phi3"}}
+"""The rest of the kinds is of keys, which every rotary architecture has."""
+
+
+@pytest.mark.parametrize("name", WITH_GGUF)
+def test_an_example_familys_scalings_come_back_or_are_refused_by_name(examples, tmp_path, name):
+    done = examples.run(tmp_path, ROOT / "tests" / "gguf_round_trip.py", tmp_path, name)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for kind, came in json.loads(done.stdout.splitlines()[-1])[name].items():
+        readers = TABLES.get(kind.split()[0])
+        assert came == ("back" if readers is None or name in readers else "rope_scaling"), kind

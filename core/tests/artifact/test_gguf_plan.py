@@ -54,4 +54,12 @@ def test_numbers_are_compared_as_the_floats_that_a_file_holds():
     stretched = attrs.evolve(CONFIG, rope_scaling={"rope_type": "linear", "factor": 2.0})
     assert [name for name, *_ in differences(CONFIG, stretched)] == ["rope_scaling"]
     assert differences(stretched, attrs.evolve(CONFIG, rope_scaling={"rope_type": "linear", "factor": 2})) == []
-    assert differences(CONFIG, stretched, scaling=False) == []
+    longrope = attrs.evolve(CONFIG, rope_scaling=LONGROPE)  # 128 positions from 32: a factor of 4, √(1 + ln 4 / ln 32)
+    for same in (
+        {"factor": 4.0},
+        {"attention_factor": 1.1832159566},
+        {"long_factor": [float(np.float32(x)) for x in (1.5, 2, 3, 6)]},
+    ):
+        assert differences(longrope, attrs.evolve(CONFIG, rope_scaling=LONGROPE | same)) == []
+    other = attrs.evolve(CONFIG, rope_scaling=LONGROPE | {"factor": 8.0})
+    assert [name for name, *_ in differences(longrope, other)] == ["rope_scaling"]

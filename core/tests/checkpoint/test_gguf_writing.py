@@ -3,13 +3,11 @@
 import gguf
 import numpy as np
 import pytest
-import torch
 from apr_train.checkpoint.gguf_keys import config_of_keys, rope_of_keys
 from apr_train.checkpoint.gguf_writing import (
     FILE_TYPES,
     QUANTISED,
     config_keys,
-    llama3_factors,
     quantised,
     tensor_info,
     tokenizer_keys,
@@ -19,9 +17,7 @@ from apr_train.checkpoint.gguf_writing import (
 )
 from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.checkpoint.tokenizer_metadata import spec_from_gguf
-from apr_train.errors import TokenizerError
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from apr_train.errors import OutputError, TokenizerError
 
 KINDS = gguf.GGMLQuantizationType
 
@@ -95,6 +91,14 @@ def test_what_is_written_the_gguf_package_reads(tmp_path):
         assert item.data.tobytes() == data[item.name].tobytes(), item.name
 
 
+@pytest.mark.parametrize("sizes", [[], [7], [4, 3], [8, 1], [16], [4, 9]])
+def test_a_tensor_with_other_bytes_than_its_entry_is_never_written(sizes, tmp_path):
+    tensors = [tensor_info("output_norm.weight", "F32", (8,))]
+    with pytest.raises(OutputError, match=f"expected 32, found {4 * sum(sizes)}") as caught:
+        write_gguf(tmp_path / "m.gguf", "llama", {}, tensors, lambda name: [np.ones(size, np.float32) for size in sizes])
+    assert caught.value.findings[0].field == "output_norm.weight"
+
+
 VALUES = {
     "num_hidden_layers": 2, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 48,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 61, "rope_theta": 10000,
@@ -136,18 +140,6 @@ def test_numbers_have_the_types_that_llama_cpp_asks_for():
     assert "granite.rope.scaling.original_context_length" in whole
     assert {"granite.rope.freq_base", "granite.logit_scale", "granite.embedding_scale"} <= {*keys} - whole
     assert {"granite.block_count", "granite.rope.dimension_count", "granite.attention.value_length"} <= whole
-
-
-def test_llama_3s_factors_divide_the_frequencies_as_transformers_does():
-    scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }  # fmt: skip
-    config = LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters={"rope_theta": 500_000.0, **scaling})
-    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    plain = 500_000.0 ** -(np.arange(0, 128, 2) / 128)
-    np.testing.assert_allclose(plain / llama3_factors(scaling, 500_000.0, 128), theirs.numpy(), rtol=2e-6)
-    assert {1.0, 8.0} < {*llama3_factors(scaling, 500_000.0, 128).tolist()}
 
 
 SPEC = TokenizerSpec(

@@ -7,13 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import TensorView, content_hash
 from apr_train.checkpoint.companions import files_beside
-from apr_train.checkpoint.dtypes import plain_view
+from apr_train.checkpoint.dtypes import Array, plain_view
 from apr_train.checkpoint.files import map_file
 from apr_train.checkpoint.gguf_index import GgufIndex, read_gguf_index
 from apr_train.checkpoint.gguf_keys import config_of_keys, keys_of_config, plain, rope_of_keys
+from apr_train.checkpoint.gguf_rope import OWN_KEYS, is_table, keys_of_tables, scaling_of_tables
 from apr_train.checkpoint.header import Header, TensorInfo
 from apr_train.checkpoint.implied import all_heads
 from apr_train.checkpoint.quantization import dequantize
@@ -31,12 +34,14 @@ GENERAL = {
     "general.license": "license",
     "general.version": "version",
 }
-BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.")
+BOOKKEEPING = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.", OWN_KEYS)
 """Beginnings of keys that say nothing about the mathematics, or that are read elsewhere."""
 
 
-def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Header:
-    """The canonical header of a GGUF file; `metadata` is its parsed key-value section.
+def header_from_gguf(
+    path: str, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], tables: Mapping[str, Array] | None = None
+) -> Header:
+    """The canonical header of a GGUF file; `metadata` is its parsed key-value section, `tables` what it has of `gguf_rope`'s.
 
     32-bit floats are spelled as people wrote them (1e-5, not 9.999999747378752e-06). The vocabulary size is the
     metadata's, or the embedding matrix's rows; absent kv heads mean as many as query heads (that is GGUF's definition).
@@ -48,7 +53,7 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
     if not isinstance(architecture, str) or not architecture:
         raise FormatError("GGUF metadata names no architecture", path=path, field="general.architecture")
     _check_type(path, metadata)
-    config = _config(metadata, architecture, tensors)
+    config = _config(metadata, architecture, tensors, tables or {})
     says = f"{architecture}.attention.head_count_kv" in metadata or "num_key_value_heads" not in config
     return Header(
         path=path,
@@ -60,7 +65,7 @@ def header_from_gguf(path: str, metadata: Mapping[str, Any], tensors: Mapping[st
         rope_rows=gguf_rope_rows(architecture.lower()),
         tie=tie_from_index(config, tensors),
         tokenizer=spec_from_gguf(path, metadata) or spec_beside(Path(path)),
-        further=_further(metadata, architecture),
+        further=_further(metadata, architecture, config.get("rope_scaling")),
         findings=() if says else (all_heads(path, config["num_key_value_heads"]),),
         provenance={
             "original_format": "gguf",
@@ -84,13 +89,15 @@ def _check_type(path: str, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def _further(metadata: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+def _further(metadata: Mapping[str, Any], architecture: str, scaling: object) -> dict[str, Any]:
     """Every key that the config was not made of, in GGUF's own spelling; what it means is for the preflight to judge."""
-    read = keys_of_config(architecture)
+    read = keys_of_config(architecture) | keys_of_tables(architecture, scaling)
     return {key: plain(value) for key, value in metadata.items() if key not in read and not key.startswith(BOOKKEEPING)}
 
 
-def _config(metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+def _config(
+    metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str, TensorInfo], tables: Mapping[str, Array]
+) -> dict[str, Any]:
     config = config_of_keys(metadata, architecture)
     for key, name in TOKEN_IDS.items():
         if isinstance(metadata.get(f"tokenizer.ggml.{key}"), int):
@@ -100,7 +107,9 @@ def _config(metadata: Mapping[str, Any], architecture: str, tensors: Mapping[str
     embedding = embedding_name(tensors)
     if embedding is not None and len(tensors[embedding].shape) == 2:
         config.setdefault("vocab_size", tensors[embedding].shape[0])
-    return config | rope_of_keys(metadata, architecture, config)
+    config |= rope_of_keys(metadata, architecture, config)
+    scaling = scaling_of_tables(metadata, architecture, config, tables) if "rope_scaling" not in config else None
+    return config if scaling is None else {**config, "rope_scaling": scaling}
 
 
 class GgufReader:
@@ -108,13 +117,14 @@ class GgufReader:
 
     def __init__(self, path: Path, data: memoryview, index: GgufIndex) -> None:
         self.metadata = index.metadata
-        self.header = header_from_gguf(str(path), index.metadata, dict(sorted(index.tensors.items())))
         self._data = data
         self._places = index.places
+        tables = {name: self._plain(info) for name, info in index.tensors.items() if is_table(info)}
+        self.header = header_from_gguf(str(path), index.metadata, dict(sorted(index.tensors.items())), tables)
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a file; nothing but its front is read.
+        """Open a file; nothing but its front and its tables of rotary factors is read.
 
         Raises:
             FormatError: for anything that is not as the format says.
@@ -136,6 +146,10 @@ class GgufReader:
             return plain_view(tensor.dtype, tensor.shape, raw)
         floats = dequantize(place.dtype, raw, tensor.elements, path=self.header.path, name=name)
         return TensorView("F32", floats.reshape(tensor.shape))
+
+    def _plain(self, info: TensorInfo) -> Array:
+        """A tensor of plain numbers, copied: no header holds on to the file."""
+        return np.array(plain_view(info.dtype, info.shape, self.read_raw(info.name)).data)
 
     def read_raw(self, name: str) -> memoryview:
         """The tensor's bytes as they lie in the file."""

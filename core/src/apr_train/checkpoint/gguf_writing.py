@@ -23,7 +23,7 @@ from apr_train.checkpoint.pre_tokenizers import canonical_pre_type
 from apr_train.checkpoint.quantization import ggml_types
 from apr_train.checkpoint.tokenizer_json import PADDING, flatten
 from apr_train.checkpoint.tokenizer_metadata import CONTROL, GGUF_SPECIAL, NORMAL, UNUSED, USER_DEFINED
-from apr_train.errors import TokenizerError
+from apr_train.errors import OutputError, TokenizerError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -42,12 +42,6 @@ _WIDE = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "po
 """Ends of the names of matrices that stay float32: `tensor_allows_quantization` in llama-quant.cpp, `prepare_tensors` in
 conversion/base.py."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-ROPE_FREQS = "rope_freqs.weight"
-ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-READS_ROPE_FREQS = frozenset({"llama", "granite"})
-"""GGUF architectures whose loader takes a table of factors for the rotary frequencies (src/models/llama.cpp, granite.cpp)."""
-READS_LONGROPE = frozenset({"phi3"})
-"""Those whose loader takes LongRoPE's two tables (src/models/phi3.cpp)."""
 READS_WINDOW = frozenset({"gemma2", "gemma3", "olmo2"})
 """Those that are known to compute sliding windows; phi3's is switched off, starcoder2's and llama's key is not read."""
 _PIECE = 1 << 20
@@ -120,6 +114,7 @@ def write_gguf(
 
     Raises:
         OSError: when it cannot be written.
+        OutputError: when the bytes of a tensor are more or fewer than its entry says.
     """
     from gguf import GGUFWriter
 
@@ -133,7 +128,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            writer.write_tensor_data(_whole(tensor, data(tensor.name)))
+            writer.write_tensor_data(_whole(tensor, data(tensor.name), path))
         writer.flush()
     finally:
         writer.close()
@@ -160,13 +155,17 @@ def _declare(writer: GGUFWriter, tensor: TensorInfo) -> None:
     writer.add_tensor_info(tensor.name, tensor.shape, elements, tensor.nbytes, raw_dtype=kind)
 
 
-def _whole(tensor: TensorInfo, pieces: Iterable[Array | memoryview]) -> Array:
-    """A tensor's bytes in one array."""
+def _whole(tensor: TensorInfo, pieces: Iterable[Array | memoryview], path: Path) -> Array:
+    """A tensor's bytes in one array, as many as its entry of the index says."""
     whole, at = np.empty(tensor.nbytes, np.uint8), 0
     for piece in pieces:
         raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-        whole[at : at + raw.size] = raw
+        taken = whole[at : at + raw.size]
+        taken[:] = raw[: taken.size]
         at += raw.size
+    if at != tensor.nbytes:
+        problem = "a tensor came with another number of bytes than its entry says"
+        raise OutputError(problem, where=path, field=tensor.name, expected=tensor.nbytes, found=at)
     return whole
 
 
@@ -199,7 +198,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The keys of a linear scaling, or of YaRN; another kind has none here: what is read from tables is in the plan."""
+    """The keys of a linear scaling, or of YaRN; `gguf_rope` has what llama.cpp reads from tables."""
     if scaling is None or scaling["rope_type"] not in ("linear", "yarn"):
         return {}
     found = {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
@@ -207,20 +206,6 @@ def _scaling_keys(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         kinds = {name: int if name == ORIGINAL_LENGTH else float for name in YARN_KEYS.values()}
         found |= {key: kinds[name](scaling[name]) for key, name in YARN_KEYS.items()}
     return found
-
-
-def llama3_factors(scaling: Mapping[str, Any], theta: float, rotated: int) -> Array:
-    """Llama 3's scaling as llama.cpp reads it: `[rotated / 2]` float32, a divisor for each rotary frequency.
-
-    Source: `_compute_llama3_parameters` in transformers' modeling_rope_utils, whose frequencies are the unscaled ones by
-    these.
-    """
-    frequencies = theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / rotated)
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    low, high, factor = (float(scaling[name]) for name in ("low_freq_factor", "high_freq_factor", "factor"))
-    ramp = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: Array = (1.0 / ((1.0 - ramp) / factor + ramp)).astype(np.float32)
-    return factors
 
 
 def tokenizer_keys(spec: TokenizerSpec | None, *, rows: int, first: Sequence[int], last: Sequence[int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,16 @@ def _implied_length(path: str, config: Mapping[str, Any]) -> tuple[dict[str, Any
         severity="warning",
     )
     return {"rope_scaling": {**scaling, ORIGINAL_LENGTH: length}}, (finding,)
+
+
+def implied_attention(factor: float | None, original: int, length: int) -> float:
+    """LongRoPE's factor on cos and sin where its scaling does not say it: √(1 + ln(factor) / ln(original)).
+
+    Without a factor it is `length`, the model's max_position_embeddings, by the original length. Source:
+    `_compute_longrope_parameters` in transformers' modeling_rope_utils.
+    """
+    share = length / original if factor is None else factor
+    return 1.0 if share <= 1 else math.sqrt(1 + math.log(share) / math.log(original))
 
 
 def _implied_heads(

@@ -198,6 +198,11 @@ def decoder_rules(
     if layout.names == "hf" and not config.learned_positions:
         buffer = spelling.hf(Line("self_attn.rotary_emb", "", ())) + ".inv_freq"
         rules.append(ignored(buffer, "a saved RoPE table: it is computed from rope_theta"))
+    if layout.names == "gguf" and config.rope_scaling is not None:
+        from apr_train.checkpoint.gguf_rope import TABLES  # numpy comes with it, which a card does not need
+
+        for table in TABLES.get(config.rope_scaling.rope_type, ()):
+            rules.append(ignored(table, "divisors of the rotary frequencies: they are computed from rope_scaling"))
     for item in add:
         rules += [*item] if isinstance(item, Iterable) else [item]
     return rules

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from apr_train.checkpoint.implied import implied_attention
 from apr_train.errors import ConfigError
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.rope_scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
@@ -93,9 +94,7 @@ def table_factor(config: DecoderConfig) -> float:
         if scaling.mscale is not None and scaling.mscale_all_dim is not None:
             return _yarn_factor(scaling.factor, scaling.mscale) / _yarn_factor(scaling.factor, scaling.mscale_all_dim)
         return _yarn_factor(scaling.factor, 1.0)
-    original = scaling.original_max_position_embeddings
-    factor = config.max_position_embeddings / original if scaling.factor is None else scaling.factor
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return implied_attention(scaling.factor, scaling.original_max_position_embeddings, config.max_position_embeddings)
 
 
 def _yarn_factor(factor: float, mscale: float) -> float:

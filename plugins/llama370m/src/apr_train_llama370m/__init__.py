@@ -90,7 +90,7 @@ def map_tensor_names(config: DecoderConfig, layout: Layout) -> NameMap:
 def validate_family(header: Header, objective: str) -> list[Finding]:
     """Refuse RoPE factors that only the file's own table knows, and warn of a scaling that the container lost."""
     findings = []
-    if "rope_freqs.weight" in header.tensors:
+    if "rope_freqs.weight" in header.tensors and not header.config.get("rope_scaling"):
         findings.append(_rope_table(header))
     if header.config.get("rope_theta") == 500_000.0 and _lost_scaling(header):
         findings.append(_silent_scaling(header))
@@ -108,8 +108,8 @@ def _rope_table(header: Header) -> Finding:
         rule=rules.PREFLIGHT_003,
         subject=header.path,
         field="rope_freqs.weight",
-        problem="RoPE scaling that is stored as a table of factors is not implemented",
-        expected="no scaling, or Llama 3's four numbers under rope_scaling",
+        problem="a table of RoPE factors whose numbers are not known",
+        expected="no table, or that of Llama 3's published numbers, or an export of apr-train, which has them",
         found="rope_freqs.weight",
         hint="Import from the original safetensors, whose config.json has the numbers.",
     )

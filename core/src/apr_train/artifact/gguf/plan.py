@@ -6,7 +6,6 @@ key for it, is refused, so that no file computes something else than its source.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,19 +20,14 @@ from apr_train.artifact.provenance import OTHER
 from apr_train.checkpoint import companions
 from apr_train.checkpoint.dtypes import Array
 from apr_train.checkpoint.gguf import header_from_gguf
+from apr_train.checkpoint.gguf_rope import READERS, tables_of_scaling
 from apr_train.checkpoint.gguf_writing import (
     FILE_TYPES,
     HEAD,
     QUANTISED,
-    READS_LONGROPE,
-    READS_ROPE_FREQS,
     READS_WINDOW,
-    ROPE_FREQS,
-    ROPE_LONG,
-    ROPE_SHORT,
     GgufDtype,
     config_keys,
-    llama3_factors,
     quantised,
     tensor_info,
     tokenizer_keys,
@@ -41,11 +35,13 @@ from apr_train.checkpoint.gguf_writing import (
     written_type,
 )
 from apr_train.checkpoint.header import Header, TensorInfo, Tie, TokenizerSpec
+from apr_train.checkpoint.implied import implied_attention
 from apr_train.checkpoint.rope_rows import gguf_rope_rows
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import ConfigError, Finding, FormatError
 from apr_train.family.card import FamilyInfo, Layout
 from apr_train.family.config import ModelConfig
+from apr_train.family.rope_scaling import LongRopeScaling
 from apr_train.preflight.config_rules import config_from_file
 from apr_train.run.folder import name_of
 
@@ -119,8 +115,7 @@ def plan_gguf(conversion: Conversion, dtype: GgufDtype | None, *, path: Path) ->
     _check_names(tensors, architecture, conversion)
     metadata = {
         **_general(conversion, tensors, dtype),
-        **_config_keys(conversion, architecture, {tensor.name: tensor for tensor in written}, path, made=bool(made)),
-        **made_keys,
+        **_config_keys(conversion, architecture, tensors, path, (made, made_keys)),
         **_tokenizer(conversion.header.tokenizer, conversion.config.vocab_size),
     }
     return GgufPlan(
@@ -204,36 +199,34 @@ def _check_names(tensors: Iterable[TensorInfo], architecture: str, conversion: C
 def _rope_tables(config: ModelConfig, architecture: str, path: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """The tensors and keys of a rotary scaling that llama.cpp reads from tables."""
     scaling = config.to_dict().get("rope_scaling")
-    kind = scaling["rope_type"] if scaling else None
-    readers = {"llama3": READS_ROPE_FREQS, "longrope": READS_LONGROPE}
-    if scaling is None or kind not in readers:
+    if scaling is None or scaling["rope_type"] not in READERS:
         return {}, {}
-    if architecture not in readers[kind]:
+    kind: str = scaling["rope_type"]
+    if architecture not in READERS[kind]:
         raise _not_said(path, "rope_scaling", f"no {kind} scaling in a GGUF of {architecture}", kind)
-    if kind == "llama3":
-        values = config.to_dict()
-        return {ROPE_FREQS: llama3_factors(scaling, values["rope_theta"], values["head_dim"])}, {}
-    original = scaling["original_max_position_embeddings"]
-    share = config.max_position_embeddings / original if scaling["factor"] is None else scaling["factor"]
-    usual = math.sqrt(1 + math.log(share) / math.log(original)) if share > 1 else 1.0
-    tables = {ROPE_LONG: scaling["long_factor"], ROPE_SHORT: scaling["short_factor"]}
-    keys = {
-        f"{architecture}.rope.scaling.original_context_length": original,
-        f"{architecture}.rope.scaling.attn_factor": float(scaling["attention_factor"] or usual),
-    }
-    return {name: np.asarray(table, np.float32) for name, table in tables.items()}, keys
+    theta, length = config.to_dict()["rope_theta"], config.max_position_embeddings
+    rotated = getattr(config, "rotary_dim", config.head_dim)
+    return tables_of_scaling(scaling, architecture, theta=theta, rotated=rotated, length=length)
 
 
 def _config_keys(
-    conversion: Conversion, architecture: str, tensors: Mapping[str, TensorInfo], path: Path, *, made: bool
+    conversion: Conversion,
+    architecture: str,
+    tensors: Iterable[TensorInfo],
+    path: Path,
+    rope: tuple[Mapping[str, Array], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The keys that say the config, the kinds of layers listed only where llama.cpp would not know them."""
+    """The keys that say the config, the kinds of layers listed only where llama.cpp would not know them.
+
+    `rope` is the tables of a rotary scaling, and their keys.
+    """
     config, info = conversion.config, conversion.family.info
     apart: list[tuple[str, Any, Any]] = []
+    index = {tensor.name: tensor for tensor in tensors}
     for listed in (False, True):
-        keys = config_keys(architecture, _values(config, info, listed=listed))
-        header = header_from_gguf(str(path), {ARCHITECTURE: architecture, **keys}, tensors)
-        apart = differences(config, read_back(conversion, header), scaling=not made)
+        keys = config_keys(architecture, _values(config, info, listed=listed)) | rope[1]
+        header = header_from_gguf(str(path), {ARCHITECTURE: architecture, **keys}, index, rope[0])
+        apart = differences(config, read_back(conversion, header))
         if not apart:
             return keys
     name, expected, found = apart[0]
@@ -268,16 +261,27 @@ def read_back(conversion: Conversion, header: Header) -> ModelConfig:
     return config
 
 
-def differences(config: ModelConfig, other: ModelConfig, *, scaling: bool = True) -> list[tuple[str, Any, Any]]:
+def differences(config: ModelConfig, other: ModelConfig) -> list[tuple[str, Any, Any]]:
     """(field, value, the other's value) of each field that changes what is computed; numbers count as 32-bit floats."""
     names = [item.name for item in attrs.fields(type(config)) if item.name not in _TRAINING_ONLY]
-    pairs = [(name, config.stated(name), other.stated(name)) for name in names if scaling or name != "rope_scaling"]
+    pairs = [(name, _computed(config, name), _computed(other, name)) for name in names]
     return [(name, ours, theirs) for name, ours, theirs in pairs if not _same(ours, theirs)]
+
+
+def _computed(config: ModelConfig, name: str) -> Any:
+    """A field with what it leaves open filled in: LongRoPE's lengths only give its factor on cos and sin."""
+    value = config.stated(name)
+    if not isinstance(value, LongRopeScaling):
+        return value
+    usual = implied_attention(value.factor, value.original_max_position_embeddings, config.max_position_embeddings)
+    return attrs.evolve(value, factor=None, attention_factor=value.attention_factor or usual)
 
 
 def _same(ours: Any, theirs: Any) -> bool:
     if attrs.has(type(ours)) and type(ours) is type(theirs):
         return all(_same(value, attrs.asdict(theirs)[name]) for name, value in attrs.asdict(ours).items())
+    if isinstance(ours, tuple) and isinstance(theirs, tuple):
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
     if any(isinstance(value, float) for value in (ours, theirs)) and None not in (ours, theirs):
         return bool(np.float32(ours) == np.float32(theirs))
     return bool(ours == theirs)

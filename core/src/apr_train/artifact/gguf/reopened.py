@@ -37,7 +37,6 @@ class Reopened:
     """A written file, open."""
 
     checkpoint: Checkpoint = field(repr=False)
-    """Its header is without the tensors that are made of the config."""
     plan: LoadPlan = field(repr=False)
     """How it fills the source's parameters."""
 
@@ -79,14 +78,14 @@ def reopened(plan: GgufPlan, path: Path, *, requantised: bool = False) -> Iterat
         for name, array in plan.made.items():
             if not np.array_equal(reader.read(name).data, array):
                 raise _apart(name, "the table as it was made", "another one")
-        own = {name: info for name, info in reader.header.tensors.items() if name not in plan.made}
         config = plan.conversion.config
-        tie = reader.header.tie if reader.header.tie.value is not None else Tie(config.tie_word_embeddings, "as the source")
-        reader.header = attrs.evolve(reader.header, tensors=own, tie=tie)
-        for name, ours, theirs in differences(config, read_back(plan.conversion, reader.header), scaling=not plan.made):
+        if reader.header.tie.value is None:
+            reader.header = attrs.evolve(reader.header, tie=Tie(config.tie_word_embeddings, "as the source"))
+        for name, ours, theirs in differences(config, read_back(plan.conversion, reader.header)):
             raise _apart(name, ours, theirs)
         family = plan.conversion.family
-        loads = plan_load(family.map_tensor_names(config, family.info.layout_of(reader.header)), own, where=str(path))
+        names = family.map_tensor_names(config, family.info.layout_of(reader.header))
+        loads = plan_load(names, reader.header.tensors, where=str(path))
         if loads.findings or loads.fresh_parameters:
             raise PreflightError(loads.findings) if loads.findings else _apart(loads.fresh_parameters[0], "a tensor", "none")
         yield Reopened(checkpoint=reader, plan=loads)
@@ -108,8 +107,8 @@ def compare(plan: GgufPlan, again: Reopened, *, progress: Progress | None = None
     Raises:
         OutputError: one is another.
     """
-    types = Counter({"F32": len(plan.made)})
-    identical, largest, largest_at = len(plan.made), 0.0, ""
+    types: Counter[str] = Counter()
+    identical, largest, largest_at = 0, 0.0, ""
     for name, edges in again.plan.filled.items():
         infos = {edge.checkpoint: again.checkpoint.header.tensors[edge.checkpoint] for edge in edges}
         source = read_part(plan.conversion.checkpoint, plan.conversion.plan.filled[name], None)
@@ -128,7 +127,7 @@ def compare(plan: GgufPlan, again: Reopened, *, progress: Progress | None = None
     for info in again.checkpoint.header.tensors.values():
         types[info.dtype] += 1
         identical += info.dtype in _PLAIN
-    return Comparison(identical=identical, types=+types, largest_error=largest, largest_at=largest_at)
+    return Comparison(identical=identical, types=types, largest_error=largest, largest_at=largest_at)
 
 
 def _stored_bytes(conversion: Conversion, parameter: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from apr_train.cli.group import INTERRUPTED
 from apr_train.cli.options import FC, UserPath, asked_settings, config_option, given, setting
 from apr_train.cli.usage import OptionsCommand
 from apr_train.run.option import options_of
@@ -102,20 +103,14 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
         return
     from apr_train.cli.output import emit_pairs
     from apr_train.training.display import closing, opening
-    from apr_train.training.finish import finish
-    from apr_train.training.loop import train
-    from apr_train.training.setup import prepare
+    from apr_train.training.trainer import run_to_its_end
 
-    with prepare(settings, plan, click.echo) as prepared:
-        emit_pairs(opening(prepared))
-        outcome = train(prepared.run)
-        if outcome.stopped_by is not None:
-            emit_pairs(closing(prepared, [], outcome))
-            raise click.exceptions.Exit(130)
-        lines, sample = finish(prepared)
-        if sample is not None:
-            click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
-        emit_pairs(closing(prepared, lines, outcome))
+    ended = run_to_its_end(settings, plan, say=click.echo, ready=lambda prepared: emit_pairs(opening(prepared)))
+    if ended.sample is not None:
+        click.echo(f"\n{ended.sample.prompt}{click.style(ended.sample.text, bold=True)}\n")
+    emit_pairs(closing(ended.prepared, list(ended.lines), ended.outcome))
+    if ended.outcome.stopped_by is not None:
+        raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _say_finished(plan: Resume) -> None:

@@ -36,6 +36,7 @@ from apr_train.run.folder import checkpoints, require_unused
 from apr_train.run.option import flag
 from apr_train.run.resume import Resume
 from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
+from apr_train.run.trackers import tracker_findings
 
 T = TypeVar("T")
 
@@ -328,3 +329,4 @@ def _run_findings(
         yield from reference_findings(header, report, settings)
     yield from evaluation_findings(settings, report, fresh)
     yield from adapter_findings(settings, report)
+    yield from tracker_findings(settings.run.tracker)

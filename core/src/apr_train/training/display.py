@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from apr_train.run.events import RunEvents
+from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.metrics import Metrics, mean_speed
 from apr_train.run.units import size
@@ -134,6 +134,22 @@ class PlainDisplay:
         """Print it when it is its turn."""
         if line.step in (0, 1, self._steps) or line.step % self._every == 0 or line.val_loss is not None:
             click.echo(step_line(line, self._steps))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+class NoDisplay:
+    """Draws no step; what is said goes to whoever asked for the run."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+
+    def step(self, line: Metrics) -> None:
+        """Leave it to metrics.jsonl and to the trackers."""
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ from apr_train.run.settings_file import to_toml
 from apr_train.training.adapter_file import RESULT, TASKS, AdapterFile
 from apr_train.training.build import choose_attention, make_model
 from apr_train.training.defaults import Decided, decide
-from apr_train.training.display import make_display
+from apr_train.training.display import NoDisplay, make_display
 from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions
 from apr_train.training.examinee import Examinee
@@ -142,8 +142,14 @@ def _opened(asked: Settings, resume: Resume | None, device: str, look: Look, hel
 
 
 @contextmanager
-def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepared]:
+def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = True) -> Iterator[Prepared]:
     """Make a run ready, and hold its folder until the context is left.
+
+    Args:
+        asked: the settings of the run, of one that goes on with what may change in them.
+        resume: the run to go on with.
+        say: told of everything that the user should know.
+        shown: whether bars and steps are drawn; `say` is told of what is left of them otherwise.
 
     Raises:
         AprTrainError: whatever is wrong, before anything is trained.
@@ -158,11 +164,13 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
         if resume is not None:
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
-        inputs = _gather(asked, resume, examined, cleared, say)
-        yield _prepared(inputs, examined, resume, held, say)
+        inputs = _gather(asked, resume, examined, cleared, say, shown)
+        yield _prepared(inputs, examined, resume, held, say, shown)
 
 
-def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
+def _gather(
+    asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, shown: bool
+) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
@@ -177,7 +185,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         if resume is not None:
             check_identity(read_identity(resume.folder), identity(corpus), named=_places(decided.settings))
 
-    with stage_bars() as progress:
+    with stage_bars() if shown else nullcontext() as progress:
         corpus = load_corpus(
             decided.settings.data,
             tokenizer,
@@ -264,7 +272,9 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
         return checkpoint.content_hash()
 
 
-def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say) -> Prepared:
+def _prepared(
+    inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, shown: bool
+) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
     decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)
@@ -291,7 +301,9 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         result=MODEL if adapters is None else RESULT,
         display=make_display(
             decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
-        ),
+        )
+        if shown
+        else NoDisplay(say),
         warm=decided.settings.model.init is not None,
         fresh=loaded.fresh if loaded is not None else (),
         arrived=arrived,

@@ -68,7 +68,7 @@ class RunEnd:
 
     step: int
     """Steps done."""
-    result: Path | None
+    result: Path | None = None
     """model.apr, or the adapter; None for a run that did not come to its end."""
     stopped_by: str | None = None
     """What ended it early, such as `SIGINT`; it can go on with `--resume`."""

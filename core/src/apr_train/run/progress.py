@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +35,16 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "B")
 
 
 @contextmanager
+def no_bar(description: str, total: int | None = None, *, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    """What `progress_bar` is where nothing shall be drawn."""
+    yield _silent
+
+
+Bar = Callable[..., AbstractContextManager[Callable[[int], None]]]
+"""`progress_bar` or `no_bar`."""
+
+
+@contextmanager
 def stage_bars() -> Iterator[Callable[[str, int, int], None] | None]:
     """Yield what the data path reports to, (stage, bytes done, bytes in all): one bar after another, a stage each.
 
@@ -59,7 +69,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _silent(count: int) -> None:
-    """There is no terminal to draw on."""
+    """There is no terminal to draw on, or nobody wants to see anything."""
 
 
 class _DelayedBar:

@@ -11,7 +11,14 @@ from attrs import field, frozen
 
 from apr_train import rules
 from apr_train.errors import Finding, PluginError
-from apr_train.family.discovery import ENVIRONMENT, InstalledPlugin, allowed_from_environment, canonical, entry_points, installed_plugin
+from apr_train.family.discovery import (
+    ENVIRONMENT,
+    InstalledPlugin,
+    allowed_from_environment,
+    canonical,
+    entry_points,
+    installed_plugin,
+)
 from apr_train.family.plugin_module import examination, import_named, make_manager, told
 from apr_train.run import events
 from apr_train.run.events import RunEnd, RunStart, Say
@@ -60,8 +67,8 @@ def make_tracker(name: str) -> Tracker:
     """Import the tracker of that name, and make it.
 
     Raises:
-        PluginError: TRACKER-001, no installed distribution offers it, or two do, or it is broken; TRACKER-002, its package is not
-            installed.
+        PluginError: TRACKER-001, no installed distribution offers it, or two do, or it is broken.
+        PluginError: TRACKER-002, its package is not installed.
     """
     try:
         return _made(_named(name))
@@ -100,7 +107,8 @@ def _installed() -> list[InstalledPlugin]:
 def _named(name: str) -> InstalledPlugin:
     found = [plugin for plugin in _installed() if plugin.name == name]
     if not found:
-        hint = f"{did_you_mean(name, tracker_names())}; {ENVIRONMENT} says which distributions are loaded, where it is set."
+        only = "" if allowed_from_environment() is None else f" Only the distributions in {ENVIRONMENT} are loaded."
+        hint = did_you_mean(name, tracker_names()) + only
         raise PluginError("no installed distribution offers this tracker", where=FLAG, found=name, hint=hint)
     if len(found) > 1:
         owners = " and ".join(plugin.where for plugin in found)

@@ -168,9 +168,7 @@ def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = T
         yield _prepared(inputs, examined, resume, held, say, shown)
 
 
-def _gather(
-    asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, shown: bool
-) -> Inputs:
+def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, shown: bool) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
@@ -272,9 +270,7 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
         return checkpoint.content_hash()
 
 
-def _prepared(
-    inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, shown: bool
-) -> Prepared:
+def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, shown: bool) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
     decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)

@@ -1,4 +1,4 @@
-"""A run from its settings to its result: made ready, trained, told to its trackers, finished. Command line and API call this."""
+"""A run from its settings to its result: made ready, trained, told to its trackers, finished."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def torch_as_before() -> Iterator[None]:
     threads, workspace = torch.get_num_threads(), os.environ.get(CUBLAS)
     deterministic, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=_devices_in_use()):
             yield
     finally:
         if torch.get_num_threads() != threads:
@@ -87,6 +87,11 @@ def torch_as_before() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warns)
         if workspace is None:
             os.environ.pop(CUBLAS, None)
+
+
+def _devices_in_use() -> Sequence[int]:
+    """The CUDA devices whose random generators somebody may have seeded; asking an idle one would start it."""
+    return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch gives it none
 
 
 def _followed(prepared: Prepared, signals: Sequence[Signals]) -> Trained:

@@ -14,7 +14,7 @@ PROJECT = "apr-train"
 """The project, where `WANDB_PROJECT` names no other."""
 SENT = (
     "the run's name, its settings but for paths, and the numbers of every step; "
-    "not sent: text, weights, paths, code, what the terminal shows, this machine's figures"
+    "not sent: text, weights, paths, code, what the terminal shows, this machine's name and figures"
 )
 
 
@@ -63,12 +63,16 @@ def _quiet(wandb: Any) -> Any:
     return wandb.Settings(
         silent=True,
         console="off",
+        host="",
+        username="",
+        email="",
         disable_code=True,
         disable_git=True,
         save_code=False,
         x_disable_machine_info=True,
         x_disable_meta=True,
         x_disable_stats=True,
+        x_save_requirements=False,
         disable_job_creation=True,
     )
 

@@ -36,7 +36,8 @@ check: $(STAMP) ## Lint, types, import direction, and a wheel of every distribut
 	rm -rf dist
 	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$distribution || exit 1; done
 
-docs: $(STAMP) ## Write the generated pages anew: from the help, the contract, and the families' certificates
+docs: $(STAMP) ## Write what is generated anew: from the help, the settings, the contract, and the families' certificates
+	$(BIN)/python tools/setting_types.py > core/src/apr_train/api/setting_types.py
 	$(BIN)/python tools/cli_reference.py > docs/cli.md
 	$(BIN)/python tools/contract.py --render > docs/contract.md
 	$(BIN)/python tools/certify.py --page > docs/families.md

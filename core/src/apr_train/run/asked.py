@@ -41,10 +41,19 @@ def asked_run(config: Config | None, resume: Path | None, values: Mapping[str, A
     """
     if resume is None:
         return asked_settings(config, values), None
-    _settings(config)  # refuses what is wrong in it
-    wanted = {name: value for table in _tables(config).values() for name, value in table.items()} | dict(values)
+    wanted = stated(config) | dict(values)
     plan = plan_resume(resume, absolute_paths(with_values(Settings(), wanted), absent=True), set(wanted))
     return plan.settings, plan
+
+
+def stated(config: Config | None) -> dict[str, Any]:
+    """What tables say, as flat `{field: value}`.
+
+    Raises:
+        ConfigError: for a file that cannot be read, an unknown name, a bad value.
+    """
+    _settings(config)
+    return {name: value for table in _tables(config).values() for name, value in table.items()}
 
 
 def _tables(config: Config | None) -> Mapping[str, Any]:

@@ -31,4 +31,6 @@ def test_the_page_runs_from_a_checkpoint_to_a_curve(place, taught, capsys):
 def test_every_function_is_on_the_page():
     functions = [name for name in apr_train.__all__ if name[0].islower()]
     assert [name for name in functions if f"`{name}(" not in PAGE.read_text()] == []
-    assert [name for name in apr_train.__all__ if f"`{name}`" not in PAGE.read_text() and name not in functions] == ["AprTrainError"]
+    assert [name for name in apr_train.__all__ if f"`{name}`" not in PAGE.read_text() and name not in functions] == [
+        "AprTrainError"
+    ]

@@ -13,7 +13,20 @@ from types import SimpleNamespace
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "trackers.md"
-FRESH = ("--arch", "llama370m", "--preset", "tiny", "--precision", "fp32", "--val-every", "2", "--save-every", "3", "--keep", "0")
+FRESH = (
+    "--arch",
+    "llama370m",
+    "--preset",
+    "tiny",
+    "--precision",
+    "fp32",
+    "--val-every",
+    "2",
+    "--save-every",
+    "3",
+    "--keep",
+    "0",
+)
 BLOCK, WHOLE_OR_LAST = 32768, (1, 4)
 
 

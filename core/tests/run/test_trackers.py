@@ -133,7 +133,9 @@ def test_a_broken_tracker_is_named_with_its_reason(installed, name):
 @pytest.mark.rule("TRACKER-001")
 def test_a_name_that_is_offered_twice_is_nobodys(installed):
     installed("good", name="tensorboard")
-    with pytest.raises(PluginError, match="several distributions offer tensorboard, so none is used, found apr-train and an unk"):
+    with pytest.raises(
+        PluginError, match="several distributions offer tensorboard, so none is used, found apr-train and an unk"
+    ):
         make_tracker("tensorboard")
 
 

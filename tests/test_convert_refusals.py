@@ -11,9 +11,9 @@ import time
 import zlib
 from contextlib import contextmanager
 
+import apr_train.api.conversion
 import apr_train.artifact.convert
 import apr_train.artifact.export
-import apr_train.api.conversion
 import apr_train.cli.export
 import pytest
 import torch

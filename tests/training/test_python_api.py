@@ -198,7 +198,7 @@ def process_state():
         torch.get_rng_state().tolist(),
         os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
-        os.getcwd(),
+        Path.cwd(),
     )
 
 

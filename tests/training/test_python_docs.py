@@ -1,6 +1,7 @@
 """docs/python.md: its code runs from the first block to the last, and its table has every function."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,8 @@ def test_the_page_runs_from_a_checkpoint_to_a_curve(place, taught, capsys):
     pytest.importorskip("matplotlib")
     shutil.copy(taught, place.folder / "start.apr")
     shutil.copytree(place.corpus, place.folder / "src")
-    names = {"__name__": "page"}
-    for block in BLOCKS:
-        exec(compile(block, str(PAGE), "exec"), names)
+    (place.folder / "page.py").write_text("".join(BLOCKS))
+    names = runpy.run_path("page.py")
     assert (place.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert [line.step for line in names["run"].metrics] == list(range(31))
     assert names["measured"].loss == pytest.approx(names["run"].metrics[-1].val_loss, rel=1e-5)

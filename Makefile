@@ -43,7 +43,8 @@ dist: $(STAMP) ## Build what one installs: source and wheel of every distributio
 	for distribution in $(DISTRIBUTIONS); do $(BIN)/python -m build --no-isolation --outdir dist $$distribution || exit 1; done
 	$(BIN)/python -m twine check --strict dist/*
 
-docs: $(STAMP) ## Write the generated pages anew: from the help, the contract, and the families' certificates
+docs: $(STAMP) ## Write what is generated anew: from the help, the settings, the contract, and the families' certificates
+	$(BIN)/python tools/setting_types.py > core/src/apr_train/api/setting_types.py
 	$(BIN)/python tools/cli_reference.py > docs/cli.md
 	$(BIN)/python tools/contract.py --render > docs/contract.md
 	$(BIN)/python tools/certify.py --page > docs/families.md

@@ -15,7 +15,7 @@ CORE = ROOT / "core" / "src"
 
 LINE = [
     *("errors", "rules", "atomic", "suggest", "checkpoint", "family", "run", "model", "data", "preflight", "artifact"),
-    *("training", "inference", "testing", "cli"),
+    *("training", "inference", "testing", "api", "cli"),
 ]
 """The rooms in the way of the data: a module imports from its own room and from those before it, never in a circle."""
 

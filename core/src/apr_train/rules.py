@@ -119,6 +119,11 @@ EVAL_001 = "EVAL-001"
 PROFILE_001 = "PROFILE-001"
 """Steps to trace that the run does not have."""
 
+TRACKER_001 = "TRACKER-001"
+"""A tracker that no installed distribution offers, that two do, or that is broken."""
+TRACKER_002 = "TRACKER-002"
+"""A tracker whose package is not installed."""
+
 ADAPTER_001 = "ADAPTER-001"
 """Adapters that cannot be trained: no base, a target that matches nothing or is no linear layer, no PEFT."""
 ADAPTER_002 = "ADAPTER-002"

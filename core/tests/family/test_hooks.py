@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from apr_train.family import hooks
-from apr_train.family.plugin_module import MANDATORY, spec_arguments
+from apr_train.family.hooks import MANDATORY
+from apr_train.family.plugin_module import spec_arguments
 
 PAGE = (Path(__file__).parents[3] / "docs" / "hooks.md").read_text()
 SOURCE = ast.parse(Path(hooks.__file__).read_text())

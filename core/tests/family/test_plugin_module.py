@@ -11,7 +11,7 @@ from apr_train.family.registry import Registry
 
 def test_a_wrapper_is_refused(make_registry):
     registry = make_registry({"one": {"mark": "(wrapper=True)", "attention_impl": "return (yield)"}})
-    with pytest.raises(PluginError, match="hook attention_impl: marked as a wrapper, but a family answers each hook itself"):
+    with pytest.raises(PluginError, match="hook attention_impl: marked as a wrapper, but a plugin answers each hook itself"):
         registry.family("one")
 
 

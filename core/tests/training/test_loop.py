@@ -219,7 +219,7 @@ class LateStop(StopRequest):
 
 @pytest.mark.parametrize("looks", range(1, 7))
 def test_no_moment_for_a_signal_loses_a_step(make_run, monkeypatch, looks):
-    monkeypatch.setattr("apr_train.training.loop.StopRequest", lambda: LateStop(looks))
+    monkeypatch.setattr("apr_train.training.loop.StopRequest", lambda _: LateStop(looks))
     run = make_run(steps=6, save_every=4, keep=1)
     outcome = train(run)
     assert outcome.stopped_by == ("SIGTERM" if run.step < 6 else None)

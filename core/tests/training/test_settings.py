@@ -8,11 +8,12 @@ import pytest
 import torch
 from apr_train.data.sources import find_files
 from apr_train.errors import ConfigError, DataError, RunError
+from apr_train.run.asked import stated
 from apr_train.run.changes import Change, at_first, differences, last_change, read_changes, settings_at, write_changes
 from apr_train.run.data_argument import DataArgument
 from apr_train.run.option import DECIDES, FIXED, MAY_CHANGE, MAY_MOVE, flag, options_of
 from apr_train.run.settings import GROUPS, Settings, SourceSettings, run_stem
-from apr_train.run.settings_file import check_resume, from_tables, read_toml, stated, to_toml, with_values
+from apr_train.run.settings_file import check_resume, from_tables, read_toml, to_toml, with_values
 from apr_train.run.settings_paths import absolute_paths
 from hypothesis import given
 from hypothesis import strategies as st

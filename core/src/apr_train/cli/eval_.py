@@ -10,12 +10,10 @@ from attrs import frozen
 
 from apr_train.cli.options import MODEL, json_option, model_options, setting
 from apr_train.cli.output import emit_json, emit_pairs, emit_table, say
-from apr_train.run.progress import progress_bar, stage_bars
+from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
-    from apr_train.data.corpus import Corpus
-    from apr_train.inference.evaluate import EvalRows, Measurement
-    from apr_train.inference.ready import Ready
+    from apr_train.inference.evaluate import Measurement
     from apr_train.inference.reference import ReferenceResult, Write
     from apr_train.run.settings import Settings
     from apr_train.training.fim_eval import FimReport
@@ -155,6 +153,7 @@ def _references(files: tuple[str, ...], options: dict[str, Any], write: bool | N
 
 
 def _reference(file: str, options: dict[str, Any], write: bool | None) -> tuple[dict[str, Any], ReferenceResult]:
+    from apr_train.api.evaluation import about
     from apr_train.inference.ready import Wanted, make_ready, opened
     from apr_train.inference.reference import DEVICE, PRECISION, measure_reference, place_of
 
@@ -168,7 +167,7 @@ def _reference(file: str, options: dict[str, Any], write: bool | None) -> tuple[
         say(f"warning: {file} does not have {', '.join(ready.loaded.fresh)}: random values stand in for it")
     when: Write = "new" if write is None else "always" if write else "never"
     with progress_bar(f"writing {file}") as progress:
-        return _about(ready), measure_reference(ready, place, write=when, progress=progress)
+        return about(ready), measure_reference(ready, place, write=when, progress=progress)
 
 
 def _reference_numbers(result: ReferenceResult) -> dict[str, Any]:
@@ -234,63 +233,22 @@ def _on_held_out(files: tuple[str, ...], options: dict[str, Any], gate: _Gate, a
 
 def _one(file: str, settings: Settings, options: dict[str, Any], gate: _Gate) -> dict[str, Any]:
     """One checkpoint's result as JSON-able data; its model is gone when the next one's comes."""
-    from apr_train.inference.evaluate import check_rows, forget, rows_for
-    from apr_train.inference.generate import writing_precision
-    from apr_train.inference.ready import Wanted, make_ready, opened
-    from apr_train.model.device import default_precision
+    import attrs
+
+    from apr_train.api.evaluation import about, completed, filled, measured, ready_on_rows
+    from apr_train.inference.ready import Wanted
 
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
     wanted = Wanted(path=file, objective=settings.model.objective, **{name: options[name] for name in MODEL})
-    with opened(wanted, kind="decoder" if gate.writes else None, say=say) as examined:
-        rows = rows_for(settings, given, config=examined.config, objective=examined.objective, device=examined.device)
-        check_rows(rows, examined.config, examined.objective)
-        precision = settings.run.precision or default_precision(examined.device)
-        precision = writing_precision(examined.device) if gate.writes else precision
-        with progress_bar("loading", examined.total_bytes) as progress:
-            ready = make_ready(
-                examined,
-                precision=precision,
-                document_mask=rows.data.document_mask,
-                allow_fresh=not gate.writes,
-                progress=progress,
-            )
-    if options["from_scratch"]:
-        forget(ready)
-        say(f"{file}: its weights are put aside; fresh ones of the same shape are measured")
-    elif ready.loaded.fresh:
-        say(f"warning: {file} does not have {', '.join(ready.loaded.fresh)}: random values stand in for it")
+    scratch = options["from_scratch"]
+    ready, rows = ready_on_rows(wanted, settings, given, writes=gate.writes, from_scratch=scratch, say=say, bar=progress_bar)
     if gate.fim is not None:
-        found = _filled(ready, rows, gate.fim, gate.fim_tokens)
+        found = _fim(filled(ready, rows, gate.fim, gate.fim_tokens, say=say, bar=progress_bar))
     elif gate.syntax is not None:
-        found = _completed(ready, rows, gate.syntax, gate.max_tokens)
+        found = _syntax(completed(ready, rows, gate.syntax, gate.max_tokens, say=say, bar=progress_bar))
     else:
-        found = _measured(ready, rows)
-    return found | {"from_scratch": options["from_scratch"]}
-
-
-def _measured(ready: Ready, rows: EvalRows) -> dict[str, Any]:
-    from apr_train.inference.evaluate import batches_for, corpus_for, measure
-
-    with stage_bars() as progress:
-        corpus = corpus_for(rows, ready, progress=progress, say=say)
-    with progress_bar("measuring", rows.batches, unit="batches") as done:
-        found = measure(ready, batches_for(rows, ready, corpus), done=done)
-    if not math.isfinite(found.loss):
-        say(f"warning: {ready.path}: the loss is not a number; validate --data says whether its weights are")
-    return _about(ready) | _numbers(found) | _on(rows, corpus)
-
-
-def _about(ready: Ready) -> dict[str, Any]:
-    return {
-        "path": ready.path,
-        "family": ready.family.name,
-        "objective": ready.objective.name,
-        "parameters": sum(parameter.numel() for parameter in ready.model.parameters()),
-        "fresh": list(ready.loaded.fresh),
-        "device": str(ready.device),
-        "precision": ready.precision.name,
-        "attention": ready.attention.backend.name,
-    }
+        return attrs.asdict(measured(ready, rows, from_scratch=scratch, say=say, shown=True))
+    return about(ready) | found | {"from_scratch": scratch}
 
 
 def _numbers(found: Measurement) -> dict[str, Any]:
@@ -308,19 +266,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
-    return {
-        "corpus": corpus.description,
-        "corpus_hash": corpus.hash,
-        "held_out_tokens": corpus.held_out_tokens,
-        "sequence_length": rows.sequence_length,
-        "batch_size": rows.batch_size,
-        "batches": rows.batches,
-        "document_mask": rows.data.document_mask,
-        "packing": rows.packing,
-    }
 
 
 def _print_measured(results: list[dict[str, Any]]) -> None:
@@ -355,19 +300,6 @@ def _shown(item: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _completed(ready: Ready, rows: EvalRows, count: int, length: int | None) -> dict[str, Any]:
-    from apr_train.data.corpus import held_out_documents
-    from apr_train.inference.generate import examinee_of
-    from apr_train.training.syntax import syntax_gate
-
-    with progress_bar("completing", count, unit="functions") as done:
-        documents, special = held_out_documents(rows.data, ready.objective), rows.data.parse_special
-        report = syntax_gate(examinee_of(ready), documents, count=count, length=length, parse_special=special, done=done)
-    if len(report.completed) < count:
-        say(f"the held-out text has {len(report.completed)} functions that fit, not {count}")
-    return _about(ready) | _syntax(report)
-
-
 def _syntax(report: SyntaxReport) -> dict[str, Any]:
     return {
         "asked": report.asked,
@@ -384,21 +316,6 @@ def _print_syntax(results: list[dict[str, Any]]) -> None:
         limited = sum(made.stopped_by == "length" for made in item["completions"])
         rows.append((item["path"], f"{item['parsed']} of {item['completed']}", f"{item['rate']:.1%}", limited))
     emit_table(("file", "functions that parse", "rate", "cut at the token limit"), rows)
-
-
-def _filled(ready: Ready, rows: EvalRows, count: int, setting: str | None) -> dict[str, Any]:
-    from apr_train.data.corpus import held_out_documents
-    from apr_train.inference.generate import examinee_of
-    from apr_train.inference.infill import tokens_for
-    from apr_train.training.fim_eval import fim_gate
-
-    tokens = tokens_for(ready, setting if setting is not None else rows.data.fim_tokens)
-    with progress_bar("filling", count, unit="lines") as done:
-        documents = held_out_documents(rows.data, ready.objective)
-        report = fim_gate(examinee_of(ready), documents, tokens, count=count, row=rows.sequence_length, done=done)
-    if len(report.filled) < count:
-        say(f"the held-out text has {len(report.filled)} documents with a line that fits, not {count}")
-    return _about(ready) | _fim(report)
 
 
 def _fim(report: FimReport) -> dict[str, Any]:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import click
 
+from apr_train.api.options import BLOCKS, BY_LLAMA_CPP, FLOATS
 from apr_train.cli.options import UserPath, setting, verify_option
 from apr_train.cli.output import emit_findings, tell
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from apr_train.artifact.convert import Conversion, Dtype
-    from apr_train.artifact.gguf.export import GgufResult, Prove
-    from apr_train.artifact.gguf.reopened import Reopened
+    from apr_train.artifact.convert import Conversion
+    from apr_train.artifact.gguf.export import GgufResult
     from apr_train.checkpoint.header import RopeRows
 
-FLOATS = ("f32", "f16", "bf16")
-BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-BY_LLAMA_CPP = ("q4_k_m",)
-"""What llama.cpp quantises: the keys of `artifact.gguf.k_quants.K_QUANTS`."""
-SHARD_SIZE = 5_000_000_000
 EPILOG = """Examples: apr-train export x.apr -o for-transformers/   ·   apr-train export runs/NAME -o x.gguf --format gguf
 --dtype q8_0"""
 
@@ -58,49 +51,24 @@ def command(
     A GGUF is opened again and compared before it is put in its place: floats must be identical; of blocks the perplexity and
     the share of equal most likely tokens on apr-train's reference text are printed, and put into the card beside the file.
     """
-    from apr_train.cli.conversion import prepared
+    from apr_train.api.conversion import write_folder, write_gguf
+    from apr_train.artifact.conversion import opened_conversion
+    from apr_train.cli.conversion import describe_result, say_unverified
 
     if kind == "hf" and dtype not in (None, *FLOATS):
         raise click.UsageError(f"--dtype {dtype} is only with --format gguf: a folder holds {', '.join(FLOATS)}.")
     if kind == "gguf" and shard_size is not None:
         raise click.UsageError("--shard-size is only with --format hf: a GGUF is one file.")
-    with prepared(source, arch=arch, rope_layout=rope_layout, verify=verify) as conversion:
+    say_unverified(verify=verify)
+    with opened_conversion(
+        source, arch=arch, rope_layout=rope_layout, verify=verify, warn=emit_findings, bar=progress_bar
+    ) as conversion:
         if kind == "gguf":
-            _gguf(conversion, output, dtype, verify=verify)
+            result = write_gguf(conversion, output, dtype, verify=verify, bar=progress_bar)
+            emit_findings(result.plan.warnings)
+            _describe(conversion, result, output, dtype)
         else:
-            _folder(conversion, output, cast("Dtype | None", dtype and dtype.upper()), shard_size or SHARD_SIZE)
-
-
-def _folder(conversion: Conversion, output: Path, dtype: Dtype | None, shard_size: int) -> None:
-    from apr_train.artifact.export import export_to_folder
-    from apr_train.cli.conversion import describe_result
-
-    with progress_bar(f"writing {output.name}", conversion.nbytes) as progress:
-        moves = export_to_folder(conversion, output, dtype=dtype, shard_size=shard_size, progress=progress)
-    describe_result(conversion, moves, output)
-
-
-def _gguf(conversion: Conversion, output: Path, dtype: str | None, *, verify: bool) -> None:
-    from apr_train.artifact.gguf.export import export_to_gguf
-
-    name = dtype if dtype in BY_LLAMA_CPP else dtype and dtype.upper()
-    total = conversion.nbytes * (2 if verify else 1)
-    with progress_bar(f"writing {output.name}", total) as progress:
-        result = export_to_gguf(conversion, output, dtype=name, verify=verify, prove=_prover(conversion), progress=progress)
-    emit_findings(result.plan.warnings)
-    _describe(conversion, result, output, dtype)
-
-
-def _prover(conversion: Conversion) -> Prove:
-    def prove(again: Reopened) -> Mapping[str, Any] | None:
-        from apr_train.inference.gguf_proof import measure_quantisation
-
-        if conversion.header.tokenizer is None:
-            return None
-        with progress_bar("measuring", unit="rows") as done:
-            return measure_quantisation(conversion, again, done=done).to_card()
-
-    return prove
+            describe_result(write_folder(conversion, output, dtype, shard_size, bar=progress_bar))
 
 
 def _describe(conversion: Conversion, result: GgufResult, output: Path, dtype: str | None) -> None:

@@ -42,6 +42,7 @@ def command(
     ADAPTER is a run that trained adapters, one of its checkpoints, or a folder as peft's save_pretrained writes it. The
     result is a model like every other: generate, eval, export and --init take it.
     """
+    from apr_train.artifact.conversion import converted
     from apr_train.artifact.convert import import_to_apr, plan_conversion
     from apr_train.artifact.merge import base_remarks
     from apr_train.cli.conversion import describe_result
@@ -55,7 +56,7 @@ def command(
         with progress_bar(f"writing {output.name}", conversion.nbytes) as progress:
             moves = import_to_apr(conversion, output, dtype=dtype, progress=progress)
         click.echo(f"merged: {len(merged.changed)} of {len(merged.header.tensors)} tensors")
-        describe_result(conversion, moves, output)
+        describe_result(converted(conversion, moves, output))
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from apr_train.cli.output import keep_for_json
 from apr_train.cli.usage import Number, SettingChoice, WholeNumber
 from apr_train.run.option import ALONE, PATH, flag, options_of
 from apr_train.run.paths import user_path
-from apr_train.run.settings import GROUPS, Settings
-from apr_train.run.settings_paths import absolute_paths, expanded
+from apr_train.run.settings import GROUPS
+from apr_train.run.settings_paths import expanded
 
 if TYPE_CHECKING:
     from apr_train.artifact.convert import Dtype
@@ -75,17 +75,6 @@ def config_option(function: FC) -> FC:
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of the parameters that `setting` adds, those that the user gave."""
     return {name: value for name, value in values.items() if value not in (None, ())}
-
-
-def asked_settings(config: Path | None, values: Mapping[str, Any]) -> Settings:
-    """The settings of a new run: a file's, or the defaults, and what the user gave on top; paths are absolute.
-
-    Raises:
-        ConfigError: for a file that cannot be read, and for a bad value.
-    """
-    from apr_train.run.settings_file import read_toml, with_values
-
-    return absolute_paths(with_values(read_toml(config) if config is not None else Settings(), values))
 
 
 def tokenizer_option(function: FC) -> FC:

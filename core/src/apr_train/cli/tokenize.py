@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apr_train.cli.options import FC, UserPath, asked_settings, config_option, given, json_option, setting
+from apr_train.cli.options import FC, UserPath, config_option, given, json_option, setting
 from apr_train.cli.output import emit_json, emit_table, say, tell
 from apr_train.run.option import options_of
 from apr_train.run.settings import DataSettings
@@ -43,6 +43,7 @@ def command(config: Path | None, show: int | None, output: Path | None, as_json:
     """
     from apr_train.artifact.targets import check_folder
     from apr_train.artifact.tokenized import COMMAND, documents_shown, rows_of, to_json, tokenize, write_tokens
+    from apr_train.run.asked import asked_settings
     from apr_train.run.progress import stage_bars
 
     settings = asked_settings(config, given(values))

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from apr_train.cli.options import FC, UserPath, asked_settings, config_option, given, setting
+from apr_train.cli.group import INTERRUPTED
+from apr_train.cli.options import FC, UserPath, config_option, given, setting
 from apr_train.cli.usage import OptionsCommand
 from apr_train.run.option import options_of
-from apr_train.run.settings import GROUPS, Settings
+from apr_train.run.settings import GROUPS
 
 if TYPE_CHECKING:
-    from apr_train.preflight import Report
     from apr_train.run.resume import Resume
+    from apr_train.training.setup import Prepared
 
 
 def _settings(function: FC) -> FC:
@@ -53,25 +54,14 @@ def command(config: Path | None, resume: Path | None, dry_run: bool, **values: A
         _train(config, resume, given(values))
 
 
-def _asked(config: Path | None, resume: Path | None, values: dict[str, Any]) -> tuple[Settings, Resume | None]:
-    """The settings before any is resolved, and the run to go on with."""
-    from apr_train.run.resume import plan_resume
-    from apr_train.run.settings_file import stated, with_values
-    from apr_train.run.settings_paths import absolute_paths
-
-    if resume is None:
-        return asked_settings(config, values), None
-    wanted = (stated(config) if config is not None else {}) | values
-    plan = plan_resume(resume, absolute_paths(with_values(Settings(), wanted), absent=True), set(wanted))
-    return plan.settings, plan
-
-
 def _dry_run(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
+    from apr_train.api.training import judged
     from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
+    from apr_train.run.asked import asked_run
 
-    settings, plan = _asked(config, resume, values)
-    report = _without_torch(settings, plan) or _judged(settings, plan)
+    settings, plan = asked_run(config, resume, values)
+    report = judged(settings, plan)
     print_report(report)
     if report.errors:
         raise click.exceptions.Exit(PreflightError.exit_code)
@@ -79,24 +69,11 @@ def _dry_run(config: Path | None, resume: Path | None, values: dict[str, Any]) -
         _say_finished(plan)
 
 
-def _without_torch(settings: Settings, plan: Resume | None) -> Report | None:
-    """The report of a new run whose family is not installed: a typing error is answered before torch is imported."""
-    from apr_train.preflight.run_rules import judge_unknown_family
-
-    return judge_unknown_family(settings) if plan is None else None
-
-
-def _judged(settings: Settings, plan: Resume | None) -> Report:
-    from apr_train.training.setup import examine
-
-    with examine(settings, plan) as examined:
-        return examined.report
-
-
 def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
-    settings, plan = _asked(config, resume, values)
-    if (report := _without_torch(settings, plan)) is not None:
-        report.cleared()  # raises
+    from apr_train.api.training import carry_out
+    from apr_train.run.asked import asked_run
+
+    settings, plan = asked_run(config, resume, values)
     if plan is not None and plan.is_finished:
         _say_finished(plan)
         return
@@ -105,27 +82,26 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
     from apr_train.run.progress import doing
 
     with doing("starting torch"):
-        from apr_train.training.display import closing, next_commands, opening
-        from apr_train.training.finish import finish
-        from apr_train.training.loop import train
-        from apr_train.training.setup import prepare
+        from apr_train.training.display import closing, next_commands
 
-    with prepare(settings, plan, tell) as prepared:
-        emit_pairs(opening(prepared))
-        outcome = train(prepared.run)
-        if outcome.stopped_by is not None:
-            emit_pairs(closing(prepared, [], outcome))
-            raise click.exceptions.Exit(130)
-        with doing("writing the result"):
-            lines, sample = finish(prepared)
-        if sample is not None:
-            between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
-            prompt, text, suffix = (printable(part, lines=True) for part in (sample.prompt, sample.text, sample.suffix))
-            click.echo(f"\n{prompt}{between}{click.style(text, bold=True)}{suffix}\n")
-        emit_pairs(closing(prepared, lines, outcome))
-        click.echo("\nnext")
-        for line in next_commands(prepared):
-            click.echo(f"  {line}")
+    ended = carry_out(settings, plan, say=tell, ready=_open)
+    if (sample := ended.sample) is not None:
+        between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
+        prompt, text, suffix = (printable(part, lines=True) for part in (sample.prompt, sample.text, sample.suffix))
+        click.echo(f"\n{prompt}{between}{click.style(text, bold=True)}{suffix}\n")
+    emit_pairs(closing(ended.prepared, list(ended.lines), ended.outcome))
+    if ended.outcome.stopped_by is not None:
+        raise click.exceptions.Exit(INTERRUPTED)
+    click.echo("\nnext")
+    for line in next_commands(ended.prepared):
+        click.echo(f"  {line}")
+
+
+def _open(prepared: Prepared) -> None:
+    from apr_train.cli.output import emit_pairs
+    from apr_train.training.display import opening
+
+    emit_pairs(opening(prepared))
 
 
 def _say_finished(plan: Resume) -> None:

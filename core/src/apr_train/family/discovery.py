@@ -21,10 +21,10 @@ ENVIRONMENT = "APR_TRAIN_PLUGINS"
 
 @frozen(kw_only=True)
 class InstalledPlugin:
-    """One entry point of an installed distribution: a family by name, its module not imported yet."""
+    """One entry point of an installed distribution: a family (or a tracker) by name, its module not imported yet."""
 
     name: str
-    """What `--arch` takes."""
+    """What `--arch` (or `--tracker`) takes."""
     distribution: str
     version: str
     entry_point: metadata.EntryPoint = field(repr=False)
@@ -86,8 +86,8 @@ def allowed_from_environment() -> list[str] | None:
 
 def discover(only: Collection[str] | None = None) -> Discovery:
     """Read the installed entry points of families, restricted to the distributions in `only`."""
-    points, unreadable = _entry_points()
-    plugins = sorted(map(_plugin, points), key=lambda plugin: (plugin.name, plugin.distribution))
+    points, unreadable = entry_points(FAMILIES)
+    plugins = sorted(map(installed_plugin, points), key=lambda plugin: (plugin.name, plugin.distribution))
     if only is None:
         return evolve(_split(plugins), unreadable=unreadable)
     wanted = {canonical(name): name for name in only}
@@ -104,10 +104,10 @@ _DAMAGED = (TypeError, ValueError, OSError)
 """What importlib.metadata raises for a line without an equals sign, for bytes that are no UTF-8, for a file it cannot have."""
 
 
-def _entry_points() -> tuple[list[metadata.EntryPoint], tuple[Unreadable, ...]]:
-    """Those of families; one damaged file anywhere makes importlib.metadata give none, and then each is read alone."""
+def entry_points(group: str) -> tuple[list[metadata.EntryPoint], tuple[Unreadable, ...]]:
+    """Those of a group; one damaged file anywhere makes importlib.metadata give none, and then each is read alone."""
     try:
-        return list(metadata.entry_points(group=FAMILIES)), ()
+        return list(metadata.entry_points(group=group)), ()
     except _DAMAGED:
         pass
     points: dict[str, list[metadata.EntryPoint]] = {}
@@ -118,13 +118,14 @@ def _entry_points() -> tuple[list[metadata.EntryPoint], tuple[Unreadable, ...]]:
             continue  # of two, the one that comes first on the path is the one that is imported
         points[canonical(name)] = []
         try:
-            points[canonical(name)] = list(distribution.entry_points.select(group=FAMILIES))
+            points[canonical(name)] = list(distribution.entry_points.select(group=group))
         except _DAMAGED as error:
             unreadable.append(Unreadable(name, str(error)))
     return [point for each in points.values() for point in each], tuple(unreadable)
 
 
-def _plugin(point: metadata.EntryPoint) -> InstalledPlugin:
+def installed_plugin(point: metadata.EntryPoint) -> InstalledPlugin:
+    """An entry point with the distribution that it comes from."""
     # an uninstall that broke off leaves entry points without the metadata that has name and version
     owner: Any = point.dist
     return InstalledPlugin(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from apr_train.model.attention import AttentionBackend
 
 PROJECT = "apr_train"
+MANDATORY = ("build_config", "map_tensor_names")
+"""The hooks that a family must answer; the others have defaults."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

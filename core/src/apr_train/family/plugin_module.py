@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import pluggy
 from pluggy import HookImpl
@@ -13,15 +14,12 @@ from pluggy import HookImpl
 from apr_train.errors import PluginError, text_of
 from apr_train.family import hooks
 from apr_train.family.card import API_VERSION, FamilyInfo
-from apr_train.family.discovery import FAMILIES, InstalledPlugin
+from apr_train.family.discovery import InstalledPlugin
 from apr_train.family.its_output import as_guest
 from apr_train.family.plugin import Family, HookCallLog
 from apr_train.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
-
-MANDATORY = ("build_config", "map_tensor_names")
-"""The hooks that a family must answer; the others have defaults."""
 
 
 def load_family(plugin: InstalledPlugin) -> Family:
@@ -30,14 +28,15 @@ def load_family(plugin: InstalledPlugin) -> Family:
     Raises:
         PluginError: the import fails, the data card is wrong, or a hook is unknown, missing or of wrong arguments.
     """
-    module = _import_module(plugin)
-    with _examination(plugin):
+    module = import_named(plugin)
+    if not isinstance(module, ModuleType):
+        raise plugin.error("the entry point does not name a module", found=plugin.entry_point.value)
+    with examination(plugin):
         info = _read_card(plugin, module)
-        _check_hooks(plugin, module)
-        return Family(info=info, plugin=plugin, manager=_make_manager(plugin, module))
+        return Family(info=info, plugin=plugin, manager=make_manager(plugin, module, hooks))
 
 
-def _import_module(plugin: InstalledPlugin) -> ModuleType:
+def import_named(plugin: InstalledPlugin) -> Any:
     """Import what an entry point names.
 
     Raises:
@@ -45,25 +44,23 @@ def _import_module(plugin: InstalledPlugin) -> ModuleType:
     """
     try:
         with as_guest():
-            module = plugin.entry_point.load()
+            return plugin.entry_point.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an extension module's panic (PyO3's, say) is no Exception either
         logger.debug("%s [%s]", plugin.where, plugin.name, exc_info=error)
-        raise plugin.error(f"the import of {plugin.entry_point.value} failed: {_told(error)}") from error
-    if not isinstance(module, ModuleType):
-        raise plugin.error("the entry point does not name a module", found=plugin.entry_point.value)
-    return module
+        raise plugin.error(f"the import of {plugin.entry_point.value} failed: {told(error)}") from error
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """What a plugin raised, in a sentence."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({text_of(error.code)})"
     return f"{type(error).__name__}: {text_of(error)}"
 
 
 @contextmanager
-def _examination(plugin: InstalledPlugin) -> Iterator[None]:
+def examination(plugin: InstalledPlugin) -> Iterator[None]:
     """Blame a plugin for what its module raises while it is looked at: `__getattr__` and `__dir__` are code too.
 
     Raises:
@@ -76,7 +73,7 @@ def _examination(plugin: InstalledPlugin) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("%s [%s]", plugin.where, plugin.name, exc_info=error)
-        raise plugin.error(f"the module cannot be examined: {_told(error)}") from error
+        raise plugin.error(f"the module cannot be examined: {told(error)}") from error
 
 
 def _read_card(plugin: InstalledPlugin, module: ModuleType) -> FamilyInfo:
@@ -101,51 +98,51 @@ def _read_card(plugin: InstalledPlugin, module: ModuleType) -> FamilyInfo:
     return card
 
 
-def _hook_implementations(module: ModuleType) -> dict[str, HookImpl]:
-    """The functions of a module that are marked with `hookimpl`, by the hook they mean."""
-    scan = pluggy.PluginManager(hooks.PROJECT)
-    scan.register(module)
-    callers = scan.get_hookcallers(module) or []
+def _hook_implementations(answers: object, project: str) -> dict[str, HookImpl]:
+    """The functions of a module, or the methods of an object, that are marked with `hookimpl`, by the hook they mean."""
+    scan = pluggy.PluginManager(project)
+    scan.register(answers)
+    callers = scan.get_hookcallers(answers) or []
     return {caller.name: implementation for caller in callers for implementation in caller.get_hookimpls()}
 
 
-def spec_arguments() -> dict[str, tuple[str, ...]]:
-    """Hook name → the arguments that its specification has."""
-    manager = pluggy.PluginManager(hooks.PROJECT)
-    manager.add_hookspecs(hooks)
+def spec_arguments(contract: Any = hooks) -> dict[str, tuple[str, ...]]:
+    """Hook name → the arguments that its specification has, in the module of a contract."""
+    manager = pluggy.PluginManager(contract.PROJECT)
+    manager.add_hookspecs(contract)
     specs = {name: getattr(manager.hook, name).spec for name in vars(manager.hook)}
     return {name: tuple(spec.argnames) for name, spec in specs.items() if spec is not None}
 
 
-def _check_hooks(plugin: InstalledPlugin, module: ModuleType) -> None:
+def _check_hooks(plugin: InstalledPlugin, answers: object, contract: Any) -> None:
     """Refuse unknown hooks, pluggy's wrappers, wrong arguments, a hook without its mark, and a mandatory one left out.
 
     Raises:
         PluginError: naming the hook, and the closest name that exists.
     """
-    known, implementations = spec_arguments(), _hook_implementations(module)
+    known, implementations = spec_arguments(contract), _hook_implementations(answers, contract.PROJECT)
     for name, implementation in implementations.items():
         if name in known:
             _check_implementation(plugin, name, implementation, known[name])
         elif not implementation.optionalhook:
             raise plugin.error("there is no such hook", hook=name, hint=did_you_mean(name, known))
     for name in known:
-        if name not in implementations and _is_own_function(getattr(module, name, None)):
+        if name not in implementations and _is_own_function(getattr(answers, name, None)):
             problem = "a function has the hook's name and is not marked with @hookimpl: it would never be called"
             raise plugin.error(problem, hook=name, hint="Mark it, or give it another name.")
-    for name in MANDATORY:
+    for name in contract.MANDATORY:
         if name not in implementations:
             raise plugin.error("a mandatory hook is not implemented", hook=name)
 
 
 def _is_own_function(value: object) -> bool:
-    """Whether a module's attribute is code of the plugin's; the core has functions of hooks' names that a plugin may use."""
+    """Whether an attribute is code of the plugin's; the core has functions of hooks' names that a plugin may use."""
     return callable(value) and getattr(value, "__module__", "").split(".")[0] != __name__.split(".")[0]
 
 
 def _check_implementation(plugin: InstalledPlugin, hook: str, implementation: HookImpl, known: tuple[str, ...]) -> None:
     if implementation.wrapper or implementation.hookwrapper:
-        problem = "marked as a wrapper, but a family answers each hook itself"
+        problem = "marked as a wrapper, but a plugin answers each hook itself"
         raise plugin.error(problem, hook=hook, expected="@hookimpl on a function that returns its answer")
     strange = [name for name in implementation.argnames if name not in known]
     if strange:
@@ -158,16 +155,22 @@ def _check_implementation(plugin: InstalledPlugin, hook: str, implementation: Ho
         raise plugin.error(f"argument {', '.join(defaulted)} has a default", hook=hook, expected="no defaults in a hook")
 
 
-def _make_manager(plugin: InstalledPlugin, module: ModuleType) -> pluggy.PluginManager:
-    """A plugin manager with this one plugin: pluggy itself has the last word on the module.
+def make_manager(plugin: InstalledPlugin, answers: object, contract: Any) -> pluggy.PluginManager:
+    """A plugin manager with this one plugin, whose hooks are checked; pluggy itself has the last word.
+
+    Args:
+        plugin: who is to blame.
+        answers: the module, or the object, with the implementations.
+        contract: the module of the specifications, with `PROJECT` and `MANDATORY`.
 
     Raises:
-        PluginError: with pluggy's own message.
+        PluginError: a hook is unknown, missing or of wrong arguments; or with pluggy's own message.
     """
-    manager = pluggy.PluginManager(hooks.PROJECT)
-    manager.add_hookspecs(hooks)
+    _check_hooks(plugin, answers, contract)
+    manager = pluggy.PluginManager(contract.PROJECT)
+    manager.add_hookspecs(contract)
     try:
-        manager.register(module, name=f"{FAMILIES}:{plugin.name}")
+        manager.register(answers, name=f"{plugin.entry_point.group}:{plugin.name}")
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
         raise plugin.error(f"pluggy refuses it: {' '.join(str(error).split())}") from error

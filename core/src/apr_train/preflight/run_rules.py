@@ -40,6 +40,7 @@ from apr_train.run.measures import NONE
 from apr_train.run.option import flag
 from apr_train.run.resume import Resume
 from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
+from apr_train.run.trackers import tracker_findings
 
 T = TypeVar("T")
 
@@ -339,3 +340,4 @@ def _run_findings(
     yield from optimizer_findings(settings, report)
     yield from use_findings(settings, report.objective, stated=None if resume is None else resume.stated)
     yield from profile_findings(settings.run, resume)
+    yield from tracker_findings(settings.run.tracker)

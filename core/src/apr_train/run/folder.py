@@ -65,6 +65,8 @@ CHANGES = "changes.jsonl"
 MACHINE = "machine.json"
 PROFILE = "profile"
 """The folder of what `--profile` leaves."""
+TRACKERS = "trackers"
+"""What trackers keep in a run's folder: a folder each."""
 MODEL = "model.apr"
 CARD = "MODEL_CARD.md"
 STATE = "state.json"
@@ -150,7 +152,7 @@ def require_unused(folder: Path) -> None:
 def _nothing_trained(entries: list[Path]) -> bool:
     """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
     names = {entry.name for entry in entries if not _is_part(entry.name)}
-    later = {PREFLIGHT, CONFIG, MACHINE, METRICS}
+    later = {PREFLIGHT, CONFIG, MACHINE, METRICS, TRACKERS}
     ours = names <= {LOCK, IDENTITY, *later} and (IDENTITY in names or not names & later)
     ours = ours and all(_is_identity(entry) for entry in entries if entry.name == IDENTITY)
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)

@@ -69,6 +69,16 @@ class Metrics:
         """One line without its newline."""
         return json.dumps({name: value for name, value in attrs.asdict(self).items() if value is not None}, allow_nan=False)
 
+    def numbers(self) -> dict[str, float]:
+        """Every number of the line but its step; those by source as `source_val_loss/NAME`."""
+        found: dict[str, float] = {}
+        for name, value in attrs.asdict(self).items():
+            if isinstance(value, Mapping):
+                found |= {f"{name}/{source}": number for source, number in value.items()}
+            elif value is not None and name != "step":
+                found[name] = value
+        return found
+
 
 def perplexity(loss: float) -> float | None:
     """`exp(loss)`; None where that is no finite number."""

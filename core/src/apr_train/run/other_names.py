@@ -51,6 +51,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "fim_rate": ("fim_ratio",),
     "fim_spm_rate": ("fim_spm_ratio", "spm_rate"),
     "eval": ("evals", "evaluations"),
+    "tracker": ("log_with", "logger", "loggers", "report_to", "trackers"),
     "validation_fraction": (
         "eval_split",
         "test_size",
@@ -142,7 +143,8 @@ _ADAPTERS = "Adapters are asked for by their rank: {lora_rank} 16, and {lora_alp
 _QLORA = "A base is not quantised for training: {lora_rank} 16 with {precision} bf16-weights takes two bytes a weight"
 _ONE_DEVICE = "A run is one process on one device: {device}"
 _FULL_WEIGHTS = "Weights are trained in 32 or 16 bits: {precision}"
-_REPORTED = "Nothing is sent anywhere: the run's metrics.jsonl has every number, and `apr-train report` shows them"
+_REPORTED = "{tracker} tensorboard writes for TensorBoard, {tracker} wandb sends to Weights & Biases; others are plugins"
+_PROJECT = "The environment variable WANDB_PROJECT names the project of {tracker} wandb"
 _SHAPE = "A model's shape is its family's preset ({preset}) or its file's ({init})"
 _FLOAT16 = "There is no float16, which needs a scaled loss; {precision} bf16 has float32's range"
 _NO_8_BIT = (
@@ -181,7 +183,8 @@ NOT_HERE: Mapping[str, str] = {
         ("embedding_lr", "lr_groups", "param_groups", "unfrozen_parameters", "freeze", "freeze_layers"),
         "Parameters by name have [[optimizer.group]] in the file of --config: pattern, lr, weight_decay, frozen",
     ),
-    **dict.fromkeys(("report_to", "tensorboard", "wandb", "wandb_project", "use_wandb", "mlflow"), _REPORTED),
+    **dict.fromkeys(("tensorboard", "wandb", "use_wandb", "mlflow"), _REPORTED),
+    "wandb_project": _PROJECT,
     **dict.fromkeys(("hub_model_id", "hub_token", "push_to_hub"), _PUBLISHED),
     **dict.fromkeys(
         ("n_layer", "n_layers", "num_layers", "num_hidden_layers", "hidden_size", "n_embd", "d_model", "n_head", "n_heads"),

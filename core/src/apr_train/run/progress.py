@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from apr_train.errors import printable
@@ -19,10 +19,10 @@ DELAY = 1.0
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
+def doing(what: str, *, shown: bool = True) -> Iterator[None]:
     """Say on a terminal what is being done, as long as it is: the line is gone afterwards. Nothing else may print meanwhile."""
     stream = sys.stderr
-    if not is_drawn_on(stream):
+    if not shown or not is_drawn_on(stream):
         yield
         return
     stream.write(f"{what} …"[: (columns(stream) or 80) - 1])
@@ -54,6 +54,16 @@ def progress_bar(description: str, total: int | None = None, *, unit: str = "B")
 
 
 @contextmanager
+def no_bar(description: str, total: int | None = None, *, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    """What `progress_bar` is where nothing shall be drawn."""
+    yield _silent
+
+
+Bar = Callable[..., AbstractContextManager[Callable[[int], None]]]
+"""`progress_bar` or `no_bar`."""
+
+
+@contextmanager
 def stage_bars() -> Iterator[Callable[[str, int, int], None] | None]:
     """Yield what the data path reports to, (stage, bytes done, bytes in all): one bar after another, a stage each.
 
@@ -78,7 +88,7 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 def _silent(count: int) -> None:
-    """There is no terminal to draw on."""
+    """There is no terminal to draw on, or nobody wants to see anything."""
 
 
 class _DelayedBar:

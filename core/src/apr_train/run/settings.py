@@ -349,6 +349,15 @@ class RunSettings:
     eval: str | None = option(
         None, "Evaluations at each validation, NAME:COUNT with commas between.", kind=str, may_change=True, decides=False
     )
+    tracker: tuple[str, ...] = option(
+        (),
+        "Tell this tracker of the run: tensorboard, wandb, or an installed one; may be given several times.",
+        kind=str,
+        many=True,
+        or_one=True,
+        may_change=True,
+        decides=False,
+    )
     val_every: int = option(
         50, "Steps between validations; 0 for first and last only.", kind=int, minimum=0, may_change=True, decides=False
     )

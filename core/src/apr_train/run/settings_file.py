@@ -24,20 +24,15 @@ def read_toml(path: Path) -> Settings:
     Raises:
         ConfigError: for a file that is missing or not TOML, an unknown table or key (with the closest one), a bad value.
     """
-    return from_tables(_tables(path), where=str(path))
+    return from_tables(read_tables(path), where=str(path))
 
 
-def stated(path: Path) -> dict[str, Any]:
-    """What a file says, as flat `{field: value}`.
+def read_tables(path: Path) -> dict[str, Any]:
+    """What a file of TOML says, table → key → value.
 
     Raises:
-        ConfigError: as `read_toml`.
+        ConfigError: for a file that cannot be read, or is not TOML.
     """
-    read_toml(path)
-    return {name: value for table in _tables(path).values() for name, value in table.items()}
-
-
-def _tables(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(path)
     except FormatError as error:
@@ -75,10 +70,10 @@ def _unknown(name: str, table: Any) -> Iterator[tuple[str, str, str]]:
         if own is None or key not in own:
             yield f"{name}.{key}", "no such setting", _instead(key, own)
         elif TABLES in own[key].metadata:
-            yield from _unknown_in_tables(f"{name}.{key}", value, own[key].metadata[TABLES])
+            yield from unknown_in_tables(f"{name}.{key}", value, own[key].metadata[TABLES])
 
 
-def _unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, str, str]]:
+def unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, str, str]]:
     """The same of an array of tables."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         yield name, "an array of tables is wanted", f"Write [[{name}]], and its settings below."

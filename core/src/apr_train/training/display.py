@@ -15,7 +15,7 @@ import click
 
 from apr_train.data.special_tokens import special_id
 from apr_train.run.course import course
-from apr_train.run.events import RunEvents
+from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import CARD, METRICS, MODEL
 from apr_train.run.machine import Machine
 from apr_train.run.metrics import Metrics, mean_mfu, mean_speed
@@ -220,6 +220,22 @@ class PlainDisplay:
         """Print it when it is its turn."""
         if line.step in (0, 1, self._steps) or line.step % self._every == 0 or line.val_loss is not None:
             self.say(step_line(line, self._steps))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+class NoDisplay:
+    """Draws no step; what is said goes to whoever asked for the run."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+
+    def step(self, line: Metrics) -> None:
+        """Leave it to metrics.jsonl and to the trackers."""
 
     def __enter__(self) -> Self:
         return self

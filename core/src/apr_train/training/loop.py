@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from contextlib import nullcontext
+from signal import Signals
 from time import perf_counter
 
 import torch
@@ -18,7 +20,7 @@ from apr_train.training.checkpoint import broken_weights
 from apr_train.training.ending import stopped_early
 from apr_train.training.evaluation import judge_start
 from apr_train.training.run import Run
-from apr_train.training.signals import StopRequest
+from apr_train.training.signals import SIGNALS, StopRequest
 from apr_train.training.step import NonFiniteError, train_step
 
 
@@ -34,8 +36,12 @@ class Outcome:
     """The setting that ended it early and in order, and why: `--max-time 30m`, `--early-stop 3: …`."""
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run, *, signals: Sequence[Signals] = SIGNALS) -> Outcome:
     """Take the run to its last step, or to where a signal stops it; everything on disk is whole at every moment.
+
+    Args:
+        run: at its start, or where a checkpoint left it.
+        signals: those that end the run after a step; none leaves a host application's own handlers in place.
 
     Raises:
         RunError: a start that knows nothing (FALSIFY-APR-PRETRAIN-INIT-006), or not enough memory.
@@ -43,25 +49,27 @@ def train(run: Run) -> Outcome:
         OutputError: when the disk is full.
     """
     try:
-        return _train(run)
+        return _train(run, StopRequest(signals))
     except NonFiniteError as error:
         raise _with_hint(run, error) from error
 
 
-def _train(run: Run) -> Outcome:
+def _train(run: Run, request: StopRequest) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = ended = None
     profiler = run.profiler or nullcontext()
-    with StopRequest() as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display, profiler:
+    with request as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display, profiler:
         if run.step == 0:
             line = _start(run)
             metrics.write(line)
             display.step(line)
+            run.trackers.line(line)
         while run.step < last and not stop and ended is None:
             line = _advance(run, metrics)
             metrics.write(line)
             if stop.name != "SIGHUP":  # the terminal is gone
                 display.step(line)
+            run.trackers.line(line)
             if _due(run.step, often.save_every, last) or (line.val_loss is not None and run.is_better(line)):
                 _save(run, metrics)
             ended = _ended(run, line)

@@ -27,6 +27,7 @@ from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
+from apr_train.run.trackers import Trackers
 from apr_train.training.averaging import AveragedWeights
 from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
 from apr_train.training.ending import TimeLimit
@@ -60,6 +61,7 @@ class Run:
     display: RunEvents = field(repr=False)
     result: str = MODEL
     """What `write_model` writes: the path in the run's folder at the end, and its name in that of a checkpoint."""
+    trackers: Trackers = field(factory=Trackers, repr=False)
     evaluate: Evaluate | None = field(default=None, repr=False)
     """What else is measured at each validation; None: nothing."""
     warm: bool = False

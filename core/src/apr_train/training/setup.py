@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 
@@ -61,7 +61,7 @@ from apr_train.training.build import choose_attention, make_model
 from apr_train.training.changed import note_changes
 from apr_train.training.checkpoint import read_state
 from apr_train.training.defaults import Decided, decide
-from apr_train.training.display import make_display
+from apr_train.training.display import NoDisplay, make_display
 from apr_train.training.ending import TimeLimit
 from apr_train.training.evaluation import judge_reference
 from apr_train.training.evaluations import Evaluations, Material, make_questions
@@ -153,8 +153,14 @@ def _opened(asked: Settings, resume: Resume | None, device: str, look: Look, hel
 
 
 @contextmanager
-def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepared]:
+def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = True) -> Iterator[Prepared]:
     """Make a run ready, and hold its folder until the context is left.
+
+    Args:
+        asked: the settings of the run, of one that goes on with what may change in them.
+        resume: the run to go on with.
+        say: told of everything that the user should know.
+        shown: whether bars and steps are drawn; `say` is told of what is left of them otherwise.
 
     Raises:
         AprTrainError: whatever is wrong, before anything is trained.
@@ -163,7 +169,7 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
     with ExitStack() as held:
-        with doing("looking for faults of the run"):
+        with doing("looking for faults of the run", shown=shown):
             examined = held.enter_context(examine(asked, resume))
         cleared = examined.report.cleared()
         for finding in examined.report.warnings:
@@ -171,17 +177,17 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
         if resume is not None:
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
-        inputs = _gather(asked, resume, examined, cleared, say)
-        yield _prepared(inputs, examined, resume, held, say, begun)
+        inputs = _gather(asked, resume, examined, cleared, say, shown)
+        yield _prepared(inputs, examined, resume, held, say, begun, shown)
 
 
-def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
+def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, shown: bool) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
-    init = _init_hash(decided.settings, examined.checkpoint, resume, say)
+    init = _init_hash(decided.settings, examined.checkpoint, resume, say, shown=shown)
 
     def identity(corpus: str) -> RunIdentity:
         return RunIdentity(corpus=corpus, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
@@ -190,7 +196,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         if resume is not None:
             check_identity(read_identity(resume.folder), identity(corpus), named=_places(decided.settings))
 
-    with stage_bars() as progress:
+    with stage_bars() if shown else nullcontext() as progress:
         corpus = load_corpus(
             decided.settings.data,
             tokenizer,
@@ -263,25 +269,27 @@ def _tokenizer_for(settings: Settings, cleared: Cleared, resume: Resume | None, 
     )
 
 
-def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | None, say: Say) -> str | None:
+def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | None, say: Say, *, shown: bool) -> str | None:
     """The content hash of the file of `--init`; of a resumed run's, as far as the file is still there."""
     path = settings.model.init
     if path is None:
         return None
     if resume is None and source is not None:
-        with doing(_HASHING):
+        with doing(_HASHING, shown=shown):
             return source.content_hash()
     if resume is not None and resume.lost("init", path):
         say(f"{path} is gone: whether it is still what the run started from cannot be checked")
         return read_identity(resume.folder).init
-    with doing(_HASHING), open_source(path) as checkpoint:
+    with doing(_HASHING, shown=shown), open_source(path) as checkpoint:
         return checkpoint.content_hash()
 
 
 _HASHING = "hashing the weights that the run starts from"
 
 
-def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, begun: float) -> Prepared:
+def _prepared(
+    inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, begun: float, shown: bool
+) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
     decided, adapters = inputs.decided, adapter_file(inputs)
     choice = choose_attention(inputs.cleared, decided)
@@ -289,12 +297,12 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         model_file(inputs).require_writable()
     stream = training_stream(inputs, say, resume)
     evaluate = make_evaluations(inputs, choice, say)
-    with doing("loading the weights" if examined.checkpoint is not None else "making the model"):
+    with doing("loading the weights" if examined.checkpoint is not None else "making the model", shown=shown):
         model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
-    arrived = resume is None and _compare_reference(inputs, model, choice, say)
+    arrived = resume is None and _compare_reference(inputs, model, choice, say, shown=shown)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
-    with doing("making the optimizer, and looking at the machine"):
+    with doing("making the optimizer, and looking at the machine", shown=shown):
         optimizer = make_optimizer(
             model,
             decided.settings.optimizer,
@@ -320,7 +328,9 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         result=MODEL if adapters is None else RESULT,
         display=make_display(
             decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
-        ),
+        )
+        if shown
+        else NoDisplay(say),
         warm=decided.settings.model.init is not None,
         fresh=loaded.fresh if loaded is not None else (),
         arrived=arrived,
@@ -355,7 +365,7 @@ def _averaged(run: RunSettings, model: nn.Module, say: Say) -> AveragedWeights |
     return AveragedWeights(model, run.ema)
 
 
-def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> bool:
+def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say, *, shown: bool) -> bool:
     """Where the file of `--init` holds a reference loss that can be compared, the loaded weights have it.
 
     Returns:
@@ -372,7 +382,7 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
     if rows.difference(held) is not None:
         return False  # the preflight has said so
     precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
-    with memory_errors("the reference loss"), doing("measuring the reference loss"):
+    with memory_errors("the reference loss"), doing("measuring the reference loss", shown=shown):
         verdict, agrees = judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow)
     say(verdict)
     return agrees

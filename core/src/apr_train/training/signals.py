@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -17,7 +18,9 @@ class StopRequest:
     KeyboardInterrupt, or the end of the process. Only SIGHUP stays caught: a terminal that closes sends it twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = SIGNALS) -> None:
+        """`signals`: those that ask to stop; none where a host application keeps its own handlers."""
+        self._signals = tuple(signals)
         self.name: str | None = None
         """The signal that asked to stop, such as `SIGINT`; None as long as nobody did."""
         self._before: dict[signal.Signals, Any] = {}
@@ -28,7 +31,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python delivers signals to the main thread only; a host application keeps its own handlers
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if not _is_unwanted(number)}
+        self._before = {number: signal.signal(number, self._note) for number in self._signals if not _is_unwanted(number)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -73,6 +73,8 @@ class TrainSettings(TypedDict, total=False):
     val_batches: int | None
     """Batches in one validation."""
     # [optimizer]
+    optimizer: Literal["adamw", "muon"] | None
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
     lr: float | None
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] | None
@@ -85,6 +87,14 @@ class TrainSettings(TypedDict, total=False):
     """wsd: share of all steps in which the rate falls."""
     weight_decay: float | None
     """Decoupled weight decay, on matrices only."""
+    muon_lr: float | None
+    """Muon's peak learning rate, if it is not --lr."""
+    muon_adjust_lr: Literal["match-rms-adamw", "original"] | None
+    """How Muon's rate goes by a matrix's shape: match-rms-adamw makes AdamW's rates its own."""
+    muon_momentum: float | None
+    """Muon's momentum."""
+    bf16_update: Literal["stochastic", "master", "nearest"] | None
+    """bf16-weights: what becomes of an update that is smaller than a weight's last bit."""
     beta1: float | None
     """AdamW's first-moment decay."""
     beta2: float | None
@@ -93,6 +103,7 @@ class TrainSettings(TypedDict, total=False):
     """AdamW's epsilon."""
     clip_norm: float | None
     """Largest gradient norm; 0 does not clip."""
+    group: Sequence[Mapping[str, Any]] | None
     # [lora]
     lora_rank: int | None
     """Rank of the adapters that are trained in place of the weights, on the base of --init."""
@@ -122,6 +133,17 @@ class TrainSettings(TypedDict, total=False):
     """Checkpoints that are kept; 0 keeps all."""
     log_every: int | None
     """Steps between lines when there is no terminal."""
+    max_time: str | None
+    """End in order before so much time is over, such as 90s, 30m or 1h30m; 0 for no limit."""
+    early_stop: int | None
+    """End in order after so many validations without a better one; 0 for never."""
+    keep_best: Literal["none", "val_loss", "fim", "syntax"] | None
+    """Also keep the checkpoint that was measured best: the lowest validation loss, the lowest loss of --eval fim, or the
+    highest share of --eval syntax."""
+    skip_spikes: float | None
+    """Skip a step whose loss or gradient norm lies more than so many standard deviations above the recent ones; 0 for none."""
+    ema: float | None
+    """Also average the weights over the steps with this decay, 0.99 say: validations, sample and result are of the average."""
     precision: Literal["fp32", "bf16", "bf16-weights"] | None
     """fp32; bf16: float32 weights under autocast; bf16-weights: everything in bfloat16. bf16 where the hardware has it."""
     compile: bool | None
@@ -132,6 +154,10 @@ class TrainSettings(TypedDict, total=False):
     """cpu or cuda; cuda when there is one."""
     threads: int | None
     """CPU threads; torch's own choice otherwise."""
+    peak_tflops: float | None
+    """What the device does at most, in 10¹² operations a second, for the MFU; a table's, or measured on a CPU, otherwise."""
+    profile: str | None
+    """Steps whose trace goes into the run's folder, FIRST:LAST."""
     seed: int | None
     """Seed of initialisation, data order, masking and dropout."""
     deterministic: bool | None

@@ -350,11 +350,12 @@ def test_a_target_that_matches_nothing_is_told_with_the_closest_names(place, bas
 
 
 @pytest.mark.rule("ADAPTER-001")
+@pytest.mark.rule("PREFLIGHT-030")
 def test_adapters_without_a_base_and_their_settings_without_a_rank_are_refused(place, bases):
     said = refused(place, "--arch", "qwen2", "--preset", "tiny", "--lora-rank", "4")
     assert "adapters are trained on a base, and there is none" in said
     said = refused(place, "--init", bases["qwen2"][0], "--lora-alpha", "16", "--lora-target", "q_proj")
-    assert said.count("without a rank there are no adapters") == 2
+    assert said.count("this would change nothing, expected a --lora-rank") == 2
     said = refused(place, "--init", bases["qwen2"][0], "--lora-rank", "0", code=1)
     assert "lora_rank (--lora-rank): too small, expected at least 1" in said
 

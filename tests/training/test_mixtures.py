@@ -172,9 +172,9 @@ def test_a_resume_may_say_where_one_source_lies_now(started, texts):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (("docs={}/docs:0.5",), "weight of the source 'docs' was 0.3, now 0.5"),
-        (("more={}/held:0.5",), "--data had no source 'more'"),
-        (("{}/code",), "--data had a source 'code', which is gone"),
+        (("docs={}/docs:0.5",), "--data [docs.weight]: a resume cannot change this: which row"),
+        (("more={}/held:0.5",), "--data [more]: a resume cannot change this: which row"),
+        (("{}/code",), "--data [code]: a resume cannot change this: which row"),
     ],
 )
 def test_a_resume_on_another_mixture_is_refused_by_name(started, texts, data, told):

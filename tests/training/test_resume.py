@@ -361,8 +361,10 @@ def test_what_is_no_run_is_said(place, path):
 def test_a_resume_does_not_move_a_run(place):
     place("--data", place.corpus, *RUN, "--steps", "2", "--run", "x")
     out = place("--resume", "runs/x", "--run", "y", "--out", "elsewhere", code=1)
-    assert "--run was 'x', now 'y'" in out
-    assert "--out was 'runs', now 'elsewhere'" in out
+    assert "--run: a resume cannot change this: the run is the folder that --resume names, expected x, found y" in out
+    assert (
+        "--out: a resume cannot change this: the run is the folder that --resume names, expected runs, found elsewhere" in out
+    )
     place("--resume", "runs/x", "--run", "x", "--out", "runs", "--steps", "3")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from importlib import util
 
-import attrs
-
 from apr_train import rules
 from apr_train.errors import Finding
 from apr_train.family.adapter_sites import Site, Sites, sites_of
@@ -39,7 +37,7 @@ def adapter_findings(settings: Settings, report: Report) -> list[Finding]:
     """Everything that stands against the adapters that a run asks for; nothing for a run that asks for none."""
     lora = settings.lora
     if lora.lora_rank is None:
-        return _without_rank(lora)
+        return []  # what is set of adapters all the same is PREFLIGHT-030's
     findings = [*_base(settings), *_library()]
     if report.family is None or report.config is None:
         return findings
@@ -48,22 +46,6 @@ def adapter_findings(settings: Settings, report: Report) -> list[Finding]:
     if not lora.lora_target:
         findings += sites.findings(report.family.info.adapter_targets, f"{report.family.name}: FAMILY.adapter_targets")
     return [*findings, *_fresh(report)]
-
-
-def _without_rank(lora: LoraSettings) -> list[Finding]:
-    """Settings of adapters that nothing would come of."""
-    stated = [item.name for item in attrs.fields(LoraSettings) if getattr(lora, item.name) != item.default]
-    return [
-        Finding(
-            rule=rules.ADAPTER_001,
-            subject=flag(name),
-            problem="without a rank there are no adapters",
-            expected="--lora-rank, too",
-            found=str(getattr(lora, name)),
-            hint="Say --lora-rank 16, or leave it out: all weights are trained then.",
-        )
-        for name in stated
-    ]
 
 
 def _base(settings: Settings) -> list[Finding]:

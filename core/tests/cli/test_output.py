@@ -4,7 +4,7 @@ import json
 
 import click
 import pytest
-from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table
+from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table, tell
 from apr_train.errors import Finding
 
 
@@ -58,3 +58,25 @@ def test_findings_go_to_stderr_errors_first(capsys):
         [Finding(rule="W", subject="w", problem="p", severity="warning"), Finding(rule="E", subject="w", problem="p")]
     )
     assert capsys.readouterr().err == "error E: w: p\nwarning W: w: p\n"
+
+
+def test_on_a_terminal_values_break_at_words_under_their_column(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    emit_pairs({"a": "one two three four five six", "long": "/a/path/that/is/longer/than/the/terminal"})
+    tell("a notice that is longer than thirty columns")
+    assert capsys.readouterr().out.splitlines() == [
+        "a     one two three four five",
+        "      six",
+        "long",
+        "      /a/path/that/is/longer/than/the/terminal",
+        "a notice that is longer than",
+        "  thirty columns",
+    ]
+
+
+def test_a_finding_on_a_terminal_breaks_at_words_and_keeps_its_colour(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    emit_findings([Finding(rule="E", subject="where", problem="something that takes more than a line")])
+    assert click.unstyle(capsys.readouterr().err).splitlines() == ["error E: where: something that", "  takes more than a line"]

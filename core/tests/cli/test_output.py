@@ -6,7 +6,7 @@ import sys
 
 import click
 import pytest
-from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table, emit_text
+from apr_train.cli.output import emit_findings, emit_json, emit_pairs, emit_table, emit_text, tell
 from apr_train.errors import Finding
 
 
@@ -91,3 +91,25 @@ def test_a_model_s_text_is_itself_in_a_pipe_and_harmless_on_a_terminal(capsys, m
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     emit_text("a\x1b[2J\n\tb")
     assert capsys.readouterr().out == ("a\\x1b[2J\n\tb" if terminal else "a\x1b[2J\n\tb")
+
+
+def test_on_a_terminal_values_break_at_words_under_their_column(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    emit_pairs({"a": "one two three four five six", "long": "/a/path/that/is/longer/than/the/terminal"})
+    tell("a notice that is longer than thirty columns")
+    assert capsys.readouterr().out.splitlines() == [
+        "a     one two three four five",
+        "      six",
+        "long",
+        "      /a/path/that/is/longer/than/the/terminal",
+        "a notice that is longer than",
+        "  thirty columns",
+    ]
+
+
+def test_a_finding_on_a_terminal_breaks_at_words_and_keeps_its_colour(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    emit_findings([Finding(rule="E", subject="where", problem="something that takes more than a line")])
+    assert click.unstyle(capsys.readouterr().err).splitlines() == ["error E: where: something that", "  takes more than a line"]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from apr_train.run import progress
-from apr_train.run.progress import progress_bar, stage_bars
+from apr_train.run.progress import doing, progress_bar, stage_bars
 
 
 def on_a_terminal(monkeypatch):
@@ -56,3 +56,21 @@ def test_the_stages_of_work_have_a_bar_each_one_after_another(monkeypatch, capsy
     assert "8/8 bytes" in captured.err
     assert captured.err.index("read") < captured.err.index("tokenise")
     assert "30/100 bytes" in captured.err
+
+
+def test_what_is_being_done_is_said_on_a_terminal_and_taken_away(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "30")
+    with doing("loading the weights of a model with a long name"):
+        assert capsys.readouterr().err == "loading the weights of a mode"
+    assert capsys.readouterr().err == "\r\x1b[K"
+
+
+def test_elsewhere_nothing_is_said(capsys, monkeypatch):
+    with doing("loading"):
+        pass
+    on_a_terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with doing("loading"):
+        pass
+    assert capsys.readouterr() == ("", "")

@@ -217,11 +217,18 @@ def test_a_wsd_schedule_falls_at_the_end(place):
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4])
 
 
-def test_a_deterministic_run_asks_torch_for_it_and_comes_again(place):
+def test_a_deterministic_run_asks_torch_for_it_and_comes_again(place, monkeypatch):
     torch.use_deterministic_algorithms(False)
+    usual, asked = loop.train_step, []
+
+    def step(*args, **kwargs):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return usual(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", step)
     for name in ("one", "two"):
         place.train(*SCRATCH, "--steps", "2", "--deterministic", "--run", name)
-    assert torch.are_deterministic_algorithms_enabled()
+    assert asked == [True] * 4
     place.assert_same_end("one", "two", step=2)
 
 

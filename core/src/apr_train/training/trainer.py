@@ -92,7 +92,8 @@ def torch_as_before() -> Iterator[None]:
 
 def _devices_in_use() -> Sequence[int]:
     """The CUDA devices whose random generators somebody may have seeded; asking an idle one would start it."""
-    return range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]  # torch gives it none
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch gives it no types
+    return range(torch.cuda.device_count()) if started else ()
 
 
 def _followed(prepared: Prepared, signals: Sequence[Signals], shown: bool) -> Trained:
@@ -100,8 +101,8 @@ def _followed(prepared: Prepared, signals: Sequence[Signals], shown: bool) -> Tr
     run = prepared.run
     if not run.step:  # what an earlier start left, which ended before it had trained anything
         shutil.rmtree(run.folder / TRACKERS, ignore_errors=True)
-    run.trackers.start(_start(run))
     try:
+        run.trackers.start(_start(run))
         trained = _trained(prepared, signals, shown)
     except KeyboardInterrupt:
         run.trackers.end(RunEnd(step=run.step, stopped_by="KeyboardInterrupt"))

@@ -41,7 +41,9 @@ def transformers_table(scaling):
 
 
 def read(metadata, tables, architecture="llama", **config):
-    return scaling_of_tables(metadata, architecture, {"rope_theta": THETA, "max_position_embeddings": 128} | config, tables)
+    head = 8 if architecture == "phi3" else ROTATED
+    plain = {"rope_theta": THETA, "max_position_embeddings": 128, "head_dim": head}
+    return scaling_of_tables(metadata, architecture, plain | config, tables)
 
 
 def written(scaling, architecture, length=128):
@@ -69,6 +71,9 @@ def test_other_numbers_are_read_from_our_own_keys_and_only_with_their_table():
     assert read(keys, {ROPE_FREQS: tables[ROPE_FREQS] * np.float32(1.001)}) is None
     assert read(keys, tables, rope_theta=10_000.0) is None
     assert read(keys, tables, "qwen2") is None
+    assert read(keys, tables, head_dim=64) is None  # a number for each pair
+    assert read(keys | {"llama.rope.dimension_count": 64}, tables) is None
+    assert read(keys, tables, head_dim=None, hidden_size=512, num_attention_heads=4) == OTHER
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, float("nan"), float("inf"), "8", [8.0], True, None])
@@ -99,6 +104,7 @@ def test_longrope_comes_back_and_its_factor_is_said_where_the_lengths_do_not_giv
     assert found == expected
     assert read({key: value for key, value in keys.items() if "original" not in key}, tables, "phi3") is None
     assert read(keys, {name: tables[name] for name in list(tables)[:1]}, "phi3") is None
+    assert read(keys, tables, "phi3", head_dim=16) is None
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,7 @@ def test_only_a_small_vector_of_float32_is_read_with_the_header(dtype, shape, ex
 def test_a_file_of_llama_cpps_own_writer_says_its_scaling_in_the_header(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_rope_freq_base(THETA)
+    writer.add_rope_dimension_count(ROTATED)
     writer.add_tensor(ROPE_FREQS, transformers_table(LLAMA3))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -90,13 +90,24 @@ def scaling_of_tables(
     """The scaling by Hugging Face's names; None where the tables are of no kind that the architecture reads, or lack a number.
 
     Llama 3's numbers are those that the file has under `OWN_KEYS`, else the published ones; they count only where the table
-    is theirs.
+    is theirs. A table that has not one number for each pair of rotated dimensions is none.
     """
+    pairs = _pairs(metadata, architecture, config)
+    tables = {name: table for name, table in tables.items() if len(table) == pairs}
     if ROPE_FREQS in tables and architecture in READERS["llama3"]:
         return _llama3(metadata, config, tables[ROPE_FREQS])
     if {*TABLES["longrope"]} <= {*tables} and architecture in READERS["longrope"]:
         return _longrope(metadata, architecture, config, tables)
     return None
+
+
+def _pairs(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> int | None:
+    """Half of a head's rotated dimensions, by the file's keys."""
+    width = metadata.get(f"{architecture}.rope.dimension_count", config.get("head_dim"))
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if width is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        width = hidden // heads
+    return width // 2 if isinstance(width, int) else None
 
 
 def _llama3(metadata: Mapping[str, Any], config: Mapping[str, Any], table: Array) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from attrs import Factory, frozen
 
@@ -12,6 +12,8 @@ from apr_train.run.folder import OUT
 from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective, TrainOn
 from apr_train.run.option import input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
+
+NewRows = Literal["mean", "pieces"]
 
 MAX_SEED = 2**63 - 1
 """What torch and TOML have room for."""
@@ -32,6 +34,20 @@ class ModelSettings:
     tokenizer: str | None = input_path(
         None,
         "A tokenizer.json, or a folder with one; else the checkpoint's own, or, without --init, one trained on the corpus.",
+    )
+    add_tokens: str | None = option(
+        None,
+        "Tokens that the vocabulary of --init gets beside its own: a file, one a line. <|…|> are control tokens, all else words.",
+        kind=str,
+        decides=False,
+        path=True,
+    )
+    new_rows: NewRows | None = option(
+        None,
+        "What the rows of added tokens begin as: the mean of all old rows, or of those of the pieces of a token's text; mean "
+        "otherwise.",
+        kind=str,
+        choices=get_args(NewRows),
     )
     vocab_size: int | None = option(None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1)
     rope_layout: RopeRows | None = option(

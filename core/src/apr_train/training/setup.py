@@ -36,9 +36,10 @@ from apr_train.model.load import LoadReport
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
 from apr_train.preflight.adapter_rules import chosen_sites
+from apr_train.preflight.growing import grown_source
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
-from apr_train.preflight.report import Cleared
+from apr_train.preflight.report import Cleared, with_findings
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
 from apr_train.run.evaluation_names import parse_evaluations
@@ -115,7 +116,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     believe = resume is None and not asked.data.rehash
     look = look_at(asked.data, objective_of(asked), unchanged=Unchanged(believe=believe))
     with ExitStack() as held:
-        checkpoint = _opened(asked, resume, device, look, held)
+        checkpoint, ungrown = grown_source(asked, _opened(asked, resume, device, look, held), resume)
         header, report = judge_run(
             asked,
             checkpoint,
@@ -125,7 +126,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
             precision=precision,
             resume=resume,
         )
-        yield Examined(checkpoint=checkpoint, header=header, report=report)
+        yield Examined(checkpoint=checkpoint, header=header, report=with_findings(report, ungrown))
 
 
 def _machine(run: RunSettings) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
 `FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `TRAIN-` those of a training step,
-`CHAT-` those of conversations, `FIM-` those of fill in the middle, `TOKENS-` those of added tokens, `EVAL-` of evaluations in a run, `REFERENCE-` the
-comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
+`CHAT-` those of conversations, `FIM-` those of fill in the middle, `TOKENS-` those of added tokens, `EVAL-` of
+evaluations in a run, `REFERENCE-` the comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those
+of `apr-train validate`.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def untrained_findings(tokens: FimTokens, tokenizer: Tokenizer, checkpoint: Chec
     """
     new: frozenset[int] = frozenset()
     if isinstance(checkpoint, Grown):
-        checkpoint, new = checkpoint.base, checkpoint.growth.ids
+        new, checkpoint = checkpoint.growth.ids, checkpoint.base
     name = embedding_name(checkpoint.header.tensors)
     if name is None:
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -19,11 +19,12 @@ from apr_train.preflight.config_rules import bogus_values, config_from_file
 from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.opening import given_tokenizer, tied_header
 from apr_train.preflight.tensor_rules import tensor_report
+from apr_train.run.provenance import added_in
 from apr_train.run.resume import Resume
 from apr_train.run.settings import ModelSettings, NewRows, Settings
 
 MEAN: NewRows = "mean"
-"""What new rows begin as unless said otherwise: with it, k of them beside n raise the loss on old text by ln(1 + k/n) at most."""
+"""What new rows begin as unless said otherwise: k of them beside n then raise the loss on old text by ln(1 + k/n) at most."""
 _VOCABULARY = "vocab_size"
 
 
@@ -55,6 +56,18 @@ def grown_source(
         return _grown(checkpoint, model, model.add_tokens, tokens), ()
     except AprTrainError as error:
         return checkpoint, error.findings
+
+
+def growth_notes(checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """What is to be told of the rows that a checkpoint gets, one sentence."""
+    return (f"vocabulary: {checkpoint.growth}",) if isinstance(checkpoint, Grown) else ()
+
+
+def added_tokens(settings: Settings, checkpoint: Checkpoint | None, resume: Resume | None) -> Mapping[str, int]:
+    """The tokens that a run adds, with their ids; of one that goes on, as its checkpoint notes them."""
+    if isinstance(checkpoint, Grown):
+        return checkpoint.growth.tokens
+    return added_in(checkpoint.header.extra) if checkpoint is not None and has_grown(settings, checkpoint, resume) else {}
 
 
 def _grown(checkpoint: Checkpoint, model: ModelSettings, path: str, tokens: Sequence[str]) -> Checkpoint:
@@ -129,8 +142,8 @@ def _pieces(tokenizer: Tokenizer, ids: dict[str, int]) -> dict[int, tuple[int, .
     """New id → the ids of its text; a text of nothing but unknown words says nothing."""
     unknown = {tokenizer.special_ids.get("unk")}
     texts = tokenizer.encode_batch(list(ids))
-    found = {index: tuple(piece for piece in text if piece not in unknown) for index, text in zip(ids.values(), texts, strict=True)}
-    return {index: text for index, text in found.items() if text}
+    known = (tuple(piece for piece in text if piece not in unknown) for text in texts)
+    return {index: text for index, text in zip(ids.values(), known, strict=True) if text}
 
 
 def _unknown_rows(header: Header, found: str) -> AprTrainError:
@@ -170,7 +183,7 @@ def _with_adapters() -> Finding:
     return Finding(
         rule=rules.TOKENS_002,
         subject=FLAG,
-        problem="adapters leave embedding and head as they are: rows of new tokens would never be learnt, nor be in the adapter",
+        problem="adapters leave embedding and head as they are: new rows would never be learnt, nor be in the adapter",
         expected="no --lora-rank",
         found="both",
         hint="Train the new tokens with all weights first; its model.apr is a base for adapters.",

@@ -27,7 +27,7 @@ from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
 from apr_train.preflight.evaluation_rules import evaluation_findings
 from apr_train.preflight.family_rules import is_learnt_by
-from apr_train.preflight.growing import has_grown
+from apr_train.preflight.growing import growth_notes, has_grown
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -305,7 +305,9 @@ def judge_run(
         *report.findings,
     )
     facts = report.facts | look.facts | of_chats.facts
-    return header, attrs.evolve(report, findings=by_severity(findings), notes=look.notes, facts=facts)
+    return header, attrs.evolve(
+        report, findings=by_severity(findings), notes=(*growth_notes(checkpoint), *look.notes), facts=facts
+    )
 
 
 def _tokenizer_of(

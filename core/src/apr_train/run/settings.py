@@ -37,7 +37,7 @@ class ModelSettings:
     )
     add_tokens: str | None = option(
         None,
-        "Tokens that the vocabulary of --init gets beside its own: a file, one a line. <|…|> are control tokens, all else words.",
+        "A file of tokens, one a line, that the vocabulary of --init gets beside its own; <|…|> are control tokens.",
         kind=str,
         decides=False,
         path=True,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from attrs import frozen
+from attrs import Factory, frozen
 from torch import nn
 
 from apr_train.atomic import write_file
@@ -36,7 +36,7 @@ from apr_train.model.load import LoadReport
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
 from apr_train.preflight.adapter_rules import chosen_sites
-from apr_train.preflight.growing import grown_source
+from apr_train.preflight.growing import added_tokens, grown_source, growth_notes
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
 from apr_train.preflight.report import Cleared, with_findings
@@ -86,6 +86,8 @@ class Inputs:
     tokenizer: Tokenizer
     corpus: Corpus
     identity: RunIdentity
+    added: Mapping[str, int] = Factory(dict)
+    """Tokens that the run adds to the vocabulary, with their ids."""
 
 
 @frozen(kw_only=True)
@@ -156,6 +158,8 @@ def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepar
         cleared = examined.report.cleared()
         for finding in examined.report.warnings:
             say(f"warning: {finding}")
+        for note in growth_notes(examined.checkpoint):
+            say(note)
         if resume is not None:
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
@@ -200,6 +204,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         tokenizer=tokenizer,
         corpus=corpus,
         identity=identity(corpus.hash),
+        added=added_tokens(asked, examined.checkpoint, resume),
     )
 
 
@@ -354,7 +359,7 @@ def model_file(inputs: Inputs) -> ModelFile:
         name_map=family.map_tensor_names(config, Layout()),
         header=inputs.header,
         tokenizer=inputs.tokenizer.spec,
-        origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__)),
+        origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__), added=inputs.added),
     )
 
 

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from apr_train.checkpoint.apr import open_apr
+from apr_train.checkpoint.grown import Grown
 from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.tie import embedding_name
 from apr_train.data.tokenizer import build_tokenizer
+from apr_train.model.decoder import Decoder
+from apr_train.model.head import head_logits
 from apr_train.testing import installed_family, model_from_file, our_logits
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -96,10 +99,9 @@ def test_free_rows_are_taken_first(place, bases, tokens):
     folder = place.folder / "roomy"
     shutil.copytree(bases["qwen2"][1], folder)
     content = json.loads((folder / "tokenizer.json").read_text())
-    size = len(content["model"]["vocab"])
-    gone = [token for token, index in content["model"]["vocab"].items() if index >= size - 3]
-    content["model"]["vocab"] = {token: index for token, index in content["model"]["vocab"].items() if token not in gone}
-    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if "".join(pair) not in gone]
+    size = max(token["id"] for token in content["added_tokens"]) + 1
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size - 3]
+    content["model"]["vocab"] = {token: index for token, index in content["model"]["vocab"].items() if index < size - 3}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     said = place.train("--init", folder, "--add-tokens", tokens, "--steps", "0", "--run", "g", *HOW)
     assert f"4 new tokens (3 in free rows, 1 in new ones), 1 of them words; {size + 1:,} rows" in said
@@ -128,9 +130,8 @@ def test_a_run_with_new_tokens_goes_on_bit_for_bit_without_their_file(place, tau
     args = ("--init", taught, "--add-tokens", tokens, "--objective", "fim", "--steps", "6", "--save-every", "3", "--keep", "0")
     place.train(*args, "--run", "whole", *HOW)
     place.train(*args, "--run", "parts", *HOW)
-    for path in ("step-000006", "model.apr", "README.md"):
-        target = place.run("parts") / path
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    shutil.rmtree(place.run("parts") / "step-000006")
+    (place.run("parts") / "model.apr").unlink()
     tokens.unlink()
     place("--resume", place.run("parts"))
     place.assert_same_end("whole", "parts", step=6)
@@ -183,7 +184,8 @@ def refused(place, *args, code=3):
 def test_bad_tokens_are_told_before_anything_is_made(place, taught, tokens):
     tokens.write_text("new\nreturn\n\nnew\n")
     said = refused(place, "--init", taught, "--add-tokens", tokens, "--sequence-length", "999999")
-    assert said.count("TOKENS-001") == 2 and "PREFLIGHT-009" in said  # with all that is wrong otherwise
+    assert said.count("TOKENS-001") == 2
+    assert "PREFLIGHT-009" in said
     tokens.write_text("<|x|>\ndef\n")
     assert "a token that the tokenizer has already" in refused(place, "--init", taught, "--add-tokens", tokens)
     assert "cannot be read" in refused(place, "--init", taught, "--add-tokens", "absent.txt")
@@ -208,3 +210,30 @@ def test_a_tokenizer_of_ones_own_grows_too(place, bases, tokens):
     before = (place.run("g") / "model.apr").read_bytes()
     place("--resume", place.run("g"))
     assert (place.run("g") / "model.apr").read_bytes() == before
+
+
+@pytest.mark.rule("TOKENS-003")
+def test_a_row_of_an_old_token_that_changes_ends_the_run(place, taught, tokens, monkeypatch):
+    right = Grown.grown
+
+    def wrong(self, name, pieces):
+        view = right(self, name, pieces)
+        view.data[7] += 1
+        return view
+
+    monkeypatch.setattr(Grown, "grown", wrong)
+    said = refused(place, "--init", taught, "--add-tokens", tokens, code=1)
+    assert "TOKENS-003" in said
+    assert "rows of old tokens as the file has them" in said
+
+
+@pytest.mark.rule("TOKENS-003")
+def test_a_model_whose_logits_depend_on_all_rows_ends_the_run(place, taught, tokens, monkeypatch):
+    def centred(self, hidden):
+        logits = head_logits(self, hidden)
+        return logits - logits.sum(-1, keepdim=True)
+
+    monkeypatch.setattr(Decoder, "logits", centred)
+    said = refused(place, "--init", taught, "--add-tokens", tokens, code=1)
+    assert "TOKENS-003" in said
+    assert "the logits of the file's own matrices" in said

@@ -11,8 +11,8 @@ from apr_train.data.added_tokens import MAX_BYTES, is_control, read_tokens, with
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.errors import TokenizerError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer
 from transformers import AddedToken as TheirToken
+from transformers import AutoTokenizer
 
 TOKENS = ("<|fim_prefix|>", "<fim_suffix>", "<div>", "deoxyribose", "größe 1")
 TEXT = "def f(x): return <div> <|fim_prefix|> deoxyribose größe 1<fim_suffix>x"
@@ -59,7 +59,8 @@ def test_a_line_is_a_token_whatever_ends_it(tmp_path):
 @pytest.mark.rule("TOKENS-001")
 def test_a_file_that_is_none_of_tokens_is_refused_with_the_place(tmp_path):
     (told,) = refused(read_tokens, written(tmp_path, b"ok\n\xffbad\n"))
-    assert "not UTF-8" in told and "byte 0xff in line 2" in told
+    assert "not UTF-8" in told
+    assert "byte 0xff in line 2" in told
     assert "no token is in the file" in refused(read_tokens, written(tmp_path, ""))[0]
     assert "No such file" in refused(read_tokens, str(tmp_path / "absent"))[0]
     assert "Is a directory" in refused(read_tokens, str(tmp_path))[0]
@@ -70,9 +71,12 @@ def test_a_file_that_is_none_of_tokens_is_refused_with_the_place(tmp_path):
 def test_every_bad_line_is_told_and_of_many_the_first(tmp_path):
     told = refused(read_tokens, written(tmp_path, "one\n\ntwo \none\n \n"))
     assert [line.split("[")[1].split("]")[0] for line in told] == ["line 2", "line 3", "line 4", "line 5"]
-    assert "an empty line" in told[0] and "a space at its end" in told[1] and "as in line 1" in told[2]
+    assert "an empty line" in told[0]
+    assert "a space at its end" in told[1]
+    assert "as in line 1" in told[2]
     many = refused(read_tokens, written(tmp_path, "x\n" + "\n" * 100))
-    assert len(many) == 21 and "80 more lines" in many[-1]
+    assert len(many) == 21
+    assert "80 more lines" in many[-1]
 
 
 @pytest.mark.rule("TOKENS-001")
@@ -91,14 +95,19 @@ def test_a_token_that_is_there_already_is_refused_with_its_id():
 def test_more_tokens_than_there_were_and_a_vocabulary_without_room_are_refused():
     tokenizer = built(bpe())
     (told,) = refused(with_tokens, tokenizer, [f"<|{number}|>" for number in range(tokenizer.size + 1)], "t.txt")
-    assert f"at most {tokenizer.size}" in told and f"{tokenizer.size + 1}" in told
+    assert f"at most {tokenizer.size}" in told
+    assert f"{tokenizer.size + 1}" in told
     (told,) = refused(with_tokens, built(bpe(holes=(200,))), ("<|new|>",), "t.txt")
-    assert "another id" in told and "holes" in told
+    assert "another id" in told
+    assert "holes" in told
 
 
 def test_what_is_spelt_as_a_control_token_is_one():
     assert [is_control(token) for token in TOKENS] == [True, True, False, False, False]
-    assert is_control("<｜fim▁hole｜>") and is_control("▁<PRE>") and not is_control("<||>") and not is_control("<|x")
+    assert is_control("<｜fim▁hole｜>")
+    assert is_control("▁<PRE>")
+    assert not is_control("<||>")
+    assert not is_control("<|x")
 
 
 def test_ids_and_encodings_are_those_of_transformers_with_the_same_tokens(tmp_path):

@@ -106,9 +106,8 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str], path: str) -> Token
     try:
         made = build_tokenizer(spec)
     except TokenizerError as error:
-        raise error.amend(
-            rule=rules.TOKENS_001, hint="Its ids have holes, so that the library has no room behind them."
-        ) from error
+        hint = "Its ids have holes, so that the library has no room behind them."
+        raise error.amend(rule=rules.TOKENS_001, hint=hint) from error
     if lost := [token for token in added if made.encode(token.content) != [token.id]]:
         faults = (_not_found(path, token, made.encode(token.content)) for token in lost)
         raise TokenizerError.of(_not_all(list(faults), path))

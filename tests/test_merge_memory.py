@@ -18,14 +18,9 @@ LAYERS = 12
 @pytest.fixture
 def base(tmp_path):
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "vocab_size": 320,
-    }
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_hidden_layers=LAYERS, tie_word_embeddings=True))
+    sizes = {"vocab_size": 320, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    config = Qwen2Config(**sizes, num_key_value_heads=4, num_hidden_layers=LAYERS, tie_word_embeddings=True)
+    model = Qwen2ForCausalLM(config)
     model.save_pretrained(tmp_path / "base")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")

@@ -14,7 +14,6 @@ from apr_train.checkpoint.open import open_checkpoint
 from apr_train.checkpoint.tie import embedding_name
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.model.decoder import Decoder
-from apr_train.model.head import head_logits
 from apr_train.testing import installed_family, model_from_file, our_logits
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -229,11 +228,12 @@ def test_a_row_of_an_old_token_that_changes_ends_the_run(place, taught, tokens, 
 
 @pytest.mark.rule("TOKENS-003")
 def test_a_model_whose_logits_depend_on_all_rows_ends_the_run(place, taught, tokens, monkeypatch):
-    def centred(self, hidden):
-        logits = head_logits(self, hidden)
-        return logits - logits.sum(-1, keepdim=True)
+    right = Decoder.hidden_states
 
-    monkeypatch.setattr(Decoder, "logits", centred)
+    def scaled(self, *args, **named):
+        return right(self, *args, **named) * len(self.head_weight)
+
+    monkeypatch.setattr(Decoder, "hidden_states", scaled)
     said = refused(place, "--init", taught, "--add-tokens", tokens, code=1)
     assert "TOKENS-003" in said
     assert "the logits of the file's own matrices" in said

@@ -37,7 +37,7 @@ class ModelSettings:
     )
     add_tokens: str | None = option(
         None,
-        "A file of tokens, one a line, that the vocabulary of --init gets beside its own; <|…|> are control tokens.",
+        "A file of tokens, one a line, that the vocabulary of --init gets beside its own.",
         kind=str,
         decides=False,
         path=True,

@@ -10,7 +10,7 @@ from apr_train import rules
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "core" / "src").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")])
 IDS = {name: value for name, value in vars(rules).items() if name.isupper()}
-RAISED = 68
+RAISED = 71
 """Rules of the contract that a run or a check can report, as many as before the rooms; a new rule raises it."""
 MESSAGE = {"where", "subject", "problem", "hint"}
 CUTS = {

@@ -326,6 +326,18 @@ def test_the_model_that_a_run_means_is_opened_without_peft(place, bases, monkeyp
         torch.testing.assert_close(our_logits(family, ready.model, rows), our_logits(family, theirs, rows), rtol=0, atol=1e-5)
 
 
+def test_an_export_of_a_run_with_adapters_is_called_as_the_run_not_as_its_base(place, bases):
+    base = place.folder / "base.apr"
+    shutil.copy(bases["qwen2"][0], base)
+    place("stamp", base, "--license", "MIT", "--name", "The base", "--data-source", "x", "--data-license", "MIT")
+    place.train("--init", base, *LORA, "--run", "l")
+    place("export", place.run("l"), "-o", "out")
+    assert "\n# l\n" in (place.folder / "out" / "README.md").read_text()
+    with opened(Wanted(path=str(place.run("l"))), say=print) as found:
+        assert found.header.provenance["name"] == "l"
+        assert found.header.provenance["source"] == "base + l"
+
+
 # What is refused
 
 

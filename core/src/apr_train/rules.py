@@ -1,8 +1,9 @@
 """The id of every rule that a run, a check or a validation can report, once each; docs/contract.yaml has what they mean.
 
 `FALSIFY-` and `INV-` ids are the contract's, `PREFLIGHT-` the preflight's own series, `TRAIN-` those of a training step,
-`CHAT-` those of conversations, `FIM-` those of fill in the middle, `EVAL-` of evaluations in a run, `REFERENCE-` the
-comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those of `apr-train validate`.
+`CHAT-` those of conversations, `FIM-` those of fill in the middle, `TOKENS-` those of added tokens, `EVAL-` of
+evaluations in a run, `REFERENCE-` the comparisons with a file's reference loss, `WRITE-` the refusals to write, `APR-` those
+of `apr-train validate`.
 """
 
 from __future__ import annotations
@@ -131,6 +132,12 @@ ADAPTER_002 = "ADAPTER-002"
 
 OPTIMIZER_001 = "OPTIMIZER-001"
 """A group of parameters that matches none, changes nothing, or contradicts itself; nothing left to train."""
+TOKENS_001 = "TOKENS-001"
+"""Tokens that cannot be added: a file that is none of tokens, a token that is there already, a tokenizer without room."""
+TOKENS_002 = "TOKENS-002"
+"""A run whose vocabulary cannot grow: from scratch, with adapters, or of a model whose rows cannot be told."""
+TOKENS_003 = "TOKENS-003"
+"""A model that computes other logits for its old tokens once it has new ones."""
 
 CONFIG_001 = "CONFIG-001"
 """A config whose fields are a combination that nothing implements."""

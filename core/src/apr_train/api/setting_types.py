@@ -22,6 +22,11 @@ class TrainSettings(TypedDict, total=False):
     """Named config of the family, for a run without --init."""
     tokenizer: Place | None
     """A tokenizer.json, or a folder with one; else the checkpoint's own, or, without --init, one trained on the corpus."""
+    add_tokens: Place | None
+    """A file of tokens, one a line, that the vocabulary of --init gets beside its own."""
+    new_rows: Literal["mean", "pieces"] | None
+    """What the rows of added tokens begin as: the mean of all old rows, or of those of the pieces of a token's text; mean
+    otherwise."""
     vocab_size: int | None
     """Vocabulary of a model from scratch, instead of the preset's."""
     rope_layout: Literal["split-half", "adjacent"] | None

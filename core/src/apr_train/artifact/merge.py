@@ -65,12 +65,14 @@ class MergedCheckpoint:
         infos = {name: self._info(info, changed, exact=exact) for name, info in header.tensors.items()}
         self._require_base(names, changed)
         self._changed = frozenset(name for name in infos if changed & self._parameters(name))
+        names_of_both = f"{name_of(header.path)} + {name_of(adapter.folder)}"
         self.header = attrs.evolve(
             header,
             tensors=infos,
             tokenizer=tokenizer or header.tokenizer,
             extra={key: value for key, value in header.extra.items() if key not in _OF_THE_BASE},
-            provenance={**header.provenance, "source": f"{name_of(header.path)} + {name_of(adapter.folder)}"},
+            # it is another model than its base, whatever that is called
+            provenance={**header.provenance, "name": name_of(adapter.folder), "source": names_of_both},
         )
 
     def _require_base(self, names: NameMap, changed: set[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.dtypes import DTYPES, Array, plain_view, values_of
+from apr_train.checkpoint.grown import Grown
 from apr_train.checkpoint.quantization import dequantize
 from apr_train.checkpoint.tie import embedding_name
 from apr_train.data.fim_tokens import FimTokens, fim_tokens
@@ -98,18 +99,24 @@ def untrained_findings(tokens: FimTokens, tokenizer: Tokenizer, checkpoint: Chec
     """FIM-003 for rows of the embedding that look as if nothing was ever learnt in them.
 
     Such a row has a norm far from all others', or is the same as another added token's, which was not trained either. Only
-    these rows are read, and a sample of the others.
+    these rows are read, and a sample of the others. The rows of tokens that the run adds are new: nothing is to be said.
     """
+    new: frozenset[int] = frozenset()
+    if isinstance(checkpoint, Grown):
+        new, checkpoint = checkpoint.growth.ids, checkpoint.base
     name = embedding_name(checkpoint.header.tensors)
     if name is None:
         return []
     size = min(checkpoint.header.tensors[name].shape[0], tokenizer.size)
     peers = _rows(checkpoint, name, np.linspace(0, size - 1, num=min(size, _PEERS)).astype(int).tolist())
     low, high = np.percentile(np.linalg.norm(peers, axis=1), (1, 99))
-    added = [index for index in sorted(tokenizer.backend.get_added_tokens_decoder()) if index < size][:_TWINS]
+    added = [index for index in sorted(tokenizer.backend.get_added_tokens_decoder()) if index < size and index not in new]
+    added = added[:_TWINS]
     others = dict(zip(added, _rows(checkpoint, name, added), strict=True))
     findings = []
     for role, index in tokens.roles.items():
+        if index in new:
+            continue
         (row,) = _rows(checkpoint, name, [index])
         found = _strange(float(np.linalg.norm(row)), float(low), float(high)) or _twin(index, row, others, tokenizer)
         if found:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attrs import Factory, asdict, field, frozen
+from attrs import Factory, asdict, evolve, field, frozen
 
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.objectives import Objective
@@ -187,6 +187,11 @@ class Report:
             "config": None if self.config is None else self.config.to_dict(),
             "facts": self.facts,
         }
+
+
+def with_findings(report: Report, findings: Iterable[Finding]) -> Report:
+    """The report with findings in front of its own, errors before warnings."""
+    return evolve(report, findings=by_severity((*findings, *report.findings)))
 
 
 def file_facts(header: Header) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
 from apr_train.preflight.evaluation_rules import evaluation_findings
 from apr_train.preflight.family_rules import is_learnt_by
+from apr_train.preflight.growing import growth_notes, has_grown
 from apr_train.preflight.judge import preflight
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import given_tokenizer, open_source, tied_header
@@ -285,7 +286,7 @@ def judge_run(
     header, contradiction = collected(lambda: None if checkpoint is None else tied_header(checkpoint))
     if header is None and checkpoint is not None:
         header = checkpoint.header
-    tokenizer, of_tokenizer = _tokenizer_of(settings, header, resume)
+    tokenizer, of_tokenizer = _tokenizer_of(settings, header, resume, grown=has_grown(settings, checkpoint, resume))
     report = preflight(
         PreflightInput.of(
             settings,
@@ -313,17 +314,23 @@ def judge_run(
         *report.findings,
     )
     facts = report.facts | look.facts | of_chats.facts
-    return header, attrs.evolve(report, findings=by_severity(findings), notes=look.notes, facts=facts)
+    return header, attrs.evolve(
+        report, findings=by_severity(findings), notes=(*growth_notes(checkpoint), *look.notes), facts=facts
+    )
 
 
 def _tokenizer_of(
-    settings: Settings, header: Header | None, resume: Resume | None
+    settings: Settings, header: Header | None, resume: Resume | None, *, grown: bool
 ) -> tuple[TokenizerSpec | None, tuple[Finding, ...]]:
-    """The tokenizer of a run with its template, and what is wrong with the files of both."""
-    named = None if tokenizer_is_lost(settings, header, resume) else settings.model.tokenizer
+    """The tokenizer of a run with its template, and what is wrong with the files of both.
+
+    `grown`: the checkpoint's own has the run's new tokens, whatever `--tokenizer` names.
+    """
+    own = grown or tokenizer_is_lost(settings, header, resume)
+    named = None if own else settings.model.tokenizer
     given, unusable = collected(lambda: None if named is None else given_tokenizer(named))
-    own = given if given is not None or header is None else header.tokenizer
-    tokenizer, of_template = _with_template(own, header, settings.model.chat_template, resume)
+    chosen = given if given is not None or header is None else header.tokenizer
+    tokenizer, of_template = _with_template(chosen, header, settings.model.chat_template, resume)
     return tokenizer, (*(_movable(finding, "tokenizer", resume) for finding in unusable), *of_template)
 
 

@@ -25,7 +25,13 @@ RUN_KEY = "apr_train.run"
 """The metadata key of `.apr` under which it stands, with the step."""
 
 
-def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torch: str) -> dict[str, Any]:
+ADDED = "added_tokens"
+"""Beside it, the tokens that the run added to the vocabulary: token → id."""
+
+
+def origin_of(
+    settings: Settings, identity: RunIdentity, family: Family, *, torch: str, added: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The run's inputs, settings and versions as JSON-able data, equal for equal runs; `torch` is its version."""
     chosen = {group: _deciding(getattr(settings, group)) for group in GROUPS}
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": torch}
@@ -34,6 +40,7 @@ def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torc
         **attrs.asdict(identity),
         "settings": chosen,
         **({"mixture": mixture} if mixture else {}),
+        **({ADDED: dict(added)} if added else {}),
         "versions": versions,
     }
 
@@ -58,6 +65,13 @@ def step_of(metadata: Mapping[str, Any]) -> int | None:
     origin = metadata.get(RUN_KEY)
     step = origin.get("step") if isinstance(origin, Mapping) else None
     return step if isinstance(step, int) else None
+
+
+def added_in(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens that the run of a model.apr added, as it says itself."""
+    origin = metadata.get(RUN_KEY)
+    added = origin.get(ADDED) if isinstance(origin, Mapping) else None
+    return dict(added) if isinstance(added, Mapping) else {}
 
 
 def stamp_in(path: Path, origin: Mapping[str, Any]) -> dict[str, str]:

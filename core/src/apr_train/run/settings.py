@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from attrs import Factory, frozen
 
@@ -15,6 +15,8 @@ from apr_train.run.objective_names import Packing, SourceKind, TrainingObjective
 from apr_train.run.optimizer_names import Bf16Update, MuonAdjustment, OptimizerName
 from apr_train.run.option import Beside, input_path, option, tables
 from apr_train.run.precision import PRECISION_TYPES
+
+NewRows = Literal["mean", "pieces"]
 
 MAX_THREADS = 1024
 """More than the largest machines have; OpenMP ends the process over some thousand more."""
@@ -52,6 +54,23 @@ class ModelSettings:
     tokenizer: str | None = input_path(
         None,
         "A tokenizer.json, or a folder with one; else the checkpoint's own, or, without --init, one trained on the corpus.",
+    )
+    add_tokens: str | None = option(
+        None,
+        "A file of tokens, one a line, that the vocabulary of --init gets beside its own.",
+        kind=str,
+        decides=False,
+        path=True,
+        fixed=_WEIGHTS,
+    )
+    new_rows: NewRows | None = option(
+        None,
+        "What the rows of added tokens begin as: the mean of all old rows, or of those of the pieces of a token's text; mean "
+        "otherwise.",
+        kind=str,
+        choices=get_args(NewRows),
+        fixed=_WEIGHTS,
+        used_with=(Beside("add_tokens"),),
     )
     vocab_size: int | None = option(
         None, "Vocabulary of a model from scratch, instead of the preset's.", kind=int, minimum=1, fixed=_WEIGHTS

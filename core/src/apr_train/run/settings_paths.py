@@ -27,13 +27,13 @@ def absolute_paths(settings: Settings, *, absent: bool = False) -> Settings:
     """
     settings = _without_tilde(settings)
     model = settings.model
-    init, tokenizer, template = (
+    init, tokenizer, template, tokens = (
         str(Path(path).absolute()) if path is not None and (absent or os.path.lexists(path)) else path
-        for path in (model.init, model.tokenizer, model.chat_template)
+        for path in (model.init, model.tokenizer, model.chat_template, model.add_tokens)
     )
     return attrs.evolve(
         settings,
-        model=attrs.evolve(model, init=init, tokenizer=tokenizer, chat_template=template),
+        model=attrs.evolve(model, init=init, tokenizer=tokenizer, chat_template=template, add_tokens=tokens),
         data=_absolute_data(settings.data),
     )
 

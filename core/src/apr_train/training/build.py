@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from apr_train.checkpoint.checkpoint import Checkpoint
+from apr_train.checkpoint.grown import Grown
 from apr_train.model.acceleration import compile_blocks, reuse_freed_memory
-from apr_train.model.attention import Choice, Request, choose_backend
+from apr_train.model.attention import Bidirectional, Causal, Choice, Mask, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
+from apr_train.model.grown import check_old_logits
 from apr_train.model.load import LoadReport, load_weights
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.adapter_rules import chosen_sites
@@ -59,6 +61,9 @@ def make_model(
     loaded = None
     if source is not None and isinstance(cleared, ClearedFile):
         loaded = load_weights(model, source, cleared.plan, dtype=weights, device=device, generator=generator)
+        if isinstance(source, Grown):
+            mask: Mask = Causal() if cleared.family.info.kind == "decoder" else Bidirectional()
+            check_old_logits(model, source, cleared.plan, mask=mask, precision=decided.precision)
     else:
         model.to(weights).to_empty(device=device)
         cast(LanguageModel, model).initialize(generator)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 
 import torch
-from attrs import frozen
+from attrs import Factory, frozen
 from torch import nn
 
 from apr_train.atomic import write_file
@@ -37,10 +37,11 @@ from apr_train.model.load import LoadReport
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight import Report
 from apr_train.preflight.adapter_rules import chosen_sites
+from apr_train.preflight.growing import added_tokens, grown_source, growth_notes
 from apr_train.preflight.machine_rules import device_findings
 from apr_train.preflight.opening import open_source
 from apr_train.preflight.optimizer_rules import parameter_groups
-from apr_train.preflight.report import Cleared
+from apr_train.preflight.report import Cleared, with_findings
 from apr_train.preflight.run_rules import judge_run, open_run_source, tokenizer_is_lost
 from apr_train.preflight.token_rules import corpus_findings, end_findings, no_tokenizer
 from apr_train.run.changes import at_first
@@ -96,6 +97,8 @@ class Inputs:
     tokenizer: Tokenizer
     corpus: Corpus
     identity: RunIdentity
+    added: Mapping[str, int] = Factory(dict)
+    """Tokens that the run adds to the vocabulary, with their ids."""
 
 
 @frozen(kw_only=True)
@@ -126,7 +129,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     believe = resume is None and not asked.data.rehash
     look = look_at(asked.data, objective_of(asked), unchanged=Unchanged(believe=believe))
     with ExitStack() as held:
-        checkpoint = _opened(asked, resume, device, look, held)
+        checkpoint, ungrown = grown_source(asked, _opened(asked, resume, device, look, held), resume)
         header, report = judge_run(
             asked,
             checkpoint,
@@ -136,7 +139,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
             precision=precision,
             resume=resume,
         )
-        yield Examined(checkpoint=checkpoint, header=header, report=report)
+        yield Examined(checkpoint=checkpoint, header=header, report=with_findings(report, ungrown))
 
 
 def _machine(run: RunSettings) -> tuple[str, str]:
@@ -174,6 +177,8 @@ def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = T
         cleared = examined.report.cleared()
         for finding in examined.report.warnings:
             say(f"warning: {finding}")
+        for note in growth_notes(examined.checkpoint):
+            say(note)
         if resume is not None:
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
@@ -218,6 +223,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         tokenizer=tokenizer,
         corpus=corpus,
         identity=identity(corpus.hash),
+        added=added_tokens(asked, examined.checkpoint, resume),
     )
 
 
@@ -410,7 +416,7 @@ def model_file(inputs: Inputs) -> ModelFile:
         name_map=family.map_tensor_names(config, Layout()),
         header=inputs.header,
         tokenizer=inputs.tokenizer.spec,
-        origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__)),
+        origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__), added=inputs.added),
     )
 
 

@@ -21,8 +21,9 @@ ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 TABLES: Mapping[str, tuple[str, ...]] = {"llama3": (ROPE_FREQS,), "longrope": (ROPE_LONG, ROPE_SHORT)}
 """Kind of scaling → its tables: `[rotated dimensions / 2]` float32 each."""
-READERS: Mapping[str, frozenset[str]] = {"llama3": frozenset({"llama", "granite"}), "longrope": frozenset({"phi3"})}
-"""Kind of scaling → the GGUF architectures whose loader takes its tables (src/models/llama.cpp, granite.cpp, phi3.cpp)."""
+READERS: Mapping[str, frozenset[str]] = {"llama3": frozenset({"llama"}), "longrope": frozenset({"phi3"})}
+"""Kind of scaling → the GGUF architectures whose loader takes its tables (src/models/llama.cpp, phi3.cpp) and for which the
+`gguf` package names them; granite.cpp takes the first too, but there the package has no such tensor."""
 OWN_KEYS = "apr_train.rope_scaling."
 """Before Llama 3's numbers in a file that is written here: llama.cpp needs none of them, and the table alone does not tell."""
 _LLAMA3: Mapping[str, type[int] | type[float]] = {

@@ -40,7 +40,16 @@ def test_without_a_home_folder_a_tilde_is_refused_and_nothing_else(homeless):
 def test_every_path_among_the_settings_may_begin_with_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     paths = [item for cls in GROUPS.values() for item in attrs.fields(cls) if item.metadata[PATH]]
-    assert {item.name for item in paths} == {"init", "tokenizer", "chat_template", "data", "val_data", "run", "out"}
+    assert {item.name for item in paths} == {
+        "init",
+        "add_tokens",
+        "tokenizer",
+        "chat_template",
+        "data",
+        "val_data",
+        "run",
+        "out",
+    }
     values = {item.name: ("~/x",) if item.metadata["many"] else "~/x" for item in paths}
     settings = absolute_paths(with_values(Settings(), values | {"prompt": "~/x"}))
     for item in paths:

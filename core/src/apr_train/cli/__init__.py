@@ -8,7 +8,7 @@ import click
 
 from apr_train.cli.group import CommandGroup, print_version
 from apr_train.cli.streams import open_closed_streams
-from apr_train.run.terminal import is_drawn_on
+from apr_train.run.terminal import is_plain
 
 
 @click.command(
@@ -33,5 +33,5 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; the entry point of the `apr-train` script."""
     open_closed_streams()
-    plain = None if is_drawn_on(sys.stdout) else False  # None: click decides, for each stream, by whether it is a terminal
-    sys.exit(cli(prog_name="apr-train", color=plain))
+    coloured = False if is_plain() else None  # None: click decides, for each stream, by whether it is a terminal
+    sys.exit(cli(prog_name="apr-train", color=coloured))

@@ -115,8 +115,7 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
         if outcome.stopped_by is not None:
             emit_pairs(closing(prepared, [], outcome))
             raise click.exceptions.Exit(130)
-        with doing("writing the result"):
-            lines, sample = finish(prepared)
+        lines, sample = finish(prepared)
         if sample is not None:
             between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
             click.echo(f"\n{sample.prompt}{between}{click.style(sample.text, bold=True)}{sample.suffix}\n")

@@ -30,6 +30,7 @@ from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
 from apr_train.run.preflight_file import PreflightRecord
+from apr_train.run.progress import doing
 from apr_train.run.samples import Sample, SampleKind, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
@@ -77,7 +78,8 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
-    run.write_model(run.folder / run.result, run.model, step=run.step)
+    with doing("writing the result"):
+        run.write_model(run.folder / run.result, run.model, step=run.step)
     return lines, sample
 
 
@@ -92,7 +94,8 @@ def _sample(prepared: Prepared) -> Sample | None:
         run.display.say(f"no sample: {error}")
         return None
     ends = asked.ends | ending_ids(tokenizer, {} if header is None else header.config)
-    made = greedy(run.model, asked.ids, length=run.settings.run.sample_tokens, ends=ends, precision=run.precision)
+    with doing("letting the model write"):
+        made = greedy(run.model, asked.ids, length=run.settings.run.sample_tokens, ends=ends, precision=run.precision)
     return Sample(step=run.step, prompt=asked.prompt, text=tokenizer.decode(made), kind=asked.kind, suffix=asked.suffix)
 
 

@@ -9,7 +9,7 @@ import click
 
 from apr_train.cli.group import CommandGroup, print_version
 from apr_train.cli.streams import Streams
-from apr_train.run.terminal import is_drawn_on
+from apr_train.run.terminal import is_plain
 
 
 @click.command(
@@ -36,9 +36,9 @@ def main() -> None:
     # torch asks every installed distribution for devices beside cpu and cuda, and ends over a malformed entry_points.txt
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     streams = Streams()
-    plain = None if is_drawn_on(sys.stdout) else False  # None: click decides, for each stream, by whether it is a terminal
+    coloured = False if is_plain() else None  # None: click decides, for each stream, by whether it is a terminal
     try:
-        cli(prog_name="apr-train", color=plain)
+        cli(prog_name="apr-train", color=coloured)
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         sys.exit(streams.close(code, trains="apr_train.training.finish" in sys.modules))

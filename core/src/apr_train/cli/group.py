@@ -86,7 +86,7 @@ class CommandGroup(click.Group):
             with _debug_log() if debug else nullcontext():
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
-            raise _explained(error, (ctx.obj or {}).get("typed", [])) from error
+            raise _at_words(_explained(error, (ctx.obj or {}).get("typed", []))) from error
         except click.UsageError as error:
             raise _at_words(error) from error
         except KeyboardInterrupt:

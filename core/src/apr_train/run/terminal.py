@@ -10,13 +10,17 @@ _LEAST = 20
 _PLAIN = ("dumb", "unknown")
 
 
-def is_drawn_on(stream: TextIO) -> bool:
-    """Whether a line can be drawn over: on a terminal that is not dumb, unless the user wants it plain (`NO_COLOR`).
+def is_plain() -> bool:
+    """Whether terminals get no control sequence of any kind: a dumb one, and every one where `NO_COLOR` is set.
 
-    Source: no-color.org, which asks for no colour; a plain line has no control sequence of any kind.
+    Source: no-color.org, which asks for no colour.
     """
-    plain = os.environ.get("TERM", "").lower() in _PLAIN or bool(os.environ.get("NO_COLOR"))
-    return stream.isatty() and not plain
+    return os.environ.get("TERM", "").lower() in _PLAIN or bool(os.environ.get("NO_COLOR"))
+
+
+def is_drawn_on(stream: TextIO) -> bool:
+    """Whether a line can be drawn over: on a terminal that is not plain."""
+    return stream.isatty() and not is_plain()
 
 
 def columns(stream: TextIO) -> int | None:

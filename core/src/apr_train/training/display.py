@@ -139,11 +139,11 @@ def next_commands(prepared: Prepared) -> list[str]:
     result = f"export {folder} -o exported" if run.result == MODEL else f"merge {folder} -o merged.apr"
     return [
         f"apr-train {command}"
-        for command in (f"generate {folder} {_asked(prepared)}", f"eval {folder}", f"report {folder} -o report.html", result)
+        for command in (f"generate {folder} {_question(prepared)}", f"eval {folder}", f"report {folder} -o report.html", result)
     ]
 
 
-def _asked(prepared: Prepared) -> str:
+def _question(prepared: Prepared) -> str:
     """What a model of the run's objective can be asked."""
     objective, tokenizer = prepared.run.objective, prepared.inputs.tokenizer
     if objective.kind == "encoder":
@@ -177,7 +177,7 @@ def figures(line: Metrics, steps: int) -> dict[str, str]:
     if line.tokens_per_s is not None:
         shown["speed"] = f"{line.tokens_per_s:>7,.0f} tokens/s"
     if line.mfu is not None:
-        shown["mfu"] = f"mfu {line.mfu:4.{int(line.mfu < 0.1)}%}"
+        shown["mfu"] = f"mfu {line.mfu:4.{int(line.mfu < 0.0995)}%}"
     shown["memory"] = f"{size(line.memory):>8}"
     return shown
 

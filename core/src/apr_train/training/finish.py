@@ -31,6 +31,7 @@ from apr_train.run.data_argument import DataArgument, of_argument
 from apr_train.run.folder import CARD, METRICS, MODEL, SAMPLES, run_of
 from apr_train.run.metrics import Metrics, mean_speed, read_metrics
 from apr_train.run.preflight_file import PreflightRecord
+from apr_train.run.progress import doing
 from apr_train.run.samples import Sample, SampleKind, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
@@ -64,10 +65,11 @@ def _most_likely(logits: Tensor) -> int:
     return int(logits.argmax(-1))
 
 
-def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
+def finish(prepared: Prepared, *, shown: bool = True) -> tuple[list[Metrics], Sample | None]:
     """Write the sample, MODEL_CARD.md and model.apr, or the adapter; returns all metrics, and the sample if there is one.
 
-    The model is the last: where it stands at the run's last step, nothing is left to do (`run.resume`).
+    The model is the last: where it stands at the run's last step, nothing is left to do (`run.resume`). `shown`: whether a
+    terminal says that it is being written.
 
     Raises:
         OutputError: one of them cannot be written.
@@ -75,17 +77,18 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
     run = prepared.run
     lines = read_metrics(run.folder / METRICS)
     with run.result_weights():
-        return lines, _write(prepared, lines)
+        return lines, _write(prepared, lines, shown=shown)
 
 
-def _write(prepared: Prepared, lines: list[Metrics]) -> Sample | None:
+def _write(prepared: Prepared, lines: list[Metrics], *, shown: bool) -> Sample | None:
     """The same with the weights in the model that are the run's result."""
     run = prepared.run
     sample = _sample(prepared)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
-    run.write_model(run.folder / run.result, run.model, step=run.step)
+    with doing("writing the result", shown=shown):
+        run.write_model(run.folder / run.result, run.model, step=run.step)
     return sample
 
 
@@ -100,7 +103,8 @@ def _sample(prepared: Prepared) -> Sample | None:
         run.display.say(f"no sample: {error}")
         return None
     ends = asked.ends | ending_ids(tokenizer, {} if header is None else header.config)
-    made = greedy(run.model, asked.ids, length=run.settings.run.sample_tokens, ends=ends, precision=run.precision)
+    with doing("letting the model write"):
+        made = greedy(run.model, asked.ids, length=run.settings.run.sample_tokens, ends=ends, precision=run.precision)
     return Sample(step=run.step, prompt=asked.prompt, text=tokenizer.decode(made), kind=asked.kind, suffix=asked.suffix)
 
 

@@ -17,7 +17,6 @@ from apr_train.run.events import RunEnd, RunStart, Say
 from apr_train.run.folder import TRACKERS
 from apr_train.run.metrics import Metrics
 from apr_train.run.option import PATH, TABLES
-from apr_train.run.progress import doing
 from apr_train.run.resume import Resume
 from apr_train.run.samples import Sample
 from apr_train.run.settings import GROUPS, Settings
@@ -119,8 +118,7 @@ def _trained(prepared: Prepared, signals: Sequence[Signals], shown: bool) -> Tra
     outcome = train(prepared.run, signals=signals)
     if outcome.stopped_by is not None:
         return Trained(prepared=prepared, outcome=outcome)
-    with doing("writing the result", shown=shown):
-        lines, sample = finish(prepared)
+    lines, sample = finish(prepared, shown=shown)
     return Trained(prepared=prepared, outcome=outcome, lines=lines, sample=sample)
 
 

@@ -276,12 +276,12 @@ def test_a_run_is_not_lost_to_a_prompt_without_a_token(place, monkeypatch):
 
 
 def test_a_run_writes_its_preflight_before_it_trains_and_its_sample_at_the_end(place, monkeypatch):
-    def stop(run):
+    def stop(run, **_):
         raise RunError("stopped before step 1")
 
     args = (*SCRATCH, "--run", "x", "--prompt", "```")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train", stop)
+        patch.setattr(trainer, "train", stop)
         place.train(*args, "--steps", "1", code=1)
     preflight = read_preflight(place.run("x") / "preflight.json")
     assert preflight.facts["vocab_size"] == 1024

@@ -53,6 +53,8 @@ class Evaluation:
     text_bytes: int | None
     """Bytes of text that the targets stand for."""
     tokens_per_s: float
+    source_loss: Mapping[str, float | None]
+    """Nats, mean over the targets of each source that has a name; None where it has none."""
     corpus: str
     """What was measured on, in words."""
     corpus_hash: str

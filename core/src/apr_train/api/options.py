@@ -68,6 +68,7 @@ class EvalOptions(LoadOptions, total=False):
     """Files, folders, globs or JSON lines, of which the part that a run holds out is measured."""
     val_data: Place | Sequence[Place] | None
     """Held-out text of one's own, all of which is measured; `data` is not read then."""
+    text_field: str | None
     gitignore: bool | None
     validation_fraction: float | None
     sequence_length: int | None

@@ -16,7 +16,7 @@ from apr_train.preflight import opening
 from apr_train.run.preflight_file import read_preflight
 from apr_train.run.samples import read_samples
 from apr_train.run.settings_file import read_toml
-from apr_train.training import build, finish, loop, setup
+from apr_train.training import build, finish, loop, setup, trainer
 from safetensors.torch import load_file
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny")

@@ -128,3 +128,11 @@ def test_the_json_of_a_command_is_json_whatever_the_file_says(write):
     path = write("x.apr", odd={"a": ESCAPES, "b": 1e308}, name="\udfff".encode("utf-8", "replace").decode())
     for command in ("inspect", "check"):
         json.loads(run(command, path, "--json").stdout)
+
+
+@pytest.mark.parametrize("words", [("check", "{}"), ("inspect", "{}"), ("inspect", "{}", "--json")])
+def test_a_name_that_is_no_utf_8_is_shown_all_the_same(write, words):
+    path = write("m\udce9.apr")
+    done = run(*(word.format(path) for word in words))
+    assert done.exit_code in (0, 3)
+    assert "m\\xe9.apr" in done.output or "m\\udce9.apr" in done.output or words[0] == "check"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 
@@ -317,3 +319,21 @@ def test_a_group_that_cannot_be_kept_does_not_pass_its_access_to_another(tmp_pat
     with replace_file(tmp_path / "x") as file:
         file.write(b"new")
     assert real(tmp_path / "x").st_mode & 0o777 == 0o604
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_folders_that_cannot_be_synced_are_gone_on_without_and_a_failing_disk_is_not(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EIO:
+        with pytest.raises(OutputError):
+            write_file(tmp_path / "x", b"a")
+    else:
+        write_file(tmp_path / "x", b"a")
+        assert (tmp_path / "x").read_bytes() == b"a"

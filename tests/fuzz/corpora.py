@@ -92,12 +92,11 @@ def template_changed(raw: bytes, pick: random.Random) -> bytes:
 
 
 def mixture_changed(raw: bytes, pick: random.Random) -> bytes:
-    """A file of settings with another key in one of its sources, or changed as all settings are."""
+    """A file of settings with one more key in the last of its sources, or changed as all settings are."""
     if pick.random() < 0.5:
         return toml_changed(raw, pick)
-    new = pick.choice((json.dumps(pick.choice(TEXTS)), str(pick.choice(NUMBERS)), str(value(pick))[:200]))
-    more = pick.choice(("weight", "name", "path", "kind", "epochs", "objective"))
-    return raw + f"\n[[data.source]]\n{more} = {new}\n".encode("utf-8", "surrogatepass")
+    new = pick.choice(('"text"', "1.5", json.dumps(pick.choice(TEXTS)), str(pick.choice(NUMBERS)), str(value(pick))[:200]))
+    return raw + f"{pick.choice(('kind', 'text_field', 'epochs', 'x'))} = {new}\n".encode("utf-8", "surrogatepass")
 
 
 def token_file_changed(raw: bytes, pick: random.Random) -> bytes:

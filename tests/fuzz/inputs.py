@@ -141,7 +141,7 @@ KINDS = {
             "README.md": _front_matter,
             "chat_template.jinja": bytes_changed,
         },
-        (*LOOK, ("check", "--arch", "llama370m", "--tokenizer", "{}")),
+        (*LOOK, ("check", "{seeds}/apr/model.apr", "--tokenizer", "{}")),
     ),
     "adapter": Kind(
         "adapters",
@@ -193,7 +193,7 @@ KINDS = {
         "settings",
         "run.toml",
         {"run.toml": mixture_changed},
-        (("check", "--config", "{}"), ("tokenize", "--config", "{}"), ("check", "--config", "{}", "--json")),
+        (("tokenize", "--config", "{}"), ("tokenize", "--config", "{}", "--json", "--show", "1")),
     ),
     "cache": Kind(
         "the cache",

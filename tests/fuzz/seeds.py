@@ -73,7 +73,7 @@ def make_seeds(folder: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / "safetensors" / name).write_bytes((folder / "hf" / name).read_bytes())
     (folder / "gguf" / "model.gguf").write_bytes(gguf(*gguf_parts(folder / "hf")))
-    commands(("import", "hf", "-o", "apr/model.apr"), *RUNS, cwd=folder, cache="used")
+    commands(("import", "hf", "-o", "apr/model.apr"), *RUNS, *map(_stamp, STAMPED), cwd=folder, cache="used")
     commands([word.format(seeds=folder) for word in CACHED], cwd=folder, cache="cache")
     _shards(folder / "apr" / "model.apr", folder / "shards")
     shutil.copytree(folder / "lora" / "adapter", folder / "adapter")
@@ -194,6 +194,8 @@ RUNS = (
     ("--arch", "codebert", "--preset", "tiny", "--vocab-size", 300, "--data", "data/d", *SHORT, "--run", "masked"),
 )
 """One of each objective; one of them trains adapters."""
+STAMPED = ("apr/model.apr", "run/model.apr", "fim/model.apr", "masked/model.apr")
+"""What is published, for which it must say what it was trained on."""
 CACHED = ("tokenize", "--init", "{seeds}/hf", "--data", "{seeds}/data/d", "--sequence-length", "16", "--device", "cpu")
 """A command that finds its tokens in the cache."""
 MIXTURE = """[model]
@@ -211,6 +213,10 @@ name = "lines"
 path = "{0}/data/lines.jsonl"
 weight = 0.5
 """
+
+
+def _stamp(file: str) -> tuple[str, ...]:
+    return ("stamp", file, "--license", "MIT", "--data-source", "numbers", "--data-license", "MIT")
 
 
 def _corpora(folder: Path) -> None:

@@ -132,3 +132,11 @@ def test_a_pattern_that_matches_without_an_end_is_refused(tmp_path, pattern):
     with pytest.raises(DataError, match=r"\.gitignore \[line 2\]: a pattern that takes too long.*--no-gitignore"):
         find_files([str(tmp_path)], notice=str)
     assert len(find_files([str(tmp_path)], notice=str, gitignore=False)) == 1
+
+
+def test_a_file_of_megabytes_is_refused(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "a.txt").write_text("x " * 99)
+    (tmp_path / ".gitignore").write_text("x\n" * (1 << 19) + "y")
+    with pytest.raises(DataError, match=r"too large for what it is, expected at most 1,048,576 bytes"):
+        find_files([str(tmp_path)], notice=str)

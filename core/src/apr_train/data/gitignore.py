@@ -16,7 +16,7 @@ from attrs import frozen
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from apr_train import rules
-from apr_train.checkpoint.files import read_bytes
+from apr_train.data.formats.packed import open_data
 from apr_train.errors import DataError
 
 NAME = ".gitignore"
@@ -24,6 +24,7 @@ _LARGEST = 1 << 20
 """Bytes of such a file; those that people write have some thousand."""
 _MOST_STARS = 4
 """Wildcards in a part of a pattern."""
+_PASS_OVER = "--no-gitignore passes over such files."
 _STARS = re.compile(r"\*+")
 _TRAILING_SPACES = re.compile(r"(?<!\\) +$")
 _BELOW = "ps_d"
@@ -118,10 +119,14 @@ def _patterns(file: Path) -> list[_Pattern]:
     """The patterns of a file in the order in which they decide, the last first.
 
     Raises:
-        FormatError: when it cannot be read, or is larger than any that people write.
-        DataError: for a pattern with so many wildcards that matching it has no end.
+        DataError: when it cannot be read, is larger than any that people write, or has a pattern with so many wildcards
+            that matching it has no end.
     """
-    raw = read_bytes(file, most=_LARGEST)
+    with open_data(file) as opened:
+        raw = opened.read(_LARGEST + 1)
+    if len(raw) > _LARGEST:
+        expected = f"at most {_LARGEST:,} bytes"
+        raise DataError("too large for what it is", where=file, rule=rules.PREFLIGHT_025, expected=expected, hint=_PASS_OVER)
     lines = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n")
     for number, line in enumerate(lines, 1):
         if _has_no_end(line):
@@ -132,7 +137,7 @@ def _patterns(file: Path) -> list[_Pattern]:
                 rule=rules.PREFLIGHT_025,
                 expected=f"at most {_MOST_STARS} wildcards between two slashes",
                 found=line[:80],
-                hint="--no-gitignore passes over such files.",
+                hint=_PASS_OVER,
             )
     found = (_pattern(line.removesuffix("\r")) for line in lines)
     return [pattern for pattern in reversed(list(found)) if pattern is not None]

@@ -72,12 +72,6 @@ def test_a_model_with_nothing_left_to_train_is_refused(place):
     assert "nothing is left to train" in refused(place, 'pattern = "*norm*"\nfrozen = true', 'pattern = "*"\nfrozen = true')
 
 
-@pytest.mark.rule("OPTIMIZER-001")
-def test_a_rate_of_muons_is_refused_where_nothing_is_trained_by_it(place):
-    said = place.train(*RUN, "--muon-lr", "0.02", "--dry-run", code=3)
-    assert "OPTIMIZER-001: --muon-lr: nothing is trained by Muon, expected --optimizer muon, too, found 0.02" in said
-
-
 def test_a_key_that_a_group_does_not_have_is_told_with_its_place(place):
     config = config_file(place, 'pattern = "*"\nlr = 1e-3', 'pattern = "*"\nfreeze = true')
     said = place.train(*RUN, "--config", config, code=1)

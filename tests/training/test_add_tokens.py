@@ -144,7 +144,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_adds_them_again(plac
             shutil.rmtree(item) if item.is_dir() else item.unlink()
     place("--resume", place.run("parts"))
     place.assert_same_end("whole", "parts", step=2)
-    assert "a resume cannot change --add-tokens" in place("--resume", place.run("parts"), "--add-tokens", taught, code=1)
+    assert "--add-tokens: a resume cannot change this" in place("--resume", place.run("parts"), "--add-tokens", taught, code=1)
 
 
 def test_the_model_tells_what_was_added_and_is_a_base_like_every_other(place, taught, tokens):

@@ -107,7 +107,7 @@ def test_new_tokens_with_averages_on_a_runs_checkpoint_go_on_bit_for_bit(place, 
         "3e-3",
     )
     place.train(*start, "--steps", "2", "--run", "base")
-    args = ("--init", "runs/base/step-000002/model.apr", "--allow-cold-init", "--add-tokens", tokens, *start[4:])
+    args = ("--init", "runs/base/step-000002", "--allow-cold-init", "--add-tokens", tokens, *start[4:])
     args = (*args, "--optimizer", "muon", "--schedule", "constant", "--warmup-steps", "0", "--val-every", "2")
     place.train(*args, "--steps", "4", "--run", "whole")
     place.train(*args, "--steps", "2", "--run", "x")

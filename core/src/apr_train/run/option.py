@@ -127,6 +127,18 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def told(value: Any) -> str:
+    """A setting's value for people: a list without its brackets, an array of tables by what is set in each."""
+    if attrs.has(type(value)):
+        set_there = attrs.asdict(value, filter=lambda item, own: own != item.default)
+        return f"{{{', '.join(f'{key} = {told(own)}' for key, own in set_there.items())}}}"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(told, value)) or "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "nothing" if value is None else str(value)
+
+
 def _to_tuple(value: Any) -> Any:
     """A list as a tuple; what is neither stays, for `_check` to refuse (a string would fall apart into letters)."""
     return tuple(value) if isinstance(value, list) else value

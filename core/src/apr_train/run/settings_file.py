@@ -12,7 +12,7 @@ import tomli_w
 from apr_train.checkpoint.files import parse_toml
 from apr_train.errors import ConfigError, Finding, FormatError, RunError
 from apr_train.run.data_argument import mixture_of
-from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, TABLES, flag
+from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, TABLES, flag, told
 from apr_train.run.other_names import advice, plain, settings_called
 from apr_train.run.settings import GROUPS, DataSettings, Settings, SourceSettings
 from apr_train.suggest import closest, nearest
@@ -143,8 +143,8 @@ def _unchangeable(subject: str, field: str, before: Any, after: Any, reason: str
         subject=subject,
         field=field,
         problem=f"a resume cannot change this: {reason or 'only where it lies may change'}",
-        expected="nothing" if before is None else str(before),
-        found="nothing" if after is None else str(after),
+        expected=told(before),
+        found=told(after),
         hint="Leave it out, or start a new run with --init pointing at the checkpoint's model.apr.",
     )
 

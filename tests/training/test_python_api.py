@@ -105,6 +105,26 @@ def test_a_run_is_the_command_lines_to_the_bit_and_prints_nothing(place, train, 
     assert run.model is run.model
 
 
+def test_nothing_is_drawn_on_a_terminal_unless_it_is_asked_for(train, capfd, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    run = train(steps=2, val_every=1, ema=0.9, keep_best="val_loss", profile="1:2")
+    run.model.generate("def ", max_tokens=2)
+    assert capfd.readouterr() == ("", "")
+    train(steps=1, run="shown", progress=True)
+    assert "letting the model write …" in capfd.readouterr().err
+
+
+def test_a_run_that_ends_early_says_why_and_goes_on(train):
+    run = train(steps=4, val_every=1, early_stop=1, lr=10.0, warmup_steps=0)
+    assert (run.metrics[-1].step, run.path.exists()) == (1, True)
+    assert run.ended_by.startswith("--early-stop 1: 1 validation without a better validation loss than ")
+    whole = apr_train.train(resume=run.folder, early_stop=0)
+    assert (whole.metrics[-1].step, whole.ended_by) == (4, None)
+
+
 def test_progress_draws_what_the_command_line_draws(train, capfd):
     train(steps=1, progress=True)
     assert "step 1/1  loss" in capfd.readouterr().out

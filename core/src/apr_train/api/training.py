@@ -50,7 +50,7 @@ class FinishedRun:
     notices: tuple[str, ...] = field(repr=False)
     """Everything that it said, warnings included, in order."""
     ended_by: str | None = None
-    """The setting that ended it early and in order, and why, such as `--max-time 30m`: `resume` goes on; None at its last step."""
+    """The setting that ended it before its last step, and why, such as `--max-time 30m`; `resume` goes on."""
 
     @cached_property
     def model(self) -> LoadedModel:

@@ -49,16 +49,39 @@ def test_a_master_copy_becomes_the_float32_weights_of_a_resume_beside_averages(p
 
 
 @pytest.mark.parametrize(
-    "options", [("--optimizer", "muon"), ("--optimizer", "muon", "--bf16-update", "master", "--ema", "0.9")]
+    ("before", "after", "update", "told"),
+    [
+        ("fp32", "bf16-weights", "stochastic", "weights and the optimizer's state become BF16, rounded to nearest"),
+        ("fp32", "bf16-weights", "master", "weights become BF16, rounded to nearest, and the optimizer's state stays F32"),
+        ("bf16-weights", "fp32", "stochastic", "weights and the optimizer's state become F32, exactly"),
+        ("bf16-weights", "fp32", "master", "weights and the optimizer's state become F32, exactly"),
+    ],
 )
-@pytest.mark.parametrize("there", [("fp32", "bf16-weights"), ("bf16-weights", "fp32")])
-def test_another_precision_with_muon(place, options, there):
-    if there[0] == "fp32":
-        options = [option for option in options if option not in ("--bf16-update", "master")]
-    place.train(*RUN, *options, "--precision", there[0], "--steps", "2", "--run", "x", "--keep", "0")
-    place("--resume", "runs/x", "--precision", there[1], "--steps", "3")
-    place("--resume", "runs/x", "--precision", there[0], "--steps", "4")
-    place("--resume", "runs/x/step-000003", "--steps", "5")
+def test_muons_state_beside_averages_follows_another_precision_there_and_back(place, before, after, update, told):
+    narrow = ("--bf16-update", update)
+    here, there = ((), narrow) if after == "bf16-weights" else (narrow, ())
+    args = (*RUN, "--optimizer", "muon", "--ema", "0.9", "--keep", "0", "--steps", "2", "--run", "x")
+    place.train(*args, "--precision", before, *here)
+    said = place("--resume", "runs/x", "--precision", after, "--steps", "3", *there)
+    assert f"changed: --precision {before} → {after} from step 3 on; {told}\n" in said
+    place("--resume", "runs/x", "--precision", before, "--steps", "4")
+    for step, precision in ((3, after), (4, before)):
+        state = optimizer(place, "x", step)
+        wide = precision == "fp32" or update == "master"
+        assert {value.dtype for key, value in state.items() if not key.startswith("step.")} == {
+            torch.float32 if wide else torch.bfloat16
+        }
+        assert any(key.startswith("momentum_buffer.") for key in state)
+        assert any(key.startswith("master.") for key in state) == (precision == "bf16-weights" and update == "master")
+
+
+def test_adapters_stay_float32_at_a_resume_with_another_precision(place, bases):
+    args = ("--init", bases["qwen2"][0], "--allow-cold-init", "--lora-rank", "2", "--ema", "0.5", *RUN[4:])
+    place.train(*args, "--precision", "bf16-weights", "--steps", "2", "--run", "x", "--keep", "0")
+    said = place("--resume", "runs/x", "--precision", "fp32", "--steps", "3", *STILL)
+    assert "the base becomes F32, adapters and the optimizer's state stay as they are" in said
+    before, after = trained(place, "x", 2), trained(place, "x", 3)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.fixture
@@ -84,7 +107,7 @@ def test_new_tokens_with_averages_on_a_runs_checkpoint_go_on_bit_for_bit(place, 
         "3e-3",
     )
     place.train(*start, "--steps", "2", "--run", "base")
-    args = ("--init", "runs/base/step-000002/model.apr", "--allow-cold-init", "--add-tokens", tokens, *start[4:])
+    args = ("--init", "runs/base/step-000002", "--allow-cold-init", "--add-tokens", tokens, *start[4:])
     args = (*args, "--optimizer", "muon", "--schedule", "constant", "--warmup-steps", "0", "--val-every", "2")
     place.train(*args, "--steps", "4", "--run", "whole")
     place.train(*args, "--steps", "2", "--run", "x")

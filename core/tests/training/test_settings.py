@@ -415,3 +415,9 @@ def test_a_resume_changes_no_part_of_a_mixture(tmp_path, change, told):
 def test_numbers_that_no_machine_has_room_for_are_refused(name, most, value):
     with pytest.raises(ConfigError, match=f"{name} .*: too large, expected at most {most}, found {value}"):
         with_values(Settings(), {name: value})
+
+
+def test_a_number_where_a_text_is_wanted_is_told_to_stand_in_quotes(tmp_path):
+    (tmp_path / "run.toml").write_text("[run]\nmax_time = 30\n")
+    with pytest.raises(ConfigError, match=r'expected str, found 30. Write it in quotes: "30"'):
+        read_toml(tmp_path / "run.toml")

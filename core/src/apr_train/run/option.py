@@ -169,7 +169,8 @@ def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:
     kind: type = attribute.metadata["kind"]
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value))
+        hint = f'Write it in quotes: "{value}".' if kind is str and type(value) in (int, float) else ""
+        raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value), hint=hint)
     if value == "":  # as a path it would be the folder one happens to be in
         raise ConfigError("empty", where=_where(attribute), expected="a text, or to leave the option out", found="''")
     if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():

@@ -49,6 +49,8 @@ class FinishedRun:
     """What the model wrote at the end; None for one that writes nothing."""
     notices: tuple[str, ...] = field(repr=False)
     """Everything that it said, warnings included, in order."""
+    ended_by: str | None = None
+    """The setting that ended it before its last step, and why, such as `--max-time 30m`; `resume` goes on."""
 
     @cached_property
     def model(self) -> LoadedModel:
@@ -97,7 +99,7 @@ def train(
     if plan is not None and plan.is_finished:
         return _read_back(plan.folder, notices)
     trained = carry_out(asked, plan, say=say, shown=progress, signals=())
-    return _read_back(trained.prepared.run.folder, notices)
+    return _read_back(trained.prepared.run.folder, notices, trained.outcome.ended_by)
 
 
 def asked_by_name(
@@ -165,7 +167,7 @@ def _without_torch(asked: Settings, plan: Resume | None) -> Report | None:
     return judge_unknown_family(asked) if plan is None else None
 
 
-def _read_back(folder: Path, notices: Sequence[str]) -> FinishedRun:
+def _read_back(folder: Path, notices: Sequence[str], ended_by: str | None = None) -> FinishedRun:
     samples = read_samples(folder / SAMPLES)
     adapter = folder / ADAPTER_FOLDER
     return FinishedRun(
@@ -175,4 +177,5 @@ def _read_back(folder: Path, notices: Sequence[str]) -> FinishedRun:
         card=folder / CARD,
         sample=samples[-1] if samples else None,
         notices=tuple(notices),
+        ended_by=ended_by,
     )

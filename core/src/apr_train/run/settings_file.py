@@ -73,10 +73,10 @@ def _unknown(name: str, table: Any) -> Iterator[tuple[str, str, str]]:
             yield from unknown_in_tables(f"{name}.{key}", value, own[key].metadata[TABLES])
 
 
-def unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, str, str]]:
-    """The same of an array of tables."""
+def unknown_in_tables(name: str, value: Any, cls: type, *, how: str | None = None) -> Iterator[tuple[str, str, str]]:
+    """The same of an array of tables; `how` it is written, where it is not in TOML."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        yield name, "an array of tables is wanted", f"Write [[{name}]], and its settings below."
+        yield name, "an array of tables is wanted", how or f"Write [[{name}]], and its settings below."
         return
     own = attrs.fields_dict(cls)
     for number, table in enumerate(value):

@@ -69,7 +69,7 @@ def finish(prepared: Prepared, *, shown: bool = True) -> tuple[list[Metrics], Sa
     """Write the sample, MODEL_CARD.md and model.apr, or the adapter; returns all metrics, and the sample if there is one.
 
     The model is the last: where it stands at the run's last step, nothing is left to do (`run.resume`). `shown`: whether a
-    terminal says that it is being written.
+    terminal says what is being done.
 
     Raises:
         OutputError: one of them cannot be written.
@@ -83,7 +83,7 @@ def finish(prepared: Prepared, *, shown: bool = True) -> tuple[list[Metrics], Sa
 def _write(prepared: Prepared, lines: list[Metrics], *, shown: bool) -> Sample | None:
     """The same with the weights in the model that are the run's result."""
     run = prepared.run
-    sample = _sample(prepared)
+    sample = _sample(prepared, shown=shown)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
@@ -92,7 +92,7 @@ def _write(prepared: Prepared, lines: list[Metrics], *, shown: bool) -> Sample |
     return sample
 
 
-def _sample(prepared: Prepared) -> Sample | None:
+def _sample(prepared: Prepared, *, shown: bool) -> Sample | None:
     run = prepared.run
     if run.objective.kind != "decoder" or not run.settings.run.sample_tokens:
         return None
@@ -103,7 +103,7 @@ def _sample(prepared: Prepared) -> Sample | None:
         run.display.say(f"no sample: {error}")
         return None
     ends = asked.ends | ending_ids(tokenizer, {} if header is None else header.config)
-    with doing("letting the model write"):
+    with doing("letting the model write", shown=shown):
         made = greedy(run.model, asked.ids, length=run.settings.run.sample_tokens, ends=ends, precision=run.precision)
     return Sample(step=run.step, prompt=asked.prompt, text=tokenizer.decode(made), kind=asked.kind, suffix=asked.suffix)
 

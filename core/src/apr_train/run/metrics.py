@@ -164,7 +164,11 @@ def read_metrics(path: Path) -> list[Metrics]:
 def _check_numbers(values: dict[str, Any], number: int, path: Path) -> None:
     """Every value is a number, or an object of numbers; the step is one that there can be."""
     for name, value in values.items():
-        parts = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        parts = (
+            {f"{name}.{key}": item for key, item in value.items()}
+            if name in BY_SOURCE and isinstance(value, dict)
+            else {name: value}
+        )
         for part, item in parts.items():
             if item is not None and (isinstance(item, bool) or not isinstance(item, int | float)):
                 raise RunError(f"line {number}: {part} is no number", where=path, found=f"{item!r:.80}")

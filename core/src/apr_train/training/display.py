@@ -192,10 +192,10 @@ def _wide(value: float, decimals: int, width: int) -> str:
 
 def _measured(line: Metrics) -> list[str]:
     """What a validation measured."""
-    if line.val_loss is None:
-        return []
-    perplexity = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"
-    parts = [f"val {line.val_loss:.4f} (perplexity {perplexity})"]
+    parts = []
+    if line.val_loss is not None:
+        perplexity = f"{line.perplexity:.2f}" if line.perplexity is not None else "out of range"
+        parts.append(f"val {line.val_loss:.4f} (perplexity {perplexity})")
     parts += [] if line.trained_val_loss is None else [f"without averaging {line.trained_val_loss:.4f}"]
     parts += [f"{name} {value:.4f}" for name, value in (line.source_val_loss or {}).items()]
     if line.val_accuracy is not None:

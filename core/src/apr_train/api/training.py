@@ -17,6 +17,7 @@ from apr_train.run.events import Say
 from apr_train.run.folder import ADAPTER_FOLDER, CARD, METRICS, MODEL, SAMPLES
 from apr_train.run.metrics import Metrics, read_metrics
 from apr_train.run.paths import user_path
+from apr_train.run.progress import doing
 from apr_train.run.samples import Sample, read_samples
 from apr_train.training.signals import SIGNALS
 
@@ -140,8 +141,8 @@ def carry_out(
     """
     if (report := _without_torch(asked, plan)) is not None:
         report.cleared()  # raises
-    from apr_train.training.trainer import run_to_its_end
-
+    with doing("starting torch", shown=shown):
+        from apr_train.training.trainer import run_to_its_end
     return run_to_its_end(asked, plan, say=say, shown=shown, signals=signals, ready=ready)
 
 

@@ -79,12 +79,10 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
         return
     from apr_train.cli.output import emit_pairs, tell
     from apr_train.errors import printable
-    from apr_train.run.progress import doing
-
-    with doing("starting torch"):
-        from apr_train.training.display import closing, next_commands
 
     ended = carry_out(settings, plan, say=tell, ready=_open)
+    from apr_train.training.display import closing, next_commands  # imports torch, which a typing error does not wait for
+
     if (sample := ended.sample) is not None:
         between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
         prompt, text, suffix = (printable(part, lines=True) for part in (sample.prompt, sample.text, sample.suffix))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import attrs
 from attrs import frozen
 
-from apr_train.atomic import write_file
-from apr_train.checkpoint.files import parse_json
-from apr_train.errors import FormatError, RunError
 from apr_train.family.flops import TrainingFlops
+from apr_train.run.json_file import read_object, write_object
 from apr_train.run.units import rate
 
 KnownFrom = Literal["table", "asked", "measured"]
@@ -64,7 +61,7 @@ def write_machine(path: Path, machine: Machine) -> None:
     Raises:
         OutputError: the file cannot be written; it is then as it was.
     """
-    write_file(path, f"{json.dumps(attrs.asdict(machine), indent=1)}\n".encode())
+    write_object(path, machine)
 
 
 def read_machine(path: Path) -> Machine | None:
@@ -73,13 +70,7 @@ def read_machine(path: Path) -> Machine | None:
     Raises:
         RunError: the file is damaged.
     """
-    if not path.exists():
-        return None
-    try:
-        return _checked(parse_json(path))
-    except (FormatError, ValueError, TypeError, KeyError) as error:  # no JSON, other keys, other types
-        problem = "this is no description of a machine"
-        raise RunError(problem, where=path, found=str(error) or type(error).__name__, hint=_HINT) from error
+    return read_object(path, _checked, problem="this is no description of a machine", hint=_HINT)
 
 
 def _checked(values: dict[str, Any]) -> Machine:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import attrs
 from attrs import field, frozen
 
-from apr_train.atomic import write_file
-from apr_train.checkpoint.files import parse_json
-from apr_train.errors import FormatError, RunError
+from apr_train.run.json_file import read_object, write_object
 
 ITEMS, TRACE, MEMORY = "items.json", "trace.json.gz", "memory.json.gz"
 """In the folder `profile`; the last of a CUDA device only."""
@@ -49,7 +45,7 @@ def write_profile(path: Path, record: ProfileRecord) -> None:
     Raises:
         OutputError: the file cannot be written; it is then as it was.
     """
-    write_file(path, f"{json.dumps(attrs.asdict(record), indent=1)}\n".encode())
+    write_object(path, record)
 
 
 def read_profile(path: Path) -> ProfileRecord | None:
@@ -58,12 +54,7 @@ def read_profile(path: Path) -> ProfileRecord | None:
     Raises:
         RunError: the file is damaged.
     """
-    if not path.exists():
-        return None
-    try:
-        return _checked(parse_json(path))
-    except (FormatError, ValueError, TypeError, KeyError) as error:  # no JSON, other keys, other types
-        raise RunError("this is no profile", where=path, found=str(error) or type(error).__name__, hint=_HINT) from error
+    return read_object(path, _checked, problem="this is no profile", hint=_HINT)
 
 
 def _checked(values: dict[str, Any]) -> ProfileRecord:

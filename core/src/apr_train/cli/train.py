@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from apr_train.run.settings import GROUPS, Settings
 if TYPE_CHECKING:
     from apr_train.preflight import Report
     from apr_train.run.resume import Resume
+    from apr_train.training.processes import Processes
 
 
 def _settings(function: FC) -> FC:
@@ -94,25 +98,58 @@ def _judged(settings: Settings, plan: Resume | None) -> Report:
 
 
 def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
-    settings, plan = _asked(config, resume, values)
-    if (report := _without_torch(settings, plan)) is not None:
-        report.cleared()  # raises
-    if plan is not None and plan.is_finished:
-        _say_finished(plan)
+    from apr_train.training.processes import ToldElsewhereError
+
+    try:
+        with _processes() as processes:
+            _train_together(config, resume, values, processes)
+    except ToldElsewhereError as error:
+        raise click.exceptions.Exit(error.exit_code) from error
+
+
+@contextmanager
+def _processes() -> Iterator[Processes]:
+    """This process and those that the launcher has started with it, if it was a launcher."""
+    from apr_train.run.launch import Launch
+    from apr_train.training.processes import Processes
+
+    launch = Launch.of(os.environ)
+    if launch is None:
+        yield Processes()
         return
+    from apr_train.training.process_group import several
+
+    with several(launch) as processes:
+        yield processes
+
+
+def _train_together(config: Path | None, resume: Path | None, values: dict[str, Any], processes: Processes) -> None:
+    with processes.in_turn():
+        settings, plan = _asked(config, processes.begun(resume, lambda: _asked(config, None, values)[0]), values)
+        if (report := _without_torch(settings, plan)) is not None:
+            report.cleared()  # raises
+    if plan is not None and plan.is_finished:
+        if processes.is_first:
+            _say_finished(plan)
+        return
+    processes.connect(settings)
     from apr_train.cli.output import emit_pairs
     from apr_train.training.display import closing, opening
     from apr_train.training.finish import finish
     from apr_train.training.loop import train
     from apr_train.training.setup import prepare
 
-    with prepare(settings, plan, click.echo) as prepared:
-        emit_pairs(opening(prepared))
+    with prepare(settings, plan, click.echo, processes) as prepared:
+        if processes.is_first:
+            emit_pairs(opening(prepared))
         outcome = train(prepared.run)
         if outcome.stopped_by is not None:
-            emit_pairs(closing(prepared, [], outcome))
+            if processes.is_first:
+                emit_pairs(closing(prepared, [], outcome))
             raise click.exceptions.Exit(130)
         lines, sample = finish(prepared)
+        if not processes.is_first:
+            return
         if sample is not None:
             click.echo(f"\n{sample.prompt}{click.style(sample.text, bold=True)}\n")
         emit_pairs(closing(prepared, lines, outcome))

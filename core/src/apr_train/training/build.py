@@ -18,6 +18,7 @@ from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.report import Cleared, ClearedFile
 from apr_train.run.settings import LoraSettings
 from apr_train.training.defaults import Decided
+from apr_train.training.processes import Processes
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def choose_attention(cleared: Cleared, decided: Decided) -> Choice:
 
 
 def make_model(
-    cleared: Cleared, choice: Choice, source: Checkpoint | None, decided: Decided
+    cleared: Cleared, choice: Choice, source: Checkpoint | None, decided: Decided, processes: Processes
 ) -> tuple[nn.Module, LoadReport | None]:
     """The model with the checkpoint's weights, or freshly initialised ones; what the file does not have is fresh.
 
@@ -67,6 +68,7 @@ def make_model(
         compile_blocks(model)
     if settings.run.recompute:
         recompute_activations(cast(LanguageModel, model))
+    processes.shard(model)
     return model, loaded
 
 

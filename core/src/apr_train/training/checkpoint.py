@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,15 @@ from apr_train.atomic import replace_folder
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.safetensors import write_safetensors
 from apr_train.errors import FormatError
+from apr_train.model.sharding import local
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import MODEL, OPTIMIZER, STATE, prune, step_name
-from apr_train.training.optimizer import optimizer_tensors, restore_optimizer
+from apr_train.training.optimizer import restore_optimizer
 from apr_train.training.step import NonFiniteError
 
 VERSION = 1
+Whole = Callable[[Tensor], Tensor]
+"""Gives all of a tensor of which several processes each have a piece, one alone the tensor itself."""
 
 
 class ModelWriter(Protocol):
@@ -58,12 +61,27 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer_state: Mapping[str, Tensor],
     write_model: ModelWriter,
     keep: int,
     model_name: str = MODEL,
+    whole: Whole = lambda tensor: tensor,
+    broken: Sequence[str] = (),
 ) -> Path:
     """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
+
+    Several processes write what one would.
+
+    Args:
+        folder: the run's.
+        state: where the run stands.
+        model: for `write_model`, which writes `model_name`.
+        optimizer_state: as `optimizer_tensors` gives it.
+        write_model: writes the model.
+        keep: checkpoints that are left; 0 for all.
+        model_name: what `write_model` writes, in the checkpoint.
+        whole: gives all of a tensor that is spread over processes.
+        broken: weights that are not finite, on any process.
 
     Raises:
         NonFiniteError: when a weight is not finite; nothing is written or removed then.
@@ -71,25 +89,25 @@ def save_checkpoint(
     """
     target = folder / step_name(state["step"])
     if not target.exists():
-        if broken_weights(model):
+        if broken:
             raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
         with replace_folder(target, like=folder) as beside:
             write_model(beside / model_name, model, step=state["step"])
-            _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
+            _write_tensors(beside / OPTIMIZER, optimizer_state, whole)
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
     prune(folder, keep)
     return target
 
 
 def broken_weights(model: nn.Module) -> list[str]:
-    """The names of the trained parameters in which something is NaN or infinite."""
+    """The names of the trained parameters in which something that is here is NaN or infinite."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [name for name, parameter in trained if not bool(torch.isfinite(parameter).all())]
+    return [name for name, parameter in trained if not bool(torch.isfinite(local(parameter)).all())]
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Whole) -> None:
     infos = [TensorInfo(name, DTYPE_NAMES[item.dtype], tuple(item.shape), item.nbytes) for name, item in tensors.items()]
-    write_safetensors(path, infos, lambda name: [to_view(tensors[name]).data])
+    write_safetensors(path, infos, lambda name: [to_view(whole(tensors[name])).data])
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

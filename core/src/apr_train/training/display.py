@@ -47,6 +47,8 @@ def opening(prepared: Prepared) -> dict[str, str]:
         "optimizer": f"AdamW, {settings.optimizer.schedule} from {settings.optimizer.lr:g}, {settings.run.steps} steps",
         "folder": str(run.folder),
     }
+    if run.processes.told is not None:
+        lines["processes"] = run.processes.told
     if run.stream.told is not None:
         lines["packing"] = run.stream.told
     if run.step:

@@ -68,8 +68,13 @@ def finish(prepared: Prepared) -> tuple[list[Metrics], Sample | None]:
         OutputError: one of them cannot be written.
     """
     run = prepared.run
+    sample = _sample(prepared)  # of several processes, all write it together
+    return run.processes.write(lambda: _written(prepared, sample), run.model.parameters()) or ([], None)
+
+
+def _written(prepared: Prepared, sample: Sample | None) -> tuple[list[Metrics], Sample | None]:
+    run = prepared.run
     lines = read_metrics(run.folder / METRICS)
-    sample = _sample(prepared)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))

@@ -13,9 +13,9 @@ from apr_train import rules
 from apr_train.model.device import memory_errors, peak_memory
 from apr_train.run.folder import METRICS, MODEL, checkpoints
 from apr_train.run.metrics import Metrics, MetricsFile
-from apr_train.training.checkpoint import broken_weights
 from apr_train.training.evaluation import judge_start
 from apr_train.training.optimizer import set_learning_rate
+from apr_train.training.processes import Unheard
 from apr_train.training.run import Run
 from apr_train.training.signals import StopRequest
 from apr_train.training.step import NonFiniteError, train_step
@@ -48,12 +48,12 @@ def train(run: Run) -> Outcome:
 def _train(run: Run) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = None
-    with StopRequest() as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display:
+    with StopRequest() as stop, run.processes.metrics(run.folder / METRICS) as metrics, run.display as display:
         if run.step == 0:
             line = _start(run)
             metrics.write(line)
             display.step(line)
-        while run.step < last and not stop:
+        while run.step < last and not run.processes.has_to_stop(stop):
             line = _advance(run, metrics)
             metrics.write(line)
             if stop.name != "SIGHUP":  # the terminal is gone
@@ -75,7 +75,7 @@ def _start(run: Run) -> Metrics:
     return _finite(line)
 
 
-def _advance(run: Run, metrics: MetricsFile) -> Metrics:
+def _advance(run: Run, metrics: MetricsFile | Unheard) -> Metrics:
     """One step, validated when it is time; the state before a step that cannot be taken is saved."""
     before, often = run.state(), run.settings.run
     with memory_errors(f"step {run.step + 1}"):
@@ -83,7 +83,7 @@ def _advance(run: Run, metrics: MetricsFile) -> Metrics:
             line = _step(run)
         except NonFiniteError:
             metrics.sync()
-            if not broken_weights(run.model):
+            if not run.broken_weights():
                 run.save(before)
             raise
         return _finite(run.validated(line)) if _due(run.step, often.val_every, often.steps) else line
@@ -97,7 +97,7 @@ def _finite(line: Metrics) -> Metrics:
     return line
 
 
-def _save(run: Run, metrics: MetricsFile) -> None:
+def _save(run: Run, metrics: MetricsFile | Unheard) -> None:
     metrics.sync()
     run.save()
 
@@ -107,6 +107,7 @@ def _step(run: Run) -> Metrics:
     settings, step = run.settings, run.step + 1
     rate = run.schedule.rate(step)
     set_learning_rate(run.optimizer, rate)
+    run.processes.draw_by(settings.run.seed, step)
     begin = perf_counter()
     result = train_step(
         run.model,
@@ -117,6 +118,7 @@ def _step(run: Run) -> Metrics:
         clip_norm=settings.optimizer.clip_norm,
         step=step,
         compiled=settings.run.compile,
+        processes=run.processes,
     )
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
@@ -143,7 +145,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def _with_hint(run: Run, error: NonFiniteError) -> NonFiniteError:
     """What to do: not a resume, which would take the same step again."""
-    broken, kept = broken_weights(run.model), checkpoints(run.folder)
+    broken, kept = run.broken_weights(), checkpoints(run.folder)
     told = f"Weights that are not finite: {', '.join(broken[:8])}. " if broken else ""
     source = ""
     if kept and kept[-1].step and run.result == MODEL:

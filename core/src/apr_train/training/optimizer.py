@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apr_train.errors import RunError
+from apr_train.model.sharding import place
 from apr_train.run.folder import OPTIMIZER
 from apr_train.run.settings import OptimizerSettings
 
@@ -76,8 +77,9 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         raise RunError("the optimizer state is of another model", where=OPTIMIZER, found=found)
     for name, parameter in trained.items():
         state = {"step": _fitting(tensors, f"step.{name}", torch.Size(()), torch.float32)}
-        state |= {key: _fitting(tensors, f"{key}.{name}", parameter.shape, parameter.dtype) for key in MOMENTS}
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        moments = {key: _fitting(tensors, f"{key}.{name}", parameter.shape, parameter.dtype) for key in MOMENTS}
+        placed = {key: place(value, parameter) for key, value in moments.items()}
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()} | placed
 
 
 def _fitting(tensors: Mapping[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

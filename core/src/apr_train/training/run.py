@@ -21,8 +21,18 @@ from apr_train.run.metrics import Metrics, cut_back, perplexity
 from apr_train.run.resume import Resume
 from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
-from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
+from apr_train.training.checkpoint import (
+    ModelWriter,
+    broken_weights,
+    load_optimizer,
+    read_state,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+)
 from apr_train.training.evaluation import held_out_loss
+from apr_train.training.optimizer import optimizer_tensors
+from apr_train.training.processes import Processes
 from apr_train.training.schedule import Schedule
 
 HeldOut = Callable[[], Iterable[Batch]]
@@ -47,6 +57,8 @@ class Run:
     device: torch.device
     write_model: ModelWriter = field(repr=False)
     display: RunEvents = field(repr=False)
+    processes: Processes = field(factory=Processes)
+    """This one, and those that it shares the run with."""
     result: str = MODEL
     """What `write_model` writes: the path in the run's folder at the end, and its name in that of a checkpoint."""
     evaluate: Evaluate | None = field(default=None, repr=False)
@@ -73,21 +85,33 @@ class Run:
         self.stream.load_state_dict(state["data"])
         restore_rng(state["rng"], self.device)
 
-    def save(self, state: dict[str, Any] | None = None) -> Path:
+    def save(self, state: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of the present state, or of one of a moment ago with the same weights."""
-        return save_checkpoint(
-            self.folder,
-            self.state() if state is None else state,
-            model=self.model,
-            optimizer=self.optimizer,
-            write_model=self.write_model,
-            model_name=Path(self.result).name,
-            keep=self.settings.run.keep,
+        broken, tensors = self.broken_weights(), optimizer_tensors(self.model, self.optimizer)
+        self.processes.write(
+            lambda: save_checkpoint(
+                self.folder,
+                self.state() if state is None else state,
+                model=self.model,
+                optimizer_state=tensors,
+                write_model=self.write_model,
+                model_name=Path(self.result).name,
+                keep=self.settings.run.keep,
+                whole=self.processes.whole,
+                broken=broken,
+            ),
+            [*self.model.parameters(), *tensors.values()],
         )
+
+    def broken_weights(self) -> list[str]:
+        """The names of the trained parameters in which something is NaN or infinite, on any process."""
+        told = self.processes.everyone(broken_weights(self.model))
+        return list(dict.fromkeys(name for names in told for name in names))
 
     def validated(self, line: Metrics) -> Metrics:
         """The line with a validation in it."""
-        measured = held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
+        how: dict[str, Any] = {"objective": self.objective, "precision": self.precision, "processes": self.processes}
+        measured = held_out_loss(self.model, self.held_out(), **how)
         loss, accuracy = measured.loss, measured.accuracy
         by_source = {name: value for name, value in measured.by_source.items() if math.isfinite(value)}
         line = evolve(
@@ -114,13 +138,20 @@ def restore(run: Run, resume: Resume) -> None:
         RunError: for one of another model or data.
     """
     checkpoint = resume.checkpoint
+    if checkpoint is not None:
+        state = read_state(checkpoint.path)
+        load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"])
+        run.restore(state)
+    run.processes.write(lambda: _forget_later(run, resume))
+
+
+def _forget_later(run: Run, resume: Resume) -> None:
+    """Take away what the folder has of steps that will be done again."""
+    checkpoint = resume.checkpoint
     if checkpoint is None:
         for name in (METRICS, SAMPLES):
             (run.folder / name).unlink(missing_ok=True)
         return
-    state = read_state(checkpoint.path)
-    load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"])
-    run.restore(state)
     named = resume.path == checkpoint.path
     later = [item.path for item in checkpoints(run.folder) if named and item.step > checkpoint.step]
     for folder in later:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from attrs import frozen
+from attrs import asdict, field, frozen
 from torch import nn
 
 from apr_train.atomic import write_file
@@ -27,7 +27,7 @@ from apr_train.data.split import SPLIT_RULE
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
-from apr_train.errors import PreflightError
+from apr_train.errors import ConfigError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.model.acceleration import make_deterministic
 from apr_train.model.attention import Choice, Request
@@ -60,6 +60,7 @@ from apr_train.training.evaluations import Evaluations, Material, make_questions
 from apr_train.training.examinee import Examinee
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer import make_optimizer
+from apr_train.training.processes import Processes
 from apr_train.training.run import Evaluate, Run, restore
 
 
@@ -85,6 +86,7 @@ class Inputs:
     tokenizer: Tokenizer
     corpus: Corpus
     identity: RunIdentity
+    processes: Processes = field(factory=Processes)
 
 
 @frozen(kw_only=True)
@@ -142,33 +144,47 @@ def _opened(asked: Settings, resume: Resume | None, device: str, look: Look, hel
 
 
 @contextmanager
-def prepare(asked: Settings, resume: Resume | None, say: Say) -> Iterator[Prepared]:
-    """Make a run ready, and hold its folder until the context is left.
+def prepare(asked: Settings, resume: Resume | None, say: Say, processes: Processes | None = None) -> Iterator[Prepared]:
+    """Make a run ready, and hold its folder until the context is left; `processes` are those that make it together.
 
     Raises:
         AprTrainError: whatever is wrong, before anything is trained.
     """
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
+    processes = processes or Processes()
+    say = processes.say(say)
     with ExitStack() as held:
-        examined = held.enter_context(examine(asked, resume))
-        cleared = examined.report.cleared()
-        for finding in examined.report.warnings:
-            say(f"warning: {finding}")
-        if resume is not None:
-            held.enter_context(locked(resume.folder))
-            resume.require_unchanged()
-        inputs = _gather(asked, resume, examined, cleared, say)
+        with processes.in_turn():
+            examined = held.enter_context(examine(asked, resume))
+            cleared = examined.report.cleared()
+            for finding in examined.report.warnings:
+                say(f"warning: {finding}")
+            if resume is not None and processes.is_first:
+                held.enter_context(locked(resume.folder))
+                resume.require_unchanged()
+            inputs = _gather(asked, resume, examined, cleared, say, processes)
+        processes.require_same(_facts(inputs))
         yield _prepared(inputs, examined, resume, held, say)
 
 
-def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say) -> Inputs:
+def _facts(inputs: Inputs) -> dict[str, str]:
+    """What is the same on all processes of a run: the family's package and all that is read."""
+    family, identity = inputs.cleared.family, asdict(inputs.identity)
+    installed = {f"family {family.info.name}": f"{family.distribution} {family.version}"}
+    return installed | {f"hash of {name}": str(value) for name, value in identity.items()}
+
+
+def _gather(
+    asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, processes: Processes
+) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
+    _require_rows(decided.batch_size, processes)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
-    init = _init_hash(decided.settings, examined.checkpoint, resume, say)
+    init = processes.once_a_machine("init", lambda: _init_hash(decided.settings, examined.checkpoint, resume, say))
 
     def identity(corpus: str) -> RunIdentity:
         return RunIdentity(corpus=corpus, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
@@ -199,7 +215,14 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         tokenizer=tokenizer,
         corpus=corpus,
         identity=identity(corpus.hash),
+        processes=processes,
     )
+
+
+def _require_rows(rows: int, processes: Processes) -> None:
+    if rows < processes.size:
+        expected = f"at least {processes.size}, one for each process"
+        raise ConfigError("fewer rows than processes", where="--batch-size", expected=expected, found=rows)
 
 
 def encoding_wanted(decided: Decided, cleared: Cleared) -> EncodingWanted:
@@ -266,15 +289,15 @@ def _init_hash(settings: Settings, source: Checkpoint | None, resume: Resume | N
 
 def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
-    decided, adapters = inputs.decided, adapter_file(inputs)
+    decided, adapters, processes = inputs.decided, adapter_file(inputs), inputs.processes
     choice = choose_attention(inputs.cleared, decided)
     stream = training_stream(inputs, say)
     evaluate = make_evaluations(inputs, choice, say)
-    model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
+    model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided, processes)
     arrived = resume is None and _compare_reference(inputs, model, choice, say)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
-    folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
+    folder = resume.folder if resume is not None else _new_folder(decided.settings, held, processes)
     run = Run(
         settings=decided.settings,
         schedule=decided.schedule,
@@ -289,9 +312,12 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         device=decided.device,
         write_model=model_file(inputs) if adapters is None else adapters,
         result=MODEL if adapters is None else RESULT,
-        display=make_display(
-            decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
+        display=processes.display(
+            lambda: make_display(
+                decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
+            )
         ),
+        processes=processes,
         warm=decided.settings.model.init is not None,
         fresh=loaded.fresh if loaded is not None else (),
         arrived=arrived,
@@ -301,11 +327,16 @@ def _prepared(inputs: Inputs, examined: Examined, resume: Resume | None, held: E
         if adapters is not None and resume.checkpoint is not None:
             adapters.restore(model, resume.checkpoint.path)
         restore(run, resume)
-    else:
+    processes.write(lambda: _note(folder, inputs, examined, resume))
+    return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+
+
+def _note(folder: Path, inputs: Inputs, examined: Examined, resume: Resume | None) -> None:
+    """Write down what the run is."""
+    if resume is None:
         write_identity(folder, inputs.identity)
         write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
-    write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
-    return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+    write_file(folder / CONFIG, to_toml(inputs.decided.settings).encode("utf-8"))
 
 
 def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Say) -> bool:
@@ -326,7 +357,9 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
         return False  # the preflight has said so
     precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
     with memory_errors("the reference loss"):
-        verdict, agrees = judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow)
+        verdict, agrees = judge_reference(
+            model, rows, held, precision=precision, subject=header.path, allow=allow, processes=inputs.processes
+        )
     say(verdict)
     return agrees
 
@@ -340,8 +373,15 @@ def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:
     return exact if possible else decided.precision
 
 
-def _new_folder(settings: Settings) -> AbstractContextManager[Path]:
-    return new_run_folder(Path(settings.run.out), settings.run.run, run_stem(settings))
+def _new_folder(settings: Settings, held: ExitStack, processes: Processes) -> Path:
+    """The folder of a new run, which the first process makes and holds."""
+
+    def make() -> str:
+        folder = held.enter_context(new_run_folder(Path(settings.run.out), settings.run.run, run_stem(settings)))
+        processes.note_launch(folder)
+        return str(folder)
+
+    return Path(processes.answer(make))
 
 
 def model_file(inputs: Inputs) -> ModelFile:
@@ -354,6 +394,7 @@ def model_file(inputs: Inputs) -> ModelFile:
         header=inputs.header,
         tokenizer=inputs.tokenizer.spec,
         origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__)),
+        whole=inputs.processes.whole,
     )
 
 
@@ -370,6 +411,7 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
         base_hash=inputs.identity.init or "",
         tokenizer=inputs.tokenizer.spec,
         task=TASKS.get(cleared.objective.kind),
+        whole=inputs.processes.whole,
     )
 
 
@@ -431,6 +473,7 @@ def training_stream(inputs: Inputs, say: Say) -> BatchStream:
         document_mask=data.document_mask,
         mask_probability=data.mask_probability,
         packing=data.packing or "concatenate",
+        share=inputs.processes.share,
         on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
         on_source=lambda name, epochs, ended: say(_of_source(name, epochs, ended=ended)),
     )

@@ -146,6 +146,7 @@ def _train_together(config: Path | None, resume: Path | None, values: dict[str, 
         if outcome.stopped_by is not None:
             if processes.is_first:
                 emit_pairs(closing(prepared, [], outcome))
+            processes.everyone(None)  # a launcher ends those that are left as soon as one has
             raise click.exceptions.Exit(130)
         lines, sample = finish(prepared)
         if not processes.is_first:

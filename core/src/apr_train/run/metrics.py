@@ -20,7 +20,7 @@ from apr_train.run.json_lines import read_json_lines
 
 BY_SOURCE = ("source_tokens", "source_val_loss")
 """Fields that have a number for each source of a mixture, by its name."""
-MEASURED = ("tokens_per_s", "step_time", "memory")
+MEASURED = ("tokens_per_s", "step_time", "step_time_spread", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 
 
@@ -42,6 +42,12 @@ class Metrics:
     tokens_per_s: float | None = _unit("tokens/s", "Tokens read in the step by the time that it took.", default=None)
     step_time: float | None = _unit("s", "Time of the step, without validation and saving.", default=None)
     memory: int | None = _unit("bytes", "Peak so far: resident memory on a CPU, allocated memory on CUDA.", default=None)
+    processes: int | None = _unit(
+        "", "Processes of the run, where a launcher started them; what else is told is of all.", default=None
+    )
+    step_time_spread: float | None = _unit(
+        "s", "Several processes: the longest less the shortest time of the step.", default=None
+    )
     val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
     perplexity: float | None = _unit("", "exp(val_loss).", default=None)
     val_accuracy: float | None = _unit("", "Masked-LM: share of masked tokens that are predicted right.", default=None)

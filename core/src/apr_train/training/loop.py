@@ -122,7 +122,7 @@ def _step(run: Run) -> Metrics:
     )
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
-    seconds = perf_counter() - begin
+    shortest, seconds = run.processes.span(perf_counter() - begin)
     run.step, run.tokens = step, run.tokens + result.tokens
     return Metrics(
         step=step,
@@ -134,7 +134,8 @@ def _step(run: Run) -> Metrics:
         tokens=run.tokens,
         tokens_per_s=result.tokens / seconds,
         step_time=seconds,
-        memory=peak_memory(run.device),
+        memory=int(run.processes.span(peak_memory(run.device))[1]),
+        **run.processes.measured(seconds - shortest),
         source_tokens=run.stream.tokens_read or None,
     )
 

@@ -262,6 +262,10 @@ class Group(Processes):
         least, largest = ends.tolist()
         return -least, largest
 
+    def measured(self, spread: float) -> dict[str, Any]:
+        """See `Processes.measured`."""
+        return {"processes": self.size, "step_time_spread": spread}
+
     def everyone(self, value: T) -> list[T]:
         """See `Processes.everyone`."""
         return self.words.everyone(value)
@@ -362,7 +366,6 @@ class Group(Processes):
         return RunError(
             "a process of the run has ended, or does not answer",
             where=who,
-            found=str(error).partition("\n")[0],
             hint="The launcher's report has its exit status or signal. Go on from the last checkpoint with --resume; "
             "torchrun --max-restarts does so by itself.",
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from apr_train.data.batch import Share
 from apr_train.run.events import RunEvents, Say
@@ -112,6 +112,10 @@ class Processes:
     def span(self, value: float) -> tuple[float, float]:
         """The least and the largest over all processes."""
         return value, value
+
+    def measured(self, spread: float) -> dict[str, Any]:
+        """Fields of a step's metrics that a process alone does not have; `spread` is that of the step's times, in seconds."""
+        return {}
 
     def everyone(self, value: T) -> list[T]:
         """What each process has to say, JSON-able, by rank."""

@@ -12,11 +12,11 @@ from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.model.acceleration import compile_blocks, reuse_freed_memory
 from apr_train.model.attention import Choice, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
-from apr_train.model.load import LoadReport, load_weights
+from apr_train.model.load import LoadReport, load_pieces, load_weights
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.report import Cleared, ClearedFile
-from apr_train.run.settings import LoraSettings
+from apr_train.run.settings import LoraSettings, RunSettings
 from apr_train.training.defaults import Decided
 from apr_train.training.processes import Processes
 
@@ -55,6 +55,8 @@ def make_model(
     torch.manual_seed(settings.run.seed)
     generator = torch.Generator().manual_seed(settings.run.seed)
     model = build_model(cleared.family.build_model, cleared.config, choice.backend)
+    if processes.several and settings.lora.lora_rank is None:  # peft puts adapters on layers that have their values
+        return _in_pieces(model, cleared, source, decided, processes, generator)
     loaded = None
     if source is not None and isinstance(cleared, ClearedFile):
         loaded = load_weights(model, source, cleared.plan, dtype=weights, device=device, generator=generator)
@@ -63,13 +65,38 @@ def make_model(
         cast(LanguageModel, model).initialize(generator)
     if settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, settings.lora)
-    model.train()
-    if settings.run.compile:
-        compile_blocks(model)
-    if settings.run.recompute:
-        recompute_activations(cast(LanguageModel, model))
+    _set_up(model, settings.run)
     processes.shard(model)
     return model, loaded
+
+
+def _set_up(model: nn.Module, run: RunSettings) -> None:
+    """Training mode; blocks compiled or computed again, as the run wants them."""
+    model.train()
+    if run.compile:
+        compile_blocks(model)
+    if run.recompute:
+        recompute_activations(cast(LanguageModel, model))
+
+
+def _in_pieces(
+    model: nn.Module,
+    cleared: Cleared,
+    source: Checkpoint | None,
+    decided: Decided,
+    processes: Processes,
+    generator: torch.Generator,
+) -> tuple[nn.Module, LoadReport | None]:
+    """The same model, sharded while it has no memory yet: no process ever holds more than its pieces and one parameter."""
+    _set_up(model, decided.settings.run)
+    model.to(decided.precision.weights)
+    processes.shard(model)
+    model.to_empty(device=decided.device)
+    if source is None or not isinstance(cleared, ClearedFile):
+        cast(LanguageModel, model).initialize(generator)
+        return model, None
+    verified = getattr(source, "verify_data", False)  # where the run has gathered its inputs
+    return model, load_pieces(model, source, cleared.plan, generator=generator, verified=verified)
 
 
 def _attach_adapters(model: nn.Module, cleared: Cleared, lora: LoraSettings) -> None:

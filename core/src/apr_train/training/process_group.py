@@ -92,6 +92,8 @@ class Words:
 class Group(Processes):
     """Several processes; this one is number `rank` of `size`."""
 
+    several = True
+
     def __init__(self, launch: Launch, store: Store) -> None:
         self.rank, self.size, self.launch = launch.rank, launch.size, launch
         self.words = Words(store, launch.rank, launch.size)

@@ -38,6 +38,8 @@ class Processes:
 
     rank = 0
     size = 1
+    several = False
+    """Whether a launcher has started it; then it may still be the only one."""
 
     @property
     def is_first(self) -> bool:

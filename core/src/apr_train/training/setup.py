@@ -184,6 +184,7 @@ def _gather(
     _require_rows(decided.batch_size, processes)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
+    _verify_once(examined.checkpoint, processes)
     init = processes.once_a_machine("init", lambda: _init_hash(decided.settings, examined.checkpoint, resume, say))
 
     def identity(corpus: str) -> RunIdentity:
@@ -217,6 +218,13 @@ def _gather(
         identity=identity(corpus.hash),
         processes=processes,
     )
+
+
+def _verify_once(checkpoint: Checkpoint | None, processes: Processes) -> None:
+    """Compare a file's checksum, once a machine, where each process will read only its part of the file."""
+    verify = getattr(checkpoint, "verify_once", None)
+    if processes.several and verify is not None:
+        processes.once_a_machine("checksum", verify)
 
 
 def _require_rows(rows: int, processes: Processes) -> None:

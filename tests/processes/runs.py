@@ -61,7 +61,7 @@ def main():
 
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     with several(Launch.of(os.environ)) as processes:
-        processes.connect(with_values(Settings(), cases[0]["values"].get("processes", {})))
+        processes.connect(with_values(Settings(), {"device": "cpu", "shard": cases[0]["values"].get("shard", "auto")}))
         for case in cases:
             run_case(case, processes)
 

@@ -73,7 +73,7 @@ def runs(place):
         run_case(case(place, name, values, 1))
     two = [case(place, name, values, 2) for name, values in CASES.items()]
     launch(2, [*two, resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2)], place)
-    some = [case(place, name, CASES[name], 3) for name in ("documents", "masked")]
+    some = [case(place, name, {**CASES[name], "shard": "none"}, 3) for name in ("documents", "masked")]
     launch(3, [*some, resumed(place, "documents", 1, 3)], place)
     run_case(resumed(place, "documents", 2, 1))
     launch(2, [resumed(place, "documents", 3, 2)], place)

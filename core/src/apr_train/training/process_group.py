@@ -46,6 +46,9 @@ _POLL = 0.002, 0.25
 _GRACE = 3.0
 """Seconds in which processes that lost another one find out who has what to say."""
 _DONE, _FAILED = -1, -2
+"""In place of the number of a tensor that is wanted."""
+_SERVED = "served"
+"""The store's count of how often a process has helped another one to write."""
 
 
 class Words:
@@ -302,6 +305,8 @@ class Group(Processes):
 
     def write(self, function: Callable[[], T], tensors: Iterable[Tensor] = ()) -> T | None:
         """See `Processes.write`: the first process names the tensor that it wants next, and all gather it."""
+        if self.is_first:
+            self._forget_questions()
         self._lent, self._asked = list(tensors), 0
         self._numbers = {id(tensor): number for number, tensor in enumerate(self._lent)}
         self._sessions += 1
@@ -326,16 +331,21 @@ class Group(Processes):
         return whole(tensor)
 
     def _ask(self, number: int) -> None:
-        """Name the tensor that is wanted; the one before was gathered by all, so nobody has to hear of it any more."""
         self.words.set(self._key(self._asked), number)
-        if self._asked:
-            self.words.store.delete_key(self._key(self._asked - 1))
         self._asked += 1
+
+    def _forget_questions(self) -> None:
+        """Delete what was asked the last time, once all others have heard the end of it; a copy elsewhere gathers by itself."""
+        while self.words.store.add(_SERVED, 0) < self._sessions * (self.size - 1):
+            time.sleep(_POLL[0])
+        for number in range(self._asked):
+            self.words.store.delete_key(self._key(number))
 
     def _serve(self) -> None:
         while (number := self.words.take(self._key(self._asked))) >= 0:
             whole(self._lent[number])
             self._asked += 1
+        self.words.store.add(_SERVED, 1)
         if number == _FAILED:
             raise ToldElsewhereError
 

@@ -19,6 +19,7 @@ from apr_train.training.finish import finish
 from apr_train.training.loop import train
 from apr_train.training.processes import Processes
 from apr_train.training.setup import prepare
+from apr_train.training.step import NonFiniteError
 
 VALUES = {
     "preset": "tiny", "vocab_size": 320, "sequence_length": 32, "batch_size": 5, "steps": 20, "val_every": 0, "val_batches": 2,
@@ -51,9 +52,22 @@ def run_case(case, processes=None):
         without_dropout(run.model)
         if processes.size == 1 and plan is None:
             run.write_model(run.folder / "start.apr", run.model, step=0)
+        if case.get("poison") == processes.rank:
+            poison(run, step=3)
         train(run)
         finish(prepared)
         return run.folder
+
+
+def poison(run, *, step):
+    """From that step on, what this process computes of its rows is not a number."""
+    compute = run.model.hidden_states
+
+    def broken(*arguments, **named):
+        hidden = compute(*arguments, **named)
+        return hidden * float("nan") if run.step >= step - 1 and run.model.training else hidden
+
+    run.model.hidden_states = broken
 
 
 def main():
@@ -63,7 +77,10 @@ def main():
     with several(Launch.of(os.environ)) as processes:
         processes.connect(with_values(Settings(), {"device": "cpu", "shard": cases[0]["values"].get("shard", "auto")}))
         for case in cases:
-            run_case(case, processes)
+            try:
+                run_case(case, processes)
+            except NonFiniteError as error:
+                Path(f"{case['values']['run']}-{processes.rank}.error").write_text(str(error), encoding="utf-8")
 
 
 if __name__ == "__main__":

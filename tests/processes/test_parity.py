@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from apr_train.checkpoint.open import open_checkpoint
-from apr_train.run.folder import METRICS, MODEL, OPTIMIZER, STATE
+from apr_train.run.folder import METRICS, MODEL, OPTIMIZER, STATE, checkpoints
 from apr_train.run.metrics import MEASURED, read_metrics
 from attrs import evolve
 
@@ -72,7 +72,8 @@ def runs(place):
     for name, values in CASES.items():
         run_case(case(place, name, values, 1))
     two = [case(place, name, values, 2) for name, values in CASES.items()]
-    launch(2, [*two, resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2)], place)
+    poisoned = {**case(place, "poisoned", CASES["masked"], 2), "poison": 1}
+    launch(2, [*two, resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2), poisoned], place)
     some = [case(place, name, {**CASES[name], "shard": "none"}, 3) for name in ("documents", "masked")]
     launch(3, [*some, resumed(place, "documents", 1, 3)], place)
     run_case(resumed(place, "documents", 2, 1))
@@ -129,3 +130,14 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, name, before, afte
     whole, half = runs / f"{name}-{before}", runs / f"{name}-{before}-{after}"
     assert_same_losses(whole, half, 1e-5)
     assert cosine(runs / f"{name}-1" / "start.apr", whole / MODEL, half / MODEL) >= 0.9999
+
+
+def test_a_value_that_is_not_finite_on_one_process_stops_all_before_the_update(runs):
+    """The error names the process; the state of the step before is saved."""
+    told = [(runs.parent / f"poisoned-2-{rank}.error").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    assert "INV-TRAIN-007: step 3" in told[0]
+    assert "the rows of rank 1" in told[0]
+    assert "gradients not finite: embeddings" in told[0]
+    assert [item.step for item in checkpoints(runs / "poisoned-2")] == [2]
+    assert read_metrics(runs / "poisoned-2" / METRICS)[-1].step == 2

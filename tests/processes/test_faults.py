@@ -64,7 +64,8 @@ def errors(stderr):
 
 def test_a_launch_is_what_the_environment_says():
     launch = Launch.of({**ENVIRONMENT, "TORCHELASTIC_RUN_ID": "seven", "TORCHELASTIC_RESTART_COUNT": "2"})
-    assert (launch.rank, launch.size, launch.local_rank, launch.nodes, launch.restarts, launch.id) == (1, 4, 1, 2, 2, "seven")
+    assert (launch.rank, launch.size, launch.local_rank, launch.nodes, launch.restarts) == (1, 4, 1, 2, 2)
+    assert Launch.of({**ENVIRONMENT, "TORCHELASTIC_RUN_ID": "seven", "RANK": "3"}).id == launch.id
     assert Launch.of({"PATH": "/bin"}) is None
 
 

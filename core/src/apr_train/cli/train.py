@@ -73,7 +73,11 @@ def _asked(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
 def _dry_run(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
     from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
+    from apr_train.run.launch import Launch
 
+    launch = Launch.of(os.environ)
+    if launch is not None and launch.rank:
+        return  # the first of several processes says it
     settings, plan = _asked(config, resume, values)
     report = _without_torch(settings, plan) or _judged(settings, plan)
     print_report(report)

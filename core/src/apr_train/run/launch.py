@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
@@ -80,9 +81,13 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def _id(environ: Mapping[str, str]) -> str:
-    """torchrun's own id; else the launcher is known by its process, which outlives those that it starts."""
+    """Of torchrun's own id; else the launcher is known by its process, which outlives those that it starts.
+
+    A digest, for it is written into the run's folder, which is nobody's place for the name of a machine.
+    """
     named = environ.get("TORCHELASTIC_RUN_ID", _NAMELESS)
-    return f"{socket.gethostname()}-{os.getppid()}" if named == _NAMELESS else named
+    text = f"{socket.gethostname()} {os.getppid()}" if named == _NAMELESS else named
+    return blake2b(text.encode(), digest_size=16, person=b"apr-launch").hexdigest()
 
 
 def note_launch(folder: Path, launch: Launch) -> None:

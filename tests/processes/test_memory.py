@@ -24,12 +24,13 @@ def measured(*arguments):
     model, loaded = make(*arguments)
     parameters = list(model.parameters())
     shard, largest = sum(item.to_local().nbytes for item in parameters), max(item.numel() * 4 for item in parameters)
-    print("MEASURED", before, anonymous(), shard, largest, loaded.bytes_read, sum(item.numel() * 4 for item in parameters), flush=True)
+    everything = sum(item.numel() * 4 for item in parameters)
+    print("MEASURED", before, anonymous(), shard, largest, loaded.bytes_read, everything, flush=True)
     return model, loaded
 
 make, setup.make_model = setup.make_model, measured
-values = {"arch": "llama370m", "init": "big/model.apr", "data": ("text.py",), "sequence_length": 16, "batch_size": 2, "steps": 0}
-values |= {"val_batches": 1, "precision": "fp32", "device": "cpu", "threads": 1, "allow_cold_init": True, "run": "loaded"}
+values = {"arch": "llama370m", "init": "big/model.apr", "data": ("text.py",), "sequence_length": 16, "batch_size": 2}
+values |= {"steps": 0, "val_batches": 1, "precision": "fp32", "device": "cpu", "threads": 1, "allow_cold_init": True, "run": "loaded"}
 with several(Launch.of(os.environ)) as processes:
     settings = with_values(Settings(), values)
     processes.connect(settings)

@@ -217,11 +217,16 @@ def test_eval_measures_a_held_out_set_and_reads_no_other_text(started, texts):
     assert whole["held_out_tokens"] == sum(part["held_out_tokens"] for part in parts)
     expected = sum(part["loss"] * part["targets"] for part in parts) / sum(part["targets"] for part in parts)
     assert whole["loss"] == pytest.approx(expected, rel=1e-5)
+    assert whole["source_loss"] == pytest.approx({"docs": parts[0]["loss"], "code": parts[1]["loss"]}, rel=1e-5)
+    assert parts[0]["source_loss"] == {}
+    assert f"loss of code {parts[1]['loss']:.4f} nats" in re.sub(" +", " ", started("eval", model, *by_name, "--batches", "0"))
 
 
 def test_eval_of_a_mixture_has_the_loss_of_its_metrics(started):
     told = json_of(started("eval", started.run("x"), "--json"))["results"][0]
-    assert told["loss"] == pytest.approx(started.curve("x")[-1]["val_loss"], abs=1e-6)
+    last = started.curve("x")[-1]
+    assert told["loss"] == pytest.approx(last["val_loss"], abs=1e-6)
+    assert told["source_loss"] == pytest.approx(last["source_val_loss"], abs=1e-6)
 
 
 def test_a_report_has_a_table_and_a_curve_by_source(started):

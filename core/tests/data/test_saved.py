@@ -144,6 +144,34 @@ def test_a_data_set_of_the_hub_without_a_split_to_train_on_is_taken_as_it_is(tmp
     assert [path.name for path in find(tmp_path / "set")] == names
 
 
+@pytest.mark.parametrize("held_out", ["test", "validation", "val", "dev", "eval_small", "Test"])
+def test_splits_in_folders_of_their_own_are_known_by_their_names(tmp_path, notices, held_out):
+    for split in ("train", held_out):
+        (tmp_path / "set" / "default" / split).mkdir(parents=True)
+        table = pyarrow.table({"text": [f"of {split}"]})
+        pyarrow.parquet.write_table(table, tmp_path / "set" / "default" / split / "0000.parquet")
+    assert texts(find(tmp_path / "set", notices=notices)) == ["of train"]
+    (notice,) = notices
+    assert f"splits of a data set that are not train: 1 ({tmp_path / 'set' / 'default' / held_out})" in notice
+    assert texts(find(tmp_path / "set" / "default" / held_out)) == [f"of {held_out}"]
+
+
+def test_splits_in_files_of_their_own_are_known_by_their_names(tmp_path, notices):
+    names = ("train.jsonl", "test.jsonl", "validation.jsonl.gz", "values.jsonl", "developers.jsonl", "testimonials.json")
+    for name in names:
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    found = find(tmp_path, notices=notices)
+    assert {path.name for path in found} == {"train.jsonl", "values.jsonl", "developers.jsonl", "testimonials.json"}
+    assert "splits of a data set that are not train: 2 (" in notices[0]
+
+
+def test_a_folder_of_tests_beside_code_is_text(tmp_path):
+    for name in ("train/a.py", "test/b.py", "test.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert len(find(tmp_path)) == 3
+
+
 def test_a_readme_and_a_script_beside_no_columns_are_text(tmp_path):
     for name in ("README.md", "state.json", "train-00000-of-00001.txt", "test-00000-of-00001.txt", f"{tmp_path.name}.py"):
         (tmp_path / name).write_text("---\ntext")

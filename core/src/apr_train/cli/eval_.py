@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _ROWS = (
-    *("data", "val_data", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
+    *("data", "val_data", "text_field", "gitignore", "validation_fraction", "sequence_length", "batch_size", "batches"),
     *("parse_special", "document_mask", "mask_probability", "packing"),
 )
 EPILOG = """Examples: apr-train eval runs/NAME   ·   apr-train eval x.gguf --data src --batches 0 --json   ·
@@ -35,6 +35,7 @@ apr-train eval x.apr --reference"""
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @setting("data", text="Files, folders, globs or JSONL. Default: the run's; else the standard library.")
 @setting("val_data", text="Held-out text of your own, all of which is measured; --data is not read then.")
+@setting("text_field")
 @setting("gitignore")
 @setting("validation_fraction")
 @setting("sequence_length", limits=True)
@@ -302,9 +303,11 @@ def _emit_results(results: list[dict[str, Any]]) -> None:
     emit_json({"schema_version": SCHEMA_VERSION, "results": [_finite(item) for item in results]})
 
 
-def _finite(item: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in item.items()}
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for, NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _on(rows: EvalRows, corpus: Corpus) -> dict[str, Any]:
@@ -329,7 +332,13 @@ def _print_measured(results: list[dict[str, Any]]) -> None:
     model = f"{item['family']}, {item['parameters']:,} parameters, {item['precision']} on {item['device']}, {item['attention']}"
     rows = "all rows" if item["batches"] is None else f"at most {item['batches']} × {item['batch_size']} rows"
     text = f"{item['corpus']}: {rows} of {item['sequence_length']} tokens, {item['held_out_tokens']:,} tokens held out"
-    emit_pairs({"model": model, "text": text, **{name: value for name, value in _shown(item).items() if value != "–"}})
+    shown = {name: value for name, value in _shown(item).items() if value != "–"}
+    by_source = {f"loss of {name}": _nats(loss) for name, loss in item["source_loss"].items()}
+    emit_pairs({"model": model, "text": text, **shown, **by_source})
+
+
+def _nats(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f} nats"
 
 
 def _shown(item: dict[str, Any]) -> dict[str, str]:
@@ -337,7 +346,7 @@ def _shown(item: dict[str, Any]) -> dict[str, str]:
         return "–" if item[name] is None else format(item[name], form)
 
     return {
-        "loss": f"{number('loss', '.4f')} nats",
+        "loss": _nats(item["loss"]),
         "perplexity": number("perplexity", ",.3f"),
         "bits per byte": number("bits_per_byte", ".4f"),
         "accuracy": number("accuracy", ".2%"),

@@ -26,7 +26,7 @@ from apr_train.data.formats.packed import unreadable
 from apr_train.data.gitignore import GitIgnore
 from apr_train.data.hub import of_address, of_name
 from apr_train.data.kinds import COLUMNS, kind_of, what_to_do
-from apr_train.data.saved import data_files, is_description, is_shard_name, other_splits
+from apr_train.data.saved import data_files, is_description, is_held_out_name, other_splits
 from apr_train.data.shards import SUFFIX as SHARD_SUFFIX
 from apr_train.data.shards import is_shard
 from apr_train.errors import DataError
@@ -124,13 +124,13 @@ class LeftOut:
         Raises:
             DataError: for a damaged data set, and one without a split to train on.
         """
-        for split in other_splits(folder, names):
+        for split in other_splits(folder, names, folders):
             if split in folders:
                 folders.remove(split)
                 self.splits.add(folder / split)
         taken, beside = data_files(folder, names)
-        self.beside.update(folder / name for name in beside if not is_shard_name(name))
-        self.splits.update(folder / name for name in beside if is_shard_name(name))
+        self.beside.update(folder / name for name in beside if not is_held_out_name(name))
+        self.splits.update(folder / name for name in beside if is_held_out_name(name))
         return taken
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import attrs
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from apr_train.data.batch import IGNORED, Batch
@@ -172,6 +172,8 @@ class Measurement:
     """Bytes of text that the targets stand for; end-of-text tokens stand for none."""
     tokens_per_s: float
     """Positions computed (padding too) by the time that it took; the first batch warms up unless it is the only one."""
+    source_loss: Mapping[str, float | None] = field(factory=dict)
+    """Nats, mean over the targets of each source that has a name; None where it has none."""
 
 
 @frozen
@@ -183,6 +185,11 @@ class _Sums:
     text_bytes: int = 0
     targets: int = 0
     right: int = 0
+
+    @property
+    def loss(self) -> float | None:
+        """Nats, mean over the targets; None without one."""
+        return (self.text_nats + self.other_nats) / self.targets if self.targets else None
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(
@@ -207,15 +214,22 @@ def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], Non
         DataError: when the batches hold no target.
     """
     sizes = _byte_sizes(ready) if ready.objective.measures_bits_per_byte else None
-    sums: list[_Sums] = []
+    sums: list[tuple[str | None, _Sums]] = []
     times: list[tuple[float, float]] = []
     for batch in batches:
         start = time.perf_counter()
-        sums.append(_one(ready, batch.to(ready.device), sizes))
+        sums.append((batch.source, _one(ready, batch.to(ready.device), sizes)))
         times.append((batch.tokens.numel(), time.perf_counter() - start))
         if done is not None:
             done(1)
-    return _summary(reduce(_Sums.__add__, sums, _Sums()), times, ready.objective, in_bytes=sizes is not None)
+    measured = _summary(_total(item for _, item in sums), times, ready.objective, in_bytes=sizes is not None)
+    names = [name for name in dict.fromkeys(name for name, _ in sums) if name is not None]
+    by_source = {name: _total(item for source, item in sums if source == name).loss for name in names}
+    return attrs.evolve(measured, source_loss=by_source)
+
+
+def _total(sums: Iterable[_Sums]) -> _Sums:
+    return reduce(_Sums.__add__, sums, _Sums())
 
 
 def _byte_sizes(ready: Ready) -> Tensor | None:
@@ -240,13 +254,12 @@ def _one(ready: Ready, batch: Batch, sizes: Tensor | None) -> _Sums:
 
 
 def _summary(sums: _Sums, times: list[tuple[float, float]], objective: Objective, *, in_bytes: bool) -> Measurement:
-    if not sums.targets:
+    if sums.loss is None:
         raise DataError("the held-out rows have nothing to predict", where="--data", hint="Give more text.")
-    loss = (sums.text_nats + sums.other_nats) / sums.targets
     known = in_bytes and sums.text_bytes > 0
     return Measurement(
-        loss=loss,
-        perplexity=perplexity(loss),
+        loss=sums.loss,
+        perplexity=perplexity(sums.loss),
         bits_per_byte=sums.text_nats / math.log(2) / sums.text_bytes if known else None,
         accuracy=sums.right / sums.targets if objective.measures_accuracy else None,
         targets=sums.targets,

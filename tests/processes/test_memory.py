@@ -30,7 +30,8 @@ def measured(*arguments):
 
 make, setup.make_model = setup.make_model, measured
 values = {"arch": "llama370m", "init": "big/model.apr", "data": ("text.py",), "sequence_length": 16, "batch_size": 2}
-values |= {"steps": 0, "val_batches": 1, "precision": "fp32", "device": "cpu", "threads": 1, "allow_cold_init": True, "run": "loaded"}
+values |= {"steps": 0, "val_batches": 1, "precision": "fp32", "device": "cpu", "threads": 1, "run": "loaded"}
+values |= {"allow_cold_init": True}
 with several(Launch.of(os.environ)) as processes:
     settings = with_values(Settings(), values)
     processes.connect(settings)

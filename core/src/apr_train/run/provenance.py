@@ -27,7 +27,8 @@ RUN_KEY = "apr_train.run"
 
 def origin_of(settings: Settings, identity: RunIdentity, family: Family, *, torch: str) -> dict[str, Any]:
     """The run's inputs, settings and versions as JSON-able data, equal for equal runs; `torch` is its version."""
-    chosen = {group: _deciding(getattr(settings, group), cls) for group, cls in GROUPS.items()}
+    groups = {group: _deciding(getattr(settings, group), cls) for group, cls in GROUPS.items()}
+    chosen = {group: values for group, values in groups.items() if values}  # how processes share a run decides nothing
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": torch}
     mixture = [_part(item) for item in mixture_of(settings.data)]
     return {

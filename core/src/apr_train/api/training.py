@@ -135,7 +135,7 @@ def carry_out(
     ready: Callable[[Prepared], None] = lambda _: None,
     over: Callable[[Trained | Resume], None] = lambda _: None,
 ) -> Trained | Resume:
-    """Train from settings to a result, or to where a signal stops it; together with the others of a launcher, if one started it.
+    """Train from settings to a result, or to where a signal stops it; together with all processes of a launcher.
 
     Args:
         ask: gives what `asked_run` gives, of the run to go on with.

@@ -31,8 +31,9 @@ class Float32Updates(torch.optim.Optimizer):
 
     Groups and state are those of the model's parameters, as of any optimizer. With a master copy the state is float32 and has
     the copy, too. Without, the state is of the weights' own type, and the new weights are rounded stochastically, by bits that
-    depend on the seed, the parameter's name and the number of its updates alone. Of a sharded parameter each process updates its
-    piece, with the bits that the whole one would have there; an optimizer of whole matrices has them gathered, on every process.
+    depend on the seed, the parameter's name and the number of its updates alone. Of a sharded parameter each process updates
+    its piece, with the bits that the whole one would have there; an optimizer that is not elementwise works on the whole one,
+    gathered on every process.
     """
 
     def __init__(

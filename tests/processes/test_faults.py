@@ -116,7 +116,7 @@ def test_a_killed_run_is_restarted_and_ends_as_if_nothing_had_been(place):
     whole = torchrun(place, *TRAIN, *values, "--run", "whole")
     stdout, stderr = whole.communicate(timeout=240)
     assert whole.returncode == 0, stderr
-    assert stdout.count("step 0/40") == 1
+    assert stdout.count("step  0/40") == 1
     broken = torchrun(place, *TRAIN, *values, "--run", "broken", restarts=1)
     send(broken, place / "runs" / "broken", 1, signal.SIGKILL, after=12)
     stdout, stderr = broken.communicate(timeout=240)

@@ -20,7 +20,8 @@ from apr_train.run.metrics import Metrics, read_metrics
 from apr_train.run.paths import user_path
 from apr_train.run.progress import doing
 from apr_train.run.samples import Sample, read_samples
-from apr_train.training.processes import ToldElsewhereError, launched
+from apr_train.training.launched import launched
+from apr_train.training.processes import ToldElsewhereError
 from apr_train.training.signals import SIGNALS
 
 if TYPE_CHECKING:

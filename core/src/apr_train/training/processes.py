@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from apr_train.data.batch import Share
 from apr_train.run.events import RunEvents, Say
-from apr_train.run.launch import Launch
 from apr_train.run.metrics import Metrics, MetricsFile
 
 if TYPE_CHECKING:
@@ -167,24 +166,6 @@ class Processes:
     def whole(self, tensor: Tensor) -> Tensor:
         """All of a tensor that `write` was called with."""
         return tensor
-
-
-@contextmanager
-def launched(environ: Mapping[str, str]) -> Iterator[Processes]:
-    """This process and those that the launcher has started with it, if the environment tells of one.
-
-    Raises:
-        RunError: when the launch is not told whole, or the processes do not come together, or one is gone.
-        ToldElsewhereError: on all but one, when there is something to tell.
-    """
-    launch = Launch.of(environ)
-    if launch is None:
-        yield Processes()
-        return
-    from apr_train.training.process_group import several  # imports torch
-
-    with several(launch) as processes:
-        yield processes
 
 
 class Unheard:

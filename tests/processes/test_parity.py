@@ -1,22 +1,12 @@
 """What one process learns, two and three learn, too: losses, updates, and resumes on another number of them."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
-from apr_train.checkpoint.open import open_checkpoint
 from apr_train.run.folder import METRICS, MODEL, OPTIMIZER, STATE, checkpoints
-from apr_train.run.metrics import MEASURED, read_metrics
-from attrs import evolve
+from apr_train.run.metrics import read_metrics
 
+from tests.processes.compared import assert_same_losses, case, cosine, curve, launch, resumed
 from tests.processes.runs import run_case
 
-RUNS = Path(__file__).with_name("runs.py")
-TEXT = "".join(f"def scale_{n}(values):\n    return [value * {n} + {n % 7} for value in values]\n\n\n" for n in range(400))
 CASES = {
     "llama370m": {"arch": "llama370m", "accumulate": 2},
     "documents": {"arch": "qwen2", "document_mask": True, "batch_size": 3},
@@ -24,46 +14,6 @@ CASES = {
     "bf16": {"arch": "llama370m", "precision": "bf16", "steps": 8},
     "bf16-weights": {"arch": "llama370m", "precision": "bf16-weights", "steps": 8, "accumulate": 2},
 }
-NO_GRADIENT = ("k_proj.bias", "key.bias")
-"""The softmax does not see them: their gradient is zero but for rounding."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    (folder / "text").mkdir()
-    for number in range(20):
-        (folder / "text" / f"{number}.py").write_text(f"# part {number}\n{TEXT[number * 900 : number * 900 + 2400]}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APR_TRAIN_CACHE", str(folder / "cache"))
-        yield folder
-
-
-def launch(count, cases, folder, *more):
-    """Run cases on so many processes under torchrun."""
-    path = folder / f"cases-{count}.json"
-    path.write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *more, str(RUNS)]
-    done = subprocess.run(
-        [*command, str(path)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-def case(place, name, values, count):
-    return {"values": {"data": [str(place / "text")], "out": str(place / "runs"), **values, "run": f"{name}-{count}"}}
-
-
-def resumed(place, name, before, after):
-    """A run of `before` processes, from its half on with `after`."""
-    folder = place / "runs" / f"{name}-{before}-{after}"
-    copy = [str(place / "runs" / f"{name}-{before}"), str(folder)]
-    return {"values": {}, "resume": str(folder / "step-000010"), "copy": copy}
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +29,6 @@ def runs(place):
     run_case(resumed(place, "documents", 2, 1))
     launch(2, [resumed(place, "documents", 3, 2)], place)
     return place / "runs"
-
-
-def curve(folder):
-    return [evolve(line, **dict.fromkeys(MEASURED)) for line in read_metrics(folder / METRICS)]
-
-
-def assert_same_losses(one, other, tolerance):
-    ours, theirs = (list(read_metrics(folder / METRICS)) for folder in (one, other))
-    assert [line.step for line in ours] == [line.step for line in theirs]
-    for before, after in zip(ours, theirs, strict=True):
-        for name in ("loss", "val_loss", "grad_norm"):
-            value = getattr(before, name)
-            if value is not None:
-                assert getattr(after, name) == pytest.approx(value, rel=tolerance if name != "grad_norm" else 10 * tolerance)
-        assert (before.targets, before.tokens, before.lr) == (after.targets, after.tokens, after.lr)
-
-
-def weights(path):
-    with open_checkpoint(path) as checkpoint:
-        names = [name for name in checkpoint.header.tensors if not name.endswith(NO_GRADIENT)]
-        return np.concatenate([np.array(checkpoint.read(name).data, dtype=np.float64).ravel() for name in names])
-
-
-def cosine(start, one, other):
-    ours, theirs = weights(one) - weights(start), weights(other) - weights(start)
-    return float(ours @ theirs / np.sqrt((ours @ ours) * (theirs @ theirs)))
 
 
 @pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in CASES), ("documents", 3), ("masked", 3)])

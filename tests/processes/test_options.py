@@ -52,7 +52,7 @@ def test_updates_of_pieces_are_those_of_the_whole(tmp_path):
     assert done.returncode == 0, done.stderr[:4000]
 
 
-@pytest.mark.parametrize("name", [*CASES, *BASED])
+@pytest.mark.parametrize("name", [name for name in (*CASES, *BASED) if name != "stopped"])
 def test_several_processes_learn_what_one_learns(runs, name):
     """Muon multiplies in bfloat16, in which the last bits of a gradient that was summed otherwise are seen."""
     one, several = runs / f"{name}-1", runs / f"{name}-2"

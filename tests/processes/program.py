@@ -1,4 +1,4 @@
-"""A program of a user's own that trains, one run after the other: `torchrun … program.py TEXT`; says by rank what came of it."""
+"""A program of a user's own that trains, one run after the other: `torchrun … program.py TEXT`; says what comes of it."""
 
 import json
 import os

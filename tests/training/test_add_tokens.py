@@ -144,7 +144,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_adds_them_again(plac
             shutil.rmtree(item) if item.is_dir() else item.unlink()
     place("--resume", place.run("parts"))
     place.assert_same_end("whole", "parts", step=2)
-    assert "a resume cannot change --add-tokens" in place("--resume", place.run("parts"), "--add-tokens", taught, code=1)
+    assert "--add-tokens: a resume cannot change this" in place("--resume", place.run("parts"), "--add-tokens", taught, code=1)
 
 
 def test_the_model_tells_what_was_added_and_is_a_base_like_every_other(place, taught, tokens):
@@ -196,7 +196,20 @@ def test_what_cannot_grow_is_refused_with_the_reason(place, taught, tokens):
     assert "a model from scratch has no vocabulary that could grow" in refused(place, *scratch, "--add-tokens", tokens)
     said = refused(place, "--init", taught, "--add-tokens", tokens, "--lora-rank", "4")
     assert "adapters leave embedding and head as they are" in said
-    assert "without new tokens there are no new rows" in refused(place, "--init", taught, "--new-rows", "pieces")
+    said = refused(place, "--init", taught, "--new-rows", "pieces")
+    assert said.count("--new-rows: this would change nothing") == said.count("--new-rows:") == 1
+
+
+@pytest.mark.rule("TOKENS-002")
+@pytest.mark.parametrize("arch", ["qwen2", "llama370m"])
+def test_new_rows_that_a_group_would_freeze_are_refused(place, bases, tokens, arch):
+    config, args = place.folder / "run.toml", ("--init", bases[arch][0], "--add-tokens", tokens, "--config")
+    config.write_text('[[optimizer.group]]\npattern = "model.embed_tokens.*"\nfrozen = true\n')
+    said = refused(place, *args, config)
+    assert "TOKENS-002: --add-tokens: rows of new tokens would be frozen" in said
+    assert "freezes embed_tokens.weight" in said
+    config.write_text('[[optimizer.group]]\npattern = "model.layers.0.*"\nfrozen = true\n')
+    place.train(*args, config, *HOW, "--dry-run")
 
 
 def test_a_tokenizer_of_ones_own_grows_too(place, bases, tokens):

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import apr_train
 import attrs
 import pytest
 import torch
 from apr_train.api.setting_types import TrainSettings
+from apr_train.run.events import hookimpl
 from apr_train.run.settings import GROUPS
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,39 @@ def test_a_run_is_the_command_lines_to_the_bit_and_prints_nothing(place, train, 
     assert run.model is run.model
 
 
+def test_nothing_is_drawn_on_a_terminal_unless_it_is_asked_for(train, capfd, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    run = train(steps=2, val_every=1, ema=0.9, keep_best="val_loss", profile="1:2")
+    run.model.generate("def ", max_tokens=2)
+    assert capfd.readouterr() == ("", "")
+    train(steps=1, run="shown", progress=True)
+    assert "letting the model write …" in capfd.readouterr().err
+
+
+def test_a_run_that_ends_early_says_why_and_goes_on(train, monkeypatch):
+    point = metadata.EntryPoint(name="ends", value="ends:Ends", group="apr_train.trackers")
+    monkeypatch.setattr("apr_train.run.trackers.entry_points", lambda group: ([point], ()))
+    told = []
+
+    class Ends:
+        @hookimpl
+        def run_ended(self, end):
+            told.append(end)
+
+    monkeypatch.setitem(sys.modules, "ends", SimpleNamespace(Ends=Ends))
+    run = train(tracker="ends", steps=4, val_every=1, early_stop=1, lr=10.0, warmup_steps=0)
+    assert (run.metrics[-1].step, run.path.exists()) == (1, True)
+    assert run.ended_by.startswith("--early-stop 1: 1 validation without a better validation loss than ")
+    whole = apr_train.train(resume=run.folder, early_stop=0)
+    early, at_last = told
+    assert (early.step, early.result, early.ended_by, early.stopped_by) == (1, run.path, run.ended_by, None)
+    assert (at_last.step, at_last.result, at_last.ended_by) == (4, run.path, None)
+    assert (whole.metrics[-1].step, whole.ended_by) == (4, None)
+
+
 def test_progress_draws_what_the_command_line_draws(train, capfd):
     train(steps=1, progress=True)
     assert "step 1/1  loss" in capfd.readouterr().out
@@ -133,11 +169,12 @@ def test_the_tables_of_a_mixture_are_dictionaries(place):
         ({"batch-size": 2}, ["Write it as batch_size."]),
         ({"epochs": 2}, ["A run is counted in steps."]),
         ({"source": [{"name": "a", "pth": "x"}]}, ["source[0].pth", "did you mean path?"]),
-        ({"source": "x"}, ["an array of tables is wanted"]),
+        ({"source": "x"}, ["train [source]: an array of tables is wanted. Give a list of dictionaries."]),
+        ({"group": {"pattern": "*norm*"}}, ["train [group]: an array of tables is wanted. Give a list of dictionaries."]),
         ({"steps": "many"}, ["wrong type, expected int, found 'many'"]),
         ({"schedule": "cosin"}, ["no such choice", "did you mean cosine?"]),
         ({"config": {"optimiser": {"lr": 1}}}, ["config [optimiser]: no such table. did you mean optimizer?"]),
-        ({"config": "nowhere.toml"}, ["nowhere.toml: cannot read the settings"]),
+        ({"config": "nowhere.toml"}, ["nowhere.toml: cannot be read"]),
         ({"resume": "runs/nothing"}, ["this is no run"]),
         ({"arch": "qwen22"}, ["no installed plugin offers this family", "did you mean qwen2?"]),
         ({"init": "nowhere.apr", "preset": None}, ["nowhere.apr: no such file"]),

@@ -28,6 +28,8 @@ def findings(objective="causal-lm", stated=None, **values):
         ({"lora_target": ("q_proj",)}, "causal-lm", {"lora_rank": 4}),
         ({"lora_dropout": 0.1}, "causal-lm", {"lora_rank": 4}),
         ({"decay_ratio": 0.3}, "causal-lm", {"schedule": "wsd"}),
+        ({"muon_lr": 0.02}, "causal-lm", {"optimizer": "muon"}),
+        ({"new_rows": "pieces"}, "causal-lm", {"add_tokens": "x"}),
         ({"rope_layout": "adjacent"}, "causal-lm", {"init": "x"}),
         ({"keep_best": "syntax"}, "causal-lm", {"eval": "syntax:3"}),
         ({"keep_best": "fim"}, "causal-lm", {"eval": "syntax:3,fim:2"}),

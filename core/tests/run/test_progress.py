@@ -62,7 +62,7 @@ def test_what_is_being_done_is_said_on_a_terminal_and_taken_away(capsys, monkeyp
     on_a_terminal(monkeypatch)
     monkeypatch.setenv("COLUMNS", "30")
     with doing("loading the weights of a model with a long name"):
-        assert capsys.readouterr().err == "loading the weights of a mode"
+        assert capsys.readouterr().err == "loading the weights of a mod…"
     assert capsys.readouterr().err == "\r\x1b[K"
 
 

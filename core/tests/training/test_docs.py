@@ -7,7 +7,7 @@ import pytest
 import torch
 from apr_train.data.objectives import OBJECTIVES
 from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, flag, options_of
-from apr_train.run.settings import GROUPS, Settings, SourceSettings
+from apr_train.run.settings import GROUPS, OptimizerSettings, Settings, SourceSettings
 from apr_train.training.defaults import decide
 
 
@@ -55,4 +55,5 @@ def test_every_reason_against_a_change_is_in_the_table(repository):
         told |= dict.fromkeys(names.split(", "), reason)
     options = {f"`{flag(item.name)}`": item for cls in GROUPS.values() for item in options_of(cls)}
     options |= {f"`{item.name}` of a source": item for item in attrs.fields(SourceSettings)}
+    options |= {"`[[optimizer.group]]`": attrs.fields(OptimizerSettings).group}
     assert told == {name: item.metadata[FIXED] for name, item in options.items() if item.metadata[FIXED]}

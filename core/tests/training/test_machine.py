@@ -189,7 +189,7 @@ def test_every_entry_of_the_table_has_its_source_and_rates_in_their_order():
         assert entry["source"].startswith("https://")
         assert set(entry) <= {"name", "source", "bf16", "fp16", "tf32", "fp32"}
         assert entry.get("bf16", entry["fp16"]) == entry["fp16"] >= entry.get("tf32", 0)
-        assert entry["fp16"] > entry["fp32"] > 0
+        assert entry["fp16"] > entry.get("fp32", 1) > 0
     names = [entry["name"] for entry in peak_table()]
     assert len(set(names)) == len(names)
 

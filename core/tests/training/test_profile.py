@@ -49,10 +49,11 @@ def test_the_trace_holds_the_steps_of_the_window_and_the_run_is_the_same(make_ru
 
 
 def test_the_items_are_the_largest_of_torchs_own_table(make_run, monkeypatch):
-    run, _ = traced(make_run, "run", "2:2")
+    run, told = traced(make_run, "run", "2:2")
     kept = []
     monkeypatch.setattr(profile, "summary", lambda averages, *rest: kept.extend(averages) or summary(averages, *rest))
     train(run)
+    assert told == [f"step 2 is traced in {run.folder / PROFILE}"]
     record = read_profile(run.folder / PROFILE / ITEMS)
     own = {item.key: item.self_cpu_time_total / 1e6 for item in kept if item.key != "training step"}
     assert [item.name for item in record.items] == sorted(own, key=own.get, reverse=True)[:LARGEST]

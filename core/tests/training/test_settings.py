@@ -228,6 +228,10 @@ def test_changes_come_back_from_the_file_and_are_undone_from_a_step_on(tmp_path)
     assert last_change(changes, "data.batch_size", "run.steps") == 30
     assert last_change(changes, "run.steps") == -1
     assert str(changes[1]) == "--attention left open → eager from step 11 on"
+    assert (
+        str(changed(3, "run.tracker", (), ["wandb", "tensorboard"])) == "--tracker nothing → wandb, tensorboard from step 4 on"
+    )
+    assert str(changed(3, "run.compile", False, True)) == "--compile false → true from step 4 on"
 
 
 @pytest.mark.parametrize("line", ["3", "{}", '{"step": "1", "setting": "a", "before": 1, "after": 2}'])
@@ -286,6 +290,7 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
     assert place == watched | {
         "init",
         "tokenizer",
+        "add_tokens",
         "rope_layout",
         "chat_template",
         "data",
@@ -413,3 +418,9 @@ def test_a_resume_changes_no_part_of_a_mixture(tmp_path, change, told):
 def test_numbers_that_no_machine_has_room_for_are_refused(name, most, value):
     with pytest.raises(ConfigError, match=f"{name} .*: too large, expected at most {most}, found {value}"):
         with_values(Settings(), {name: value})
+
+
+def test_a_number_where_a_text_is_wanted_is_told_to_stand_in_quotes(tmp_path):
+    (tmp_path / "run.toml").write_text("[run]\nmax_time = 30\n")
+    with pytest.raises(ConfigError, match=r'expected str, found 30. Write it in quotes: "30"'):
+        read_toml(tmp_path / "run.toml")

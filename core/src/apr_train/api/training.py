@@ -19,6 +19,7 @@ from apr_train.run.folder import ADAPTER_FOLDER, CARD, METRICS, MODEL, SAMPLES
 from apr_train.run.metrics import Metrics, read_metrics
 from apr_train.run.paths import user_path
 from apr_train.run.progress import doing
+from apr_train.run.resume import Resume
 from apr_train.run.samples import Sample, read_samples
 from apr_train.training.launched import launched
 from apr_train.training.processes import ToldElsewhereError
@@ -27,7 +28,6 @@ from apr_train.training.signals import SIGNALS
 if TYPE_CHECKING:
     from apr_train.api.models import LoadedModel
     from apr_train.preflight import Report
-    from apr_train.run.resume import Resume
     from apr_train.run.settings import Settings
     from apr_train.training.setup import Prepared
     from apr_train.training.trainer import Trained
@@ -56,6 +56,8 @@ class FinishedRun:
     """What the model wrote at the end; None for one that writes nothing."""
     notices: tuple[str, ...] = field(repr=False)
     """Everything that it said, warnings included, in order."""
+    ended_by: str | None = None
+    """The setting that ended it before its last step, and why, such as `--max-time 30m`; `resume` goes on."""
 
     @cached_property
     def model(self) -> LoadedModel:
@@ -109,7 +111,7 @@ def train(
         ended = carry_out(ask, begun, say=say, shown=progress, signals=())
     except ToldElsewhereError as error:
         raise RunError("another process of the run has ended it, and says why") from error
-    return _read_back(ended.folder, notices)
+    return _read_back(ended.folder, notices, None if isinstance(ended, Resume) else ended.outcome.ended_by)
 
 
 def asked_by_name(
@@ -195,7 +197,7 @@ def _without_torch(asked: Settings, plan: Resume | None) -> Report | None:
     return judge_unknown_family(asked) if plan is None else None
 
 
-def _read_back(folder: Path, notices: Sequence[str]) -> FinishedRun:
+def _read_back(folder: Path, notices: Sequence[str], ended_by: str | None = None) -> FinishedRun:
     samples = read_samples(folder / SAMPLES)
     adapter = folder / ADAPTER_FOLDER
     return FinishedRun(
@@ -205,4 +207,5 @@ def _read_back(folder: Path, notices: Sequence[str]) -> FinishedRun:
         card=folder / CARD,
         sample=samples[-1] if samples else None,
         notices=tuple(notices),
+        ended_by=ended_by,
     )

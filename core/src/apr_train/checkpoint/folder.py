@@ -31,8 +31,8 @@ EXPLICIT = "transformers_weights"
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|apr|gguf)")
 """The name of one file of several: stem, number, count, ending."""
 _INDEX_ENDING = ".safetensors.index.json"
-_BESIDE_WEIGHTS = frozenset({ADAPTER, "optimizer.safetensors"})
-"""Files of tensors that are no model: an adapter is judged by itself, an optimizer's state lies beside `model.apr`."""
+_BESIDE_WEIGHTS = frozenset({ADAPTER, "optimizer.safetensors", "averaging.safetensors"})
+"""Files of tensors that are no model: an adapter is judged by itself, the others lie beside a checkpoint's `model.apr`."""
 _SHOWN = 4
 
 

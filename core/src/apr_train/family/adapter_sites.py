@@ -20,6 +20,11 @@ ADAPTER_NAME = "default"
 SIDES = ("lora_A", "lora_B")
 
 
+def is_of_adapter(parameter: str) -> bool:
+    """Whether a parameter is of an adapter, by its name in the model."""
+    return any(f".{side}.{ADAPTER_NAME}." in parameter for side in SIDES)
+
+
 @frozen(kw_only=True)
 class Site:
     """A matrix that can have an adapter: alone one tensor of a Hugging Face file, with its rows in some order."""

@@ -13,11 +13,14 @@ from apr_train.checkpoint.header import Header
 from apr_train.data.added_tokens import FLAG, read_tokens, with_tokens
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.errors import AprTrainError, Finding
+from apr_train.family.config import ModelConfig
 from apr_train.family.name_map import Ignored, NameMap
+from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
 from apr_train.preflight.config_rules import bogus_values, config_from_file
 from apr_train.preflight.family_rules import choose_family
 from apr_train.preflight.opening import given_tokenizer, tied_header
+from apr_train.preflight.optimizer_rules import parameter_groups
 from apr_train.preflight.tensor_rules import tensor_report
 from apr_train.run.provenance import added_in
 from apr_train.run.resume import Resume
@@ -43,9 +46,7 @@ def grown_source(
     rest of the preflight tells; nothing grows then.
     """
     model = settings.model
-    if model.add_tokens is None:
-        return checkpoint, () if model.new_rows is None else (_no_tokens(model.new_rows),)
-    if has_grown(settings, checkpoint, resume):
+    if model.add_tokens is None or has_grown(settings, checkpoint, resume):
         return checkpoint, ()
     if settings.lora.lora_rank is not None:
         return checkpoint, (_with_adapters(),)
@@ -53,7 +54,7 @@ def grown_source(
         return None, () if model.init is not None else (_no_base(),)
     try:
         tokens = read_tokens(model.add_tokens)
-        return _grown(checkpoint, model, model.add_tokens, tokens), ()
+        return _grown(checkpoint, settings, model.add_tokens, tokens), ()
     except AprTrainError as error:
         return checkpoint, error.findings
 
@@ -70,20 +71,23 @@ def added_tokens(settings: Settings, checkpoint: Checkpoint | None, resume: Resu
     return added_in(checkpoint.header.extra) if checkpoint is not None and has_grown(settings, checkpoint, resume) else {}
 
 
-def _grown(checkpoint: Checkpoint, model: ModelSettings, path: str, tokens: Sequence[str]) -> Checkpoint:
+def _grown(checkpoint: Checkpoint, settings: Settings, path: str, tokens: Sequence[str]) -> Checkpoint:
     """The checkpoint with the tokens; as it is, where something else is wrong with it.
 
     Raises:
-        TokenizerError: TOKENS-001, for tokens that cannot be added; TOKENS-002, for a model whose rows cannot be told.
+        TokenizerError: TOKENS-001, for tokens that cannot be added; TOKENS-002, for a model whose rows cannot be told, or are
+            frozen.
     """
+    model = settings.model
     try:
         header = tied_header(checkpoint)
         tokenizer = _tokenizer(model, header)
-        name_map = _name_map(model, header)
+        mapped = _mapped(model, header)
     except AprTrainError:
         return checkpoint
-    if tokenizer is None or name_map is None:
+    if tokenizer is None or mapped is None:
         return checkpoint
+    family, config, name_map = mapped
     spec = with_tokens(tokenizer, tokens, path)
     known, before = tokenizer.size, name_map.sizes[_VOCABULARY]
     if known > before:
@@ -92,6 +96,9 @@ def _grown(checkpoint: Checkpoint, model: ModelSettings, path: str, tokens: Sequ
     rows = max(before, spec.size)
     pieces = _pieces(tokenizer, ids) if model.new_rows == "pieces" else {}
     names = _with_rows(name_map, header)
+    frozen = parameter_groups(settings, family, config).frozen
+    if still := [name for name in sorted(frozen) if any(edge.checkpoint in names for edge in name_map.fills.get(name, ()))]:
+        raise AprTrainError.of([_frozen(still)])
     return grow(
         checkpoint,
         Growth(tokenizer=spec, tokens=ids, known=known, before=before, rows=rows, tensors=names, pieces=pieces),
@@ -105,13 +112,14 @@ def _tokenizer(model: ModelSettings, header: Header) -> Tokenizer | None:
     return None if spec is None else build_tokenizer(spec)
 
 
-def _name_map(model: ModelSettings, header: Header) -> NameMap | None:
-    """The map of the file's tensors; None where family or config are not known."""
+def _mapped(model: ModelSettings, header: Header) -> tuple[Family, ModelConfig, NameMap] | None:
+    """Family, config, and the map of the file's tensors; None where family or config are not known."""
     family, _ = choose_family(Registry.discover(), model.arch, header)
     if family is None or bogus_values(header):
         return None
     config, _ = config_from_file(family, header)
-    return None if config is None else tensor_report(header, family, config).name_map
+    name_map = None if config is None else tensor_report(header, family, config).name_map
+    return None if config is None or name_map is None else (family, config, name_map)
 
 
 def _with_rows(name_map: NameMap, header: Header) -> frozenset[str]:
@@ -157,17 +165,6 @@ def _unknown_rows(header: Header, found: str) -> AprTrainError:
     )
 
 
-def _no_tokens(rows: str) -> Finding:
-    return Finding(
-        rule=rules.TOKENS_002,
-        subject="--new-rows",
-        problem="without new tokens there are no new rows",
-        expected=f"{FLAG}, too",
-        found=rows,
-        hint=f"Say {FLAG} tokens.txt, or leave it out.",
-    )
-
-
 def _no_base() -> Finding:
     return Finding(
         rule=rules.TOKENS_002,
@@ -187,4 +184,15 @@ def _with_adapters() -> Finding:
         expected="no --lora-rank",
         found="both",
         hint="Train the new tokens with all weights first; its model.apr is a base for adapters.",
+    )
+
+
+def _frozen(names: Sequence[str]) -> Finding:
+    return Finding(
+        rule=rules.TOKENS_002,
+        subject=FLAG,
+        problem="rows of new tokens would be frozen: they would stay what they begin as",
+        expected="groups that freeze no row of a token",
+        found=f"an [[optimizer.group]] that freezes {', '.join(names)}",
+        hint="Freeze something else; or learn the tokens in one run, and freeze in the next, on its model.apr.",
     )

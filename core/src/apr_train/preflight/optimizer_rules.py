@@ -18,8 +18,7 @@ from apr_train.family.name_map import Tied
 from apr_train.family.plugin import Family
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.report import Report
-from apr_train.run.option import flag
-from apr_train.run.settings import GroupSettings, LoraSettings, OptimizerSettings, Settings
+from apr_train.run.settings import GroupSettings, LoraSettings, Settings
 from apr_train.suggest import ClosestTensor, closest
 
 Names = Mapping[str, tuple[str, ...]]
@@ -85,10 +84,9 @@ def _matches(group: GroupSettings, called: Iterable[str]) -> bool:
 
 
 def optimizer_findings(settings: Settings, report: Report) -> list[Finding]:
-    """Everything that stands against a run's optimizer and its groups of parameters (OPTIMIZER-001)."""
+    """Everything that stands against a run's groups of parameters (OPTIMIZER-001)."""
     groups, settled = settings.optimizer.group, report.settled
-    findings = [*_without_muon(settings.optimizer)]
-    findings += [finding for number, group in enumerate(groups) for finding in _of_itself(number, group)]
+    findings = [finding for number, group in enumerate(groups) for finding in _of_itself(number, group)]
     if not groups or settled is None or not (names := _names(settings.lora, settled.family, settled.config)):
         return findings  # what there are no parameters for is told elsewhere
     members = _members(groups, names)
@@ -97,22 +95,6 @@ def optimizer_findings(settings: Settings, report: Report) -> list[Finding]:
             findings.append(_matches_nothing(number, group.pattern, names))
     left = set(names).difference(*(found for group, found in zip(groups, members, strict=True) if group.frozen))
     return findings if left else [*findings, _all_frozen(len(names))]
-
-
-def _without_muon(optimizer: OptimizerSettings) -> list[Finding]:
-    """A rate of Muon's that nothing would come of."""
-    if optimizer.muon_lr is None or optimizer.optimizer == "muon":
-        return []
-    return [
-        Finding(
-            rule=rules.OPTIMIZER_001,
-            subject=flag("muon_lr"),
-            problem="nothing is trained by Muon",
-            expected="--optimizer muon, too",
-            found=f"{optimizer.muon_lr:g}",
-            hint="Leave it out, or say --optimizer muon.",
-        )
-    ]
 
 
 def _of_itself(number: int, group: GroupSettings) -> list[Finding]:

@@ -106,7 +106,7 @@ def _unknown(name: str, value: Any) -> Iterator[tuple[str, str, str]]:
     if name not in _FIELDS:
         yield name, "no such setting", _instead(name)
     elif TABLES in (metadata := _FIELDS[name].metadata):
-        yield from unknown_in_tables(name, value, metadata[TABLES])
+        yield from unknown_in_tables(name, value, metadata[TABLES], how="Give a list of dictionaries.")
 
 
 def _instead(name: str) -> str:

@@ -13,7 +13,7 @@ from attrs import frozen
 from apr_train.atomic import write_file
 from apr_train.errors import RunError
 from apr_train.run.json_lines import read_json_lines
-from apr_train.run.option import MAY_CHANGE, flag
+from apr_train.run.option import MAY_CHANGE, flag, told
 from apr_train.run.settings import GROUPS, Settings
 
 
@@ -35,7 +35,7 @@ class Change:
 
 
 def _told(value: Any) -> str:
-    return "left open" if value is None else str(value)
+    return "left open" if value is None else told(value)
 
 
 def read_changes(path: Path) -> list[Change]:

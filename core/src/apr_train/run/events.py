@@ -69,9 +69,11 @@ class RunEnd:
     step: int
     """Steps done."""
     result: Path | None = None
-    """model.apr, or the adapter; None for a run that did not come to its end."""
+    """model.apr, or the adapter; None for a run that was interrupted, or failed."""
+    ended_by: str | None = None
+    """The setting that ended it early and in order, and why, such as `--max-time 30m`; there is a result."""
     stopped_by: str | None = None
-    """What ended it early, such as `SIGINT`; it can go on with `--resume`."""
+    """What interrupted it, such as `SIGINT`: there is no result, and it can go on with `--resume`."""
     error: str | None = None
     """What went wrong; None when nothing did."""
 

@@ -127,6 +127,18 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def told(value: Any) -> str:
+    """A setting's value for people: a list without its brackets, an array of tables by what is set in each."""
+    if attrs.has(type(value)):
+        set_there = attrs.asdict(value, filter=lambda item, own: own != item.default)
+        return f"{{{', '.join(f'{key} = {told(own)}' for key, own in set_there.items())}}}"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(told, value)) or "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "nothing" if value is None else str(value)
+
+
 def _to_tuple(value: Any) -> Any:
     """A list as a tuple; what is neither stays, for `_check` to refuse (a string would fall apart into letters)."""
     return tuple(value) if isinstance(value, list) else value
@@ -157,7 +169,8 @@ def _check_type(attribute: attrs.Attribute[Any], value: Any) -> None:
     kind: type = attribute.metadata["kind"]
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value))
+        hint = f'Write it in quotes: "{value}".' if kind is str and type(value) in (int, float) else ""
+        raise ConfigError("wrong type", where=_where(attribute), expected=kind.__name__, found=repr(value), hint=hint)
     if value == "":  # as a path it would be the folder one happens to be in
         raise ConfigError("empty", where=_where(attribute), expected="a text, or to leave the option out", found="''")
     if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():

@@ -25,7 +25,9 @@ def doing(what: str, *, shown: bool = True) -> Iterator[None]:
     if not shown or not is_drawn_on(stream):
         yield
         return
-    stream.write(f"{what} …"[: (columns(stream) or 80) - 1])
+    room = (columns(stream) or 80) - 1  # what fills the last column as well may wrap
+    text = f"{what} …"
+    stream.write(text if len(text) <= room else f"{text[: room - 1]}…")
     stream.flush()
     try:
         yield

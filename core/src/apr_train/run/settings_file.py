@@ -12,7 +12,7 @@ import tomli_w
 from apr_train.checkpoint.files import parse_toml
 from apr_train.errors import ConfigError, Finding, FormatError, RunError
 from apr_train.run.data_argument import mixture_of
-from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, TABLES, flag
+from apr_train.run.option import FIXED, MAY_CHANGE, MAY_MOVE, TABLES, flag, told
 from apr_train.run.other_names import advice, plain, settings_called
 from apr_train.run.settings import GROUPS, DataSettings, Settings, SourceSettings
 from apr_train.suggest import closest, nearest
@@ -73,10 +73,10 @@ def _unknown(name: str, table: Any) -> Iterator[tuple[str, str, str]]:
             yield from unknown_in_tables(f"{name}.{key}", value, own[key].metadata[TABLES])
 
 
-def unknown_in_tables(name: str, value: Any, cls: type) -> Iterator[tuple[str, str, str]]:
-    """The same of an array of tables."""
+def unknown_in_tables(name: str, value: Any, cls: type, *, how: str | None = None) -> Iterator[tuple[str, str, str]]:
+    """The same of an array of tables; `how` it is written, where it is not in TOML."""
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        yield name, "an array of tables is wanted", f"Write [[{name}]], and its settings below."
+        yield name, "an array of tables is wanted", how or f"Write [[{name}]], and its settings below."
         return
     own = attrs.fields_dict(cls)
     for number, table in enumerate(value):
@@ -143,8 +143,8 @@ def _unchangeable(subject: str, field: str, before: Any, after: Any, reason: str
         subject=subject,
         field=field,
         problem=f"a resume cannot change this: {reason or 'only where it lies may change'}",
-        expected="nothing" if before is None else str(before),
-        found="nothing" if after is None else str(after),
+        expected=told(before),
+        found=told(after),
         hint="Leave it out, or start a new run with --init pointing at the checkpoint's model.apr.",
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from apr_train.data.special_tokens import special_id
+from apr_train.family.adapter_sites import is_of_adapter
 from apr_train.run.course import course
 from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import CARD, METRICS, MODEL
@@ -78,8 +79,7 @@ def _machine_line(machine: Machine | None) -> dict[str, str]:
 
 def parameters_of(run: Run) -> int:
     """Those of the model; adapters on it come on top."""
-    adapted = run.settings.lora.lora_rank is not None
-    return sum(item.numel() for item in run.model.parameters() if not (adapted and item.requires_grad))
+    return sum(item.numel() for name, item in run.model.named_parameters() if not is_of_adapter(name))
 
 
 def adapter_lines(prepared: Prepared) -> dict[str, str]:
@@ -87,9 +87,11 @@ def adapter_lines(prepared: Prepared) -> dict[str, str]:
     lora, model = prepared.run.settings.lora, prepared.run.model
     if lora.lora_rank is None:
         return {}
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained, still = (
+        sum(item.numel() for item in model.parameters() if item.requires_grad is wanted) for wanted in (True, False)
+    )
     where = ", ".join(lora.lora_target or prepared.inputs.cleared.family.info.adapter_targets) or "all matrices of the blocks"
-    counts = f"{trained:,} parameters trained, {parameters_of(prepared.run):,} frozen"
+    counts = f"{trained:,} parameters trained, {still:,} frozen"
     return {"adapters": f"LoRA of rank {lora.lora_rank}, alpha {lora.lora_alpha:g}, on {where}: {counts}"}
 
 

@@ -69,7 +69,7 @@ def finish(prepared: Prepared, *, shown: bool = True) -> tuple[list[Metrics], Sa
     """Write the sample, MODEL_CARD.md and model.apr, or the adapter; returns all metrics, and the sample if there is one.
 
     The model is the last: where it stands at the run's last step, nothing is left to do (`run.resume`). `shown`: whether a
-    terminal says that it is being written.
+    terminal says what is being done.
 
     Raises:
         OutputError: one of them cannot be written.

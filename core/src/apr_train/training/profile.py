@@ -86,7 +86,9 @@ class StepProfiler:
         except (OutputError, OSError, RuntimeError) as error:  # the last is what torch makes of a disk that is full
             self.say(f"no trace: {error}")
         else:
-            self.say(f"steps {self.window.first} to {self.window.last} are traced in {self.folder}")
+            first, last = self.window.first, self.window.last
+            steps = f"step {first} is" if first == last else f"steps {first} to {last} are"
+            self.say(f"{steps} traced in {self.folder}")
 
     def _write(self, seen: Any) -> None:
         """The trace, the largest items and, on CUDA, the memory: a folder that appears whole."""

@@ -251,10 +251,10 @@ def restore(run: Run, resume: Resume) -> None:
     if checkpoint is not None:
         state = read_state(checkpoint.path)
         other_types = any(resume.is_changed(name) for name in ("run.precision", "optimizer.bf16_update"))
+        if run.averaged is not None:  # first: a master copy that begins or ends here is one of the trained weights
+            run.averaged.restore(run.model, checkpoint.path, convert=other_types)
         load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"], convert=other_types)
         run.restore(state)
-        if run.averaged is not None:
-            run.averaged.restore(run.model, checkpoint.path, convert=other_types)
     run.processes.write(lambda: _forget_later(run, resume))
 
 

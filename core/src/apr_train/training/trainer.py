@@ -122,8 +122,8 @@ def _followed(prepared: Prepared, signals: Sequence[Signals], shown: bool) -> Tr
     except BaseException as error:
         run.trackers.end(RunEnd(step=run.step, error=told(error)))
         raise
-    result = run.folder / run.result if trained.lines else None
-    run.trackers.end(RunEnd(step=run.step, result=result, stopped_by=trained.outcome.stopped_by))
+    result, outcome = run.folder / run.result if trained.lines else None, trained.outcome
+    run.trackers.end(RunEnd(step=run.step, result=result, ended_by=outcome.ended_by, stopped_by=outcome.stopped_by))
     return trained
 
 

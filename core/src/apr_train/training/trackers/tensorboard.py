@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from apr_train.run.events import RunEnd, RunStart, hookimpl
@@ -24,7 +25,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(run.own), purge_step=run.done + 1 if run.done else None)
         table = "\n".join(f"    {name} = {value}" for name, value in run.settings.items())
         self._writer.add_text("settings", table, run.done)
-        run.say(f"tensorboard: tensorboard --logdir {run.folder.parent}")
+        run.say(f"tensorboard: tensorboard --logdir {shlex.quote(str(run.folder.parent))}")
 
     @hookimpl
     def step_done(self, line: Metrics) -> None:

@@ -90,16 +90,22 @@ def torch_as_before() -> Iterator[None]:
     Not put back is how the C allocator keeps freed memory (`reuse_freed_memory`): it has no way to tell what was set.
     """
     threads, workspace = torch.get_num_threads(), os.environ.get(CUBLAS)
-    deterministic, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    chosen = _deterministic()
     try:
         with torch.random.fork_rng(devices=_devices_in_use()):
             yield
     finally:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        if _deterministic() != chosen:  # else left alone: to set it imports torch's compiler
+            torch.use_deterministic_algorithms(chosen[0], warn_only=chosen[1])
         if workspace is None:
             os.environ.pop(CUBLAS, None)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    """Whether torch takes deterministic algorithms, and whether it only warns where there are none."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _devices_in_use() -> Sequence[int]:

@@ -81,12 +81,15 @@ RUN_FILES: dict[str, Change] = {
     "preflight.json": json_changed,
     "metrics.jsonl": lines_changed,
     "samples.jsonl": lines_changed,
+    "machine.json": json_changed,
     "step-000002/state.json": json_changed,
     "step-000002/optimizer.safetensors": safetensors_changed,
     "MODEL_CARD.md": bytes_changed,
 }
 """What every run writes, beside its weights."""
 WHOLE_MODEL: dict[str, Change] = {"step-000002/model.apr": apr_changed, "model.apr": apr_changed}
+WATCHED: dict[str, Change] = {"step-000002/averaging.safetensors": safetensors_changed, "profile/items.json": json_changed}
+"""What `--ema` and `--profile` leave and somebody reads."""
 ADAPTER: dict[str, Change] = {"adapter_config.json": json_changed, "adapter_model.safetensors": safetensors_changed}
 TOKENIZE = ("tokenize", "--init", "{seeds}/hf", "--sequence-length", "64", "--device", "cpu", "--objective")
 CHAT = (*TOKENIZE, "sft", "--data")
@@ -231,7 +234,7 @@ KINDS = {
         },
         (*RUN[:-1], ("merge", "{}", "-o", "{folder}/made.apr")),
     ),
-    "fim": Kind("files of a run that fills holes", "fim", "", {**RUN_FILES, **WHOLE_MODEL}, RUN),
+    "fim": Kind("files of a run that fills holes", "fim", "", {**RUN_FILES, **WHOLE_MODEL, **WATCHED}, RUN),
     "masked": Kind("files of an encoder's run", "masked", "", {**RUN_FILES, **WHOLE_MODEL}, RUN),
 }
 

@@ -190,7 +190,7 @@ ADAPTED = ("--run", "lora", "--objective", "sft", "--lora-rank", 2, "--validatio
 RUNS = (
     ("--init", "hf", "--data", "data/d", *SHORT, "--run", "run", "--prompt", "def f"),
     ("--init", "hf", "--data", "data/chat.jsonl", *SHORT, *ADAPTED),
-    ("--init", "hf", "--data", "data/d", *SHORT, "--run", "fim", "--objective", "fim"),
+    ("--init", "hf", "--data", "data/d", *SHORT, "--run", "fim", "--objective", "fim", "--ema", 0.5, "--profile", "2:2"),
     ("--arch", "codebert", "--preset", "tiny", "--vocab-size", 300, "--data", "data/d", *SHORT, "--run", "masked"),
 )
 """One of each objective; one of them trains adapters."""

@@ -67,7 +67,7 @@ def test_text_appears_while_the_model_still_writes(apr, models, monkeypatch):
     from apr_train.cli import generate
 
     pieces = []
-    monkeypatch.setattr(generate, "_emit", pieces.append)
+    monkeypatch.setattr(generate, "emit_text", pieces.append)
     apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12)
     assert len(pieces) > 6
 

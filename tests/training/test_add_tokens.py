@@ -98,9 +98,12 @@ def test_free_rows_are_taken_first(place, bases, tokens):
     folder = place.folder / "roomy"
     shutil.copytree(bases["qwen2"][1], folder)
     content = json.loads((folder / "tokenizer.json").read_text())
-    size = max(token["id"] for token in content["added_tokens"]) + 1
+    vocabulary = content["model"]["vocab"]
+    size = max([*vocabulary.values(), *(token["id"] for token in content["added_tokens"])]) + 1
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size - 3]
-    content["model"]["vocab"] = {token: index for token, index in content["model"]["vocab"].items() if index < size - 3}
+    content["model"]["vocab"] = {token: index for token, index in vocabulary.items() if index < size - 3}
+    merges = (merge if isinstance(merge, list) else merge.split(" ") for merge in content["model"]["merges"])
+    content["model"]["merges"] = [pair for pair in merges if {*pair, "".join(pair)} <= content["model"]["vocab"].keys()]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     said = place.train("--init", folder, "--add-tokens", tokens, "--steps", "0", "--run", "g", *HOW)
     assert f"4 new tokens (3 in free rows, 1 in new ones), 1 of them words; {size + 1:,} rows" in said

@@ -14,7 +14,7 @@ from tests.fuzz.inputs import KINDS
 from tests.fuzz.seeds import make_seeds
 
 RUNS = ("run", "lora", "fim", "masked")
-UNREAD = {".lock"}
+UNREAD = {".lock", "trace.json.gz"}
 BEFORE = "step-000001"
 """The checkpoint before the last, whose files are of the same kinds."""
 

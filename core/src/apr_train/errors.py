@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import attrs
 from attrs import frozen
@@ -109,6 +109,8 @@ class Finding:
 class AprTrainError(Exception):
     """Base of every error that the user can mend; the command line prints it without a traceback.
 
+    Its text ends at `longest` bytes, for what it quotes may be a file's; `findings` has everything.
+
     Args:
         problem: what is wrong, one sentence without a full stop.
         where: the file, the option or the object that is wrong.
@@ -120,6 +122,7 @@ class AprTrainError(Exception):
     """
 
     exit_code = 1
+    longest: ClassVar[int] = LONGEST_MESSAGE
     findings: tuple[Finding, ...]
     """At least one."""
 
@@ -171,7 +174,7 @@ class AprTrainError(Exception):
 
     def __str__(self) -> str:
         told = [str(finding) for finding in self.findings if finding.severity == "error"]
-        return "\n".join(_within(told, LONGEST_MESSAGE))
+        return "\n".join(_within(told, self.longest))
 
 
 def _within(lines: list[str], limit: int) -> list[str]:

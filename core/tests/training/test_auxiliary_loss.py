@@ -279,7 +279,7 @@ def test_a_model_without_one_has_no_such_field(make_run):
     outcome = train(run)
     assert "aux_loss" not in outcome.last.to_json()
     assert "aux" not in step_line(outcome.last, 1)
-    assert "loss 4.1000  aux 1.250  lr" in step_line(evolve(outcome.last, loss=4.1, aux_loss=1.25), 1)
+    assert "loss  4.1000  aux  1.250  lr" in step_line(evolve(outcome.last, loss=4.1, aux_loss=1.25), 1)
 
 
 def gradients(make, change, mask):

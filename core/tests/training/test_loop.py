@@ -498,10 +498,10 @@ def test_a_spike_changes_nothing_but_the_data_goes_on(make_run):
     train(run)
     assert all(same_bits(before, after) for before, after in zip(seen[1], seen[2], strict=True))
     assert not same_bits(seen[2][0], seen[3][0])
-    assert told == ["step 2 skipped, as --skip-spikes 0 says: loss 9 is odd"]
+    assert next(text for text in told if "skipped" in text) == "step 2 skipped, as --skip-spikes 0 says: loss 9 is odd"
     assert [line.skipped for line in read_metrics(run.folder / METRICS)] == [None, None, 1, None]
     assert run.stream.rows_read == 3 * 2
-    assert {int(value["step"]) for value in run.optimizer.state.values()} == {2}
+    assert {int(value["step"]) for part in run.optimizer.parts for value in part.state.values()} == {2}
 
 
 def test_a_guarded_run_goes_on_bit_for_bit(make_run, monkeypatch):

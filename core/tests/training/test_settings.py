@@ -1,5 +1,6 @@
 """Settings: limits, TOML there and back, unknown names, what a resume may change."""
 
+import json
 import os
 import tomllib
 
@@ -214,6 +215,8 @@ def test_changes_come_back_from_the_file_and_are_undone_from_a_step_on(tmp_path)
         changed(10, "model.attention", None, "eager"),
         changed(30, "data.batch_size", 4, 8),
         changed(30, "run.gone", 1, 2),
+        changed(30, "gone.run", 1, 2),
+        changed(30, "data.source", 1, 2),
     ]
     write_changes(tmp_path / "changes.jsonl", [])
     assert not (tmp_path / "changes.jsonl").exists()
@@ -232,6 +235,14 @@ def test_changes_come_back_from_the_file_and_are_undone_from_a_step_on(tmp_path)
         str(changed(3, "run.tracker", (), ["wandb", "tensorboard"])) == "--tracker nothing → wandb, tensorboard from step 4 on"
     )
     assert str(changed(3, "run.compile", False, True)) == "--compile false → true from step 4 on"
+
+
+@pytest.mark.parametrize(("setting", "before"), [("run.precision", "x"), ("data.batch_size", [1]), ("run.tracker", 3)])
+def test_a_change_from_a_value_that_the_setting_cannot_have_names_file_and_line(tmp_path, setting, before):
+    line = {"step": 1, "setting": setting, "before": before, "after": 2}
+    (tmp_path / "changes.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(RunError, match=rf"changes.jsonl \[{setting}\]: line 1 has a value that the setting cannot have had"):
+        read_changes(tmp_path / "changes.jsonl")
 
 
 @pytest.mark.parametrize("line", ["3", "{}", '{"step": "1", "setting": "a", "before": 1, "after": 2}'])

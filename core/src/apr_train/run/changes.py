@@ -11,10 +11,12 @@ import attrs
 from attrs import frozen
 
 from apr_train.atomic import write_file
-from apr_train.errors import RunError
+from apr_train.errors import ConfigError, RunError
 from apr_train.run.json_lines import read_json_lines
 from apr_train.run.option import MAY_CHANGE, flag, told
 from apr_train.run.settings import GROUPS, Settings
+
+_HINT = "Move the file away: the run goes on without it, and knows nothing of these changes."
 
 
 @frozen(kw_only=True)
@@ -52,10 +54,23 @@ def _change(path: Path, number: int, values: Any) -> Change:
     right = isinstance(values, dict) and values.keys() == names and type(values["step"]) is int
     if not right or not isinstance(values["setting"], str):
         expected = f"an object with {', '.join(sorted(names))}"
-        hint = "Move the file away: the run goes on without it, and knows nothing of these changes."
         where = f"line {number} is no change of a setting"
-        raise RunError(where, where=path, expected=expected, found=repr(values)[:80], hint=hint)
+        raise RunError(where, where=path, expected=expected, found=repr(values)[:80], hint=_HINT)
+    group, _, name = values["setting"].partition(".")
+    if _may_change(group, name):
+        try:
+            GROUPS[group](**{name: values["before"]})
+        except ConfigError as error:
+            problem = f"line {number} has a value that the setting cannot have had: {error.finding.problem}"
+            found = error.finding.found
+            raise RunError(problem, where=path, field=values["setting"], found=found, hint=_HINT) from error
     return Change(**values)
+
+
+def _may_change(group: str, name: str) -> bool:
+    """Whether there is such a setting, and a resume may change it; other versions have others."""
+    item = attrs.fields_dict(GROUPS[group]).get(name) if group in GROUPS else None
+    return item is not None and bool(item.metadata[MAY_CHANGE])
 
 
 def write_changes(path: Path, changes: Sequence[Change]) -> None:
@@ -73,7 +88,7 @@ def settings_at(settings: Settings, changes: Iterable[Change], step: int) -> Set
     values = {group: dict[str, Any]() for group in GROUPS}
     for change in reversed(list(changes)):
         group, _, name = change.setting.partition(".")
-        if change.step >= step and name in attrs.fields_dict(GROUPS.get(group, Settings)):
+        if change.step >= step and _may_change(group, name):
             values[group][name] = change.before
     return Settings(**{group: attrs.evolve(getattr(settings, group), **values[group]) for group in GROUPS})
 

@@ -10,7 +10,8 @@ import attrs
 from attrs import frozen
 
 from apr_train.atomic import write_file
-from apr_train.errors import RunError
+from apr_train.checkpoint.files import parse_json
+from apr_train.errors import FormatError, RunError
 from apr_train.family.flops import TrainingFlops
 from apr_train.run.units import rate
 
@@ -75,8 +76,8 @@ def read_machine(path: Path) -> Machine | None:
     if not path.exists():
         return None
     try:
-        return _checked(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:  # no JSON, other keys, other types
+        return _checked(parse_json(path))
+    except (FormatError, ValueError, TypeError, KeyError) as error:  # no JSON, other keys, other types
         problem = "this is no description of a machine"
         raise RunError(problem, where=path, found=str(error) or type(error).__name__, hint=_HINT) from error
 

@@ -170,9 +170,10 @@ def read_metrics(path: Path) -> list[Metrics]:
 def _check_numbers(values: dict[str, Any], number: int, path: Path) -> None:
     """Every value is a number, or an object of numbers; the step is one that there can be."""
     for name, value in values.items():
-        for item in value.values() if isinstance(value, dict) else (value,):
+        parts = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        for part, item in parts.items():
             if item is not None and (isinstance(item, bool) or not isinstance(item, int | float)):
-                raise RunError(f"line {number}: {name} is no number", where=path, found=f"{value!r:.80}")
+                raise RunError(f"line {number}: {part} is no number", where=path, found=f"{item!r:.80}")
     if type(values["step"]) is not int or not 0 <= values["step"] < 1 << 63:
         expected = "a whole number of zero or more"
         raise RunError(f"line {number}: the step is wrong", where=path, expected=expected, found=f"{values['step']!r:.80}")

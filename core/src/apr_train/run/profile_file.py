@@ -10,7 +10,8 @@ import attrs
 from attrs import field, frozen
 
 from apr_train.atomic import write_file
-from apr_train.errors import RunError
+from apr_train.checkpoint.files import parse_json
+from apr_train.errors import FormatError, RunError
 
 ITEMS, TRACE, MEMORY = "items.json", "trace.json.gz", "memory.json.gz"
 """In the folder `profile`; the last of a CUDA device only."""
@@ -60,8 +61,8 @@ def read_profile(path: Path) -> ProfileRecord | None:
     if not path.exists():
         return None
     try:
-        return _checked(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:  # no JSON, other keys, other types
+        return _checked(parse_json(path))
+    except (FormatError, ValueError, TypeError, KeyError) as error:  # no JSON, other keys, other types
         raise RunError("this is no profile", where=path, found=str(error) or type(error).__name__, hint=_HINT) from error
 
 

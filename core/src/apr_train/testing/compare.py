@@ -16,6 +16,8 @@ from apr_train.errors import AprTrainError, Finding
 class ConformanceError(AprTrainError):
     """A family that breaks the contract; a test that calls the kit fails with this message."""
 
+    longest = 1 << 20  # every fault of every check: it is about the author's own code, and no file decides how long it is
+
 
 def fail_on(faults: Iterable[str], *, where: str) -> None:
     """Raise one error with a finding per fault; do nothing when there are none.

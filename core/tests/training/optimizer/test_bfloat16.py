@@ -192,6 +192,7 @@ def test_a_parameter_whose_rows_do_not_follow_one_another_is_updated_too():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", MOMENTS)
 @pytest.mark.parametrize("master", [False, True])
 def test_on_cuda_equal_steps_give_equal_bits(kind, master):

@@ -13,7 +13,8 @@ from typing import Self
 from attrs import frozen
 
 from apr_train.atomic import write_file
-from apr_train.errors import RunError
+from apr_train.checkpoint.files import parse_json
+from apr_train.errors import FormatError, RunError
 from apr_train.run.folder import LAUNCH
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
@@ -107,8 +108,7 @@ def run_of_launch(out: Path, launch: Launch) -> Path | None:
 
 def _noted(path: Path) -> str | None:
     try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        found = parse_json(path).get("launch")
+    except FormatError:
         return None
-    found = told.get("launch") if isinstance(told, dict) else None
     return found if isinstance(found, str) else None

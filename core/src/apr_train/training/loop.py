@@ -63,7 +63,8 @@ def _train(run: Run, request: StopRequest) -> Outcome:
             metrics.write(line)
             display.step(line)
             run.trackers.line(line)
-        while run.step < last and ended is None and not run.processes.has_to_stop(stop):
+        stopped = run.processes.stopped_by(stop)
+        while run.step < last and stopped is None and ended is None:
             line = _advance(run, metrics)
             metrics.write(line)
             if stop.name != "SIGHUP":  # the terminal is gone
@@ -72,9 +73,12 @@ def _train(run: Run, request: StopRequest) -> Outcome:
             if _due(run.step, often.save_every, last) or (line.val_loss is not None and run.is_better(line)):
                 _save(run, metrics)
             ended = _ended(run, line)
+            stopped = run.processes.stopped_by(stop)
         if run.step:
             _save(run, metrics)  # a checkpoint that is there stays as it is: only a signal leaves something to save here
-    return Outcome(last=line, stopped_by=stop.name if run.step < last else None, ended_by=ended if run.step < last else None)
+        stopped = stopped or run.processes.stopped_by(stop)
+    is_over = run.step >= last
+    return Outcome(last=line, stopped_by=None if is_over else stopped, ended_by=None if is_over else ended)
 
 
 def _ended(run: Run, line: Metrics) -> str | None:

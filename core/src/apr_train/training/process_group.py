@@ -279,13 +279,14 @@ class Group(Processes):
         """See `Processes.first_says`."""
         return self.words.everyone(value)[0]  # type: ignore[no-any-return]  # JSON gives it back as it was
 
-    def has_to_stop(self, stop: StopRequest) -> bool:
-        """See `Processes.has_to_stop`; the name of a signal is that of the largest number."""
-        number = 0 if stop.name is None else int(signal.Signals[stop.name])
-        _, largest = self.span(number)
-        if largest and stop.name is None:
-            stop.name = signal.Signals(int(largest)).name
-        return bool(stop)
+    def stopped_by(self, stop: StopRequest) -> str | None:
+        """See `Processes.stopped_by`; of several signals the one of the largest number."""
+        _, largest = self.span(0 if stop.name is None else int(signal.Signals[stop.name]))
+        if not largest:
+            return None  # even if one has come to this process meanwhile: the others hear of it the next time
+        name = signal.Signals(int(largest)).name
+        stop.name = stop.name or name
+        return name
 
     def draw_by(self, *place: int) -> None:
         """See `Processes.draw_by`: by the place and the rows of this process."""

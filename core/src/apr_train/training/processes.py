@@ -127,9 +127,9 @@ class Processes:
         """The first process's value, JSON-able: what depends on a clock or a folder is decided by one for all."""
         return value
 
-    def has_to_stop(self, stop: StopRequest) -> bool:
-        """Whether any process was asked to stop; `stop` knows it afterwards."""
-        return bool(stop)
+    def stopped_by(self, stop: StopRequest) -> str | None:
+        """The signal by which any process was asked to stop, the same answer on all; `stop` knows it afterwards."""
+        return stop.name
 
     def draw_by(self, *place: int) -> None:
         """Let what is drawn from here on, dropout, depend on a place in the run and not on what was drawn before.

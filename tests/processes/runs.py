@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from apr_train.model.sharding import local
 from apr_train.run.launch import Launch
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
@@ -54,6 +55,8 @@ def run_case(case, processes=None):
             run.write_model(run.folder / "start.apr", run.model, step=0)
         if case.get("poison") == processes.rank:
             poison(run, step=3)
+        if case.get("breaks") == processes.rank:
+            break_weights(run, step=10)
         train(run)
         finish(prepared)
         return run.folder
@@ -68,6 +71,20 @@ def poison(run, *, step):
         return hidden * float("nan") if run.step >= step - 1 and run.model.training else hidden
 
     run.model.hidden_states = broken
+
+
+def break_weights(run, *, step):
+    """After that step, a weight that this process has is not a number."""
+    part = run.optimizer.parts[0]
+    take = part.step
+
+    @torch.no_grad()
+    def broken():
+        take()
+        if run.step == step - 1:
+            local(next(run.model.parameters())).view(-1)[0] = float("nan")
+
+    part.step = broken
 
 
 def main():

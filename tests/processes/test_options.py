@@ -40,7 +40,8 @@ def runs(place):
     for name, values in based.items():
         run_case(case(place, name, values, 1))
     two = [case(place, name, values, 2) for name, values in (CASES | based).items()]
-    launch(2, [*two, resumed(place, "muon", 2, 2), resumed(place, "averaged", 2, 2)], place)
+    broken = {**case(place, "broken", {"arch": "llama370m"}, 2), "breaks": 1}
+    launch(2, [*two, resumed(place, "muon", 2, 2), resumed(place, "averaged", 2, 2), broken], place)
     run_case(resumed(place, "averaged", 2, 1))
     return place / "runs"
 
@@ -93,3 +94,11 @@ def test_the_machine_is_all_processes(runs):
     line = read_metrics(runs / "muon-2" / METRICS)[-1]
     assert line.processes == 2
     assert line.mfu == pytest.approx(machine.mfu(tokens=2 * 5 * 32, targets=line.targets, seconds=line.step_time))
+
+
+def test_weights_that_are_not_finite_on_one_process_are_saved_by_none(runs):
+    told = [(runs.parent / f"broken-2-{rank}.error").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    assert "the weights are not finite" in told[0]
+    assert "Weights that are not finite: embed_tokens.weight" in told[0]
+    assert not checkpoints(runs / "broken-2")

@@ -102,6 +102,11 @@ def test_the_first_process_answers_for_all_and_fails_for_all():
     assert all(isinstance(error, ToldElsewhereError) for error in others)
 
 
+def test_what_the_first_process_says_holds_for_all():
+    assert together(lambda group: group.first_says(None if group.rank else "over")) == ["over"] * 4
+    assert together(lambda group: group.first_says(group.rank > 0)) == [False] * 4
+
+
 def test_what_is_made_once_a_machine_is_made_by_its_first_process():
     assert together(lambda group: group.once_a_machine("hash", lambda: f"by {group.rank}")) == ["by 0"] * 2 + ["by 2"] * 2
 

@@ -67,7 +67,7 @@ def test_every_unknown_key_is_told_what_to_write_all_at_once():
         "optimiser": "did you mean optimizer?",
         "optimizer.learning_rate": "Here that is optimizer.lr.",
         "data.batch_sise": "did you mean data.batch_size?",
-        "training": "The tables: [model], [data], [optimizer], [lora], [run].",
+        "training": "The tables: [model], [data], [optimizer], [lora], [run], [processes].",
         "training.max_steps": "Here that is run.steps.",
         "model": "Write [model], and its settings below.",
     }
@@ -313,6 +313,9 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
         "device",
         "threads",
         "allow_cold_init",
+        "shard",
+        "replicate",
+        "timeout",
     }
 
 

@@ -52,7 +52,7 @@ class TrainSettings(TypedDict, total=False):
     sequence_length: int | None
     """Tokens in a row."""
     batch_size: int | None
-    """Rows in one forward and backward pass."""
+    """Rows in one forward and backward pass, over all processes."""
     accumulate: int | None
     """Passes whose gradients make one step."""
     parse_special: bool | None
@@ -173,3 +173,11 @@ class TrainSettings(TypedDict, total=False):
     """Start of the sample that ends a run."""
     sample_tokens: int | None
     """Tokens of that sample; 0 for none."""
+    # [processes]
+    shard: Literal["auto", "full", "hybrid", "none"] | None
+    """Where each parameter lies: full, in pieces over all processes; hybrid, in pieces over those of a machine; none, whole in
+    each. auto is full on one machine, hybrid on several."""
+    replicate: int | None
+    """hybrid: how many groups of processes have all parameters; one a machine otherwise."""
+    timeout: int | None
+    """Seconds that a process waits for the others before it gives up."""

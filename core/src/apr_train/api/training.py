@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any, Unpack
 from attrs import field, frozen
 
 from apr_train.api.setting_types import TrainSettings
+from apr_train.errors import RunError
 from apr_train.run.asked import asked_run, named_values
 from apr_train.run.events import Say
 from apr_train.run.folder import ADAPTER_FOLDER, CARD, METRICS, MODEL, SAMPLES
 from apr_train.run.metrics import Metrics, read_metrics
 from apr_train.run.paths import user_path
 from apr_train.run.progress import doing
+from apr_train.run.resume import Resume
 from apr_train.run.samples import Sample, read_samples
+from apr_train.training.launched import launched
+from apr_train.training.processes import ToldElsewhereError
 from apr_train.training.signals import SIGNALS
 
 if TYPE_CHECKING:
     from apr_train.api.models import LoadedModel
     from apr_train.preflight import Report
-    from apr_train.run.resume import Resume
     from apr_train.run.settings import Settings
     from apr_train.training.setup import Prepared
     from apr_train.training.trainer import Trained
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 Place = str | os.PathLike[str]
 Config = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]]
 """Settings in tables: the path of a TOML file, or what would be in one."""
+
+Ask = Callable[[Path | None], "tuple[Settings, Resume | None]"]
+"""Gives the settings of a run and what to go on with, of the run that is named; None: of a new one."""
 
 
 @frozen(kw_only=True)
@@ -77,7 +83,8 @@ def train(
     """Train a model of any installed family, from a checkpoint or from scratch, and wait for its end.
 
     Everything is as `apr-train train` does it; only signals are left to the program around it. A KeyboardInterrupt leaves
-    the run's folder whole: `resume` goes on from its last checkpoint.
+    the run's folder whole: `resume` goes on from its last checkpoint. In a program that torchrun starts several times, all
+    processes train one model together (docs/scale.md); each gets the run, the notices are those of the first one.
 
     Args:
         config: settings in tables, a file or a mapping; those that are given by name win.
@@ -96,11 +103,15 @@ def train(
         if notice is not None:
             notice(text)
 
-    asked, plan = asked_by_name(config, resume, settings, where="train")
-    if plan is not None and plan.is_finished:
-        return _read_back(plan.folder, notices)
-    trained = carry_out(asked, plan, say=say, shown=progress, signals=())
-    return _read_back(trained.prepared.run.folder, notices, trained.outcome.ended_by)
+    def ask(path: Path | None) -> tuple[Settings, Resume | None]:
+        return asked_by_name(config, path, settings, where="train")
+
+    begun = None if resume is None else Path(user_path(os.fspath(resume)))
+    try:
+        ended = carry_out(ask, begun, say=say, shown=progress, signals=())
+    except ToldElsewhereError as error:
+        raise RunError("another process of the run has ended it, and says why") from error
+    return _read_back(ended.folder, notices, None if isinstance(ended, Resume) else ended.outcome.ended_by)
 
 
 def asked_by_name(
@@ -118,32 +129,50 @@ def asked_by_name(
 
 
 def carry_out(
-    asked: Settings,
-    plan: Resume | None,
+    ask: Ask,
+    resume: Path | None,
     *,
     say: Say,
     shown: bool = True,
     signals: Sequence[Signals] = SIGNALS,
     ready: Callable[[Prepared], None] = lambda _: None,
-) -> Trained:
-    """Train from settings to a result, or to where a signal stops it.
+    over: Callable[[Trained | Resume], None] = lambda _: None,
+) -> Trained | Resume:
+    """Train from settings to a result, or to where a signal stops it; together with all processes of a launcher.
 
     Args:
-        asked: as `asked_run` gives them.
-        plan: the run to go on with; something is left to do in it.
+        ask: gives what `asked_run` gives, of the run to go on with.
+        resume: that run, as the user named it; a launcher that starts the processes anew goes on with the one that it has.
         say: told of everything that the user should know.
         shown: whether bars and steps are drawn.
         signals: those that end the run after a step; none leaves the handlers of a host application in place.
         ready: called once all is ready, before step 0 is measured.
+        over: called with what is returned, before any process ends; `say`, `ready` and `over` are the first process's alone.
+
+    Returns:
+        The run; where nothing was left to do in it, the plan for it.
 
     Raises:
         AprTrainError: whatever is wrong.
+        ToldElsewhereError: of several processes, when another one says what is wrong.
     """
-    if (report := _without_torch(asked, plan)) is not None:
-        report.cleared()  # raises
-    with doing("starting torch", shown=shown):
-        from apr_train.training.trainer import run_to_its_end
-    return run_to_its_end(asked, plan, say=say, shown=shown, signals=signals, ready=ready)
+    with launched(os.environ) as processes:
+        with processes.in_turn():
+            asked, plan = ask(processes.begun(resume, lambda: ask(None)[0]))
+            if (report := _without_torch(asked, plan)) is not None:
+                report.cleared()  # raises
+        ended: Trained | Resume
+        if plan is not None and plan.is_finished:
+            ended = plan
+        else:
+            with doing("starting torch", shown=shown and processes.is_first):
+                from apr_train.training.trainer import run_to_its_end
+            processes.connect(asked)
+            ended = run_to_its_end(asked, plan, say=say, shown=shown, signals=signals, ready=ready, processes=processes)
+        if processes.is_first:
+            over(ended)
+        processes.everyone(None)  # a launcher ends those that are left as soon as one has with another status than 0
+        return ended
 
 
 def judged(asked: Settings, plan: Resume | None) -> Report:

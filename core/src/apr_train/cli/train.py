@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from apr_train.run.settings import GROUPS
 if TYPE_CHECKING:
     from apr_train.run.resume import Resume
     from apr_train.training.setup import Prepared
+    from apr_train.training.trainer import Trained
 
 
 def _settings(function: FC) -> FC:
@@ -59,7 +61,11 @@ def _dry_run(config: Path | None, resume: Path | None, values: dict[str, Any]) -
     from apr_train.cli.preflight_text import print_report
     from apr_train.errors import PreflightError
     from apr_train.run.asked import asked_run
+    from apr_train.run.launch import Launch
 
+    launch = Launch.of(os.environ)
+    if launch is not None and launch.rank:
+        return  # the first of several processes says it
     settings, plan = asked_run(config, resume, values)
     report = judged(settings, plan)
     print_report(report)
@@ -71,28 +77,17 @@ def _dry_run(config: Path | None, resume: Path | None, values: dict[str, Any]) -
 
 def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> None:
     from apr_train.api.training import carry_out
+    from apr_train.cli.output import tell
     from apr_train.run.asked import asked_run
+    from apr_train.run.resume import Resume
+    from apr_train.training.processes import ToldElsewhereError
 
-    settings, plan = asked_run(config, resume, values)
-    if plan is not None and plan.is_finished:
-        _say_finished(plan)
-        return
-    from apr_train.cli.output import emit_pairs, tell
-    from apr_train.errors import printable
-
-    ended = carry_out(settings, plan, say=tell, ready=_open)
-    from apr_train.training.display import closing, next_commands  # imports torch, which a typing error does not wait for
-
-    if (sample := ended.sample) is not None:
-        between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
-        prompt, text, suffix = (printable(part, lines=True) for part in (sample.prompt, sample.text, sample.suffix))
-        click.echo(f"\n{prompt}{between}{click.style(text, bold=True)}{suffix}\n")
-    emit_pairs(closing(ended.prepared, list(ended.lines), ended.outcome))
-    if ended.outcome.stopped_by is not None:
+    try:
+        ended = carry_out(lambda path: asked_run(config, path, values), resume, say=tell, ready=_open, over=_close)
+    except ToldElsewhereError as error:
+        raise click.exceptions.Exit(error.exit_code) from error
+    if not isinstance(ended, Resume) and ended.outcome.stopped_by is not None:
         raise click.exceptions.Exit(INTERRUPTED)
-    click.echo("\nnext")
-    for line in next_commands(ended.prepared):
-        click.echo(f"  {line}")
 
 
 def _open(prepared: Prepared) -> None:
@@ -100,6 +95,28 @@ def _open(prepared: Prepared) -> None:
     from apr_train.training.display import opening
 
     emit_pairs(opening(prepared))
+
+
+def _close(ended: Trained | Resume) -> None:
+    """Say how the run has ended, or that it had before."""
+    from apr_train.run.resume import Resume
+
+    if isinstance(ended, Resume):
+        _say_finished(ended)
+        return
+    from apr_train.cli.output import emit_pairs
+    from apr_train.errors import printable
+    from apr_train.training.display import closing, next_commands
+
+    if (sample := ended.sample) is not None:
+        between = "\n" if sample.kind == "chat" else ""  # an answer stands under its question
+        prompt, text, suffix = (printable(part, lines=True) for part in (sample.prompt, sample.text, sample.suffix))
+        click.echo(f"\n{prompt}{between}{click.style(text, bold=True)}{suffix}\n")
+    emit_pairs(closing(ended.prepared, list(ended.lines), ended.outcome))
+    if ended.outcome.stopped_by is None:
+        click.echo("\nnext")
+        for line in next_commands(ended.prepared):
+            click.echo(f"  {line}")
 
 
 def _say_finished(plan: Resume) -> None:

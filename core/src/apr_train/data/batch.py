@@ -20,6 +20,18 @@ IGNORED = -100
 
 
 @frozen(kw_only=True)
+class Share:
+    """The part of each batch that one of several processes has: rows that follow on one another, as many as any other's ± 1."""
+
+    number: int = 0
+    of: int = 1
+
+    def rows(self, count: int) -> range:
+        """Which of `count` rows."""
+        return range(self.number * count // self.of, (self.number + 1) * count // self.of)
+
+
+@frozen(kw_only=True)
 class Batch:
     """Rows of token ids and what to predict at each position."""
 
@@ -87,6 +99,22 @@ class Batch:
             document_lengths=tuple(lengths[place] for place in places.tolist()) if lengths else None,
             target_count=sum(item.target_count for item in parts),
         )
+
+    def part(self, share: Share) -> Batch:
+        """The rows of a share; where it has none, one row from which nothing is learnt, so that every process has a batch."""
+        if share.of == 1:
+            return self
+        own = share.rows(len(self.tokens))
+        rows = slice(own.start, own.stop) if own else slice(0, 1)
+        cut: dict[str, Any] = {
+            name: tensor[rows]
+            for name in ("tokens", "targets", "document_ids", "positions", "keep")
+            if (tensor := getattr(self, name)) is not None
+        }
+        if not own:
+            cut["targets"] = cut["targets"].new_full(cut["targets"].shape, IGNORED)
+        lengths = None if self.document_lengths is None else self.document_lengths[rows]
+        return evolve(self, **cut, document_lengths=lengths, target_count=int((cut["targets"] != IGNORED).sum()))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""

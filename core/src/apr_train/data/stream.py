@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve, frozen
 
-from apr_train.data.batch import Batch, RowOptions, Rows
+from apr_train.data.batch import Batch, RowOptions, Rows, Share
 from apr_train.data.mixture import End, Mixture, whole_weights
 from apr_train.data.objectives import Objective, keeps_documents_apart
 from apr_train.data.packing import implies_document_mask
@@ -70,6 +70,7 @@ class BatchStream:
         document_mask: bool = False,
         mask_probability: float = 0.15,
         packing: Packing = "concatenate",
+        share: Share | None = None,
         on_epoch: Callable[[int], None] | None = None,
         on_source: Callable[[str, int, bool], None] | None = None,
     ) -> None:
@@ -85,6 +86,7 @@ class BatchStream:
             document_mask: whether attention stays inside documents.
             mask_probability: share of the tokens to predict, of an objective that hides some.
             packing: how documents come into rows.
+            share: which rows of each batch are given, to one of several processes; all of them otherwise.
             on_epoch: called with the number of whole epochs done, each time that one is, of a source without a name.
             on_source: of sources with names: called with the name, its whole epochs, and whether it has ended with that.
 
@@ -111,6 +113,7 @@ class BatchStream:
             {name: item.limit for name, item in self._sources.items()},
         )
         self._batch_size, self._length = batch_size, sequence_length
+        self._own = (share or Share()).rows(batch_size)
         self._on_epoch, self._on_source = on_epoch, on_source
         self._identity = {
             "objective": objective.name,
@@ -163,7 +166,7 @@ class BatchStream:
         return self._mixture.ends_until(rows)
 
     def next_batch(self) -> Batch:
-        """The next `batch_size` rows.
+        """The next `batch_size` rows, or the share of them that this process has; the position moves over all of them.
 
         Raises:
             DataError: when every source has ended.
@@ -172,8 +175,10 @@ class BatchStream:
         order: dict[str, list[int]] = {}
         for row in range(self._batch_size):
             name = self._next_source()
-            places.setdefault(name, []).append(self._sources[name].next_place())
-            order.setdefault(name, []).append(row)
+            place = self._sources[name].next_place()
+            if row in self._own:
+                places.setdefault(name, []).append(place)
+                order.setdefault(name, []).append(row - self._own.start)
             self._tell(name)
         parts = [self._sources[name].rows.batch(mine) for name, mine in places.items()]
         return Batch.joined(parts, [row for rows in order.values() for row in rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ from apr_train.checkpoint.adapter_files import Adapter
 from apr_train.checkpoint.dtypes import Array
 from apr_train.errors import ConfigError, FormatError
 from apr_train.family.adapter_sites import ADAPTER_NAME, SIDES, Site
+from apr_train.model.sharding import local, piece_of
 
 
 def peft_library() -> ModuleType:
@@ -67,12 +68,17 @@ def _require_linear(model: nn.Module, sites: Sequence[Site]) -> None:
             )
 
 
-def adapter_tensors(model: nn.Module, sites: Iterable[Site]) -> dict[str, Tensor]:
-    """The adapters' matrices, on the CPU, by Hugging Face's names as peft saves them, without `base_model.model.`."""
+def adapter_tensors(
+    model: nn.Module, sites: Iterable[Site], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> dict[str, Tensor]:
+    """The adapters' matrices, on the CPU, by Hugging Face's names as peft saves them, without `base_model.model.`.
+
+    `whole` gives all of a parameter of which this process has a piece.
+    """
     found = {}
     for site in sites:
         layer: Any = model.get_submodule(site.module)
-        a, b = (getattr(layer, side)[ADAPTER_NAME].weight.detach().cpu() for side in SIDES)
+        a, b = (whole(getattr(layer, side)[ADAPTER_NAME].weight).detach().cpu() for side in SIDES)
         found[f"{site.hf_module}.lora_A.weight"] = a
         found[f"{site.hf_module}.lora_B.weight"] = site.rows_to_file(b).contiguous()
     return found
@@ -94,7 +100,7 @@ def set_adapter(model: nn.Module, sites: Iterable[Site], adapter: Adapter) -> No
             if name not in adapter.tensors or adapter.tensors[name].shape != tuple(weight.shape):
                 found = adapter.tensors[name].shape if name in adapter.tensors else "nothing"
                 raise _unfit(adapter, name, tuple(weight.shape), found)
-            weight.copy_(torch.from_numpy(np.array(change(adapter.read(name)))))
+            local(weight).copy_(piece_of(torch.from_numpy(np.array(change(adapter.read(name)))), weight))
     if left:
         raise _unfit(adapter, min(left), "no such tensor", adapter.tensors[min(left)].shape)
 

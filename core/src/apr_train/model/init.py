@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apr_train.errors import ConfigError
+from apr_train.model.sharding import local, piece_of
 from apr_train.suggest import did_you_mean
 
 _DRAWN = (nn.Linear, nn.Embedding)
@@ -31,7 +32,7 @@ def initialize(model: nn.Module, std: float, generator: torch.Generator, names: 
 
     A module with `initial_value` decides for itself; else biases are zero, weights of torch's norms one, and matrices of
     linear layers and embeddings drawn from N(0, std²), the row of an embedding's padding zero. Values are drawn on the
-    generator's device (use a CPU one) in float32, so they do not depend on the model's device.
+    generator's device (use a CPU one) in float32, so they do not depend on the model's device, nor on how it is sharded.
 
     Raises:
         ConfigError: for a name that the model does not have, or for parameters that no rule knows; nothing is filled then.
@@ -70,12 +71,13 @@ def _check(name: str, owner: nn.Module, leaf: str) -> None:
 def _fill(owner: nn.Module, leaf: str, parameter: Tensor, std: float, generator: torch.Generator) -> None:
     value = _constant(owner, leaf)
     if value is not None:
-        parameter.fill_(value)
+        local(parameter).fill_(value)
         return
     drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
-    parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+    drawn.normal_(0.0, std, generator=generator)
     if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
-        parameter[owner.padding_idx].zero_()
+        drawn[owner.padding_idx].zero_()
+    local(parameter).copy_(piece_of(drawn, parameter))
 
 
 def _constant(owner: nn.Module, leaf: str) -> float | None:

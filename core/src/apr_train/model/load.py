@@ -16,7 +16,8 @@ from apr_train.checkpoint.header import TensorInfo
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.name_map import Fill
-from apr_train.family.operations import Identity, part_of
+from apr_train.family.operations import Identity, joined, part_of
+from apr_train.model.sharding import local, piece_of
 from apr_train.model.tensors import TORCH_DTYPES, to_torch
 
 _COMPARE = 1 << 20
@@ -91,6 +92,46 @@ def load_weights(
         model.initialize(generator or torch.Generator().manual_seed(0), names)  # type: ignore[operator] # LanguageModel's
     checked = isinstance(checkpoint, Streaming) and (checkpoint.verify_data if verify is None else verify)
     return _report(plan, source.bytes_read, verified=checked)
+
+
+@torch.no_grad()
+def load_pieces(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    plan: LoadPlan,
+    *,
+    generator: torch.Generator,
+    verified: bool,
+) -> LoadReport:
+    """Fill a sharded model, which has its memory already: each process reads the rows of its pieces from the memory map.
+
+    A parameter whose values are changed on the way, or come from several tensors, is read whole, one at a time. What the
+    file does not have is drawn from `generator`, on each process the whole of it, and a piece is kept.
+
+    Args:
+        model: sharded (`model.sharding.shard`), with memory.
+        checkpoint: its checksum is not compared here, for nobody reads all of it; `verified` says that it was.
+        plan: without findings.
+        generator: on the CPU, in the same state on all processes.
+        verified: what the report says of the checksum.
+
+    Raises:
+        PreflightError: as `load_weights`.
+        FormatError: when the file turns out to be damaged.
+        RunError: when something of the model would stay without memory.
+    """
+    if plan.findings:
+        raise PreflightError(plan.findings)
+    parameters = dict(model.named_parameters())
+    _check_coverage(parameters, plan, checkpoint.header.path)
+    _check_buffers(model)
+    source = _Source(checkpoint, None, _silent)
+    for name, edges in plan.filled.items():
+        source.fill_piece(edges, parameters[name])
+    source.compare(plan)
+    if plan.fresh:
+        model.initialize(generator, plan.fresh_parameters)  # type: ignore[operator] # LanguageModel's
+    return _report(plan, source.bytes_read, verified=verified)
 
 
 def _empty_like(parameter: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
@@ -169,6 +210,13 @@ class _Source:
             for edge, place in places:
                 place.copy_(edge.to_parameter(whole))
         self._consumed(info.nbytes)
+
+    def fill_piece(self, edges: tuple[Fill, ...], parameter: Tensor) -> None:
+        """Put the values of a parameter's piece that is here into it; a view of the map is read where it is copied from."""
+        views = ((edge.parameter_part, edge.to_parameter(to_torch(self._checkpoint.read(edge.checkpoint)))) for edge in edges)
+        piece = piece_of(joined(edges[0].parameter_shape, views), parameter)
+        local(parameter).copy_(piece)
+        self._consumed(piece.numel() * piece.element_size())
 
     def _staged(self, stream: Stream, info: TensorInfo) -> Tensor:
         """The whole tensor in memory of its own."""

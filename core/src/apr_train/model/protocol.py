@@ -77,5 +77,8 @@ class LanguageModel(Protocol):
         ...
 
     def initialize(self, generator: torch.Generator, names: Collection[str] | None = None) -> None:
-        """Draw fresh values for all parameters, or for the named ones only."""
+        """Draw fresh values for all parameters, or for the named ones only, by `apr_train.model.initialize`.
+
+        That fills a model that is sharded over several processes as it fills one that is not.
+        """
         ...

@@ -21,6 +21,8 @@ from apr_train.checkpoint.given_name import given_name, given_stem
 from apr_train.errors import ConfigError, FormatError, OutputError, RunError
 
 LOCK = ".lock"
+LAUNCH = ".launch"
+"""Which launch of several processes the run is of (`run.launch`)."""
 logger = logging.getLogger(__name__)
 
 
@@ -153,7 +155,7 @@ def _nothing_trained(entries: list[Path]) -> bool:
     """Whether all that is there is what a start leaves that ended, however it did, before the first line of metrics."""
     names = {entry.name for entry in entries if not _is_part(entry.name)}
     later = {PREFLIGHT, CONFIG, MACHINE, METRICS, TRACKERS}
-    ours = names <= {LOCK, IDENTITY, *later} and (IDENTITY in names or not names & later)
+    ours = names <= {LOCK, LAUNCH, IDENTITY, *later} and (IDENTITY in names or not names & later)
     ours = ours and all(_is_identity(entry) for entry in entries if entry.name == IDENTITY)
     return ours and not any(entry.stat().st_size for entry in entries if entry.name == METRICS)
 

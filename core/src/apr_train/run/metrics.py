@@ -20,7 +20,7 @@ from apr_train.run.json_lines import read_json_lines
 
 BY_SOURCE = ("source_tokens", "source_val_loss")
 """Fields that have a number for each source of a mixture, by its name."""
-MEASURED = ("tokens_per_s", "step_time", "mfu", "memory")
+MEASURED = ("tokens_per_s", "step_time", "step_time_spread", "mfu", "memory")
 """Fields that differ between two runs that are otherwise equal bit for bit."""
 
 
@@ -46,6 +46,12 @@ class Metrics:
         "", "Model FLOPs utilisation: operations that the step needs, by those that the device can do.", default=None
     )
     memory: int | None = _unit("bytes", "Peak so far: resident memory on a CPU, allocated memory on CUDA.", default=None)
+    processes: int | None = _unit(
+        "", "Processes of the run, where a launcher started them; what else is told is of all.", default=None
+    )
+    step_time_spread: float | None = _unit(
+        "s", "Several processes: the longest less the shortest time of the step.", default=None
+    )
     val_loss: float | None = _unit("nats", "Mean loss per target token on the validation batches.", default=None)
     trained_val_loss: float | None = _unit(
         "nats", "With --ema: val_loss of the trained weights; all else in a validation is of the averaged ones.", default=None

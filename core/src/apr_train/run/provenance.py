@@ -33,7 +33,8 @@ def origin_of(
     settings: Settings, identity: RunIdentity, family: Family, *, torch: str, added: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """The run's inputs, settings and versions as JSON-able data, equal for equal runs; `torch` is its version."""
-    chosen = {group: _deciding(getattr(settings, group)) for group in GROUPS}
+    groups = {group: _deciding(getattr(settings, group)) for group in GROUPS}
+    chosen = {group: values for group, values in groups.items() if values}  # how processes share a run decides nothing
     versions = {"apr-train": version("apr-train"), family.distribution: family.version, "torch": torch}
     mixture = [_deciding(item) for item in mixture_of(settings.data)]
     return {

@@ -150,7 +150,9 @@ class DataSettings:
         0.05, "Share of the text that is held out, in whole documents.", kind=float, above=0, maximum=0.9, fixed=_TEXT
     )
     sequence_length: int | None = option(None, "Tokens in a row.", kind=int, minimum=3, fixed=_ROWS)
-    batch_size: int | None = option(None, "Rows in one forward and backward pass.", kind=int, minimum=1, may_change=True)
+    batch_size: int | None = option(
+        None, "Rows in one forward and backward pass, over all processes.", kind=int, minimum=1, may_change=True
+    )
     accumulate: int = option(1, "Passes whose gradients make one step.", kind=int, minimum=1, may_change=True)
     parse_special: bool = option(
         False, "Text that spells a special token becomes that control token; it is text otherwise.", kind=bool, fixed=_ROWS
@@ -484,6 +486,38 @@ class RunSettings:
 
 
 @frozen(kw_only=True)
+class ProcessSettings:
+    """[processes]: how several processes, started by torchrun, share a run; one process alone has no use for it."""
+
+    shard: str = option(
+        "auto",
+        "Where each parameter lies: full, in pieces over all processes; hybrid, in pieces over those of a machine; none, "
+        "whole in each. auto is full on one machine, hybrid on several.",
+        kind=str,
+        choices=("auto", "full", "hybrid", "none"),
+        may_change=True,
+        decides=False,
+    )
+    replicate: int | None = option(
+        None,
+        "hybrid: how many groups of processes have all parameters; one a machine otherwise.",
+        kind=int,
+        minimum=1,
+        used_with=(Beside("shard", ("auto", "hybrid")),),
+        may_change=True,
+        decides=False,
+    )
+    timeout: int = option(
+        600,
+        "Seconds that a process waits for the others before it gives up.",
+        kind=int,
+        minimum=1,
+        may_change=True,
+        decides=False,
+    )
+
+
+@frozen(kw_only=True)
 class Settings:
     """All settings of a run."""
 
@@ -492,6 +526,7 @@ class Settings:
     optimizer: OptimizerSettings = Factory(OptimizerSettings)
     lora: LoraSettings = Factory(LoraSettings)
     run: RunSettings = Factory(RunSettings)
+    processes: ProcessSettings = Factory(ProcessSettings)
 
 
 GROUPS: dict[str, type] = {
@@ -500,6 +535,7 @@ GROUPS: dict[str, type] = {
     "optimizer": OptimizerSettings,
     "lora": LoraSettings,
     "run": RunSettings,
+    "processes": ProcessSettings,
 }
 """TOML table → its class."""
 

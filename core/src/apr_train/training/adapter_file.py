@@ -20,6 +20,7 @@ from apr_train.model.adapters import adapter_config, adapter_tensors, set_adapte
 from apr_train.model.tensors import to_view
 from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, STEP_NOTE
 from apr_train.run.folder import ADAPTER_FOLDER
+from apr_train.training.checkpoint import Whole
 
 RESULT = f"{ADAPTER_FOLDER}/{ADAPTER}"
 """Where in a run's folder it lies at the end."""
@@ -44,6 +45,8 @@ class AdapterFile:
     """The run's, which may be another than the base's; it lies beside the adapter at the run's end."""
     task: str | None
     """PEFT's word for what the model does; None where it has none."""
+    whole: Whole = field(default=lambda tensor: tensor, repr=False)
+    """Gives all of a parameter of which this process has a piece."""
 
     def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
         """Write both files where `path` is, and at the run's end the tokenizer before them; other files there stay.
@@ -73,7 +76,7 @@ class AdapterFile:
         set_adapter(model, self.sites, open_adapter(folder))
 
     def _write(self, folder: Path, model: nn.Module, step: int) -> None:
-        tensors = {name: to_view(tensor) for name, tensor in adapter_tensors(model, self.sites).items()}
+        tensors = {name: to_view(tensor) for name, tensor in adapter_tensors(model, self.sites, self.whole).items()}
         note = {BASE_NOTE: self.base_hash, NAME_NOTE: self.base_name, STEP_NOTE: str(step)}
         write_adapter(folder, self._config(model), tensors, note=note)
 

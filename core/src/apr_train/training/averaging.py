@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from apr_train.errors import FormatError, RunError
+from apr_train.model.sharding import is_sharded, keep_piece, local
 from apr_train.run.folder import AVERAGING
 
 TRAINED, AVERAGED = "trained", "averaged"
@@ -22,7 +23,7 @@ class AveragedWeights:
     """The average of each trained parameter, in float32: a bfloat16 one would round its small moves away.
 
     It begins as the weights that the run starts from; after every step, average ← decay · average + (1 − decay) · weights, by
-    torch's own function.
+    torch's own function. Of a sharded parameter each process averages its piece.
 
     Args:
         model: its parameters that want gradients are averaged.
@@ -33,30 +34,37 @@ class AveragedWeights:
         self.decay = decay
         self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._averages = {name: parameter.detach().float().clone() for name, parameter in _trained(model).items()}
+        self._aside: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the weights after a step in."""
-        current = [parameter.detach().float() for parameter in _trained(model).values()]
-        self._update(list(self._averages.values()), current, 0)
+        current = [local(parameter.detach()).float() for parameter in _trained(model).values()]
+        self._update([local(average) for average in self._averages.values()], current, 0)
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model has the averages, in its own types; behind it, the trained weights, which were not copied."""
+        """Inside, the model has the averages, in its own types; behind it, the trained weights.
+
+        These are not copied, unless they are sharded: torch gathers a sharded parameter from the memory that it had at first.
+        """
         parameters = _trained(model)
-        trained = {name: parameter.data for name, parameter in parameters.items()}
+        self._aside = {name: _set_aside(parameter) for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
-                parameter.data = self._averages[name].to(parameter.dtype)
+                _put(parameter, self._averages[name].to(parameter.dtype))
             yield
         finally:
             for name, parameter in parameters.items():
-                parameter.data = trained[name]
+                _put(parameter, self._aside[name])
+            self._aside = {}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """What a resume needs: `trained.{parameter}` in the weights' types, and `averaged.{parameter}` in float32."""
-        trained = {f"{TRAINED}.{name}": parameter.detach() for name, parameter in _trained(model).items()}
-        return trained | {f"{AVERAGED}.{name}": average for name, average in self._averages.items()}
+        trained = {name: self._aside.get(name, parameter.detach()) for name, parameter in _trained(model).items()}
+        return {f"{TRAINED}.{name}": value for name, value in trained.items()} | {
+            f"{AVERAGED}.{name}": average for name, average in self._averages.items()
+        }
 
     def restore(self, model: nn.Module, checkpoint: Path, *, convert: bool = False) -> None:
         """Put weights and averages back, bit for bit.
@@ -84,8 +92,20 @@ class AveragedWeights:
             _require_like(tensors, f"{AVERAGED}.{name}", parameter, torch.float32, path)
             _require_like(tensors, f"{TRAINED}.{name}", parameter, None if convert else parameter.dtype, path)
         for name, parameter in parameters.items():
-            parameter.data.copy_(tensors[f"{TRAINED}.{name}"])
-            self._averages[name].copy_(tensors[f"{AVERAGED}.{name}"])
+            keep_piece(parameter.data, tensors[f"{TRAINED}.{name}"])
+            keep_piece(self._averages[name], tensors[f"{AVERAGED}.{name}"])
+
+
+def _set_aside(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().clone() if is_sharded(parameter) else parameter.data
+
+
+@torch.no_grad()
+def _put(parameter: nn.Parameter, values: Tensor) -> None:
+    if is_sharded(parameter):
+        local(parameter).copy_(local(values))
+    else:
+        parameter.data = values
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

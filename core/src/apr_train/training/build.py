@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -15,13 +14,14 @@ from apr_train.model.acceleration import compile_blocks, reuse_freed_memory
 from apr_train.model.attention import Bidirectional, Causal, Choice, Mask, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.grown import check_old_logits
-from apr_train.model.load import LoadReport, load_weights
+from apr_train.model.load import LoadReport, load_pieces, load_weights
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.optimizer_rules import parameter_groups
 from apr_train.preflight.report import Cleared, ClearedFile
-from apr_train.run.settings import LoraSettings
+from apr_train.run.settings import LoraSettings, Settings
 from apr_train.training.defaults import Decided
+from apr_train.training.processes import Processes
 
 _log = logging.getLogger(__name__)
 
@@ -44,13 +44,15 @@ def choose_attention(cleared: Cleared, decided: Decided) -> Choice:
 
 
 def make_model(
-    cleared: Cleared, choice: Choice, source: Checkpoint | None, decided: Decided
+    cleared: Cleared, choice: Choice, source: Checkpoint | None, decided: Decided, processes: Processes
 ) -> tuple[nn.Module, LoadReport | None]:
     """The model with the checkpoint's weights, or freshly initialised ones; what the file does not have is fresh.
 
     Where adapters are asked for, they are on it, and all else is frozen.
 
-    Fresh values depend on the seed alone, not on the device. Seeds torch's own generators (dropout) as well.
+    Fresh values depend on the seed alone, not on the device. Seeds torch's own generators (dropout) as well. Of several
+    processes, each has its pieces alone from the beginning; of a model with adapters (peft puts them on layers that have their
+    values) or with new tokens (whose logits are compared with the file's) each makes the whole, and then keeps its pieces.
     """
     device, weights, settings = decided.device, decided.precision.weights, decided.settings
     if device.type == "cpu":
@@ -58,6 +60,8 @@ def make_model(
     torch.manual_seed(settings.run.seed)
     generator = torch.Generator().manual_seed(settings.run.seed)
     model = build_model(cleared.family.build_model, cleared.config, choice.backend)
+    if processes.several and settings.lora.lora_rank is None and not isinstance(source, Grown):
+        return _in_pieces(model, cleared, source, decided, processes, generator)
     loaded = None
     if source is not None and isinstance(cleared, ClearedFile):
         loaded = load_weights(model, source, cleared.plan, dtype=weights, device=device, generator=generator)
@@ -69,18 +73,40 @@ def make_model(
         cast(LanguageModel, model).initialize(generator)
     if settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, settings.lora)
-    _freeze(model, parameter_groups(settings, cleared.family, cleared.config).frozen)
+    _set_up(model, cleared, settings)
+    processes.shard(model)
+    return model, loaded
+
+
+def _set_up(model: nn.Module, cleared: Cleared, settings: Settings) -> None:
+    """What is frozen; training mode; blocks compiled or computed again, as the run wants them."""
+    for name in parameter_groups(settings, cleared.family, cleared.config).frozen:
+        model.get_parameter(name).requires_grad_(False)
     model.train()
     if settings.run.compile:
         compile_blocks(model)
     if settings.run.recompute:
         recompute_activations(cast(LanguageModel, model))
-    return model, loaded
 
 
-def _freeze(model: nn.Module, names: Collection[str]) -> None:
-    for name in names:
-        model.get_parameter(name).requires_grad_(False)
+def _in_pieces(
+    model: nn.Module,
+    cleared: Cleared,
+    source: Checkpoint | None,
+    decided: Decided,
+    processes: Processes,
+    generator: torch.Generator,
+) -> tuple[nn.Module, LoadReport | None]:
+    """The same model, sharded while it has no memory yet: no process ever holds more than its pieces and one parameter."""
+    _set_up(model, cleared, decided.settings)
+    model.to(decided.precision.weights)
+    processes.shard(model)
+    model.to_empty(device=decided.device)
+    if source is None or not isinstance(cleared, ClearedFile):
+        cast(LanguageModel, model).initialize(generator)
+        return model, None
+    verified = getattr(source, "verify_data", False)  # where the run has gathered its inputs
+    return model, load_pieces(model, source, cleared.plan, generator=generator, verified=verified)
 
 
 def _attach_adapters(model: nn.Module, cleared: Cleared, lora: LoraSettings) -> None:

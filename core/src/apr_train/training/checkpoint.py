@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,20 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from apr_train import rules
 from apr_train.atomic import replace_folder
 from apr_train.checkpoint.files import parse_json
 from apr_train.checkpoint.header import TensorInfo
 from apr_train.checkpoint.safetensors import read_index, write_safetensors
 from apr_train.errors import FormatError
+from apr_train.model.sharding import local
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import AVERAGING, MODEL, OPTIMIZER, STATE, prune, step_name
-from apr_train.training.averaging import AveragedWeights
 from apr_train.training.optimizer.make import Optimizers
-from apr_train.training.optimizer.state import optimizer_tensors, restore_optimizer
-from apr_train.training.step import NonFiniteError
+from apr_train.training.optimizer.state import restore_optimizer
 
 VERSION = 1
+Whole = Callable[[Tensor], Tensor]
+"""Gives all of a tensor of which several processes each have a piece, one alone the tensor itself."""
 
 
 class ModelWriter(Protocol):
@@ -62,54 +61,54 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     model: nn.Module,
-    optimizer: Optimizers,
+    optimizer_state: Mapping[str, Tensor],
     write_model: ModelWriter,
     keep: int,
     spare: Collection[int] = (),
-    averaged: AveragedWeights | None = None,
+    averaging: Mapping[str, Tensor] | None = None,
     model_name: str = MODEL,
+    whole: Whole = lambda tensor: tensor,
 ) -> Path:
     """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
+
+    Several processes write what one would.
 
     Args:
         folder: of the run.
         state: becomes state.json.
-        model: its weights, or the averaged ones in their place.
-        optimizer: its state is written.
+        model: has the weights that are written: the averaged ones, if there are any.
+        optimizer_state: as `optimizer_tensors` gives it.
         write_model: writes the model.
-        keep: the newest so many checkpoints stay.
+        keep: the newest so many checkpoints stay; 0 for all.
         spare: steps whose checkpoints stay, too.
-        averaged: what averages the weights, if anything does; its state is written.
+        averaging: as `AveragedWeights.tensors` gives it; empty where nothing averages the weights.
         model_name: of the file that `write_model` writes.
+        whole: gives all of a tensor that is spread over processes.
 
     Raises:
-        NonFiniteError: when a weight is not finite; nothing is written or removed then.
         OutputError: when it cannot be written; nothing is removed then.
     """
     target = folder / step_name(state["step"])
     if not target.exists():
-        if broken_weights(model):
-            raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
         with replace_folder(target, like=folder) as beside:
-            with nullcontext() if averaged is None else averaged.in_place_of(model):
-                write_model(beside / model_name, model, step=state["step"])
-            if averaged is not None:
-                _write_tensors(beside / AVERAGING, averaged.tensors(model))
-            _write_tensors(beside / OPTIMIZER, optimizer_tensors(model, optimizer))
+            write_model(beside / model_name, model, step=state["step"])
+            if averaging:
+                _write_tensors(beside / AVERAGING, averaging, whole)
+            _write_tensors(beside / OPTIMIZER, optimizer_state, whole)
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
     prune(folder, keep, spare)
     return target
 
 
 def broken_weights(model: nn.Module) -> list[str]:
-    """The names of the trained parameters in which something is NaN or infinite."""
+    """The names of the trained parameters in which something that is here is NaN or infinite."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [name for name, parameter in trained if not bool(torch.isfinite(parameter).all())]
+    return [name for name, parameter in trained if not bool(torch.isfinite(local(parameter)).all())]
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Whole) -> None:
     infos = [TensorInfo(name, DTYPE_NAMES[item.dtype], tuple(item.shape), item.nbytes) for name, item in tensors.items()]
-    write_safetensors(path, infos, lambda name: [to_view(tensors[name]).data])
+    write_safetensors(path, infos, lambda name: [to_view(whole(tensors[name])).data])
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

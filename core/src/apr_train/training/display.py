@@ -58,6 +58,8 @@ def opening(prepared: Prepared) -> dict[str, str]:
         **_machine_line(run.machine),
         "folder": str(run.folder),
     }
+    if run.processes.told is not None:
+        lines["processes"] = run.processes.told
     if run.stream.told is not None:
         lines["packing"] = run.stream.told
     if run.step:

@@ -21,6 +21,10 @@ from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.reference_rules import other_loss
 from apr_train.training.examinee import examined
+from apr_train.training.processes import Processes
+
+_Sums = tuple[str | None, float, int, int]
+"""Of one batch: its source, the sum of the losses, right predictions, targets."""
 
 
 @frozen(kw_only=True)
@@ -36,15 +40,26 @@ class Validation:
     """Mean over the target tokens of each source that has a name."""
 
 
-def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, precision: Precision) -> Validation:
+def held_out_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    objective: Objective,
+    precision: Precision,
+    processes: Processes | None = None,
+) -> Validation:
     """Measure without dropout and without gradients; the model is back in training mode afterwards.
+
+    Of several processes, each measures its part of the rows of each batch, and all get what all have measured.
 
     Raises:
         RunError: when the batches hold no target.
     """
-    device = next(model.parameters()).device
+    device, processes = next(model.parameters()).device, processes or Processes()
     with examined(model):
-        sums = [(batch.source, *_one(cast(LanguageModel, model), batch.to(device), objective, precision)) for batch in batches]
+        own = ((batch.source, batch.part(processes.share).to(device)) for batch in batches)
+        sums = [(source, *_one(cast(LanguageModel, model), batch, objective, precision)) for source, batch in own]
+    sums = _of_all(sums, processes)
     targets = sum(count for *_, count in sums)
     if targets == 0:
         raise RunError("the validation has nothing to predict", where="--val-batches")
@@ -55,7 +70,16 @@ def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, objective: Obje
     return Validation(loss=loss, accuracy=accuracy, targets=targets, by_source=by_source)
 
 
-def _mean(sums: Sequence[tuple[str | None, float, int, int]], name: str) -> float:
+def _of_all(sums: Sequence[_Sums], processes: Processes) -> list[_Sums]:
+    """Loss, right predictions and targets of each batch, summed over the processes that have its rows."""
+    told = processes.everyone([(loss, right, count) for _, loss, right, count in sums])
+    return [
+        (source, math.fsum(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts))
+        for (source, *_), parts in zip(sums, zip(*told, strict=True), strict=True)
+    ]
+
+
+def _mean(sums: Sequence[_Sums], name: str) -> float:
     """The mean loss over the targets of one source; NaN where it has none."""
     own = [(loss, count) for source, loss, _, count in sums if source == name]
     targets = sum(count for _, count in own)
@@ -71,7 +95,14 @@ def _one(model: LanguageModel, batch: Batch, objective: Objective, precision: Pr
 
 
 def judge_reference(
-    model: nn.Module, rows: ReferenceRows, held: ReferenceLoss, *, precision: Precision, subject: str, allow: bool
+    model: nn.Module,
+    rows: ReferenceRows,
+    held: ReferenceLoss,
+    *,
+    precision: Precision,
+    subject: str,
+    allow: bool,
+    processes: Processes | None = None,
 ) -> tuple[str, bool]:
     """Measure loaded weights on the reference text, and compare with what their file says.
 
@@ -81,7 +112,7 @@ def judge_reference(
     Raises:
         RunError: REFERENCE-001, unless `allow`.
     """
-    measured = held_out_loss(model, rows.batches(), objective=rows.objective, precision=precision)
+    measured = held_out_loss(model, rows.batches(), objective=rows.objective, precision=precision, processes=processes)
     device = next(model.parameters()).device.type
     found = other_loss(measured.loss, held, subject, device=device, precision=precision.name)
     if found is None:

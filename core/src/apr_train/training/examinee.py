@@ -16,6 +16,7 @@ from apr_train.model.cache import KeyValueCache
 from apr_train.model.device import Precision
 from apr_train.model.generation import check_logits, generate_tokens
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.sharding import release
 
 Stop = Literal["end of text", "condition", "length"]
 _UNFINISHED = "\ufffd"
@@ -94,4 +95,5 @@ def examined(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), uncompiled():
             yield
     finally:
+        release(model)
         model.train(training)

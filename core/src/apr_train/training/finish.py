@@ -75,21 +75,20 @@ def finish(prepared: Prepared, *, shown: bool = True) -> tuple[list[Metrics], Sa
         OutputError: one of them cannot be written.
     """
     run = prepared.run
-    lines = read_metrics(run.folder / METRICS)
     with run.result_weights():
-        return lines, _write(prepared, lines, shown=shown)
+        sample = _sample(prepared, shown=shown)  # of several processes, all write it together
+        return run.processes.write(lambda: _written(prepared, sample, shown=shown), run.model.parameters()) or ([], None)
 
 
-def _write(prepared: Prepared, lines: list[Metrics], *, shown: bool) -> Sample | None:
-    """The same with the weights in the model that are the run's result."""
+def _written(prepared: Prepared, sample: Sample | None, *, shown: bool) -> tuple[list[Metrics], Sample | None]:
     run = prepared.run
-    sample = _sample(prepared, shown=shown)
+    lines = read_metrics(run.folder / METRICS)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
     with doing("writing the result", shown=shown):
         run.write_model(run.folder / run.result, run.model, step=run.step)
-    return sample
+    return lines, sample
 
 
 def _sample(prepared: Prepared, *, shown: bool) -> Sample | None:

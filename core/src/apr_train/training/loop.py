@@ -16,9 +16,8 @@ from apr_train import rules
 from apr_train.model.device import memory_errors, peak_memory
 from apr_train.run.folder import METRICS, MODEL, checkpoints
 from apr_train.run.metrics import Metrics, MetricsFile
-from apr_train.training.checkpoint import broken_weights
-from apr_train.training.ending import stopped_early
 from apr_train.training.evaluation import judge_start
+from apr_train.training.processes import Unheard
 from apr_train.training.run import Run
 from apr_train.training.signals import SIGNALS, StopRequest
 from apr_train.training.step import NonFiniteError, train_step
@@ -58,13 +57,14 @@ def _train(run: Run, request: StopRequest) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = ended = None
     profiler = run.profiler or nullcontext()
-    with request as stop, MetricsFile(run.folder / METRICS) as metrics, run.display as display, profiler:
+    with request as stop, run.processes.metrics(run.folder / METRICS) as metrics, run.display as display, profiler:
         if run.step == 0:
             line = _start(run)
             metrics.write(line)
             display.step(line)
             run.trackers.line(line)
-        while run.step < last and not stop and ended is None:
+        stopped = run.processes.stopped_by(stop)
+        while run.step < last and stopped is None and ended is None:
             line = _advance(run, metrics)
             metrics.write(line)
             if stop.name != "SIGHUP":  # the terminal is gone
@@ -73,16 +73,19 @@ def _train(run: Run, request: StopRequest) -> Outcome:
             if _due(run.step, often.save_every, last) or (line.val_loss is not None and run.is_better(line)):
                 _save(run, metrics)
             ended = _ended(run, line)
+            stopped = run.processes.stopped_by(stop)
         if run.step:
             _save(run, metrics)  # a checkpoint that is there stays as it is: only a signal leaves something to save here
-    return Outcome(last=line, stopped_by=stop.name if run.step < last else None, ended_by=ended if run.step < last else None)
+        stopped = stopped or run.processes.stopped_by(stop)
+    is_over = run.step >= last
+    return Outcome(last=line, stopped_by=None if is_over else stopped, ended_by=None if is_over else ended)
 
 
 def _ended(run: Run, line: Metrics) -> str | None:
     """Why the run ends in order behind this line, which then has a validation; None: it goes on."""
     if run.time.over:
         return f"--max-time {run.settings.run.max_time}"
-    return None if line.val_loss is None else stopped_early(run.settings.run, run.validations, run.measure)
+    return None if line.val_loss is None else run.ended_early()
 
 
 def _start(run: Run) -> Metrics:
@@ -95,7 +98,7 @@ def _start(run: Run) -> Metrics:
     return _finite(line)
 
 
-def _advance(run: Run, metrics: MetricsFile) -> Metrics:
+def _advance(run: Run, metrics: MetricsFile | Unheard) -> Metrics:
     """One step, validated when it is time; the state before a step that cannot be taken is saved."""
     before, often = run.state(), run.settings.run
     with memory_errors(f"step {run.step + 1}"):
@@ -103,10 +106,10 @@ def _advance(run: Run, metrics: MetricsFile) -> Metrics:
             line = _step(run) if run.profiler is None else run.profiler.around(run.step + 1, lambda: _step(run))
         except NonFiniteError:
             metrics.sync()
-            if not broken_weights(run.model):
+            if not run.broken_weights():
                 run.save(before)
             raise
-        due = run.time.check(line.step_time or 0.0) or _due(run.step, often.val_every, often.steps)
+        due = run.has_no_time(line) or _due(run.step, often.val_every, often.steps)
         return _finite(run.validated(line)) if due else line
 
 
@@ -119,7 +122,7 @@ def _finite(line: Metrics) -> Metrics:
     return line
 
 
-def _save(run: Run, metrics: MetricsFile) -> None:
+def _save(run: Run, metrics: MetricsFile | Unheard) -> None:
     metrics.sync()
     run.save()
 
@@ -129,6 +132,7 @@ def _step(run: Run) -> Metrics:
     settings, step = run.settings, run.step + 1
     rate = run.schedule.rate(step)
     run.optimizer.set_learning_rate(rate)
+    run.processes.draw_by(settings.run.seed, step)
     begin = perf_counter()
     result = train_step(
         run.model,
@@ -140,6 +144,7 @@ def _step(run: Run) -> Metrics:
         step=step,
         compiled=settings.run.compile,
         judge=None if run.spikes is None else run.spikes.judge,
+        processes=run.processes,
     )
     if result.skipped is not None:
         run.display.say(f"step {step} skipped, as --skip-spikes {settings.run.skip_spikes:g} says: {result.skipped}")
@@ -147,7 +152,7 @@ def _step(run: Run) -> Metrics:
         run.averaged.update(run.model)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
-    seconds = perf_counter() - begin
+    shortest, seconds = run.processes.span(perf_counter() - begin)
     run.step, run.tokens = step, run.tokens + result.tokens
     return Metrics(
         step=step,
@@ -161,7 +166,8 @@ def _step(run: Run) -> Metrics:
         tokens_per_s=result.tokens / seconds,
         step_time=seconds,
         mfu=None if run.machine is None else run.machine.mfu(tokens=result.tokens, targets=result.targets, seconds=seconds),
-        memory=peak_memory(run.device),
+        memory=int(run.processes.span(peak_memory(run.device))[1]),
+        **run.processes.measured(seconds - shortest),
         source_tokens=run.stream.tokens_read or None,
     )
 
@@ -172,7 +178,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def _with_hint(run: Run, error: NonFiniteError) -> NonFiniteError:
     """What to do: not a resume, which would take the same step again."""
-    broken, kept = broken_weights(run.model), checkpoints(run.folder)
+    broken, kept = run.broken_weights(), checkpoints(run.folder)
     told = f"Weights that are not finite: {', '.join(broken[:8])}. " if broken else ""
     source = ""
     if kept and kept[-1].step and run.result == MODEL:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 from torch import nn
 
 from apr_train.artifact.metadata import apr_metadata
@@ -23,6 +23,7 @@ from apr_train.family.operations import joined
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import MODEL
 from apr_train.run.provenance import RUN_KEY, stamp_in
+from apr_train.training.checkpoint import Whole
 
 
 @frozen(kw_only=True)
@@ -38,6 +39,8 @@ class ModelFile:
     tokenizer: TokenizerSpec
     origin: Mapping[str, Any]
     """What goes under `apr_train.run`, the step excepted."""
+    whole: Whole = field(default=lambda tensor: tensor, repr=False)
+    """Gives all of a parameter of which this process has a piece."""
 
     def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
         """Write the file, one tensor at a time; what was stamped into the one that it replaces is kept.
@@ -45,7 +48,7 @@ class ModelFile:
         Raises:
             OutputError: when it cannot be written; an old file is then as it was.
         """
-        parameters = {name: model.get_parameter(name).detach() for name in self.name_map.fills}
+        parameters = {name: model.get_parameter(name) for name in self.name_map.fills}
         specs = [
             TensorSpec(name, DTYPE_NAMES[parameters[edges[0].parameter].dtype], shape)
             for name, shape in self.name_map.tensors.items()
@@ -54,7 +57,8 @@ class ModelFile:
         with AprWriter(path, self._metadata(specs, step, self.provenance(path)), specs) as writer:
             for spec in specs:
                 edges = self.name_map.edges(spec.name)
-                pieces = ((edge.checkpoint_part, edge.to_checkpoint(parameters[edge.parameter])) for edge in edges)
+                wholes = {edge.parameter: self.whole(parameters[edge.parameter]).detach() for edge in edges}
+                pieces = ((edge.checkpoint_part, edge.to_checkpoint(wholes[edge.parameter])) for edge in edges)
                 writer.write(spec.name, to_view(joined(spec.shape, pieces)).data)
 
     def require_writable(self) -> None:

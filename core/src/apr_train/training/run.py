@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from attrs import define, evolve, field
-from torch import nn
+from torch import Tensor, nn
 
+from apr_train import rules
 from apr_train.data.batch import Batch
 from apr_train.data.objectives import Objective
 from apr_train.data.stream import BatchStream
@@ -20,7 +21,17 @@ from apr_train.model.device import Precision
 from apr_train.run.changes import Change
 from apr_train.run.course import best_of, compared
 from apr_train.run.events import RunEvents
-from apr_train.run.folder import CHANGES, METRICS, MODEL, SAMPLES, StepFolder, checkpoints, remove_checkpoint, require_removable
+from apr_train.run.folder import (
+    CHANGES,
+    METRICS,
+    MODEL,
+    SAMPLES,
+    StepFolder,
+    checkpoints,
+    remove_checkpoint,
+    require_removable,
+    step_name,
+)
 from apr_train.run.machine import Machine
 from apr_train.run.measures import NONE, Measure, best_line, measure_named
 from apr_train.run.metrics import Metrics, cut_back, perplexity
@@ -29,13 +40,24 @@ from apr_train.run.samples import cut_samples
 from apr_train.run.settings import Settings
 from apr_train.run.trackers import Trackers
 from apr_train.training.averaging import AveragedWeights
-from apr_train.training.checkpoint import ModelWriter, load_optimizer, read_state, restore_rng, rng_state, save_checkpoint
-from apr_train.training.ending import TimeLimit
+from apr_train.training.checkpoint import (
+    ModelWriter,
+    broken_weights,
+    load_optimizer,
+    read_state,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+)
+from apr_train.training.ending import TimeLimit, stopped_early
 from apr_train.training.evaluation import Validation, held_out_loss
 from apr_train.training.optimizer.make import Optimizers
+from apr_train.training.optimizer.state import optimizer_tensors
+from apr_train.training.processes import Processes
 from apr_train.training.profile import StepProfiler
 from apr_train.training.schedule import Schedule
 from apr_train.training.spikes import SpikeGuard
+from apr_train.training.step import NonFiniteError
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
@@ -59,6 +81,8 @@ class Run:
     device: torch.device
     write_model: ModelWriter = field(repr=False)
     display: RunEvents = field(repr=False)
+    processes: Processes = field(factory=Processes)
+    """This one, and those that it shares the run with."""
     result: str = MODEL
     """What `write_model` writes: the path in the run's folder at the end, and its name in that of a checkpoint."""
     trackers: Trackers = field(factory=Trackers, repr=False)
@@ -113,26 +137,47 @@ class Run:
 
     def is_better(self, line: Metrics) -> bool:
         """Whether `--keep-best` wants a checkpoint of this line's step, the last of the validations."""
-        return self._best_step(line.step) == line.step
+        if self.settings.run.keep_best == NONE:
+            return False
+        processes = self.processes
+        return processes.first_says(processes.is_first and self._best_step(line.step) == line.step)  # who sees the folder
 
     def result_weights(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that are validated, sampled and written: the averaged ones, if there are any."""
         return nullcontext() if self.averaged is None else self.averaged.in_place_of(self.model)
 
-    def save(self, state: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint of the present state, or of one of a moment ago with the same weights."""
+    def save(self, state: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint of the present state, or of one of a moment ago with the same weights.
+
+        Raises:
+            NonFiniteError: when a weight is not finite; nothing is written or removed then.
+            OutputError: when it cannot be written; nothing is removed then.
+        """
         state = self.state() if state is None else state
+        broken, made = self.broken_weights(), self.folder / step_name(state["step"])
+        if broken and not self.processes.first_says(made.exists()):
+            raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
+        with self.result_weights():
+            optimizer = optimizer_tensors(self.model, self.optimizer)
+            averaging = {} if self.averaged is None else self.averaged.tensors(self.model)
+            self.processes.write(
+                lambda: self._write(state, optimizer, averaging),
+                [*self.model.parameters(), *optimizer.values(), *averaging.values()],
+            )
+
+    def _write(self, state: dict[str, Any], optimizer: Mapping[str, Tensor], averaging: Mapping[str, Tensor]) -> None:
         best = self._best_step(state["step"])
-        return save_checkpoint(
+        save_checkpoint(
             self.folder,
             state,
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer_state=optimizer,
+            averaging=averaging,
             write_model=self.write_model,
             model_name=Path(self.result).name,
             keep=self.settings.run.keep,
             spare=() if best is None else (best,),
-            averaged=self.averaged,
+            whole=self.processes.whole,
         )
 
     def _best_step(self, coming: int) -> int | None:
@@ -141,6 +186,24 @@ class Run:
             return None
         line = best_line(self.validations, self.measure, among={coming, *(item.step for item in checkpoints(self.folder))})
         return None if line is None else line.step
+
+    def broken_weights(self) -> list[str]:
+        """The names of the trained parameters in which something is NaN or infinite, on any process."""
+        told = self.processes.everyone(broken_weights(self.model))
+        return list(dict.fromkeys(name for names in told for name in names))
+
+    def has_no_time(self, line: Metrics) -> bool:
+        """Whether `--max-time` ends the run behind this line; of several processes, the first one's clock says so."""
+        over = self.time.check(line.step_time or 0.0)
+        if self.time.limit is not None:
+            self.time.over = self.processes.first_says(over)
+        return self.time.over
+
+    def ended_early(self) -> str | None:
+        """Why the run ends after its validations so far, by `--early-stop`; None: it goes on."""
+        if not self.settings.run.early_stop:
+            return None
+        return self.processes.first_says(stopped_early(self.settings.run, self.validations, self.measure))
 
     def validated(self, line: Metrics) -> Metrics:
         """The line with a validation in it, of the averaged weights if there are any, and with the loss of the trained ones."""
@@ -154,7 +217,8 @@ class Run:
         return line
 
     def _held_out(self) -> Validation:
-        return held_out_loss(self.model, self.held_out(), objective=self.objective, precision=self.precision)
+        how: dict[str, Any] = {"objective": self.objective, "precision": self.precision, "processes": self.processes}
+        return held_out_loss(self.model, self.held_out(), **how)
 
     def _validated(self, line: Metrics) -> Metrics:
         measured = self._held_out()
@@ -184,16 +248,23 @@ def restore(run: Run, resume: Resume) -> None:
         RunError: for one of another model or data.
     """
     checkpoint = resume.checkpoint
+    if checkpoint is not None:
+        state = read_state(checkpoint.path)
+        other_types = any(resume.is_changed(name) for name in ("run.precision", "optimizer.bf16_update"))
+        if run.averaged is not None:  # first: a master copy that begins or ends here is one of the trained weights
+            run.averaged.restore(run.model, checkpoint.path, convert=other_types)
+        load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"], convert=other_types)
+        run.restore(state)
+    run.processes.write(lambda: _forget_later(run, resume))
+
+
+def _forget_later(run: Run, resume: Resume) -> None:
+    """Take away what the folder has of steps that will be done again."""
+    checkpoint = resume.checkpoint
     if checkpoint is None:
         for name in (METRICS, SAMPLES, CHANGES):
             (run.folder / name).unlink(missing_ok=True)
         return
-    state = read_state(checkpoint.path)
-    other_types = any(resume.is_changed(name) for name in ("run.precision", "optimizer.bf16_update"))
-    if run.averaged is not None:  # first: a master copy that begins or ends here is one of the trained weights
-        run.averaged.restore(run.model, checkpoint.path, convert=other_types)
-    load_optimizer(checkpoint.path, run.model, run.optimizer, step=state["step"], convert=other_types)
-    run.restore(state)
     named = resume.path == checkpoint.path
     later = [item.path for item in checkpoints(run.folder) if named and item.step > checkpoint.step]
     for folder in later:

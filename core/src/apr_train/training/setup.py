@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 
 import torch
-from attrs import Factory, frozen
+from attrs import Factory, asdict, evolve, field, frozen
 from torch import nn
 
 from apr_train.atomic import write_file
@@ -28,7 +28,7 @@ from apr_train.data.split import SPLIT_RULE
 from apr_train.data.stream import BatchStream, validation_batches
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
-from apr_train.errors import PreflightError
+from apr_train.errors import ConfigError, PreflightError
 from apr_train.family.card import Layout
 from apr_train.model.acceleration import make_deterministic
 from apr_train.model.attention import Choice, Request
@@ -49,7 +49,7 @@ from apr_train.run.evaluation_names import parse_evaluations
 from apr_train.run.events import Say
 from apr_train.run.folder import CONFIG, MACHINE, MODEL, PREFLIGHT, locked, name_of, new_run_folder
 from apr_train.run.identity import RunIdentity, check_identity, read_identity, write_identity
-from apr_train.run.machine import write_machine
+from apr_train.run.machine import Machine, write_machine
 from apr_train.run.preflight_file import write_preflight
 from apr_train.run.progress import doing, stage_bars
 from apr_train.run.provenance import origin_of
@@ -70,6 +70,7 @@ from apr_train.training.examinee import Examinee
 from apr_train.training.machine import machine_of
 from apr_train.training.model_file import ModelFile
 from apr_train.training.optimizer.make import make_optimizer
+from apr_train.training.processes import Processes
 from apr_train.training.profile import profiler_of
 from apr_train.training.run import Evaluate, Run, restore
 from apr_train.training.spikes import SpikeGuard
@@ -99,6 +100,8 @@ class Inputs:
     identity: RunIdentity
     added: Mapping[str, int] = Factory(dict)
     """Tokens that the run adds to the vocabulary, with their ids."""
+    processes: Processes = field(factory=Processes)
+    """Those that share the run."""
 
 
 @frozen(kw_only=True)
@@ -156,7 +159,9 @@ def _opened(asked: Settings, resume: Resume | None, device: str, look: Look, hel
 
 
 @contextmanager
-def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = True) -> Iterator[Prepared]:
+def prepare(
+    asked: Settings, resume: Resume | None, say: Say, *, shown: bool = True, processes: Processes | None = None
+) -> Iterator[Prepared]:
     """Make a run ready, and hold its folder until the context is left.
 
     Args:
@@ -164,6 +169,7 @@ def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = T
         resume: the run to go on with.
         say: told of everything that the user should know.
         shown: whether bars and steps are drawn; `say` is told of what is left of them otherwise.
+        processes: those that make it together; only the first one says and shows something.
 
     Raises:
         AprTrainError: whatever is wrong, before anything is trained.
@@ -171,28 +177,49 @@ def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = T
     begun = monotonic()
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
+    processes = processes or Processes()
+    say, shown = processes.say(say), shown and processes.is_first
     with ExitStack() as held:
-        with doing("looking for faults of the run", shown=shown):
-            examined = held.enter_context(examine(asked, resume))
-        cleared = examined.report.cleared()
-        for finding in examined.report.warnings:
-            say(f"warning: {finding}")
-        for note in growth_notes(examined.checkpoint):
-            say(note)
-        if resume is not None:
-            held.enter_context(locked(resume.folder))
-            resume.require_unchanged()
-        inputs = _gather(asked, resume, examined, cleared, say, shown)
+        with processes.in_turn():
+            with doing("looking for faults of the run", shown=shown):
+                examined = held.enter_context(examine(asked, resume))
+            cleared = examined.report.cleared()
+            for finding in examined.report.warnings:
+                say(f"warning: {finding}")
+            for note in growth_notes(examined.checkpoint):
+                say(note)
+            if resume is not None and processes.is_first:
+                held.enter_context(locked(resume.folder))
+                resume.require_unchanged()
+            inputs = _gather(asked, resume, examined, cleared, say, shown, processes)
+        processes.require_same(_facts(inputs))
         yield _prepared(inputs, examined, resume, held, say, begun, shown)
 
 
-def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, shown: bool) -> Inputs:
+def _facts(inputs: Inputs) -> dict[str, str]:
+    """What is the same on all processes of a run: the family's package and all that is read."""
+    family, identity = inputs.cleared.family, asdict(inputs.identity)
+    installed = {f"family {family.info.name}": f"{family.distribution} {family.version}"}
+    return installed | {f"hash of {name}": str(value) for name, value in identity.items()}
+
+
+def _gather(
+    asked: Settings,
+    resume: Resume | None,
+    examined: Examined,
+    cleared: Cleared,
+    say: Say,
+    shown: bool,
+    processes: Processes,
+) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
+    _require_rows(decided.batch_size, processes)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
-    init = _init_hash(decided.settings, examined.checkpoint, resume, say, shown=shown)
+    _verify_once(examined.checkpoint, processes)
+    init = processes.once_a_machine("init", lambda: _init_hash(decided.settings, examined.checkpoint, resume, say, shown=shown))
 
     def identity(corpus: str) -> RunIdentity:
         return RunIdentity(corpus=corpus, tokenizer=tokenizer.fingerprint, init=init, split=SPLIT_RULE)
@@ -224,7 +251,21 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
         corpus=corpus,
         identity=identity(corpus.hash),
         added=added_tokens(asked, examined.checkpoint, resume),
+        processes=processes,
     )
+
+
+def _verify_once(checkpoint: Checkpoint | None, processes: Processes) -> None:
+    """Compare a file's checksum, once a machine, where each process will read only its part of the file."""
+    verify = getattr(checkpoint, "verify_once", None)
+    if processes.several and verify is not None:
+        processes.once_a_machine("checksum", verify)
+
+
+def _require_rows(rows: int, processes: Processes) -> None:
+    if rows < processes.size:
+        expected = f"at least {processes.size}, one for each process"
+        raise ConfigError("fewer rows than processes", where="--batch-size", expected=expected, found=rows)
 
 
 def encoding_wanted(decided: Decided, cleared: Cleared) -> EncodingWanted:
@@ -297,14 +338,14 @@ def _prepared(
     inputs: Inputs, examined: Examined, resume: Resume | None, held: ExitStack, say: Say, begun: float, shown: bool
 ) -> Prepared:
     """Make all that can fail, then a new run's folder, so that a failed start leaves none; then note what the run is."""
-    decided, adapters = inputs.decided, adapter_file(inputs)
+    decided, adapters, processes = inputs.decided, adapter_file(inputs), inputs.processes
     choice = choose_attention(inputs.cleared, decided)
     if adapters is None:
         model_file(inputs).require_writable()
     stream = training_stream(inputs, say, resume)
     evaluate = make_evaluations(inputs, choice, say)
     with doing("loading the weights" if examined.checkpoint is not None else "making the model", shown=shown):
-        model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided)
+        model, loaded = make_model(inputs.cleared, choice, examined.checkpoint, decided, processes)
     arrived = resume is None and _compare_reference(inputs, model, choice, say, shown=shown)
     if examined.checkpoint is not None:
         examined.checkpoint.close()  # its map may be as large as the model
@@ -316,8 +357,8 @@ def _prepared(
             groups=parameter_groups(decided.settings, inputs.cleared.family, inputs.cleared.config),
             seed=decided.settings.run.seed,
         )
-        machine = machine_of(decided, inputs.cleared)
-    folder = resume.folder if resume is not None else held.enter_context(_new_folder(decided.settings))
+        machine = _machine_of_all(machine_of(decided, inputs.cleared), processes)
+    folder = resume.folder if resume is not None else _new_folder(decided.settings, held, processes)
     run = Run(
         settings=decided.settings,
         schedule=decided.schedule,
@@ -332,11 +373,16 @@ def _prepared(
         device=decided.device,
         write_model=model_file(inputs) if adapters is None else adapters,
         result=MODEL if adapters is None else RESULT,
-        display=make_display(
-            decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
-        )
-        if shown
-        else NoDisplay(say),
+        display=processes.display(
+            lambda: (
+                make_display(
+                    decided.schedule.steps, done=0 if resume is None else resume.step, every=decided.settings.run.log_every
+                )
+                if shown
+                else NoDisplay(say)
+            )
+        ),
+        processes=processes,
         warm=decided.settings.model.init is not None,
         fresh=loaded.fresh if loaded is not None else (),
         arrived=arrived,
@@ -351,15 +397,30 @@ def _prepared(
         if adapters is not None and resume.checkpoint is not None:
             adapters.restore(model, resume.checkpoint.path)
         restore(run, resume)
-    else:
+    if processes.is_first:
+        run.profiler = profiler_of(decided.settings.run, folder, run.device, run.display.say, done=run.step)
+    processes.write(lambda: _note(folder, inputs, examined, resume, machine, say))
+    return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+
+
+def _machine_of_all(machine: Machine, processes: Processes) -> Machine:
+    """The first process's machine, with the peak of all devices together; measured ones were measured at the same time."""
+    peaks = processes.everyone(None if machine.peak is None else machine.peak.flops_per_s)
+    if machine.peak is None or len(peaks) == 1:
+        return machine
+    total = sum(value for value in peaks if value is not None)
+    return evolve(machine, peak=None if None in peaks else evolve(machine.peak, flops_per_s=total))
+
+
+def _note(folder: Path, inputs: Inputs, examined: Examined, resume: Resume | None, machine: Machine, say: Say) -> None:
+    """Write down what the run is, and what a resume changes."""
+    if resume is None:
         write_identity(folder, inputs.identity)
         write_preflight(folder / PREFLIGHT, examined.report.to_dict())  # a resume's is of another file, its own checkpoint
-    run.profiler = profiler_of(decided.settings.run, folder, run.device, run.display.say, done=run.step)
     write_machine(folder / MACHINE, machine)
     if resume is not None:
         note_changes(resume, say)
-    write_file(folder / CONFIG, to_toml(decided.settings).encode("utf-8"))
-    return Prepared(run=run, inputs=inputs, report=examined.report, attention=choice, loaded=loaded)
+    write_file(folder / CONFIG, to_toml(inputs.decided.settings).encode("utf-8"))
 
 
 def _averaged(run: RunSettings, model: nn.Module, say: Say) -> AveragedWeights | None:
@@ -389,7 +450,9 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
         return False  # the preflight has said so
     precision, allow = _precision_of_comparison(inputs, choice), decided.settings.run.allow_cold_init
     with memory_errors("the reference loss"), doing("measuring the reference loss", shown=shown):
-        verdict, agrees = judge_reference(model, rows, held, precision=precision, subject=header.path, allow=allow)
+        verdict, agrees = judge_reference(
+            model, rows, held, precision=precision, subject=header.path, allow=allow, processes=inputs.processes
+        )
     say(verdict)
     return agrees
 
@@ -403,8 +466,15 @@ def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:
     return exact if possible else decided.precision
 
 
-def _new_folder(settings: Settings) -> AbstractContextManager[Path]:
-    return new_run_folder(Path(settings.run.out), settings.run.run, run_stem(settings))
+def _new_folder(settings: Settings, held: ExitStack, processes: Processes) -> Path:
+    """The folder of a new run, which the first process makes and holds."""
+
+    def make() -> str:
+        folder = held.enter_context(new_run_folder(Path(settings.run.out), settings.run.run, run_stem(settings)))
+        processes.note_launch(folder)
+        return str(folder)
+
+    return Path(processes.answer(make))
 
 
 def model_file(inputs: Inputs) -> ModelFile:
@@ -417,6 +487,7 @@ def model_file(inputs: Inputs) -> ModelFile:
         header=inputs.header,
         tokenizer=inputs.tokenizer.spec,
         origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__), added=inputs.added),
+        whole=inputs.processes.whole,
     )
 
 
@@ -433,6 +504,7 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
         base_hash=inputs.identity.init or "",
         tokenizer=inputs.tokenizer.spec,
         task=TASKS.get(cleared.objective.kind),
+        whole=inputs.processes.whole,
     )
 
 
@@ -496,6 +568,7 @@ def training_stream(inputs: Inputs, say: Say, resume: Resume | None = None) -> B
         document_mask=data.document_mask,
         mask_probability=data.mask_probability,
         packing=data.packing or "concatenate",
+        share=inputs.processes.share,
         on_epoch=lambda epochs: say(f"epoch {epochs} done: the corpus starts again in a new order"),
         on_source=lambda name, epochs, ended: say(_of_source(name, epochs, ended=ended)),
     )

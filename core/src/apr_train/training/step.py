@@ -18,7 +18,9 @@ from apr_train.errors import PluginError, RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.sharding import exchange_gradients, local
 from apr_train.training.optimizer.make import Optimizers
+from apr_train.training.processes import Processes
 
 
 class NonFiniteError(RunError):
@@ -53,6 +55,7 @@ def train_step(
     step: int,
     compiled: bool = False,
     judge: Callable[[float, float], str | None] | None = None,
+    processes: Processes | None = None,
 ) -> StepResult:
     """Take one step on the batches together: each target token has the same weight, whichever batch it is in.
 
@@ -61,6 +64,7 @@ def train_step(
     Args:
         step: its number, from 1 on; after the backward pass of step 1 every parameter must have a gradient.
         judge: says of a loss and a gradient norm why the optimizer shall change nothing; None: it always takes the step.
+        processes: those that have the other rows of each batch; the result is of all rows.
 
     Raises:
         NonFiniteError: before the optimizer has changed anything.
@@ -68,27 +72,30 @@ def train_step(
             (TRAIN-001); the optimizer has changed nothing.
         PluginError: for an auxiliary loss that is none.
     """
-    targets = sum(batch.target_count for batch in batches)
+    processes = processes or Processes()
+    targets, tokens = processes.total(
+        sum(batch.target_count for batch in batches), sum(batch.tokens.numel() for batch in batches)
+    )
     if targets == 0:
         raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
-    loss, auxiliary = _accumulate(model, batches, targets, objective, precision, compiled)
+    own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled)
     if step == 1:
         require_gradients(model, step)
-    norm = clip(model, clip_norm)
-    measured = torch.stack([loss, norm.to(loss.device), *([] if auxiliary is None else [auxiliary])]).tolist()
+    norm = clip(model, clip_norm, processes)
+    loss, *auxiliary = processes.sums([own, *([] if own_auxiliary is None else [own_auxiliary])])
+    measured = torch.stack([loss, norm.to(loss.device), *auxiliary]).tolist()
     if not all(map(math.isfinite, measured)):
-        raise _non_finite(model, step, *measured)
-    skipped = None if judge is None else judge(measured[0], measured[1])
+        raise _non_finite(model, step, measured, float(own), processes)
+    skipped = None if judge is None else processes.first_says(judge(measured[0], measured[1]))
     if skipped is None:
         optimizer.step()
-    tokens = sum(batch.tokens.numel() for batch in batches)
     return StepResult(
         loss=measured[0],
         grad_norm=measured[1],
         targets=targets,
         tokens=tokens,
-        aux_loss=None if auxiliary is None else measured[2],
+        aux_loss=measured[2] if auxiliary else None,
         skipped=skipped,
     )
 
@@ -97,19 +104,23 @@ def _accumulate(
     model: nn.Module,
     batches: Sequence[Batch],
     targets: int,
+    tokens: int,
     objective: Objective,
     precision: Precision,
     compiled: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Backward through each batch; the summed gradients are those of the mean loss over all of them.
 
+    Several processes exchange gradients once, with the last batch; `targets` and `tokens` are then those of all of them.
+
     Returns:
-        The mean cross entropy over the targets, and the mean auxiliary loss over the tokens, without its factor.
+        The mean cross entropy over the targets, and the mean auxiliary loss over the tokens, without its factor: of several
+        processes, this one's part of the means.
     """
     language_model = cast(LanguageModel, model)
-    tokens = sum(batch.tokens.numel() for batch in batches)
     entropies, auxiliaries = [], []
     for batch in batches:
+        exchange_gradients(model, now=batch is batches[-1])
         losses: dict[str, Tensor] = {}
         with precision.context(batch.tokens.device):
             hidden, wanted = objective.predicted(language_model, batch, losses)
@@ -172,33 +183,39 @@ def require_gradients(model: nn.Module, step: int) -> None:
         )
 
 
-def clip(model: nn.Module, limit: float) -> Tensor:
+def clip(model: nn.Module, limit: float, processes: Processes | None = None) -> Tensor:
     """Scale the gradients down to norm `limit` if they are above it (0: never); returns the norm before, in float32 at least.
 
-    Gradients with a non-finite norm are left as they are.
+    Gradients with a non-finite norm are left as they are. Those of several processes have one norm.
     """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
     norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = (processes or Processes()).norm(torch.linalg.vector_norm(torch.stack(norms)))
     value = float(norm)
     if limit > 0 and math.isfinite(value) and value > limit:
         torch._foreach_mul_(gradients, limit / (value + 1e-6))  # the constant is torch's clip_grad_norm_'s
     return norm
 
 
-def _non_finite(model: nn.Module, step: int, loss: float, norm: float, auxiliary: float | None = None) -> NonFiniteError:
+def _non_finite(model: nn.Module, step: int, measured: Sequence[float], own: float, processes: Processes) -> NonFiniteError:
+    """The error with what is not finite: gradients by name, and of several processes those whose own loss, `own`, is not."""
     names = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        if parameter.grad is not None and not bool(torch.isfinite(local(parameter.grad)).all())
     ]
+    told = processes.everyone({"names": names, "finite": math.isfinite(own)})
+    names = list(dict.fromkeys(name for item in told for name in cast(list[str], item["names"])))
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    what = f"loss {loss}, gradient norm {norm}" + ("" if auxiliary is None else f", auxiliary loss {auxiliary}")
+    loss, norm, *auxiliary = measured
+    what = f"loss {loss}, gradient norm {norm}" + "".join(f", auxiliary loss {value}" for value in auxiliary)
+    ranks = [str(rank) for rank, item in enumerate(told) if not item["finite"]] if len(told) > 1 else []
+    where = f"; the rows of rank {', '.join(ranks)}" if ranks else ""
     return NonFiniteError(
         "the loss or a gradient is not finite",
         rule=rules.INV_TRAIN_007,
         where=f"step {step}",
-        found=f"{what}; gradients not finite: {shown or 'none'}",
+        found=f"{what}; gradients not finite: {shown or 'none'}{where}",
     )

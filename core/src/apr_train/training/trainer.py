@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from signal import Signals
 
 import attrs
@@ -23,6 +24,7 @@ from apr_train.run.settings import GROUPS, Settings
 from apr_train.run.trackers import Trackers
 from apr_train.training.finish import finish
 from apr_train.training.loop import Outcome, train
+from apr_train.training.processes import Processes
 from apr_train.training.run import Run
 from apr_train.training.setup import Prepared, prepare
 from apr_train.training.signals import SIGNALS
@@ -37,8 +39,13 @@ class Trained:
     prepared: Prepared = field(repr=False)
     outcome: Outcome
     lines: Sequence[Metrics] = field(default=(), repr=False)
-    """All of metrics.jsonl; of a run that was stopped, none."""
+    """All of metrics.jsonl, on the first process; of a run that was stopped, none."""
     sample: Sample | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self.prepared.run.folder
 
 
 def run_to_its_end(
@@ -49,6 +56,7 @@ def run_to_its_end(
     shown: bool = True,
     signals: Sequence[Signals] = SIGNALS,
     ready: Callable[[Prepared], None] = lambda _: None,
+    processes: Processes | None = None,
 ) -> Trained:
     """Make a run ready, train it, and write its result, unless a signal stopped it.
 
@@ -59,14 +67,19 @@ def run_to_its_end(
         shown: whether bars and steps are drawn.
         signals: those that end the run after a step; none leaves the handlers of a host application in place.
         ready: called once all is ready, before step 0 is measured.
+        processes: those that share the run; `say`, `ready`, the display and the trackers are the first one's alone.
 
     Raises:
         AprTrainError: whatever is wrong.
+        ToldElsewhereError: of several processes, when another one says what is wrong.
     """
-    with torch_as_before(), prepare(settings, resume, say, shown=shown) as prepared:
+    processes = processes or Processes()
+    shown = shown and processes.is_first
+    with torch_as_before(), prepare(settings, resume, say, shown=shown, processes=processes) as prepared:
         run = prepared.run
-        run.trackers = Trackers.named(run.settings.run.tracker, run.display.say)
-        ready(prepared)
+        if processes.is_first:
+            run.trackers = Trackers.named(run.settings.run.tracker, run.display.say)
+            ready(prepared)
         return _followed(prepared, signals, shown)
 
 
@@ -104,7 +117,7 @@ def _devices_in_use() -> Sequence[int]:
 def _followed(prepared: Prepared, signals: Sequence[Signals], shown: bool) -> Trained:
     """Train and finish; the run's trackers are told of the start, and of the end, however it comes."""
     run = prepared.run
-    if not run.step:  # what an earlier start left, which ended before it had trained anything
+    if not run.step and run.processes.is_first:  # what an earlier start left, which ended before it had trained anything
         shutil.rmtree(run.folder / TRACKERS, ignore_errors=True)
     try:
         run.trackers.start(_start(run))

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from apr_train.training.optimizer import bfloat16
-from apr_train.training.optimizer.bfloat16 import Float32Updates, round_stochastically
+from apr_train.training.optimizer.bfloat16 import Float32Updates, random_bits, round_stochastically
 from apr_train.training.optimizer.make import MOMENTS
 
 RATE = {"AdamW": 1e-3, "Muon": 1e-2}
@@ -52,7 +52,8 @@ def same(one, other):
 def test_a_number_goes_to_one_of_its_two_neighbours_and_to_itself_in_the_mean():
     values = torch.tensor([1.0 + 1 / 512, -1.0 - 1 / 512, 3.1415926, -2e-30, 7e20, 1e-3])
     count = 40_000
-    drawn = round_stochastically(values[:, None].expand(-1, count).contiguous(), draws()).double()
+    bits = random_bits(len(values) * count, draws()).view(len(values), count)
+    drawn = round_stochastically(values[:, None].expand(-1, count).contiguous(), bits).double()
     down = values.view(torch.int32).bitwise_and(-65536).view(torch.float32)  # toward zero
     up = torch.nextafter(down.bfloat16(), torch.full_like(down, torch.inf).copysign(down).bfloat16()).double()
     below = down.double()
@@ -67,8 +68,9 @@ def test_what_is_a_bfloat16_number_stays_whatever_is_drawn():
     finite = torch.randn(1001, generator=draws()).bfloat16().float()
     exact = torch.cat([finite, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.finfo(torch.bfloat16).max])])
     for seed in range(20):
-        assert torch.equal(round_stochastically(exact, draws(seed)).float().view(torch.int32), exact.view(torch.int32))
-    assert bool(round_stochastically(torch.tensor([torch.nan]), draws()).isnan())
+        rounded = round_stochastically(exact, random_bits(len(exact), draws(seed)))
+        assert torch.equal(rounded.float().view(torch.int32), exact.view(torch.int32))
+    assert bool(round_stochastically(torch.tensor([torch.nan]), random_bits(1, draws())).isnan())
 
 
 def test_small_updates_arrive_in_the_mean_where_rounding_to_nearest_loses_all_of_them():

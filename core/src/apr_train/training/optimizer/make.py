@@ -11,9 +11,11 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.sharding import is_sharded
 from apr_train.preflight.optimizer_rules import ParameterGroups
 from apr_train.run.settings import OptimizerSettings
 from apr_train.training.optimizer.bfloat16 import Float32Updates
+from apr_train.training.optimizer.whole_matrices import WholeMatrices
 
 MOMENTS: Mapping[str, tuple[str, ...]] = {"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 """Optimizer → the tensors of its state that have a parameter's shape."""
@@ -96,7 +98,8 @@ def _part(
     """One of torch's optimizers; of bfloat16 weights, with updates in float32 unless they are to be rounded to nearest."""
     make = _adamw(settings) if kind == "AdamW" else _muon(settings)
     if dtype != torch.bfloat16 or settings.bf16_update == "nearest":
-        return make(groups)
+        sharded = any(is_sharded(parameter) for group in groups for parameter in group["params"])
+        return WholeMatrices(groups, make, moments=MOMENTS[kind]) if sharded and kind == "Muon" else make(groups)
     return Float32Updates(
         groups,
         make,
@@ -167,4 +170,4 @@ def _hidden_matrices(model: nn.Module, routers: frozenset[str]) -> set[str]:
 
 def kind_of(part: torch.optim.Optimizer) -> str:
     """`AdamW` or `Muon`."""
-    return type(part.inner if isinstance(part, Float32Updates) else part).__name__
+    return type(part.inner if isinstance(part, Float32Updates | WholeMatrices) else part).__name__

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apr_train.errors import RunError
+from apr_train.model.sharding import is_sharded, keep_piece, place
 from apr_train.run.folder import OPTIMIZER
 from apr_train.training.optimizer.bfloat16 import MASTER, STEP, Float32Updates
 from apr_train.training.optimizer.make import MOMENTS, Optimizers, kind_of
@@ -65,7 +66,7 @@ def _converted(tensors: Mapping[str, Tensor], owners: Mapping[str, _Owner], step
         blank = _blank(part, parameter)
         wide, count = (saved.pop(f"{key}.{name}", None) for key in (MASTER, STEP))
         if wide is not None and MASTER not in blank and wide.shape == parameter.shape:
-            parameter.data.copy_(wide)
+            keep_piece(parameter.data, wide)
         had = {MASTER: blank.get(MASTER) if wide is None else wide, STEP: torch.tensor(float(step)) if count is None else count}
         saved |= {f"{key}.{name}": value for key, value in had.items() if key in blank and value is not None}
         for key, like in blank.items():
@@ -95,4 +96,4 @@ def _fitting(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     if value.shape != like.shape or value.dtype != like.dtype:
         expected, found = f"{like.dtype} {list(like.shape)}", f"{value.dtype} {list(value.shape)}"
         raise RunError(f"{name} does not fit", where=OPTIMIZER, expected=expected, found=found)
-    return value.to(like.device)
+    return value if is_sharded(value) else place(value, like)

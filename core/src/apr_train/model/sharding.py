@@ -1,0 +1,117 @@
+"""A model on several processes, sharded by torch's FSDP2: each has a piece of every parameter; a block is gathered to run.
+
+Nothing here asks how many processes there are: a model that is not sharded, and its tensors, go through unchanged.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from apr_train.model.protocol import LanguageModel
+
+REPLICATE, SHARD = "replicate", "shard"
+"""Names of the mesh's dimensions."""
+
+
+def make_mesh(device: str, *, replicas: int, processes: int) -> Any:
+    """Processes in `replicas` groups that each have all parameters between them; a group's ranks follow on one another."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if replicas == 1:
+        return init_device_mesh(device, (processes,), mesh_dim_names=(SHARD,))
+    return init_device_mesh(device, (replicas, processes // replicas), mesh_dim_names=(REPLICATE, SHARD))
+
+
+def shard(model: nn.Module, mesh: Any) -> None:
+    """Keep of each parameter the rows that are this process's: a `DTensor` over the mesh, under the same name.
+
+    Every block is one group of parameters, and all the others, the head among them, are one more. `hidden_states` gathers
+    the latter as a `forward` would, and they stay so until the backward pass is over, or `release`: the head, which the
+    loss computes behind `hidden_states`, finds its matrix. Gradients are summed over the processes, in float32 at least.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in cast(LanguageModel, model).blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # a loss counts its targets over all processes already
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction that leaves a sum as it is
+    register_fsdp_forward_method(model, "hidden_states")
+
+
+def exchange_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward pass sums the gradients over the processes, or only adds to this one's."""
+    if _is_sharded_model(model):
+        model.set_requires_gradient_sync(now)  # type: ignore[operator]  # FSDPModule's
+
+
+def release(model: nn.Module) -> None:
+    """Let go of what a forward pass without a backward pass has gathered."""
+    if _is_sharded_model(model):
+        model.reshard()  # type: ignore[operator]  # FSDPModule's
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether only a piece of the tensor is here."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # nothing is sharded before that is imported
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The piece that is here: all of a tensor that is not sharded. Shares its memory."""
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, in memory of its own if it is sharded; every process of the mesh has to ask at the same time."""
+    return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def piece_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """The piece of a whole tensor that is here of `like`, which has the same shape; a view where it can be one."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    parameter = cast(Any, like)
+    placed = distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return placed.to_local()
+
+
+def offset_of(tensor: Tensor) -> int:
+    """Where, among all elements of a tensor in their order, the piece that is here begins; 0 of one that is not sharded."""
+    if not is_sharded(tensor):
+        return 0
+    mesh, rows = cast(Any, tensor).device_mesh, tensor.shape[0]
+    pieces = mesh.size(mesh.mesh_dim_names.index(SHARD))
+    row = min(rows, -(-rows // pieces) * mesh.get_local_rank(SHARD))  # rows are cut as torch.chunk does it
+    return int(row) * (tensor.numel() // max(1, rows))
+
+
+def keep_piece(tensor: Tensor, values: Tensor) -> None:
+    """Give the piece that is here the values of a whole tensor."""
+    local(tensor).copy_(piece_of(values, tensor))
+
+
+def place(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device of `like`, and sharded as it is."""
+    if not is_sharded(like):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import DTensor
+
+    parameter, own = cast(Any, like), local(like)
+    piece = torch.empty(own.shape, dtype=tensor.dtype, device=own.device).copy_(piece_of(tensor, like))
+    shape: dict[str, Any] = {"shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(piece, parameter.device_mesh, parameter.placements, run_check=False, **shape)
+
+
+def _is_sharded_model(model: nn.Module) -> bool:
+    distributed = sys.modules.get("torch.distributed.fsdp")
+    return distributed is not None and isinstance(model, distributed.FSDPModule)

@@ -1,0 +1,503 @@
+"""Several processes, started by torchrun: what they say to each other, what they sum, and how they end together.
+
+Two ways lead from one to the others. Words go through the launcher's store as JSON, and nobody's waiting for a word is
+timed: the first process may read a corpus for an hour. Tensors go through torch's process group, gloo on CPUs and nccl on
+CUDA, where whoever waits longer than `--timeout` gives up.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from apr_train.errors import AprTrainError, ConfigError, Finding, RunError
+from apr_train.model.sharding import is_sharded, make_mesh, shard, whole
+from apr_train.run.events import RunEvents, Say
+from apr_train.run.folder import find_checkpoint
+from apr_train.run.launch import Launch, note_launch, run_of_launch
+from apr_train.run.metrics import MetricsFile
+from apr_train.run.settings import ProcessSettings, Settings
+from apr_train.run.settings_file import to_toml
+from apr_train.training.processes import Processes, ToldElsewhereError, Unheard
+from apr_train.training.signals import StopRequest
+
+T = TypeVar("T")
+
+_POLL = 0.002, 0.25
+"""Seconds between two looks for a word: at first, and at most."""
+_GRACE = 3.0
+"""Seconds in which processes that lost another one find out who has what to say."""
+_DONE, _FAILED = -1, -2
+"""In place of the number of a tensor that is wanted."""
+_SERVED = "served"
+"""The store's count of how often a process has helped another one to write."""
+
+
+class Words:
+    """The store that all processes see: what one sets, another one takes, and each of them says so once."""
+
+    def __init__(self, store: Store, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
+        self._round = 0
+
+    def set(self, key: str, value: Any) -> None:
+        """Say something under a name."""
+        self.store.set(key, json.dumps(value))
+
+    def take(self, key: str) -> Any:
+        """What is said under a name, whenever that is."""
+        pause, longest = _POLL
+        while not self.store.check([key]):
+            time.sleep(pause)
+            pause = min(longest, 1.5 * pause)
+        return json.loads(self.store.get(key))
+
+    def heard(self, key: str) -> Any:
+        """What was said under a name; None if nothing was, so far."""
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+    def everyone(self, value: Any) -> list[Any]:
+        """What each process says in this round, by rank: the first one collects it, and says it to all.
+
+        Nobody goes on before all have spoken, so that what was said in the round before can be forgotten.
+        """
+        self._round += 1
+        own, all_of_them = (f"round/{self._round}/{name}" for name in (self.rank, "all"))
+        if self.rank:
+            self.set(own, value)
+            said: list[Any] = self.take(all_of_them)
+            return said
+        said = [value, *(self.take(f"round/{self._round}/{rank}") for rank in range(1, self.size))]
+        self.set(all_of_them, said)
+        for name in (*range(1, self.size), "all"):
+            self.store.delete_key(f"round/{self._round - 1}/{name}")
+        return said
+
+
+class Group(Processes):
+    """Several processes; this one is number `rank` of `size`."""
+
+    several = True
+
+    def __init__(self, launch: Launch, store: Store) -> None:
+        self.rank, self.size, self.launch = launch.rank, launch.size, launch
+        self.words = Words(store, launch.rank, launch.size)
+        self.hosts: list[str] = self.words.everyone(socket.gethostname())
+        self.replicas = 1
+        self._device = "cpu"
+        self._mesh: Any = None
+        self._lent: list[Tensor] = []
+        self._numbers: dict[int, int] = {}
+        self._sessions = 0
+        self._asked = 0
+
+    @property
+    def told(self) -> str:
+        """How many there are, on how many machines, and where the parameters lie."""
+        machines = len(set(self.hosts))
+        pieces = self.size // self.replicas
+        spread = f"parameters in {pieces} pieces" if pieces > 1 else "parameters whole in each"
+        groups = f", {self.replicas} times" if 1 < self.replicas < self.size else ""
+        return f"{self.size} on {machines} machine{'s' * (machines != 1)}; {spread}{groups}"
+
+    def name(self, rank: int) -> str:
+        """`rank 1 on HOST`."""
+        return f"rank {rank} on {self.hosts[rank]}"
+
+    # Together, before anything is trained
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """See `Processes.in_turn`."""
+        order = [self.rank != 0, self.rank != 0 and self.launch.local_rank != 0]
+        for late in order:
+            if late and self._faults(None):
+                raise ToldElsewhereError
+        fault = None
+        try:
+            yield
+        except AprTrainError as error:
+            fault = error
+        left = len(order) - sum(order) + 1
+        for _ in range(left):
+            if faults := self._faults(fault):
+                self._raise(faults, fault)
+            fault = None
+
+    def _faults(self, own: AprTrainError | None) -> dict[int, list[dict[str, str]]]:
+        """The faults of this turn, by rank."""
+        said = self.words.everyone([] if own is None else [attrs.asdict(finding) for finding in own.findings])
+        return {rank: findings for rank, findings in enumerate(said) if findings}
+
+    def _raise(self, faults: Mapping[int, list[dict[str, str]]], own: AprTrainError | None) -> None:
+        """End this process: the first one says what is wrong, its own if it has a fault, else that of the others."""
+        if self.rank:
+            raise ToldElsewhereError(own.exit_code if own is not None else 1)
+        if own is not None:
+            raise own
+        raise RunError.of(self._of(rank, Finding(**cast(Any, item))) for rank, findings in faults.items() for item in findings)
+
+    def _of(self, rank: int, finding: Finding) -> Finding:
+        return attrs.evolve(finding, subject=": ".join(filter(None, (self.name(rank), finding.subject))))
+
+    def begun(self, resume: Path | None, settings: Callable[[], Settings]) -> Path | None:
+        """See `Processes.begun`; of a run that was resumed at one checkpoint, a restart takes the latest."""
+        if not self.launch.restarts:
+            return resume
+        if resume is not None:
+            return find_checkpoint(resume)[0]
+        return run_of_launch(Path(settings().run.out), self.launch)
+
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """See `Processes.require_same`."""
+        said: list[dict[str, str]] = self.words.everyone(dict(facts))
+        others = [
+            (rank, name, found) for rank, own in enumerate(said) for name, found in own.items() if found != said[0].get(name)
+        ]
+        if not others:
+            return
+        if self.rank:
+            raise ToldElsewhereError
+        raise RunError.of(
+            Finding(
+                problem="the processes of a run have to have the same",
+                subject=self.name(rank),
+                field=name,
+                expected=f"{said[0].get(name, 'nothing')}, as {self.name(0)} has",
+                found=found,
+                hint="Install the same on all machines, and start all processes with the same command.",
+            )
+            for rank, name, found in others
+        )
+
+    def connect(self, settings: Settings) -> None:
+        """Open torch's process group, and lay the processes out.
+
+        Raises:
+            ConfigError: for groups that do not come out even.
+            RunError: for a backend or a device that is not here, or fewer rows than processes.
+        """
+        self.require_same({"settings": to_toml(settings)})
+        with self.in_turn():
+            self.replicas = replicas(settings.processes, self.launch)
+            self._device = _device_of(settings, self.launch)
+        backend = "cpu:gloo,cuda:nccl" if self._device == "cuda" else "gloo"
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("tensors", self.words.store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=settings.processes.timeout),
+        )
+        self._mesh = make_mesh(self._device, replicas=self.replicas, processes=self.size)
+
+    def answer(self, function: Callable[[], str]) -> str:
+        """See `Processes.answer`."""
+        found, fault = "", None
+        if self.is_first:
+            try:
+                found = function()
+            except AprTrainError as error:
+                fault = error
+        answered, failed = self.words.everyone([found, fault is not None])[0]
+        if fault is not None:
+            raise fault
+        if failed:
+            raise ToldElsewhereError
+        return str(answered)
+
+    def note_launch(self, folder: Path) -> None:
+        """See `Processes.note_launch`."""
+        note_launch(folder, self.launch)
+
+    def once_a_machine(self, name: str, function: Callable[[], T]) -> T:
+        """See `Processes.once_a_machine`."""
+        key = f"machine/{self.rank // self.launch.local_size}/{name}"
+        if self.launch.local_rank == 0:
+            self.words.set(key, function())
+        found: T = self.words.take(key)
+        return found
+
+    def shard(self, model: nn.Module) -> None:
+        """See `Processes.shard`."""
+        shard(model, self._mesh)
+
+    # Together, step by step
+
+    def total(self, *counts: int) -> tuple[int, ...]:
+        """See `Processes.total`."""
+        sums = torch.tensor(counts, dtype=torch.int64)
+        dist.all_reduce(sums)
+        return tuple(sums.tolist())
+
+    def sums(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See `Processes.sums`."""
+        together = torch.stack([value.detach() for value in values])
+        dist.all_reduce(together)
+        return together.unbind()
+
+    def norm(self, own: Tensor) -> Tensor:
+        """See `Processes.norm`; where parameters lie several times, so does each piece."""
+        square = own.detach().double().square()
+        dist.all_reduce(square)
+        return (square / self.replicas).sqrt().to(own.dtype)
+
+    def span(self, value: float) -> tuple[float, float]:
+        """See `Processes.span`."""
+        ends = torch.tensor([-value, value], dtype=torch.float64)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        least, largest = ends.tolist()
+        return -least, largest
+
+    def measured(self, spread: float) -> dict[str, Any]:
+        """See `Processes.measured`."""
+        return {"processes": self.size, "step_time_spread": spread}
+
+    def everyone(self, value: T) -> list[T]:
+        """See `Processes.everyone`."""
+        return self.words.everyone(value)
+
+    def first_says(self, value: T) -> T:
+        """See `Processes.first_says`."""
+        return self.words.everyone(value)[0]  # type: ignore[no-any-return]  # JSON gives it back as it was
+
+    def stopped_by(self, stop: StopRequest) -> str | None:
+        """See `Processes.stopped_by`; of several signals the one of the largest number."""
+        _, largest = self.span(0 if stop.name is None else int(signal.Signals[stop.name]))
+        if not largest:
+            return None  # even if one has come to this process meanwhile: the others hear of it the next time
+        name = signal.Signals(int(largest)).name
+        stop.name = stop.name or name
+        return name
+
+    def draw_by(self, *place: int) -> None:
+        """See `Processes.draw_by`: by the place and the rows of this process."""
+        text = " ".join(map(str, (*place, self.rank, self.size)))
+        seed = int.from_bytes(blake2b(text.encode(), digest_size=8, person=b"apr-dropout").digest(), "little") >> 1
+        torch.manual_seed(seed)
+
+    # Where only one speaks
+
+    def say(self, say: Say) -> Say:
+        """See `Processes.say`."""
+        return say if self.is_first else Unheard().say
+
+    def metrics(self, path: Path) -> MetricsFile | Unheard:
+        """See `Processes.metrics`."""
+        return MetricsFile(path) if self.is_first else Unheard()
+
+    def display(self, make: Callable[[], RunEvents]) -> RunEvents:
+        """See `Processes.display`."""
+        return make() if self.is_first else Unheard()
+
+    def write(self, function: Callable[[], T], tensors: Iterable[Tensor] = ()) -> T | None:
+        """See `Processes.write`: the first process names the tensor that it wants next, and all gather it."""
+        if self.is_first:
+            self._forget_questions()
+        self._lent, self._asked = list(tensors), 0
+        self._numbers = {id(tensor): number for number, tensor in enumerate(self._lent)}
+        self._sessions += 1
+        try:
+            if not self.is_first:
+                self._serve()
+                return None
+            try:
+                made = function()
+            except BaseException:
+                self._ask(_FAILED)
+                raise
+            self._ask(_DONE)
+            return made
+        finally:
+            self._lent, self._numbers = [], {}
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """See `Processes.whole`."""
+        if is_sharded(tensor):
+            self._ask(self._numbers[id(tensor)])
+        return whole(tensor)
+
+    def _ask(self, number: int) -> None:
+        self.words.set(self._key(self._asked), number)
+        self._asked += 1
+
+    def _forget_questions(self) -> None:
+        """Delete what was asked the last time, once all others have heard the end of it; a copy elsewhere gathers by itself."""
+        while self.words.store.add(_SERVED, 0) < self._sessions * (self.size - 1):
+            time.sleep(_POLL[0])
+        for number in range(self._asked):
+            self.words.store.delete_key(self._key(number))
+
+    def _serve(self) -> None:
+        while (number := self.words.take(self._key(self._asked))) >= 0:
+            whole(self._lent[number])
+            self._asked += 1
+        self.words.store.add(_SERVED, 1)
+        if number == _FAILED:
+            raise ToldElsewhereError
+
+    def _key(self, number: int) -> str:
+        return f"write/{self._sessions}/{number}"
+
+    # The end
+
+    def own_fault(self, error: AprTrainError) -> Exception:
+        """What this process ends with after a fault of its own: the first one that has it tells it, with who it is."""
+        self.words.set(f"ended/{self.rank}", str(error))
+        if self.rank and self._within_grace(lambda: self.words.heard("ended/0") is not None or self._is_told()):
+            return ToldElsewhereError(error.exit_code)
+        if not self._tell():
+            return ToldElsewhereError(error.exit_code)
+        return error if self.is_first else error.amend(subject=self._of(self.rank, error.finding).subject)
+
+    def lost(self, error: Exception) -> Exception:
+        """What this process ends with when another one has gone, or does not answer: one of those left says which."""
+        self.words.set(f"left/{self.rank}", str(error).partition("\n")[0])
+        ranks = range(self.size)
+
+        def silent() -> list[int]:
+            return [rank for rank in ranks if not any(self.words.heard(f"{how}/{rank}") for how in ("left", "ended"))]
+
+        self._within_grace(lambda: self._is_told() or not silent())
+        if self._is_told() or not self._tell():
+            return ToldElsewhereError()
+        who = ", ".join(self.name(rank) for rank in silent()) or "none of those that still answer"
+        return RunError(
+            "a process of the run has ended, or does not answer",
+            where=who,
+            hint="The launcher's report has its exit status or signal. Go on from the last checkpoint with --resume; "
+            "torchrun --max-restarts does so by itself.",
+        )
+
+    def _is_told(self) -> bool:
+        return self.words.heard("told") is not None
+
+    def _tell(self) -> bool:
+        """Whether it is this process that tells."""
+        if self.words.store.add("telling", 1) > 1:
+            return False
+        self.words.set("told", self.rank)
+        return True
+
+    def _within_grace(self, heard: Callable[[], bool]) -> bool:
+        end = time.monotonic() + _GRACE
+        while not heard():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def replicas(settings: ProcessSettings, launch: Launch) -> int:
+    """How many groups of processes there are that each have all parameters between them.
+
+    Raises:
+        ConfigError: when that does not come out even, or contradicts `--shard`.
+    """
+    way = settings.shard
+    if way == "auto":
+        way = "hybrid" if settings.replicate is not None or launch.nodes > 1 else "full"
+    found = {"full": 1, "none": launch.size, "hybrid": settings.replicate or launch.nodes}[way]
+    if settings.replicate not in (None, found):
+        problem, expected = f"--shard {way} has its own number of groups", f"{found}, or --shard hybrid"
+        raise ConfigError(problem, where="--replicate", expected=expected, found=settings.replicate)
+    if launch.size % found:
+        expected = f"a divisor of {launch.size}, the number of processes"
+        raise ConfigError("the processes cannot be divided so", where="--replicate", expected=expected, found=found)
+    return found
+
+
+def _device_of(settings: Settings, launch: Launch) -> str:
+    """`cpu` or `cuda`, of which each process takes the one of its number on its machine.
+
+    Raises:
+        RunError: for one that is not here, or has no backend in this build of torch.
+    """
+    asked = settings.run.device
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if asked is None else asked.partition(":")[0]
+    if kind != "cuda":
+        return "cpu"
+    if asked not in (None, "cuda"):
+        raise RunError("each process has a device of its own", where="--device", expected="cuda or cpu", found=asked)
+    if launch.local_rank >= torch.cuda.device_count():
+        expected = f"at most {torch.cuda.device_count()} processes on this machine"
+        raise RunError(
+            "there are more processes than CUDA devices", where="--device", expected=expected, found=launch.local_size
+        )
+    if not dist.is_nccl_available():
+        raise RunError("this build of torch has no nccl", where="--device", found=asked or kind, hint="Take --device cpu.")
+    torch.cuda.set_device(launch.local_rank)
+    return kind
+
+
+@contextmanager
+def several(launch: Launch) -> Iterator[Processes]:
+    """The processes of a launch. However one ends, the others end, and one of them says why.
+
+    Raises:
+        RunError: when they do not come together, differ in what is installed, or one is gone.
+        ToldElsewhereError: on all but one, when there is something to tell.
+    """
+    group = _meet(launch)
+    try:
+        installed = {"apr-train": version("apr-train"), "torch": str(torch.__version__), "Python": platform.python_version()}
+        group.require_same(installed)
+        yield group
+    except AprTrainError as error:
+        _ignore_the_end()
+        raise group.own_fault(error) from error
+    except (RuntimeError, dist.DistError) as error:
+        if not _is_lost(error):
+            raise
+        _ignore_the_end()
+        raise group.lost(error) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet(launch: Launch) -> Group:
+    """Find the other processes.
+
+    Raises:
+        RunError: when that takes more than five minutes, or the port is taken.
+    """
+    where = f"{launch.address}:{launch.port}"
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(minutes=5))))
+        started = f"apr_train/{launch.restarts}"
+        number = store.add(f"{started}/runs/{launch.rank}", 1)  # a program may have one run after another
+        return Group(launch, PrefixStore(f"{started}/{number}", store))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        hint = "Is the port free, and can every machine reach it? torchrun --master-port takes another one."
+        found = str(error).partition("\n")[0]
+        raise RunError("the processes do not come together", where=where, found=found, hint=hint) from error
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether another process's end is what an exchange fails with; gloo's errors are known by their text alone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _ignore_the_end() -> None:
+    """A launcher that sees one process end asks the others to: what is left to say is said first; it kills them later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

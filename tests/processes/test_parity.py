@@ -1,0 +1,67 @@
+"""What one process learns, two and three learn, too: losses, updates, and resumes on another number of them."""
+
+import pytest
+from apr_train.run.folder import METRICS, MODEL, OPTIMIZER, STATE, checkpoints
+from apr_train.run.metrics import read_metrics
+
+from tests.processes.compared import assert_same_losses, case, cosine, curve, launch, resumed
+from tests.processes.runs import run_case
+
+CASES = {
+    "llama370m": {"arch": "llama370m", "accumulate": 2},
+    "documents": {"arch": "qwen2", "document_mask": True, "batch_size": 3},
+    "masked": {"arch": "codebert", "vocab_size": 340, "recompute": True},
+    "bf16": {"arch": "llama370m", "precision": "bf16", "steps": 8},
+    "bf16-weights": {"arch": "llama370m", "precision": "bf16-weights", "steps": 8, "accumulate": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    """All runs: of one process here, of two and three under torchrun."""
+    for name, values in CASES.items():
+        run_case(case(place, name, values, 1))
+    two = [case(place, name, values, 2) for name, values in CASES.items()]
+    poisoned = {**case(place, "poisoned", CASES["masked"], 2), "poison": 1}
+    launch(2, [*two, resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2), poisoned], place)
+    some = [case(place, name, {**CASES[name], "shard": "none"}, 3) for name in ("documents", "masked")]
+    launch(3, [*some, resumed(place, "documents", 1, 3)], place)
+    run_case(resumed(place, "documents", 2, 1))
+    launch(2, [resumed(place, "documents", 3, 2)], place)
+    return place / "runs"
+
+
+@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in CASES), ("documents", 3), ("masked", 3)])
+def test_several_processes_learn_what_one_learns(runs, name, count):
+    one, several = runs / f"{name}-1", runs / f"{name}-{count}"
+    exact = not name.startswith("bf16")
+    assert_same_losses(one, several, 1e-5 if exact else 2e-2)
+    if exact:
+        assert cosine(one / "start.apr", one / MODEL, several / MODEL) >= 0.9999
+
+
+def test_a_resume_on_as_many_processes_is_exact(runs):
+    whole, half = runs / "documents-2", runs / "documents-2-2"
+    assert curve(whole) == curve(half)
+    for name in (MODEL, f"step-000020/{OPTIMIZER}", f"step-000020/{STATE}"):
+        assert (whole / name).read_bytes() == (half / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("documents", 2, 1), ("documents", 1, 3), ("documents", 3, 2), ("llama370m", 1, 2)]
+)
+def test_a_run_goes_on_with_another_number_of_processes(runs, name, before, after):
+    whole, half = runs / f"{name}-{before}", runs / f"{name}-{before}-{after}"
+    assert_same_losses(whole, half, 1e-5)
+    assert cosine(runs / f"{name}-1" / "start.apr", whole / MODEL, half / MODEL) >= 0.9999
+
+
+def test_a_value_that_is_not_finite_on_one_process_stops_all_before_the_update(runs):
+    """The error names the process; the state of the step before is saved."""
+    told = [(runs.parent / f"poisoned-2-{rank}.error").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    assert "INV-TRAIN-007: step 3" in told[0]
+    assert "the rows of rank 1" in told[0]
+    assert "gradients not finite: embeddings" in told[0]
+    assert [item.step for item in checkpoints(runs / "poisoned-2")] == [2]
+    assert read_metrics(runs / "poisoned-2" / METRICS)[-1].step == 2

@@ -50,10 +50,10 @@ class Place:
         """Train on the small corpus."""
         return self("--data", self.corpus, *SMALL, *args, code=code)
 
-    def start(self, *args):
+    def start(self, *args, env=None):
         """Start `apr-train …` as a process of its own."""
         command = [sys.executable, "-c", "from apr_train.cli import main; main()", *map(str, args)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder, env=env)
 
     def run(self, name):
         """The folder of a run."""

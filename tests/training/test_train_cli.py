@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -16,8 +17,10 @@ from apr_train.preflight import opening
 from apr_train.run.preflight_file import read_preflight
 from apr_train.run.samples import read_samples
 from apr_train.run.settings_file import read_toml
-from apr_train.training import build, finish, loop, setup, trainer
+from apr_train.training import build, compilation, finish, loop, setup, trainer
 from safetensors.torch import load_file
+
+from tests.training.conftest import SMALL
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny")
 
@@ -244,6 +247,46 @@ def test_a_compiled_run_validates_and_resumes_like_any_other(place):
     plain, compiled = ([line["val_loss"] for line in place.curve(name) if "val_loss" in line] for name in ("plain", "whole"))
     assert len(compiled) == 3
     assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_run_goes_on_without_the_compiler_that_is_not_there(place):
+    """The command line in a process of its own: torch remembers which compiler it has found."""
+    args = ("--data", place.corpus, *SMALL, *SCRATCH, "--steps", "1", "--precision", "fp32", "--compile", "--run", "x")
+    place.train(*SCRATCH, "--steps", "1", "--precision", "fp32", "--run", "plain")
+    environment = {**os.environ, "CXX": str(place.folder / "no-such-compiler")}
+    with place.start(*args, env=environment) as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert said.count("the run goes on without --compile") == 1
+    assert "torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler found" in said
+    assert read_toml(place.run("x") / "config.toml").run.compile is False
+    place.assert_same_end("x", "plain", step=1)
+
+
+def test_what_was_decided_about_compiling_stands_in_the_config_and_goes_for_a_resume(place, monkeypatch):
+    monkeypatch.setattr(compilation, "PAYS", {"cpu": 1.0})
+    monkeypatch.setattr(setup, "compiler_fault", lambda device: None)
+    compiled = []
+    monkeypatch.setattr(build, "compile_blocks", compiled.append)
+    step, heads = loop.train_step, []
+
+    def take(*args, compiled, **named):
+        heads.append(compiled)
+        return step(*args, compiled=False, **named)
+
+    monkeypatch.setattr(loop, "train_step", take)
+    args = (*SCRATCH, "--steps", "2", "--save-every", "1", "--precision", "fp32")
+    out = place.train(*args, "--run", "x")
+    assert "a run of so many operations is compiled" in out
+    assert read_toml(place.run("x") / "config.toml").run.compile is True
+    monkeypatch.setattr(compilation, "PAYS", {"cpu": 1e30})
+    out = place("--resume", "runs/x/step-000001")
+    assert "a run of so many operations" not in out
+    assert len(compiled) == 2
+    monkeypatch.setattr(compilation, "PAYS", {"cpu": 1.0})
+    place.train(*args, "--no-compile", "--run", "no")
+    assert len(compiled) == 2
+    assert heads == [True] * 3 + [False] * 2
 
 
 @pytest.mark.rule("INV-TRAIN-007")

@@ -22,7 +22,7 @@ def rows(repository, group):
 @pytest.fixture(scope="module")
 def resolved():
     family = SimpleNamespace(name="some", default_preset="tiny")
-    config = SimpleNamespace(usable_positions=64)
+    config = SimpleNamespace(usable_positions=64, num_hidden_layers=0)
     return decide(
         Settings(), family=family, config=config, objective=OBJECTIVES["causal-lm"], device=torch.device("cpu")
     ).settings

@@ -152,13 +152,13 @@ class TrainSettings(TypedDict, total=False):
     precision: Literal["fp32", "bf16", "bf16-weights"] | None
     """fp32; bf16: float32 weights under autocast; bf16-weights: everything in bfloat16. bf16 where the hardware has it."""
     compile: bool | None
-    """Compile the blocks with torch.compile."""
+    """Compile the blocks with torch.compile: from so many operations on that it pays, where nothing is said."""
     recompute: bool | None
     """Recompute each block in the backward pass: less memory, more time."""
     device: str | None
     """cpu or cuda; cuda when there is one."""
     threads: int | None
-    """CPU threads; torch's own choice otherwise."""
+    """CPU threads; one for each core that the process may use otherwise."""
     peak_tflops: float | None
     """What the device does at most, in 10¹² operations a second, for the MFU; a table's, or measured on a CPU, otherwise."""
     profile: str | None

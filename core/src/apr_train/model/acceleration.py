@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch._compile import _disable_dynamo
 
+from apr_train.errors import text_of
 from apr_train.model.protocol import LanguageModel
 
 P = ParamSpec("P")
@@ -48,6 +49,26 @@ def _lean_inductor(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     kept = autograd.patch(cse=False, ban_recompute_materialized_backward=False)
     with kept, inductor.patch(fallback_random=True):
         return compile_fx(graph, list(inputs))
+
+
+def compiler_fault(device: torch.device) -> str | None:
+    """Why torch.compile does not work on this machine, found by compiling a sum; None: it works.
+
+    A compiler may be absent, too old, or without its headers: what is asked for is what matters. Where compiled code of the
+    sum lies in torch's cache, it is not compiled again.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        torch.compile(_sum_with_its_mirror, dynamic=False)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:  # torch's own are RuntimeErrors
+        cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+        return f"{type(cause).__name__}: {text_of(cause)}".partition("\n")[0]
+    return None
+
+
+def _sum_with_its_mirror(values: torch.Tensor) -> torch.Tensor:
+    return values + values.flip(0)
 
 
 @contextmanager

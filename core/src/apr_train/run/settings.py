@@ -438,14 +438,19 @@ class RunSettings:
         choices=tuple(PRECISION_TYPES),
         may_change=True,
     )
-    compile: bool = option(False, "Compile the blocks with torch.compile.", kind=bool, may_change=True)
+    compile: bool | None = option(
+        None,
+        "Compile the blocks with torch.compile: from so many operations on that it pays, where nothing is said.",
+        kind=bool,
+        may_change=True,
+    )
     recompute: bool = option(
         False, "Recompute each block in the backward pass: less memory, more time.", kind=bool, may_change=True
     )
     device: str | None = option(None, "cpu or cuda; cuda when there is one.", kind=str, decides=False, may_change=True)
     threads: int | None = option(
         None,
-        "CPU threads; torch's own choice otherwise.",
+        "CPU threads; one for each core that the process may use otherwise.",
         kind=int,
         minimum=1,
         maximum=MAX_THREADS,

@@ -14,6 +14,7 @@ from apr_train.family.card import FamilyInfo
 from apr_train.family.config import ModelConfig
 from apr_train.model.device import PRECISIONS, Precision, default_precision
 from apr_train.run.settings import LoraSettings, Settings
+from apr_train.training.compilation import pays
 from apr_train.training.schedule import Schedule
 
 T = TypeVar("T")
@@ -40,8 +41,20 @@ class Decided:
     batch_size: int
     schedule: Schedule
 
+    def uncompiled(self) -> Decided:
+        """The same without compiled blocks."""
+        return attrs.evolve(self, settings=attrs.evolve(self.settings, run=attrs.evolve(self.settings.run, compile=False)))
 
-def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objective: Objective, device: torch.device) -> Decided:
+
+def decide(
+    asked: Settings,
+    *,
+    family: FamilyInfo,
+    config: ModelConfig,
+    objective: Objective,
+    device: torch.device,
+    processes: int = 1,
+) -> Decided:
     """Fill in what the user left open; what the user said stays."""
     warm, data, optimizer = asked.model.init is not None, asked.data, asked.optimizer
     precision = _or(asked.run.precision, default_precision(device))
@@ -53,19 +66,23 @@ def decide(asked: Settings, *, family: FamilyInfo, config: ModelConfig, objectiv
     warmup = _or(optimizer.warmup_steps, min(asked.run.steps // 10, MOST_WARM_UP))
     preset = asked.model.preset if warm else _or(asked.model.preset, family.default_preset)
     threads = _or(asked.run.threads, torch.get_num_threads())
+    length = _or(data.sequence_length, default_row(device.type))
+    workers = processes * (threads if device.type == "cpu" else 1)
+    compiled = _or(asked.run.compile, pays(asked, config, device=device.type, length=length, batch_size=batch, workers=workers))
+    run = attrs.evolve(asked.run, precision=precision, device=_or(asked.run.device, str(device)), threads=threads)
     settings = attrs.evolve(
         asked,
         model=attrs.evolve(asked.model, arch=_or(asked.model.arch, family.name), objective=objective.name, preset=preset),
         data=attrs.evolve(data, batch_size=batch),
         optimizer=attrs.evolve(optimizer, lr=rate, warmup_steps=warmup),
         lora=_decide_lora(asked.lora),
-        run=attrs.evolve(asked.run, precision=precision, device=_or(asked.run.device, str(device)), threads=threads),
+        run=attrs.evolve(run, compile=compiled),
     )
     return Decided(
         settings=settings,
         device=device,
         precision=PRECISIONS[precision],
-        sequence_length=_or(data.sequence_length, default_row(device.type)),
+        sequence_length=length,
         batch_size=batch,
         schedule=Schedule.of(settings.optimizer, steps=asked.run.steps, lr=rate, warmup_steps=warmup),
     )

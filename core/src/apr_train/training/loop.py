@@ -142,7 +142,7 @@ def _step(run: Run) -> Metrics:
         precision=run.precision,
         clip_norm=settings.optimizer.clip_norm,
         step=step,
-        compiled=settings.run.compile,
+        compiled=bool(settings.run.compile),
         judge=None if run.spikes is None else run.spikes.judge,
         processes=run.processes,
     )

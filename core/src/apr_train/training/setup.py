@@ -30,11 +30,12 @@ from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
 from apr_train.errors import ConfigError, PreflightError
 from apr_train.family.card import Layout
-from apr_train.model.acceleration import make_deterministic
+from apr_train.model.acceleration import compiler_fault, make_deterministic
 from apr_train.model.attention import Choice, Request
 from apr_train.model.device import PRECISIONS, Precision, choose_device, default_precision, memory_errors
 from apr_train.model.load import LoadReport
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.threads import default_threads
 from apr_train.preflight import Report
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.growing import added_tokens, grown_source, growth_notes
@@ -175,8 +176,7 @@ def prepare(
         AprTrainError: whatever is wrong, before anything is trained.
     """
     begun = monotonic()
-    if asked.run.threads is not None:
-        torch.set_num_threads(asked.run.threads)
+    torch.set_num_threads(asked.run.threads if asked.run.threads is not None else default_threads())
     processes = processes or Processes()
     say, shown = processes.say(say), shown and processes.is_first
     with ExitStack() as held:
@@ -200,6 +200,7 @@ def _facts(inputs: Inputs) -> dict[str, str]:
     """What is the same on all processes of a run: the family's package and all that is read."""
     family, identity = inputs.cleared.family, asdict(inputs.identity)
     installed = {f"family {family.info.name}": f"{family.distribution} {family.version}"}
+    installed |= {"--compile": str(inputs.decided.settings.run.compile)}
     return installed | {f"hash of {name}": str(value) for name, value in identity.items()}
 
 
@@ -214,7 +215,15 @@ def _gather(
 ) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
-    decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
+    decided = decide(
+        asked,
+        family=cleared.family.info,
+        config=cleared.config,
+        objective=cleared.objective,
+        device=device,
+        processes=processes.size,
+    )
+    decided = _compiled_if_possible(decided, asked, say, processes)
     _require_rows(decided.batch_size, processes)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
     told = {f"warning: {finding}" for finding in examined.report.warnings}
@@ -260,6 +269,19 @@ def _verify_once(checkpoint: Checkpoint | None, processes: Processes) -> None:
     verify = getattr(checkpoint, "verify_once", None)
     if processes.several and verify is not None:
         processes.once_a_machine("checksum", verify)
+
+
+def _compiled_if_possible(decided: Decided, asked: Settings, say: Say, processes: Processes) -> Decided:
+    """The same, not compiled where torch.compile does not work; says so, or what it was decided to do."""
+    if not decided.settings.run.compile:
+        return decided
+    fault = processes.once_a_machine("compiler", lambda: compiler_fault(decided.device))
+    if fault is not None:
+        say(f"torch.compile does not work here ({fault}): the run goes on without --compile")
+        return decided.uncompiled()
+    if asked.run.compile is None:
+        say("a run of so many operations is compiled, which takes the first step longer; --no-compile says no")
+    return decided
 
 
 def _require_rows(rows: int, processes: Processes) -> None:

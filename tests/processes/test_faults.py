@@ -101,6 +101,7 @@ def test_groups_that_do_not_come_out_even_are_refused(values):
         replicas(ProcessSettings(**values), Launch.of(ENVIRONMENT))
 
 
+@pytest.mark.slow
 def test_fewer_rows_than_processes_is_one_message(place):
     done = torchrun(place, *TRAIN, "--batch-size", "1")
     _, stderr = done.communicate(timeout=120)

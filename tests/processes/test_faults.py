@@ -48,10 +48,14 @@ def process_of(launcher, rank):
     raise AssertionError("no such process")
 
 
-def send(launcher, folder, rank, number, *, after):
-    """A signal to the process of a rank, once so many steps are done."""
+def steps_in(folder):
+    return len((folder / METRICS).read_text().splitlines()) if (folder / METRICS).exists() else 0
+
+
+def send(launcher, rank, number, *, once):
+    """A signal to the process of a rank, once something is so."""
     end = time.monotonic() + 120
-    while not (folder / METRICS).exists() or len((folder / METRICS).read_text().splitlines()) < after:
+    while not once():
         assert launcher.poll() is None, launcher.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -119,7 +123,8 @@ def test_a_killed_run_is_restarted_and_ends_as_if_nothing_had_been(place):
     assert whole.returncode == 0, stderr
     assert stdout.count("step  0/40") == 1
     broken = torchrun(place, *TRAIN, *values, "--run", "broken", restarts=1)
-    send(broken, place / "runs" / "broken", 1, signal.SIGKILL, after=12)
+    folder = place / "runs" / "broken"
+    send(broken, 1, signal.SIGKILL, once=lambda: checkpoints(folder))
     stdout, stderr = broken.communicate(timeout=240)
     assert broken.returncode == 0, stderr
     assert "rank 1 on" in "".join(errors(stderr))
@@ -130,7 +135,8 @@ def test_a_killed_run_is_restarted_and_ends_as_if_nothing_had_been(place):
 
 def test_a_signal_to_one_process_saves_on_all(place):
     run = torchrun(place, *TRAIN, "--steps", "100000", "--save-every", "0", "--run", "stopped")
-    send(run, place / "runs" / "stopped", 1, signal.SIGTERM, after=5)
+    folder = place / "runs" / "stopped"
+    send(run, 1, signal.SIGTERM, once=lambda: steps_in(folder) > 5)
     stdout, stderr = run.communicate(timeout=240)
     assert "stopped" in stdout, stderr
     assert "SIGTERM" in stdout

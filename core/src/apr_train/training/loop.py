@@ -62,7 +62,7 @@ def _train(run: Run, request: StopRequest) -> Outcome:
         run.processes.metrics(run.folder / METRICS) as metrics,
         run.display as display,
         profiler,
-        run.settled_at_the_end(),
+        run.settled_at_the_end(stop),
     ):
         if run.step == 0:
             line = _start(run)

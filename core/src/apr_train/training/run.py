@@ -57,6 +57,7 @@ from apr_train.training.optimizer.state import optimizer_tensors
 from apr_train.training.processes import Processes, Whole
 from apr_train.training.profile import StepProfiler
 from apr_train.training.schedule import Schedule
+from apr_train.training.signals import StopRequest
 from apr_train.training.spikes import SpikeGuard
 from apr_train.training.step import NonFiniteError
 from apr_train.training.writing import ROOM, Writing
@@ -230,12 +231,12 @@ class Run:
             self.writing = self.coming = None
 
     @contextmanager
-    def settled_at_the_end(self) -> Iterator[None]:
+    def settled_at_the_end(self, stop: StopRequest) -> Iterator[None]:
         """At the end no checkpoint is being written any more: it is whole, or not there. A second signal does not wait."""
         try:
             yield
-        except Exception as error:
-            if self.writing is not None:
+        except BaseException as error:
+            if self.writing is not None and not (stop and isinstance(error, KeyboardInterrupt)):
                 self.processes.give_up(self.writing, error)
             raise
         self.settle()

@@ -93,12 +93,13 @@ class Gathering:
         if place == _FAILED:
             raise ToldElsewhereError
 
-    def forget(self) -> None:
-        """On the first process, some time later: delete what was said, once all others have heard the end of it."""
-        while self._words.store.add(_SERVED, 0) < self._number * (self._words.size - 1):
-            self.given_up.wait(0.002)
+    def is_forgotten(self) -> bool:
+        """On the first process, some time later: delete what was said, if all others have heard the end of it."""
+        if self._words.store.add(_SERVED, 0) < self._number * (self._words.size - 1):
+            return False
         for place in (*range(self._asked + 1), "end"):
             self._words.store.delete_key(self._key(place))
+        return True
 
     def _end(self, how: int) -> None:
         self._words.set(self._key(self._asked), how)

@@ -38,13 +38,15 @@ from apr_train.run.settings_file import to_toml
 from apr_train.training.gathering import Gathering
 from apr_train.training.processes import Processes, ToldElsewhereError, Unheard, Whole
 from apr_train.training.signals import StopRequest
-from apr_train.training.words import Words
+from apr_train.training.words import LostProcessError, Words
 from apr_train.training.writing import Writing, bytes_to_copy, copied_pieces, has_room, pieces
 
 T = TypeVar("T")
 
 _GRACE = 3.0
-"""Seconds in which processes that lost another one find out who has what to say."""
+"""Seconds in which processes that lost another one find out who has what to say; longer than a beat."""
+_HURRY = 10.0
+"""Seconds without a sign of life that are enough once a launcher has asked for the end: it kills who stays 30 seconds."""
 
 
 class Group(Processes):
@@ -61,8 +63,9 @@ class Group(Processes):
         self._mesh: Any = None
         self._patience = 0.0
         self._pieces_group: Any = None
-        self._gathered: Gathering | None = None
+        self._heard: list[Gathering] = []
         self._gatherings = 0
+        self._stop: StopRequest | None = None
 
     @property
     def told(self) -> str:
@@ -164,6 +167,7 @@ class Group(Processes):
         )
         self._mesh = make_mesh(self._device, replicas=self.replicas, processes=self.size)
         self._patience = settings.processes.timeout
+        self.words.limit = lambda: min(_HURRY, self._patience) if self._stop else self._patience
         owners = range(self.size // self.replicas)
         self._pieces_group = dist.new_group(owners, timedelta(seconds=self._patience), "gloo")  # while others are in use, too
 
@@ -191,7 +195,7 @@ class Group(Processes):
         key = f"machine/{self.rank // self.launch.local_size}/{name}"
         if self.launch.local_rank == 0:
             self.words.set(key, function())
-        found: T = self.words.take(key)
+        found: T = self.words.take(key, of=self.rank - self.launch.local_rank)
         return found
 
     def shard(self, model: nn.Module) -> None:
@@ -239,6 +243,7 @@ class Group(Processes):
 
     def stopped_by(self, stop: StopRequest) -> str | None:
         """See `Processes.stopped_by`; of several signals the one of the largest number."""
+        self._stop = stop
         _, largest = self.span(0 if stop.name is None else int(signal.Signals[stop.name]))
         if not largest:
             return None  # even if one has come to this process meanwhile: the others hear of it the next time
@@ -303,14 +308,13 @@ class Group(Processes):
         writing.wait(_GRACE if _is_lost(error) else self._patience)
 
     def _gathering(self, tensors: Sequence[Tensor], here: Sequence[Tensor]) -> Gathering:
-        if self.is_first and self._gathered is not None:
-            self._gathered.forget()
+        if self.is_first:
+            self._heard = [item for item in self._heard if not item.is_forgotten()]
         self._gatherings += 1
         owners = self.size // self.replicas if self._mesh is not None else 1
-        self._gathered = Gathering(
-            tensors, here, words=self.words, number=self._gatherings, group=self._pieces_group, owners=owners
-        )
-        return self._gathered
+        made = Gathering(tensors, here, words=self.words, number=self._gatherings, group=self._pieces_group, owners=owners)
+        self._heard.append(made)
+        return made
 
     # The end
 
@@ -326,15 +330,17 @@ class Group(Processes):
     def lost(self, error: Exception) -> Exception:
         """What this process ends with when another one has gone, or does not answer: one of those left says which."""
         self.words.set(f"left/{self.rank}", str(error).partition("\n")[0])
-        ranks = range(self.size)
+        before = [self.words.beats(rank) for rank in range(self.size)]
 
-        def silent() -> list[int]:
-            return [rank for rank in ranks if not any(self.words.heard(f"{how}/{rank}") for how in ("left", "ended"))]
+        def missing() -> list[int]:
+            said = ("left", "ended")
+            return [rank for rank in range(self.size) if not any(self.words.heard(f"{how}/{rank}") for how in said)]
 
-        self._within_grace(lambda: self._is_told() or not silent())
+        self._within_grace(lambda: self._is_told() or not missing())
         if self._is_told() or not self._tell():
             return ToldElsewhereError()
-        who = ", ".join(self.name(rank) for rank in silent()) or "none of those that still answer"
+        silent = [rank for rank in missing() if self.words.beats(rank) == before[rank]] or missing()
+        who = ", ".join(map(self.name, silent)) or "none of those that still answer"
         return RunError(
             "a process of the run has ended, or does not answer",
             where=who,
@@ -412,6 +418,7 @@ def several(launch: Launch) -> Iterator[Processes]:
         ToldElsewhereError: on all but one, when there is something to tell.
     """
     group = _meet(launch)
+    group.words.beat()
     try:
         installed = {"apr-train": version("apr-train"), "torch": str(torch.__version__), "Python": platform.python_version()}
         group.require_same(installed)
@@ -425,6 +432,7 @@ def several(launch: Launch) -> Iterator[Processes]:
         _ignore_the_end()
         raise group.lost(error) from error
     finally:
+        group.words.end()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -449,7 +457,7 @@ def _meet(launch: Launch) -> Group:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether another process's end is what an exchange fails with; gloo's errors are known by their text alone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError | LostProcessError) or "gloo" in str(error)
 
 
 def _ignore_the_end() -> None:

@@ -117,8 +117,8 @@ class Run:
     """What writes a checkpoint while the loop goes on."""
     coming: int | None = field(default=None, init=False)
     """The step of that checkpoint."""
-    waits: bool = field(default=False, init=False)
-    """Whether it was said that steps wait for checkpoints."""
+    has_room: bool | None = field(default=None, init=False)
+    """Whether there is memory for copies of what checkpoints hold; None: nobody has looked yet."""
     validations: list[Metrics] = field(factory=list, repr=False)
     """The lines so far that can be compared: those with a validation, without any that asked other questions."""
 
@@ -201,18 +201,21 @@ class Run:
         return write, [*self.model.parameters(), *optimizer.values(), *averaging.values()]
 
     def _goes_on(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the loop goes on while a checkpoint of the tensors is written; says so where memory is too short for it."""
+        """Whether the loop goes on while a checkpoint of the tensors is written; where it is asked, memory decides it once.
+
+        Later the memory of the last copy is this process's already.
+        """
         way = self.settings.run.async_save
         if way != "auto":
             return way == "on"
-        goes_on = self.processes.has_room(tensors)
-        if not goes_on and not self.waits:
-            self.display.say(
-                f"steps wait for checkpoints to be written: a copy would take more than 1/{ROOM} of the memory that is free; "
-                "--async-save on takes it all the same"
-            )
-        self.waits = not goes_on
-        return goes_on
+        if self.has_room is None:
+            self.has_room = self.processes.has_room(tensors)
+            if not self.has_room:
+                self.display.say(
+                    f"steps wait for checkpoints to be written: a copy would take more than 1/{ROOM} of the memory that is "
+                    "free; --async-save on takes it all the same"
+                )
+        return self.has_room
 
     def settle(self, *, wait: bool = True) -> None:
         """Learn what has come of the checkpoint that was being written, if there is one; `wait`: until it is whole.

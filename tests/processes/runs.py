@@ -16,6 +16,7 @@ from apr_train.run.launch import Launch
 from apr_train.run.resume import plan_resume
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
+from apr_train.training.checkpoint import Weights
 from apr_train.training.finish import finish
 from apr_train.training.loop import train
 from apr_train.training.processes import Processes
@@ -52,7 +53,7 @@ def run_case(case, processes=None):
         run = prepared.run
         without_dropout(run.model)
         if processes.size == 1 and plan is None:
-            run.write_model(run.folder / "start.apr", run.model, step=0)
+            run.write_model(run.folder / "start.apr", Weights.of(run.model), step=0)
         if case.get("poison") == processes.rank:
             poison(run, step=3)
         if case.get("breaks") == processes.rank:

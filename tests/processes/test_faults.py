@@ -1,65 +1,30 @@
 """How several processes end: a bad input is one message, one that dies takes the others along, and a restart goes on."""
 
 import os
+import random
 import signal
-import subprocess
-import sys
+import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from apr_train.errors import ConfigError, RunError
-from apr_train.run.folder import METRICS, MODEL, checkpoints
+from apr_train.run.folder import MODEL, OPTIMIZER, STATE, checkpoints
 from apr_train.run.launch import Launch, note_launch, run_of_launch
 from apr_train.run.settings import ProcessSettings
 from apr_train.training.process_group import replicas
 
+from tests.processes.compared import curve
+from tests.processes.launchers import TRAIN, ended, errors, make_text, process_of, send, steps_in, torchrun
+
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29500"}
-TRAIN = (
-    *("--arch", "codebert", "--preset", "tiny", "--vocab-size", "340", "--data", "text", "--sequence-length", "32"),
-    *("--batch-size", "3", "--precision", "fp32", "--device", "cpu", "--val-every", "0", "--val-batches", "1", "--seed", "3"),
-)
-
-
-def torchrun(place, *arguments, restarts=0):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", str(restarts), "-m", "--", "apr_train", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "APR_TRAIN_CACHE": str(place / "cache")}
-    return subprocess.Popen(
-        command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
 
 
 @pytest.fixture
 def place(tmp_path):
-    (tmp_path / "text").mkdir()
-    for number in range(20):
-        lines = (f"def scale_{n}(values):\n    return [value * {n} for value in values]\n" for n in range(number, number + 40))
-        (tmp_path / "text" / f"{number}.py").write_text("".join(lines))
+    make_text(tmp_path)
     return tmp_path
-
-
-def process_of(launcher, rank):
-    """The process of a rank: a child of the launcher."""
-    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True).stdout.split()
-    for child in map(int, children):
-        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
-            return child
-    raise AssertionError("no such process")
-
-
-def send(launcher, folder, rank, number, *, after):
-    """A signal to the process of a rank, once so many steps are done."""
-    end = time.monotonic() + 120
-    while not (folder / METRICS).exists() or len((folder / METRICS).read_text().splitlines()) < after:
-        assert launcher.poll() is None, launcher.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(process_of(launcher, rank), number)
-
-
-def errors(stderr):
-    return [line for line in stderr.splitlines() if line.startswith("Error: ")]
 
 
 def test_a_launch_is_what_the_environment_says():
@@ -101,38 +66,117 @@ def test_groups_that_do_not_come_out_even_are_refused(values):
         replicas(ProcessSettings(**values), Launch.of(ENVIRONMENT))
 
 
-def test_fewer_rows_than_processes_is_one_message(place):
-    done = torchrun(place, *TRAIN, "--batch-size", "1")
-    _, stderr = done.communicate(timeout=120)
-    (told,) = errors(stderr)
-    assert "fewer rows than processes" in told
-    assert done.returncode == 1
-    assert not (place / "runs").exists()
-
-
 def test_a_killed_run_is_restarted_and_ends_as_if_nothing_had_been(place):
     """Also: those that are left say which process has gone, once."""
     values = ("--steps", "40", "--save-every", "8")
-    whole = torchrun(place, *TRAIN, *values, "--run", "whole")
-    stdout, stderr = whole.communicate(timeout=240)
-    assert whole.returncode == 0, stderr
+    (status,), stdout, stderr = ended(torchrun(place, *TRAIN, *values, "--run", "whole"))
+    assert status == 0, stderr
     assert stdout.count("step  0/40") == 1
-    broken = torchrun(place, *TRAIN, *values, "--run", "broken", restarts=1)
-    send(broken, place / "runs" / "broken", 1, signal.SIGKILL, after=12)
-    stdout, stderr = broken.communicate(timeout=240)
-    assert broken.returncode == 0, stderr
-    assert "rank 1 on" in "".join(errors(stderr))
-    assert len(errors(stderr)) == 1
+    broken, folder = torchrun(place, *TRAIN, *values, "--run", "broken", restarts=1), place / "runs" / "broken"
+    send(broken, 1, signal.SIGKILL, once=lambda: checkpoints(folder))
+    (status,), stdout, stderr = ended(broken)
+    assert status == 0, stderr
+    (told,) = errors(stderr)
+    assert told.startswith(f"Error: rank 1 on {socket.gethostname()}: a process of the run has ended")
     assert stdout.count("resumed") == 1
-    assert (place / "runs" / "broken" / MODEL).read_bytes() == (place / "runs" / "whole" / MODEL).read_bytes()
+    assert (folder / MODEL).read_bytes() == (place / "runs" / "whole" / MODEL).read_bytes()
 
 
 def test_a_signal_to_one_process_saves_on_all(place):
-    run = torchrun(place, *TRAIN, "--steps", "100000", "--save-every", "0", "--run", "stopped")
-    send(run, place / "runs" / "stopped", 1, signal.SIGTERM, after=5)
-    stdout, stderr = run.communicate(timeout=240)
+    run, folder = (
+        torchrun(place, *TRAIN, "--steps", "100000", "--save-every", "0", "--run", "stopped"),
+        place / "runs" / "stopped",
+    )
+    send(run, 1, signal.SIGTERM, once=lambda: steps_in(folder) > 5)
+    _, stdout, stderr = ended(run)
     assert "stopped" in stdout, stderr
     assert "SIGTERM" in stdout
     assert not errors(stderr)
-    lines = (place / "runs" / "stopped" / METRICS).read_text().splitlines()
-    assert checkpoints(place / "runs" / "stopped")[-1].step == len(lines) - 1
+    assert checkpoints(folder)[-1].step == steps_in(folder) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_is_named_by_one_that_is_left(place, rank):
+    run, folder = torchrun(place, *TRAIN, "--steps", "100000", "--save-every", "3", "--run", "dead"), place / "runs" / "dead"
+    send(run, rank, signal.SIGKILL, once=lambda: checkpoints(folder))
+    begin = time.monotonic()
+    (status,), _, stderr = ended(run)
+    assert time.monotonic() - begin < 30  # when torchrun kills who has not ended
+    (told,) = errors(stderr)
+    assert told.startswith(f"Error: rank {rank} on {socket.gethostname()}: a process of the run has ended")
+    assert status == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_given_up_after_the_timeout(place, rank):
+    """It is stopped, so that it neither dies nor answers; often while a checkpoint is written."""
+    values = ("--steps", "100000", "--save-every", "3", "--timeout", "8", "--run", "hung")
+    run, folder = torchrun(place, *TRAIN, *values), place / "runs" / "hung"
+    other, begin = process_of_soon(run, 1 - rank), 0.0
+    try:
+        stopped = send(run, rank, signal.SIGSTOP, once=lambda: checkpoints(folder))
+        begin = time.monotonic()
+        while is_running(other):
+            time.sleep(0.1)
+            assert time.monotonic() - begin < 30
+    finally:
+        os.kill(stopped, signal.SIGKILL)
+    assert time.monotonic() - begin >= 8
+    (status,), _, stderr = ended(run)
+    (told,) = errors(stderr)
+    assert told.startswith(f"Error: rank {rank} on {socket.gethostname()}: a process of the run has ended, or does not answer")
+    assert status == 1
+
+
+def process_of_soon(launcher, rank):
+    while (found := process_of(launcher, rank)) is None:
+        time.sleep(0.1)
+        assert launcher.poll() is None
+    return found
+
+
+def is_running(process):
+    try:
+        return "zombie" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(place):
+    """Of a random process, at random moments, every second one while a checkpoint is being written."""
+    values = ("--steps", "300", "--save-every", "5", "--keep", "2")
+    (status,), _, stderr = ended(torchrun(place, *TRAIN, *values, "--run", "whole"), seconds=600)
+    assert status == 0, stderr
+    draw, folder, whole = random.Random(20), place / "runs" / "broken", place / "runs" / "whole"
+    run = torchrun(place, *TRAIN, *values, "--run", "broken", restarts=20)
+    while_written = 0
+    streams = [threading.Thread(target=lambda stream=stream: said.append(stream.read())) for stream in (run.stdout, run.stderr)]
+    said = []
+    for thread in streams:
+        thread.start()
+    for number in range(20):
+        rank = draw.randrange(2)
+        victim = process_of_soon(run, rank)
+        if number % 2:
+            while not list(folder.glob(".step-*.part")) and is_running(victim) and steps_in(folder) < 300:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.02))
+            while_written += bool(list(folder.glob(".step-*.part")))
+        else:
+            time.sleep(draw.uniform(0, 15))
+        assert steps_in(folder) < 300, f"over after {number} kills"
+        os.kill(victim, signal.SIGKILL)
+        while is_running(victim) or process_of(run, rank) == victim:
+            time.sleep(0.05)
+    run.wait(600)
+    for thread in streams:
+        thread.join()
+    assert run.returncode == 0, said
+    assert while_written >= 8
+    assert curve(folder) == curve(whole)
+    last = "step-000300"
+    for name in (MODEL, f"{last}/{MODEL}", f"{last}/{OPTIMIZER}", f"{last}/{STATE}"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()

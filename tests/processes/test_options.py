@@ -14,6 +14,7 @@ from apr_train.run.metrics import read_metrics
 from tests.processes.compared import assert_same_losses, case, cosine, curve, launch, resumed
 from tests.processes.runs import run_case
 
+pytestmark = pytest.mark.slow  # minutes of processes that start
 UPDATES = Path(__file__).with_name("updates.py")
 FROZEN = {"pattern": "*norm*", "frozen": True}
 CASES = {

@@ -11,6 +11,8 @@ CASES = {
     "llama370m": {"arch": "llama370m", "accumulate": 2},
     "documents": {"arch": "qwen2", "document_mask": True, "batch_size": 3},
     "masked": {"arch": "codebert", "vocab_size": 340, "recompute": True},
+}
+OTHERS = {
     "bf16": {"arch": "llama370m", "precision": "bf16", "steps": 8},
     "bf16-weights": {"arch": "llama370m", "precision": "bf16-weights", "steps": 8, "accumulate": 2},
 }
@@ -18,26 +20,51 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def runs(place):
-    """All runs: of one process here, of two and three under torchrun."""
+    """Runs of one process here, of two and three under torchrun."""
     for name, values in CASES.items():
         run_case(case(place, name, values, 1))
     two = [case(place, name, values, 2) for name, values in CASES.items()]
     poisoned = {**case(place, "poisoned", CASES["masked"], 2), "poison": 1}
-    launch(2, [*two, resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2), poisoned], place)
-    some = [case(place, name, {**CASES[name], "shard": "none"}, 3) for name in ("documents", "masked")]
-    launch(3, [*some, resumed(place, "documents", 1, 3)], place)
+    launch(2, [*two, resumed(place, "documents", 2, 2), poisoned], place)
+    launch(3, [case(place, "documents", {**CASES["documents"], "shard": "none"}, 3)], place)
     run_case(resumed(place, "documents", 2, 1))
-    launch(2, [resumed(place, "documents", 3, 2)], place)
     return place / "runs"
 
 
-@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in CASES), ("documents", 3), ("masked", 3)])
-def test_several_processes_learn_what_one_learns(runs, name, count):
+@pytest.fixture(scope="module")
+def more_runs(runs, place):
+    """With what takes longer: other precisions, another objective on three, and a resume on more."""
+    for name, values in OTHERS.items():
+        run_case(case(place, name, values, 1))
+    two = [case(place, name, values, 2) for name, values in OTHERS.items()]
+    launch(2, [*two, resumed(place, "llama370m", 1, 2), resumed(place, "documents", 3, 2)], place)
+    launch(3, [case(place, "masked", {**CASES["masked"], "shard": "none"}, 3), resumed(place, "documents", 1, 3)], place)
+    return runs
+
+
+def assert_parity(runs, name, count):
     one, several = runs / f"{name}-1", runs / f"{name}-{count}"
     exact = not name.startswith("bf16")
     assert_same_losses(one, several, 1e-5 if exact else 2e-2)
     if exact:
         assert cosine(one / "start.apr", one / MODEL, several / MODEL) >= 0.9999
+
+
+def assert_goes_on(runs, name, before, after):
+    whole, half = runs / f"{name}-{before}", runs / f"{name}-{before}-{after}"
+    assert_same_losses(whole, half, 1e-5)
+    assert cosine(runs / f"{name}-1" / "start.apr", whole / MODEL, half / MODEL) >= 0.9999
+
+
+@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in CASES), ("documents", 3)])
+def test_several_processes_learn_what_one_learns(runs, name, count):
+    assert_parity(runs, name, count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in OTHERS), ("masked", 3)])
+def test_several_processes_learn_what_one_learns_in_other_ways(more_runs, name, count):
+    assert_parity(more_runs, name, count)
 
 
 def test_a_resume_on_as_many_processes_is_exact(runs):
@@ -47,13 +74,14 @@ def test_a_resume_on_as_many_processes_is_exact(runs):
         assert (whole / name).read_bytes() == (half / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("name", "before", "after"), [("documents", 2, 1), ("documents", 1, 3), ("documents", 3, 2), ("llama370m", 1, 2)]
-)
-def test_a_run_goes_on_with_another_number_of_processes(runs, name, before, after):
-    whole, half = runs / f"{name}-{before}", runs / f"{name}-{before}-{after}"
-    assert_same_losses(whole, half, 1e-5)
-    assert cosine(runs / f"{name}-1" / "start.apr", whole / MODEL, half / MODEL) >= 0.9999
+def test_a_run_goes_on_with_one_process(runs):
+    assert_goes_on(runs, "documents", 2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "before", "after"), [("documents", 1, 3), ("documents", 3, 2), ("llama370m", 1, 2)])
+def test_a_run_goes_on_with_more_or_fewer_processes(more_runs, name, before, after):
+    assert_goes_on(more_runs, name, before, after)
 
 
 def test_a_value_that_is_not_finite_on_one_process_stops_all_before_the_update(runs):

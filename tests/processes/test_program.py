@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from apr_train.run.folder import PROFILE
 
+pytestmark = pytest.mark.slow  # a minute of processes that start
 PROGRAM = Path(__file__).with_name("program.py")
 
 

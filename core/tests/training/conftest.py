@@ -62,8 +62,8 @@ def schedule_of(settings):
     return Schedule.of(chosen, steps=settings.run.steps, lr=chosen.lr, warmup_steps=chosen.warmup_steps)
 
 
-def write_plain(path, model, *, step):
-    save_file(dict(model.state_dict()), path)
+def write_plain(path, weights, *, step):
+    save_file({name: weights.whole(name) for name in weights.parameters}, path)
 
 
 @pytest.fixture

@@ -58,12 +58,12 @@ def kill_at(run, step, place):
         run.display.step = stop
         return
 
-    def half(path, model, *, step):
+    def half(path, weights, *, step):
         path.write_bytes(b"half a mod")
         if step >= dies_at:
             raise Interrupt
         path.unlink()
-        write(path, model, step=step)
+        write(path, weights, step=step)
 
     dies_at, write, run.write_model = step, run.write_model, half
 

@@ -12,6 +12,7 @@ from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.decoder_names import decoder_rules
 from apr_train.family.name_map import NameMap, to_checkpoint
 from apr_train.family.name_rules import split
+from apr_train.training.checkpoint import Weights
 from apr_train.training.model_file import ModelFile
 from torch import nn
 
@@ -61,7 +62,7 @@ def test_a_model_is_written_as_its_files_are(tmp_path, config, rules, dtype):
     model = module(name_map.parameters, dtype)
     vocabulary = TokenizerSpec(vocabulary=tuple("abcdefghijk"), merges=("a b",), size=11)
     write = ModelFile(info=INFO, config=config, name_map=name_map, header=None, tokenizer=vocabulary, origin={})
-    write(tmp_path / "model.apr", model, step=1)
+    write(tmp_path / "model.apr", Weights.of(model), step=1)
     expected = to_checkpoint(name_map, dict(model.named_parameters()))
     with open_apr(tmp_path / "model.apr") as reader:
         assert {name: info.shape for name, info in reader.header.tensors.items()} == name_map.tensors

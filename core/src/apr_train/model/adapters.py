@@ -68,17 +68,14 @@ def _require_linear(model: nn.Module, sites: Sequence[Site]) -> None:
             )
 
 
-def adapter_tensors(
-    model: nn.Module, sites: Iterable[Site], whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
-) -> dict[str, Tensor]:
+def adapter_tensors(parameter: Callable[[str], Tensor], sites: Iterable[Site]) -> dict[str, Tensor]:
     """The adapters' matrices, on the CPU, by Hugging Face's names as peft saves them, without `base_model.model.`.
 
-    `whole` gives all of a parameter of which this process has a piece.
+    `parameter` gives one of the model's by its name.
     """
     found = {}
     for site in sites:
-        layer: Any = model.get_submodule(site.module)
-        a, b = (whole(getattr(layer, side)[ADAPTER_NAME].weight).detach().cpu() for side in SIDES)
+        a, b = (parameter(f"{site.module}.{side}.{ADAPTER_NAME}.weight").detach().cpu() for side in SIDES)
         found[f"{site.hf_module}.lora_A.weight"] = a
         found[f"{site.hf_module}.lora_B.weight"] = site.rows_to_file(b).contiguous()
     return found

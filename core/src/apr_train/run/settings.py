@@ -386,6 +386,15 @@ class RunSettings:
         100, "Steps between checkpoints; 0 for the last only.", kind=int, minimum=0, may_change=True, decides=False
     )
     keep: int = option(2, "Checkpoints that are kept; 0 keeps all.", kind=int, minimum=0, may_change=True, decides=False)
+    async_save: str = option(
+        "auto",
+        "Whether steps go on while a checkpoint is written: on copies it in memory, off lets them wait, auto copies where "
+        "that takes at most half of the memory that is free.",
+        kind=str,
+        choices=("auto", "on", "off"),
+        may_change=True,
+        decides=False,
+    )
     log_every: int = option(
         10, "Steps between lines when there is no terminal.", kind=int, minimum=1, may_change=True, decides=False
     )

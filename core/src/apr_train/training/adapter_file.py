@@ -20,7 +20,7 @@ from apr_train.model.adapters import adapter_config, adapter_tensors, set_adapte
 from apr_train.model.tensors import to_view
 from apr_train.run.adapted import BASE_NOTE, NAME_NOTE, STEP_NOTE
 from apr_train.run.folder import ADAPTER_FOLDER
-from apr_train.training.checkpoint import Whole
+from apr_train.training.checkpoint import Weights
 
 RESULT = f"{ADAPTER_FOLDER}/{ADAPTER}"
 """Where in a run's folder it lies at the end."""
@@ -45,10 +45,8 @@ class AdapterFile:
     """The run's, which may be another than the base's; it lies beside the adapter at the run's end."""
     task: str | None
     """PEFT's word for what the model does; None where it has none."""
-    whole: Whole = field(default=lambda tensor: tensor, repr=False)
-    """Gives all of a parameter of which this process has a piece."""
 
-    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+    def __call__(self, path: Path, weights: Weights, *, step: int) -> None:
         """Write both files where `path` is, and at the run's end the tokenizer before them; other files there stay.
 
         Raises:
@@ -57,7 +55,7 @@ class AdapterFile:
         folder = path.parent
         if folder.name == ADAPTER_FOLDER:
             self._write_tokenizer(folder)
-        self._write(folder, model, step)
+        self._write(folder, weights, step)
 
     def _write_tokenizer(self, folder: Path) -> None:
         try:
@@ -75,10 +73,10 @@ class AdapterFile:
         """
         set_adapter(model, self.sites, open_adapter(folder))
 
-    def _write(self, folder: Path, model: nn.Module, step: int) -> None:
-        tensors = {name: to_view(tensor) for name, tensor in adapter_tensors(model, self.sites, self.whole).items()}
+    def _write(self, folder: Path, weights: Weights, step: int) -> None:
+        tensors = {name: to_view(tensor) for name, tensor in adapter_tensors(weights.whole, self.sites).items()}
         note = {BASE_NOTE: self.base_hash, NAME_NOTE: self.base_name, STEP_NOTE: str(step)}
-        write_adapter(folder, self._config(model), tensors, note=note)
+        write_adapter(folder, self._config(weights.model), tensors, note=note)
 
     def _config(self, model: nn.Module) -> Mapping[str, Any]:
         return {

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
+from attrs import frozen
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,16 +27,38 @@ from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import AVERAGING, MODEL, OPTIMIZER, STATE, prune, step_name
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.optimizer.state import restore_optimizer
+from apr_train.training.processes import Whole
 
 VERSION = 1
-Whole = Callable[[Tensor], Tensor]
-"""Gives all of a tensor of which several processes each have a piece, one alone the tensor itself."""
+
+
+@frozen
+class Weights:
+    """A model's parameters for one who writes them while the model may be in use.
+
+    They are found by name before: while a block computes, torch's FSDP2 has other parameters in their place.
+    """
+
+    model: nn.Module
+    """For what is no tensor."""
+    parameters: Mapping[str, Tensor]
+    """By every name that they have; for types and shapes."""
+    make_whole: Whole
+
+    @classmethod
+    def of(cls, model: nn.Module, whole: Whole = lambda tensor: tensor) -> Self:
+        """All parameters of a model."""
+        return cls(model, dict(model.named_parameters(remove_duplicate=False)), whole)
+
+    def whole(self, name: str) -> Tensor:
+        """All of a parameter."""
+        return self.make_whole(self.parameters[name]).detach()
 
 
 class ModelWriter(Protocol):
     """Writes the model with everything that belongs to it into one file."""
 
-    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+    def __call__(self, path: Path, weights: Weights, *, step: int) -> None:
         """Write `path`; the same model at the same step gives the same bytes."""
         ...
 
@@ -60,14 +83,13 @@ def save_checkpoint(
     folder: Path,
     state: Mapping[str, Any],
     *,
-    model: nn.Module,
+    weights: Weights,
     optimizer_state: Mapping[str, Tensor],
     write_model: ModelWriter,
     keep: int,
     spare: Collection[int] = (),
     averaging: Mapping[str, Tensor] | None = None,
     model_name: str = MODEL,
-    whole: Whole = lambda tensor: tensor,
 ) -> Path:
     """Write `step-…` for `state["step"]`, then remove the oldest; a checkpoint that is already there stays as it is.
 
@@ -76,14 +98,13 @@ def save_checkpoint(
     Args:
         folder: of the run.
         state: becomes state.json.
-        model: has the weights that are written: the averaged ones, if there are any.
+        weights: what is written: the averaged ones, if there are any. They make the other tensors whole, too.
         optimizer_state: as `optimizer_tensors` gives it.
         write_model: writes the model.
         keep: the newest so many checkpoints stay; 0 for all.
         spare: steps whose checkpoints stay, too.
         averaging: as `AveragedWeights.tensors` gives it; empty where nothing averages the weights.
         model_name: of the file that `write_model` writes.
-        whole: gives all of a tensor that is spread over processes.
 
     Raises:
         OutputError: when it cannot be written; nothing is removed then.
@@ -91,10 +112,10 @@ def save_checkpoint(
     target = folder / step_name(state["step"])
     if not target.exists():
         with replace_folder(target, like=folder) as beside:
-            write_model(beside / model_name, model, step=state["step"])
+            write_model(beside / model_name, weights, step=state["step"])
             if averaging:
-                _write_tensors(beside / AVERAGING, averaging, whole)
-            _write_tensors(beside / OPTIMIZER, optimizer_state, whole)
+                _write_tensors(beside / AVERAGING, averaging, weights.make_whole)
+            _write_tensors(beside / OPTIMIZER, optimizer_state, weights.make_whole)
             (beside / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1) + "\n", encoding="utf-8")
     prune(folder, keep, spare)
     return target

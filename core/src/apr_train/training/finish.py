@@ -36,8 +36,10 @@ from apr_train.run.samples import Sample, SampleKind, add_sample
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import to_toml
 from apr_train.run.units import NOTHING
+from apr_train.training.checkpoint import Weights
 from apr_train.training.display import adapter_lines, parameters_of
 from apr_train.training.examinee import examined
+from apr_train.training.processes import Whole
 from apr_train.training.setup import Prepared, model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
@@ -77,17 +79,21 @@ def finish(prepared: Prepared, *, shown: bool = True) -> tuple[list[Metrics], Sa
     run = prepared.run
     with run.result_weights():
         sample = _sample(prepared, shown=shown)  # of several processes, all write it together
-        return run.processes.write(lambda: _written(prepared, sample, shown=shown), run.model.parameters()) or ([], None)
+        parameters = list(run.model.parameters())
+        return run.processes.write_tensors(lambda whole: _written(prepared, sample, whole, shown=shown), parameters) or (
+            [],
+            None,
+        )
 
 
-def _written(prepared: Prepared, sample: Sample | None, *, shown: bool) -> tuple[list[Metrics], Sample | None]:
+def _written(prepared: Prepared, sample: Sample | None, whole: Whole, *, shown: bool) -> tuple[list[Metrics], Sample | None]:
     run = prepared.run
     lines = read_metrics(run.folder / METRICS)
     if sample is not None:
         add_sample(run.folder / SAMPLES, sample)
     write_file(run.folder / CARD, markdown(_card(prepared, lines, sample)).encode("utf-8"))
     with doing("writing the result", shown=shown):
-        run.write_model(run.folder / run.result, run.model, step=run.step)
+        run.write_model(run.folder / run.result, Weights.of(run.model, whole), step=run.step)
     return lines, sample
 
 

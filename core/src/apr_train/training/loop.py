@@ -57,7 +57,13 @@ def _train(run: Run, request: StopRequest) -> Outcome:
     last, often = run.settings.run.steps, run.settings.run
     line = ended = None
     profiler = run.profiler or nullcontext()
-    with request as stop, run.processes.metrics(run.folder / METRICS) as metrics, run.display as display, profiler:
+    with (
+        request as stop,
+        run.processes.metrics(run.folder / METRICS) as metrics,
+        run.display as display,
+        profiler,
+        run.settled_at_the_end(stop),
+    ):
         if run.step == 0:
             line = _start(run)
             metrics.write(line)
@@ -70,8 +76,9 @@ def _train(run: Run, request: StopRequest) -> Outcome:
             if stop.name != "SIGHUP":  # the terminal is gone
                 display.step(line)
             run.trackers.line(line)
+            run.settle(wait=False)
             if _due(run.step, often.save_every, last) or (line.val_loss is not None and run.is_better(line)):
-                _save(run, metrics)
+                _save(run, metrics, behind=run.step < last)
             ended = _ended(run, line)
             stopped = run.processes.stopped_by(stop)
         if run.step:
@@ -122,9 +129,9 @@ def _finite(line: Metrics) -> Metrics:
     return line
 
 
-def _save(run: Run, metrics: MetricsFile | Unheard) -> None:
+def _save(run: Run, metrics: MetricsFile | Unheard, *, behind: bool = False) -> None:
     metrics.sync()
-    run.save()
+    run.save(behind=behind)
 
 
 def _step(run: Run) -> Metrics:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
-from torch import nn
+from attrs import frozen
 
 from apr_train.artifact.metadata import apr_metadata
 from apr_train.checkpoint.apr.keys import FORMAT
@@ -23,7 +22,7 @@ from apr_train.family.operations import joined
 from apr_train.model.tensors import DTYPE_NAMES, to_view
 from apr_train.run.folder import MODEL
 from apr_train.run.provenance import RUN_KEY, stamp_in
-from apr_train.training.checkpoint import Whole
+from apr_train.training.checkpoint import Weights
 
 
 @frozen(kw_only=True)
@@ -39,16 +38,14 @@ class ModelFile:
     tokenizer: TokenizerSpec
     origin: Mapping[str, Any]
     """What goes under `apr_train.run`, the step excepted."""
-    whole: Whole = field(default=lambda tensor: tensor, repr=False)
-    """Gives all of a parameter of which this process has a piece."""
 
-    def __call__(self, path: Path, model: nn.Module, *, step: int) -> None:
+    def __call__(self, path: Path, weights: Weights, *, step: int) -> None:
         """Write the file, one tensor at a time; what was stamped into the one that it replaces is kept.
 
         Raises:
             OutputError: when it cannot be written; an old file is then as it was.
         """
-        parameters = {name: model.get_parameter(name) for name in self.name_map.fills}
+        parameters = weights.parameters
         specs = [
             TensorSpec(name, DTYPE_NAMES[parameters[edges[0].parameter].dtype], shape)
             for name, shape in self.name_map.tensors.items()
@@ -57,7 +54,7 @@ class ModelFile:
         with AprWriter(path, self._metadata(specs, step, self.provenance(path)), specs) as writer:
             for spec in specs:
                 edges = self.name_map.edges(spec.name)
-                wholes = {edge.parameter: self.whole(parameters[edge.parameter]).detach() for edge in edges}
+                wholes = {edge.parameter: weights.whole(edge.parameter) for edge in edges}
                 pieces = ((edge.checkpoint_part, edge.to_checkpoint(wholes[edge.parameter])) for edge in edges)
                 writer.write(spec.name, to_view(joined(spec.shape, pieces)).data)
 

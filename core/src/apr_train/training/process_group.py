@@ -7,13 +7,12 @@ CUDA, where whoever waits longer than `--timeout` gives up.
 
 from __future__ import annotations
 
-import json
 import platform
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import blake2b
@@ -29,67 +28,25 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from apr_train.errors import AprTrainError, ConfigError, Finding, RunError
-from apr_train.model.sharding import is_sharded, make_mesh, shard, whole
+from apr_train.model.sharding import make_mesh, shard
 from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import find_checkpoint
 from apr_train.run.launch import Launch, note_launch, run_of_launch
 from apr_train.run.metrics import MetricsFile
 from apr_train.run.settings import ProcessSettings, Settings
 from apr_train.run.settings_file import to_toml
-from apr_train.training.processes import Processes, ToldElsewhereError, Unheard
+from apr_train.training.gathering import Gathering
+from apr_train.training.processes import Processes, ToldElsewhereError, Unheard, Whole
 from apr_train.training.signals import StopRequest
+from apr_train.training.words import LostProcessError, Words
+from apr_train.training.writing import Writing, bytes_to_copy, copied_pieces, has_room, pieces
 
 T = TypeVar("T")
 
-_POLL = 0.002, 0.25
-"""Seconds between two looks for a word: at first, and at most."""
 _GRACE = 3.0
-"""Seconds in which processes that lost another one find out who has what to say."""
-_DONE, _FAILED = -1, -2
-"""In place of the number of a tensor that is wanted."""
-_SERVED = "served"
-"""The store's count of how often a process has helped another one to write."""
-
-
-class Words:
-    """The store that all processes see: what one sets, another one takes, and each of them says so once."""
-
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        self.store, self.rank, self.size = store, rank, size
-        self._round = 0
-
-    def set(self, key: str, value: Any) -> None:
-        """Say something under a name."""
-        self.store.set(key, json.dumps(value))
-
-    def take(self, key: str) -> Any:
-        """What is said under a name, whenever that is."""
-        pause, longest = _POLL
-        while not self.store.check([key]):
-            time.sleep(pause)
-            pause = min(longest, 1.5 * pause)
-        return json.loads(self.store.get(key))
-
-    def heard(self, key: str) -> Any:
-        """What was said under a name; None if nothing was, so far."""
-        return json.loads(self.store.get(key)) if self.store.check([key]) else None
-
-    def everyone(self, value: Any) -> list[Any]:
-        """What each process says in this round, by rank: the first one collects it, and says it to all.
-
-        Nobody goes on before all have spoken, so that what was said in the round before can be forgotten.
-        """
-        self._round += 1
-        own, all_of_them = (f"round/{self._round}/{name}" for name in (self.rank, "all"))
-        if self.rank:
-            self.set(own, value)
-            said: list[Any] = self.take(all_of_them)
-            return said
-        said = [value, *(self.take(f"round/{self._round}/{rank}") for rank in range(1, self.size))]
-        self.set(all_of_them, said)
-        for name in (*range(1, self.size), "all"):
-            self.store.delete_key(f"round/{self._round - 1}/{name}")
-        return said
+"""Seconds in which processes that lost another one find out who has what to say; longer than a beat."""
+_HURRY = 10.0
+"""Seconds without a sign of life that are enough once a launcher has asked for the end: it kills who stays 30 seconds."""
 
 
 class Group(Processes):
@@ -104,10 +61,11 @@ class Group(Processes):
         self.replicas = 1
         self._device = "cpu"
         self._mesh: Any = None
-        self._lent: list[Tensor] = []
-        self._numbers: dict[int, int] = {}
-        self._sessions = 0
-        self._asked = 0
+        self._patience = 0.0
+        self._pieces_group: Any = None
+        self._heard: list[Gathering] = []
+        self._gatherings = 0
+        self._stop: StopRequest | None = None
 
     @property
     def told(self) -> str:
@@ -208,6 +166,10 @@ class Group(Processes):
             timeout=timedelta(seconds=settings.processes.timeout),
         )
         self._mesh = make_mesh(self._device, replicas=self.replicas, processes=self.size)
+        self._patience = settings.processes.timeout
+        self.words.limit = lambda: min(_HURRY, self._patience) if self._stop else self._patience
+        owners = range(self.size // self.replicas)
+        self._pieces_group = dist.new_group(owners, timedelta(seconds=self._patience), "gloo")  # while others are in use, too
 
     def answer(self, function: Callable[[], str]) -> str:
         """See `Processes.answer`."""
@@ -233,7 +195,7 @@ class Group(Processes):
         key = f"machine/{self.rank // self.launch.local_size}/{name}"
         if self.launch.local_rank == 0:
             self.words.set(key, function())
-        found: T = self.words.take(key)
+        found: T = self.words.take(key, of=self.rank - self.launch.local_rank)
         return found
 
     def shard(self, model: nn.Module) -> None:
@@ -281,6 +243,7 @@ class Group(Processes):
 
     def stopped_by(self, stop: StopRequest) -> str | None:
         """See `Processes.stopped_by`; of several signals the one of the largest number."""
+        self._stop = stop
         _, largest = self.span(0 if stop.name is None else int(signal.Signals[stop.name]))
         if not largest:
             return None  # even if one has come to this process meanwhile: the others hear of it the next time
@@ -308,54 +271,50 @@ class Group(Processes):
         """See `Processes.display`."""
         return make() if self.is_first else Unheard()
 
-    def write(self, function: Callable[[], T], tensors: Iterable[Tensor] = ()) -> T | None:
-        """See `Processes.write`: the first process names the tensor that it wants next, and all gather it."""
+    def write(self, function: Callable[[], T]) -> T | None:
+        """See `Processes.write`."""
+        return self.write_tensors(lambda _: function(), ())
+
+    def write_tensors(self, function: Callable[[Whole], T], tensors: Sequence[Tensor]) -> T | None:
+        """See `Processes.write_tensors`."""
+        gathering = self._gathering(tensors, pieces(tensors))
         if self.is_first:
-            self._forget_questions()
-        self._lent, self._asked = list(tensors), 0
-        self._numbers = {id(tensor): number for number, tensor in enumerate(self._lent)}
-        self._sessions += 1
-        try:
-            if not self.is_first:
-                self._serve()
-                return None
-            try:
-                made = function()
-            except BaseException:
-                self._ask(_FAILED)
-                raise
-            self._ask(_DONE)
-            return made
-        finally:
-            self._lent, self._numbers = [], {}
+            return gathering.lead(function)
+        gathering.serve()
+        return None
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """See `Processes.whole`."""
-        if is_sharded(tensor):
-            self._ask(self._numbers[id(tensor)])
-        return whole(tensor)
+    def write_behind(self, function: Callable[[Whole], object], tensors: Sequence[Tensor]) -> Writing:
+        """See `Processes.write_behind`: each process copies its pieces, and has a thread that writes, or helps to."""
+        gathering = self._gathering(tensors, copied_pieces(tensors))
+        own = (lambda: gathering.lead(function)) if self.is_first else gathering.serve
+        return Writing(own, gathering.given_up)
 
-    def _ask(self, number: int) -> None:
-        self.words.set(self._key(self._asked), number)
-        self._asked += 1
+    def has_room(self, tensors: Sequence[Tensor]) -> bool:
+        """See `Processes.has_room`: on every machine, for all of its processes."""
+        return all(self.everyone(has_room(self.launch.local_size * bytes_to_copy(tensors))))
 
-    def _forget_questions(self) -> None:
-        """Delete what was asked the last time, once all others have heard the end of it; a copy elsewhere gathers by itself."""
-        while self.words.store.add(_SERVED, 0) < self._sessions * (self.size - 1):
-            time.sleep(_POLL[0])
-        for number in range(self._asked):
-            self.words.store.delete_key(self._key(number))
+    def is_settled(self, writing: Writing, *, wait: bool) -> bool:
+        """See `Processes.is_settled`: one that fails on any process has failed."""
+        if wait:
+            writing.wait()
+        over, failed = self.total(writing.is_over, writing.is_over and writing.error is not None)
+        if failed:
+            writing.wait()
+            raise writing.error or ToldElsewhereError()
+        return over == self.size
 
-    def _serve(self) -> None:
-        while (number := self.words.take(self._key(self._asked))) >= 0:
-            whole(self._lent[number])
-            self._asked += 1
-        self.words.store.add(_SERVED, 1)
-        if number == _FAILED:
-            raise ToldElsewhereError
+    def give_up(self, writing: Writing, error: BaseException) -> None:
+        """See `Processes.give_up`: when another process is lost, what needs its pieces will not be whole."""
+        writing.wait(_GRACE if _is_lost(error) else self._patience)
 
-    def _key(self, number: int) -> str:
-        return f"write/{self._sessions}/{number}"
+    def _gathering(self, tensors: Sequence[Tensor], here: Sequence[Tensor]) -> Gathering:
+        if self.is_first:
+            self._heard = [item for item in self._heard if not item.is_forgotten()]
+        self._gatherings += 1
+        owners = self.size // self.replicas if self._mesh is not None else 1
+        made = Gathering(tensors, here, words=self.words, number=self._gatherings, group=self._pieces_group, owners=owners)
+        self._heard.append(made)
+        return made
 
     # The end
 
@@ -371,15 +330,17 @@ class Group(Processes):
     def lost(self, error: Exception) -> Exception:
         """What this process ends with when another one has gone, or does not answer: one of those left says which."""
         self.words.set(f"left/{self.rank}", str(error).partition("\n")[0])
-        ranks = range(self.size)
+        before = [self.words.beats(rank) for rank in range(self.size)]
 
-        def silent() -> list[int]:
-            return [rank for rank in ranks if not any(self.words.heard(f"{how}/{rank}") for how in ("left", "ended"))]
+        def missing() -> list[int]:
+            said = ("left", "ended")
+            return [rank for rank in range(self.size) if not any(self.words.heard(f"{how}/{rank}") for how in said)]
 
-        self._within_grace(lambda: self._is_told() or not silent())
+        self._within_grace(lambda: self._is_told() or not missing())
         if self._is_told() or not self._tell():
             return ToldElsewhereError()
-        who = ", ".join(self.name(rank) for rank in silent()) or "none of those that still answer"
+        silent = [rank for rank in missing() if self.words.beats(rank) == before[rank]] or missing()
+        who = ", ".join(map(self.name, silent)) or "none of those that still answer"
         return RunError(
             "a process of the run has ended, or does not answer",
             where=who,
@@ -457,6 +418,7 @@ def several(launch: Launch) -> Iterator[Processes]:
         ToldElsewhereError: on all but one, when there is something to tell.
     """
     group = _meet(launch)
+    group.words.beat()
     try:
         installed = {"apr-train": version("apr-train"), "torch": str(torch.__version__), "Python": platform.python_version()}
         group.require_same(installed)
@@ -470,6 +432,7 @@ def several(launch: Launch) -> Iterator[Processes]:
         _ignore_the_end()
         raise group.lost(error) from error
     finally:
+        group.words.end()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -492,9 +455,9 @@ def _meet(launch: Launch) -> Group:
         raise RunError("the processes do not come together", where=where, found=found, hint=hint) from error
 
 
-def _is_lost(error: Exception) -> bool:
+def _is_lost(error: BaseException) -> bool:
     """Whether another process's end is what an exchange fails with; gloo's errors are known by their text alone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError | LostProcessError) or "gloo" in str(error)
 
 
 def _ignore_the_end() -> None:

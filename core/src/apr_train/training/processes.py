@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from apr_train.data.batch import Share
 from apr_train.run.events import RunEvents, Say
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     from apr_train.run.settings import Settings
     from apr_train.training.signals import StopRequest
+    from apr_train.training.writing import Writing
 
 T = TypeVar("T")
+Whole: TypeAlias = "Callable[[Tensor], Tensor]"
+"""Gives all of a tensor of which several processes each have a piece, one alone the tensor itself."""
 
 
 class ToldElsewhereError(Exception):
@@ -151,21 +154,52 @@ class Processes:
         """What shows the run, on the first process."""
         return make()
 
-    def write(self, function: Callable[[], T], tensors: Iterable[Tensor] = ()) -> T | None:
-        """Call a function on the first process only; the others help it to gather tensors, and get None.
-
-        Args:
-            function: may ask `whole` for each of `tensors`, in any order, any number of times.
-            tensors: the same ones on all processes, in the same order.
+    def write(self, function: Callable[[], T]) -> T | None:
+        """Call a function on the first process only; the others wait, and get None.
 
         Raises:
             Exception: what the function raises, on the first; on the others `ToldElsewhereError`.
         """
         return function()
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """All of a tensor that `write` was called with."""
-        return tensor
+    def write_tensors(self, function: Callable[[Whole], T], tensors: Sequence[Tensor]) -> T | None:
+        """`write` with a function that may ask for all of each of some tensors, in any order, any number of times.
+
+        Args:
+            function: is given what makes a tensor whole.
+            tensors: the same ones on all processes, in the same order.
+        """
+        return function(lambda tensor: tensor)
+
+    def write_behind(self, function: Callable[[Whole], object], tensors: Sequence[Tensor]) -> Writing:
+        """`write_tensors` with the tensors as they are now, by a thread: this returns when they are copied."""
+        from apr_train.training.writing import Writing, copied_pieces  # imports torch
+
+        known = list(tensors)
+        copies = {id(tensor): copy for tensor, copy in zip(known, copied_pieces(known), strict=True)}
+        return Writing(lambda: function(lambda tensor: copies[id(tensor)]))
+
+    def has_room(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether memory is free for the copies of `write_behind`; the same answer on all."""
+        from apr_train.training.writing import bytes_to_copy, has_room  # imports torch
+
+        return has_room(bytes_to_copy(tensors))
+
+    def is_settled(self, writing: Writing, *, wait: bool) -> bool:
+        """Whether all is written by now, the same answer on all; `wait`: until it is.
+
+        Raises:
+            Exception: what the function raised, on the first; on the others `ToldElsewhereError`.
+        """
+        if wait:
+            writing.wait()
+        if writing.is_over and writing.error is not None:
+            raise writing.error
+        return writing.is_over
+
+    def give_up(self, writing: Writing, error: BaseException) -> None:
+        """Before this process ends by an error: let what is being written become whole, if it still can."""
+        writing.wait()
 
 
 class Unheard:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,6 +42,7 @@ from apr_train.run.trackers import Trackers
 from apr_train.training.averaging import AveragedWeights
 from apr_train.training.checkpoint import (
     ModelWriter,
+    Weights,
     broken_weights,
     load_optimizer,
     read_state,
@@ -53,11 +54,13 @@ from apr_train.training.ending import TimeLimit, stopped_early
 from apr_train.training.evaluation import Validation, held_out_loss
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.optimizer.state import optimizer_tensors
-from apr_train.training.processes import Processes
+from apr_train.training.processes import Processes, Whole
 from apr_train.training.profile import StepProfiler
 from apr_train.training.schedule import Schedule
+from apr_train.training.signals import StopRequest
 from apr_train.training.spikes import SpikeGuard
 from apr_train.training.step import NonFiniteError
+from apr_train.training.writing import ROOM, Writing
 
 HeldOut = Callable[[], Iterable[Batch]]
 """Gives the validation batches, the same ones each time."""
@@ -110,6 +113,12 @@ class Run:
     time: TimeLimit = field(factory=lambda: TimeLimit(limit=None), repr=False)
     changes: tuple[Change, ...] = ()
     """What resumes of this run changed in its settings."""
+    writing: Writing | None = field(default=None, init=False, repr=False)
+    """What writes a checkpoint while the loop goes on."""
+    coming: int | None = field(default=None, init=False)
+    """The step of that checkpoint."""
+    has_room: bool | None = field(default=None, init=False)
+    """Whether there is memory for copies of what checkpoints hold; None: nobody has looked yet."""
     validations: list[Metrics] = field(factory=list, repr=False)
     """The lines so far that can be compared: those with a validation, without any that asked other questions."""
 
@@ -146,46 +155,105 @@ class Run:
         """Inside, the model has the weights that are validated, sampled and written: the averaged ones, if there are any."""
         return nullcontext() if self.averaged is None else self.averaged.in_place_of(self.model)
 
-    def save(self, state: dict[str, Any] | None = None) -> None:
+    def save(self, state: dict[str, Any] | None = None, *, behind: bool = False) -> None:
         """Write a checkpoint of the present state, or of one of a moment ago with the same weights.
+
+        Args:
+            state: that of a moment ago.
+            behind: write a copy while the loop goes on, as far as `--async-save` allows it. `settle` tells what comes of it.
 
         Raises:
             NonFiniteError: when a weight is not finite; nothing is written or removed then.
-            OutputError: when it cannot be written; nothing is removed then.
+            OutputError: when it, or the one before it, cannot be written; nothing is removed then.
         """
+        self.settle()
         state = self.state() if state is None else state
         broken, made = self.broken_weights(), self.folder / step_name(state["step"])
         if broken and not self.processes.first_says(made.exists()):
             raise NonFiniteError("the weights are not finite", rule=rules.INV_TRAIN_007, where=f"step {state['step']}")
         with self.result_weights():
-            optimizer = optimizer_tensors(self.model, self.optimizer)
-            averaging = {} if self.averaged is None else self.averaged.tensors(self.model)
-            self.processes.write(
-                lambda: self._write(state, optimizer, averaging),
-                [*self.model.parameters(), *optimizer.values(), *averaging.values()],
+            write, tensors = self._checkpoint(state)
+            if behind and self._goes_on(tensors):
+                self.writing, self.coming = self.processes.write_behind(write, tensors), state["step"]
+            else:
+                self.processes.write_tensors(write, tensors)
+
+    def _checkpoint(self, state: dict[str, Any]) -> tuple[Callable[[Whole], Path], list[Tensor]]:
+        """What writes a checkpoint of the weights and states as they are, and the tensors that go into it."""
+        optimizer = optimizer_tensors(self.model, self.optimizer)
+        averaging = {} if self.averaged is None else self.averaged.tensors(self.model)
+        weights = Weights.of(self.model)
+        best = self._best_step(state["step"]) if self.processes.is_first else None
+
+        def write(whole: Whole) -> Path:
+            return save_checkpoint(
+                self.folder,
+                state,
+                weights=evolve(weights, make_whole=whole),
+                optimizer_state=optimizer,
+                averaging=averaging,
+                write_model=self.write_model,
+                model_name=Path(self.result).name,
+                keep=self.settings.run.keep,
+                spare=() if best is None else (best,),
             )
 
-    def _write(self, state: dict[str, Any], optimizer: Mapping[str, Tensor], averaging: Mapping[str, Tensor]) -> None:
-        best = self._best_step(state["step"])
-        save_checkpoint(
-            self.folder,
-            state,
-            model=self.model,
-            optimizer_state=optimizer,
-            averaging=averaging,
-            write_model=self.write_model,
-            model_name=Path(self.result).name,
-            keep=self.settings.run.keep,
-            spare=() if best is None else (best,),
-            whole=self.processes.whole,
-        )
+        return write, [*self.model.parameters(), *optimizer.values(), *averaging.values()]
+
+    def _goes_on(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the loop goes on while a checkpoint of the tensors is written; where it is asked, memory decides it once.
+
+        Later the memory of the last copy is this process's already.
+        """
+        way = self.settings.run.async_save
+        if way != "auto":
+            return way == "on"
+        if self.has_room is None:
+            self.has_room = self.processes.has_room(tensors)
+            if not self.has_room:
+                self.display.say(
+                    f"steps wait for checkpoints to be written: a copy would take more than 1/{ROOM} of the memory that is "
+                    "free; --async-save on takes it all the same"
+                )
+        return self.has_room
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Learn what has come of the checkpoint that was being written, if there is one; `wait`: until it is whole.
+
+        Raises:
+            OutputError: when it could not be written; nothing was removed for it.
+        """
+        if self.writing is None:
+            return
+        try:
+            settled = self.processes.is_settled(self.writing, wait=wait)
+        except BaseException:
+            self.writing = None
+            raise
+        if settled:
+            self.writing = self.coming = None
+
+    @contextmanager
+    def settled_at_the_end(self, stop: StopRequest) -> Iterator[None]:
+        """At the end no checkpoint is being written any more: it is whole, or not there. A second signal does not wait."""
+        try:
+            yield
+        except BaseException as error:
+            if self.writing is not None and not (stop and isinstance(error, KeyboardInterrupt)):
+                self.processes.give_up(self.writing, error)
+            raise
+        self.settle()
 
     def _best_step(self, coming: int) -> int | None:
         """The step whose checkpoint `--keep-best` keeps, of those that are there and of one to come; None for none."""
         if self.settings.run.keep_best == NONE:
             return None
-        line = best_line(self.validations, self.measure, among={coming, *(item.step for item in checkpoints(self.folder))})
+        line = best_line(self.validations, self.measure, among=self._steps() | {coming})
         return None if line is None else line.step
+
+    def _steps(self) -> set[int]:
+        """Those whose checkpoints are there, or on their way."""
+        return {item.step for item in checkpoints(self.folder)} | ({self.coming} if self.coming is not None else set())
 
     def broken_weights(self) -> list[str]:
         """The names of the trained parameters in which something is NaN or infinite, on any process."""

@@ -509,7 +509,6 @@ def model_file(inputs: Inputs) -> ModelFile:
         header=inputs.header,
         tokenizer=inputs.tokenizer.spec,
         origin=origin_of(inputs.decided.settings, inputs.identity, family, torch=str(torch.__version__), added=inputs.added),
-        whole=inputs.processes.whole,
     )
 
 
@@ -526,7 +525,6 @@ def adapter_file(inputs: Inputs) -> AdapterFile | None:
         base_hash=inputs.identity.init or "",
         tokenizer=inputs.tokenizer.spec,
         task=TASKS.get(cleared.objective.kind),
-        whole=inputs.processes.whole,
     )
 
 

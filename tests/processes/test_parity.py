@@ -23,9 +23,10 @@ def runs(place):
         run_case(case(place, name, values, 1))
     two = [case(place, name, values, 2) for name, values in CASES.items()]
     poisoned = {**case(place, "poisoned", CASES["masked"], 2), "poison": 1}
-    launch(2, [*two, resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2), poisoned], place)
+    dropping = {count: {**case(place, "dropping", CASES["masked"], count), "dropout": True} for count in (2, 3)}
+    launch(2, [*two, dropping[2], resumed(place, "documents", 2, 2), resumed(place, "llama370m", 1, 2), poisoned], place)
     some = [case(place, name, {**CASES[name], "shard": "none"}, 3) for name in ("documents", "masked")]
-    launch(3, [*some, resumed(place, "documents", 1, 3)], place)
+    launch(3, [*some, dropping[3], resumed(place, "documents", 1, 3)], place)
     run_case(resumed(place, "documents", 2, 1))
     launch(2, [resumed(place, "documents", 3, 2)], place)
     return place / "runs"
@@ -38,6 +39,14 @@ def test_several_processes_learn_what_one_learns(runs, name, count):
     assert_same_losses(one, several, 1e-5 if exact else 2e-2)
     if exact:
         assert cosine(one / "start.apr", one / MODEL, several / MODEL) >= 0.9999
+
+
+def test_dropout_does_not_depend_on_the_number_of_processes(runs):
+    """With blocks that are computed again; without dropout the losses are others."""
+    two, three, without = (runs / name for name in ("dropping-2", "dropping-3", "masked-2"))
+    assert_same_losses(two, three, 1e-5)
+    with pytest.raises(AssertionError):
+        assert_same_losses(two, without, 1e-3)
 
 
 def test_a_resume_on_as_many_processes_is_exact(runs):

@@ -289,8 +289,8 @@ class Group(Processes):
         return name
 
     def draw_by(self, *place: int) -> None:
-        """See `Processes.draw_by`: by the place and the rows of this process."""
-        text = " ".join(map(str, (*place, self.rank, self.size)))
+        """See `Processes.draw_by`: the same on all, for what is drawn is drawn by row (`apr_train.model.dropout`)."""
+        text = " ".join(map(str, place))
         seed = int.from_bytes(blake2b(text.encode(), digest_size=8, person=b"apr-dropout").digest(), "little") >> 1
         torch.manual_seed(seed)
 

@@ -8,12 +8,12 @@ the same masks again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
-from attrs import evolve, frozen
+from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from apr_train.model.acceleration import never_compiled
@@ -50,7 +50,8 @@ class RowDropout(nn.Dropout):
             return x
         if self.p == 1.0:
             return x * 0.0
-        return x * kept_by_row(x.detach(), 1.0 - self.p, self.first, self.rows) * (1.0 / (1.0 - self.p))
+        kept: Tensor = kept_by_row(x.detach(), 1.0 - self.p, self.first, self.rows)
+        return x * kept * (1.0 / (1.0 - self.p))
 
 
 # An operator of its own: a compiler leaves it whole, draws it once, and merges no two of them.
@@ -80,7 +81,7 @@ def _draw() -> int:
     return int(torch.randint(NUMBERS, ()))
 
 
-@frozen
+@define
 class ByRow:
     """An attention backend that is called for each row by itself where it drops weights, with the row's own generator state.
 
@@ -91,10 +92,10 @@ class ByRow:
     rows: range
     """Which of all processes' rows a batch has in training."""
 
-    @property
-    def name(self) -> str:
-        """As the backend that is wrapped."""
-        return self.inner.name
+    name: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.name = self.inner.name
 
     def supports(self, request: Request) -> str | None:
         """As the backend that is wrapped."""
@@ -104,29 +105,41 @@ class ByRow:
         """The mask as it is, for a row of it, and as the backend that is wrapped wants it, for all rows."""
         return PreparedMask(mask.kind, (mask, prepare_mask(self.inner, mask, query_length, key_length, device)))
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, *, dropout: float = 0.0, **options: Any) -> Tensor:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Mask,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         """See `apr_train.model.attention.AttentionBackend`."""
         plain, prepared = mask.value if isinstance(mask, PreparedMask) else (mask, mask)
         if dropout == 0.0:
-            return self.inner(q, k, v, prepared, **options)
-        return self._row_by_row(q, k, v, plain, dropout=dropout, **options)
+            return self.inner(q, k, v, prepared, scale=scale, softcap=softcap)
+        call = partial(self.inner, dropout=dropout, scale=scale, softcap=softcap)
+        return _row_by_row(call, (q, k, v), [self._of_row(plain, row, q, k) for row in range(len(self.rows))], self.rows)
 
-    @never_compiled  # it seeds generators
-    def _row_by_row(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, **options: Any) -> Tensor:
-        number, found = _draw(), []
-        for row, place in enumerate(self.rows):
-            own = prepare_mask(self.inner, _of_row(mask, row), q.shape[1], k.shape[1], q.device)
-            with _seeded(number + place, q.device):
-                found.append(self.inner(*(x[row : row + 1] for x in (q, k, v)), own, **options))
-        return torch.cat(found)
+    def _of_row(self, mask: Mask, row: int, q: Tensor, k: Tensor) -> Mask:
+        """The mask of one row of the batch, as the backend that is wrapped wants it."""
+        here = slice(row, row + 1)
+        if isinstance(mask, Documents):
+            mask = evolve(mask, ids=mask.ids[here], lengths=None if mask.lengths is None else mask.lengths[here])
+        elif isinstance(mask, Bidirectional) and mask.keep is not None:
+            mask = evolve(mask, keep=mask.keep[here])
+        return prepare_mask(self.inner, mask, q.shape[1], k.shape[1], q.device)
 
 
-def _of_row(mask: Mask, row: int) -> Mask:
-    """The mask of one row of the batch."""
-    here = slice(row, row + 1)
-    if isinstance(mask, Documents):
-        return evolve(mask, ids=mask.ids[here], lengths=None if mask.lengths is None else mask.lengths[here])
-    return evolve(mask, keep=mask.keep[here]) if isinstance(mask, Bidirectional) and mask.keep is not None else mask
+@never_compiled  # it seeds generators
+def _row_by_row(call: Callable[..., Tensor], qkv: Sequence[Tensor], masks: Sequence[Mask], places: range) -> Tensor:
+    number, found = _draw(), []
+    for row, (place, mask) in enumerate(zip(places, masks, strict=True)):
+        with _seeded(number + place, qkv[0].device):
+            found.append(call(*(x[row : row + 1] for x in qkv), mask))
+    return torch.cat(found)
 
 
 @contextmanager

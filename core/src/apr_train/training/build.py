@@ -11,7 +11,7 @@ from torch import nn
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.grown import Grown
 from apr_train.model.acceleration import compile_blocks, reuse_freed_memory
-from apr_train.model.attention import Bidirectional, Causal, Choice, Mask, Request, choose_backend
+from apr_train.model.attention import AttentionBackend, Bidirectional, Causal, Choice, Mask, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
 from apr_train.model.dropout import ByRow, draw_by_row
 from apr_train.model.grown import check_old_logits
@@ -62,7 +62,7 @@ def make_model(
     generator = torch.Generator().manual_seed(settings.run.seed)
     rows = processes.share.rows(decided.batch_size) if processes.several else None
     drops = getattr(cleared.config, "attention_probs_dropout_prob", 0.0) > 0
-    backend = ByRow(choice.backend, rows) if rows is not None and drops else choice.backend
+    backend: AttentionBackend = ByRow(choice.backend, rows) if rows is not None and drops else choice.backend
     model = build_model(cleared.family.build_model, cleared.config, backend)
     if processes.several and settings.lora.lora_rank is None and not isinstance(source, Grown):
         return _in_pieces(model, cleared, source, decided, processes, generator)

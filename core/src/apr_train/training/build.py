@@ -78,7 +78,7 @@ def make_model(
     if settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, settings.lora)
     _set_up(model, cleared, settings, rows)
-    processes.shard(model)
+    processes.shard(model, decided.precision.autocast)
     return model, loaded
 
 
@@ -106,7 +106,7 @@ def _in_pieces(
     """The same model, sharded while it has no memory yet: no process ever holds more than its pieces and one parameter."""
     _set_up(model, cleared, decided.settings, processes.share.rows(decided.batch_size))
     model.to(decided.precision.weights)
-    processes.shard(model)
+    processes.shard(model, decided.precision.autocast)
     model.to_empty(device=decided.device)
     if source is None or not isinstance(cleared, ClearedFile):
         cast(LanguageModel, model).initialize(generator)

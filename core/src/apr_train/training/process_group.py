@@ -236,9 +236,9 @@ class Group(Processes):
         found: T = self.words.take(key)
         return found
 
-    def shard(self, model: nn.Module) -> None:
+    def shard(self, model: nn.Module, products: torch.dtype | None) -> None:
         """See `Processes.shard`."""
-        shard(model, self._mesh)
+        shard(model, self._mesh, products)
 
     # Together, step by step
 
@@ -254,11 +254,20 @@ class Group(Processes):
         dist.all_reduce(together)
         return together.unbind()
 
-    def norm(self, own: Tensor) -> Tensor:
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """See `Processes.add_up`."""
+        if not tensors:
+            return
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(together)
+        for tensor, sums in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(sums.view_as(tensor))
+
+    def norm(self, pieces: Tensor, whole: Tensor) -> Tensor:
         """See `Processes.norm`; where parameters lie several times, so does each piece."""
-        square = own.detach().double().square()
+        square = pieces.detach().double().square()
         dist.all_reduce(square)
-        return (square / self.replicas).sqrt().to(own.dtype)
+        return (square / self.replicas + whole.detach().double().square()).sqrt().to(whole.dtype)
 
     def span(self, value: float) -> tuple[float, float]:
         """See `Processes.span`."""

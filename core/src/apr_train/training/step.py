@@ -18,7 +18,7 @@ from apr_train.errors import PluginError, RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
 from apr_train.model.protocol import LanguageModel
-from apr_train.model.sharding import exchange_gradients, local
+from apr_train.model.sharding import exchange_gradients, is_sharded, local, whole_gradients
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.processes import Processes
 
@@ -80,6 +80,7 @@ def train_step(
         raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
     own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled)
+    processes.add_up(whole_gradients(model))
     if step == 1:
         require_gradients(model, step)
     norm = clip(model, clip_norm, processes)
@@ -188,15 +189,21 @@ def clip(model: nn.Module, limit: float, processes: Processes | None = None) -> 
 
     Gradients with a non-finite norm are left as they are. Those of several processes have one norm.
     """
-    gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    if not gradients:
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not found:
         return torch.zeros(())
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    norm: Tensor = (processes or Processes()).norm(torch.linalg.vector_norm(torch.stack(norms)))
+    pieces, whole = ([local(g) for g in found if is_sharded(g) == sharded] for sharded in (True, False))
+    gradients = [*pieces, *whole]
+    norm = (processes or Processes()).norm(*(_norm(some, like=gradients[0]) for some in (pieces, whole)))
     value = float(norm)
     if limit > 0 and math.isfinite(value) and value > limit:
         torch._foreach_mul_(gradients, limit / (value + 1e-6))  # the constant is torch's clip_grad_norm_'s
     return norm
+
+
+def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else like.new_zeros((), dtype=torch.float32)
 
 
 def _non_finite(model: nn.Module, step: int, measured: Sequence[float], own: float, processes: Processes) -> NonFiniteError:

@@ -89,9 +89,11 @@ def _set_up(model: nn.Module, cleared: Cleared, settings: Settings, rows: range 
     model.train()
     if rows is not None:
         draw_by_row(model, rows)
+    if settings.run.recompute and settings.run.recompute_keep == "products":
+        recompute_activations(cast(LanguageModel, model), keep_products=True)  # for the compiler to see
     if settings.run.compile:
         compile_blocks(model)
-    if settings.run.recompute:
+    if settings.run.recompute and settings.run.recompute_keep == "nothing":
         recompute_activations(cast(LanguageModel, model))
 
 

@@ -149,8 +149,13 @@ def recompute_activations(model: LanguageModel, *, keep_products: bool = False) 
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
-    """Keep products, and attention that draws nothing: of what is drawn again, all must be, in its order."""
+    """Keep products, and attention that draws nothing: of what is drawn again, all must be, in its order.
+
+    Compiled blocks draw nothing again: masks of dropout are kept, too.
+    """
     place = KERNELS.get(operator)
     drops = place is not None and (named.get("dropout_p") or (arguments[place] if len(arguments) > place else 0.0))
     keep = operator in PRODUCTS or (place is not None and not drops)
+    if torch.Tag.nondeterministic_seeded in operator.tags and torch.compiler.is_compiling():
+        keep = True  # torch 2.13 cannot run them again on a CPU, and would have to give each its generator's state
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

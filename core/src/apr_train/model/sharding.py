@@ -44,7 +44,9 @@ def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None) -> N
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
+    reduced = torch.promote_types(widest, torch.float32)
+    policy = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
     of_blocks = replace(policy, param_dtype=products)
     whole = set() if products is None else {parameter for parameter in model.parameters() if parameter.ndim < 2}
     for block in cast(LanguageModel, model).blocks:

@@ -260,7 +260,8 @@ class Group(Processes):
             return
         together = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(together)
-        for tensor, sums in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        pieces = torch.split(together, [tensor.numel() for tensor in tensors])
+        for tensor, sums in zip(tensors, pieces, strict=True):
             tensor.copy_(sums.view_as(tensor))
 
     def norm(self, pieces: Tensor, whole: Tensor) -> Tensor:

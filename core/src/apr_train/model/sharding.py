@@ -65,6 +65,16 @@ def exchange_gradients(model: nn.Module, now: bool) -> None:
         model.set_requires_gradient_sync(now)  # type: ignore[operator]  # FSDPModule's
 
 
+def over_all(sums: Tensor) -> Tensor:
+    """Sums over all processes, from those over the rows here; the gradient is that of this process's part alone."""
+    from torch import distributed
+
+    own = sums.detach()
+    together = own.clone()
+    distributed.all_reduce(together)
+    return sums + (together - own)
+
+
 def whole_gradients(model: nn.Module) -> list[Tensor]:
     """The gradients of parameters that every process has whole beside pieces of others: nobody has summed them yet."""
     if not _is_sharded_model(model):

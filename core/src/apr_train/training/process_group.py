@@ -29,7 +29,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from apr_train.errors import AprTrainError, ConfigError, Finding, RunError
-from apr_train.model.sharding import is_sharded, make_mesh, shard, whole
+from apr_train.model.moe import Losses
+from apr_train.model.sharding import is_sharded, make_mesh, over_all, shard, whole
 from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import find_checkpoint
 from apr_train.run.launch import Launch, note_launch, run_of_launch
@@ -253,6 +254,10 @@ class Group(Processes):
         together = torch.stack([value.detach() for value in values])
         dist.all_reduce(together)
         return together.unbind()
+
+    def losses(self) -> Losses:
+        """See `Processes.losses`; experts are balanced over the rows of all processes."""
+        return Losses(over_all)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """See `Processes.add_up`."""

@@ -108,6 +108,10 @@ class Processes:
         """Sums over all processes, of scalars."""
         return values
 
+    def losses(self) -> dict[str, Tensor]:
+        """Where a model writes the losses of a pass."""
+        return {}
+
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Give each tensor its sum over all processes, in place, by one exchange; float32."""
 

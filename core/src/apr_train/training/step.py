@@ -17,6 +17,7 @@ from apr_train.data.objectives import Objective
 from apr_train.errors import PluginError, RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
+from apr_train.model.moe import Losses
 from apr_train.model.protocol import LanguageModel
 from apr_train.model.sharding import exchange_gradients, is_sharded, local, whole_gradients
 from apr_train.training.optimizer.make import Optimizers
@@ -79,7 +80,7 @@ def train_step(
     if targets == 0:
         raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
-    own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled)
+    own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled, processes)
     processes.add_up(whole_gradients(model))
     if step == 1:
         require_gradients(model, step)
@@ -109,6 +110,7 @@ def _accumulate(
     objective: Objective,
     precision: Precision,
     compiled: bool,
+    processes: Processes,
 ) -> tuple[Tensor, Tensor | None]:
     """Backward through each batch; the summed gradients are those of the mean loss over all of them.
 
@@ -122,7 +124,7 @@ def _accumulate(
     entropies, auxiliaries = [], []
     for batch in batches:
         exchange_gradients(model, now=batch is batches[-1])
-        losses: dict[str, Tensor] = {}
+        losses = processes.losses()
         with precision.context(batch.tokens.device):
             hidden, wanted = objective.predicted(language_model, batch, losses)
             loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
@@ -131,6 +133,8 @@ def _accumulate(
             auxiliary, factor = auxiliary_loss(language_model, losses)
             share = batch.tokens.numel() / tokens
             auxiliaries.append(share * auxiliary.detach())
+            if isinstance(losses, Losses) and losses.is_of_all:
+                share = 1 / len(batches)  # each process has the whole pass's loss, and the gradient of its part of that
             loss = loss + factor * share * auxiliary if factor else loss
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return _sum(entropies), _sum(auxiliaries) if auxiliaries else None

@@ -219,4 +219,37 @@ def attention_impl(config):
         "starcoder2",
         plugin('"Starcoder2ForCausalLM", "Starcoder2Model"', '"StarcoderForCausalLM", "StarcoderModel"'),
     ),
+    Defect(
+        "a block of the family's own that is called past its hooks",
+        "qwen3",
+        builds("""
+from apr_train.model import Decoder, DecoderBlock
+
+class Inner(DecoderBlock):
+    def around(self, *arguments):
+        return DecoderBlock.forward(self, *arguments)
+
+class Around(Decoder):
+    def hidden_states(self, *arguments, **named):
+        for block in self.layers:
+            block.__dict__["_call_impl"] = block.around
+        return super().hidden_states(*arguments, **named)
+
+return Around(config, attention, block=Inner)
+"""),
+    ),
+    Defect(
+        "a parameter of a block that is used outside of it",
+        "llama370m",
+        builds("""
+from apr_train.model import Decoder
+
+class Reading(Decoder):
+    def hidden_states(self, *arguments, **named):
+        scale = self.layers[0].mlp.up_proj.weight.mean()
+        return super().hidden_states(*arguments, **named) * (1 + scale)
+
+return Reading(config, attention)
+"""),
+    ),
 )

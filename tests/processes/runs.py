@@ -1,7 +1,7 @@
 """Whole runs, one after the other, on as many processes as a launcher has started: `python runs.py CASES.json`.
 
 A case is `{"values": settings by name, "resume": path or null, "copy": [from, to] or null}`; a run without a launcher is the
-reference. Dropout is off, for its masks are the processes' own.
+reference. Dropout is off unless a case has `"dropout": true`: a process that no launcher started draws its own masks.
 """
 
 import json
@@ -51,8 +51,9 @@ def run_case(case, processes=None):
         settings = plan.settings
     with prepare(settings, plan, lambda text: None, processes=processes) as prepared:
         run = prepared.run
-        without_dropout(run.model)
-        if processes.size == 1 and plan is None:
+        if not case.get("dropout"):
+            without_dropout(run.model)
+        if not processes.several and plan is None:
             run.write_model(run.folder / "start.apr", Weights.of(run.model), step=0)
         if case.get("poison") == processes.rank:
             poison(run, step=3)

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 import torch.distributed as dist
-from apr_train.model.sharding import make_mesh
+from apr_train.model.sharding import make_mesh, over_all
 from apr_train.run.settings import OptimizerSettings
 from apr_train.training.optimizer import bfloat16
 from apr_train.training.optimizer.make import MOMENTS, _part
@@ -44,6 +44,16 @@ def same(one, other, *, exact):
     return torch.equal(one, other) if exact else torch.allclose(one.float(), other.float(), rtol=1e-5, atol=1e-6)
 
 
+def balances():
+    """Whether a loss of the sums of all processes has, in each, the gradient of its own part."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    own = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
+    sums = over_all(own)
+    sums.square().sum().backward()
+    expected = torch.tensor([size * (size + 1) / 2, 2.0 * size])
+    return torch.equal(sums.detach(), expected) and torch.equal(own.grad, 2 * expected)
+
+
 def main():
     bfloat16.PIECE = 8  # pieces that end inside of what a process has
     dist.init_process_group("gloo")
@@ -55,6 +65,8 @@ def main():
         exact = kind == "Muon" or update == "stochastic"
         if not all(same(*pair, exact=exact) for pair in zip(one, several, strict=True)):
             wrong.append(f"{kind}, {dtype}, {update}, {replicas} times")
+    if not balances():
+        wrong.append("sums over all")
     dist.destroy_process_group()
     sys.exit("\n".join(wrong) or 0)
 

@@ -10,6 +10,7 @@ from apr_train.model.attention import Causal, load_backend
 from apr_train.model.build import recompute_activations
 from apr_train.model.decoder import Decoder
 from apr_train.model.moe import (
+    Losses,
     RouterStatistics,
     SparseMLP,
     grouped_linear,
@@ -239,3 +240,26 @@ def test_generated_tokens_are_routed_one_by_one():
     assert out.shape == (1, 1, 16)
     assert statistics.counts.sum() == 2
     assert math.isfinite(out.sum().item())
+
+
+def test_processes_that_share_the_rows_balance_over_all_of_them():
+    """The loss is that of all rows in each, and the gradients of the parts add up to its gradient."""
+    rows = torch.randint(0, 61, (5, 20), generator=torch.Generator().manual_seed(3))
+
+    def balanced(tokens, losses):
+        model = randomize(Decoder(config(), load_backend("eager")), seed=2).double()
+        model.hidden_states(tokens, mask=Causal(), losses=losses)
+        losses["aux_loss"].backward()
+        return losses["aux_loss"].detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, gradient = balanced(rows, {})
+    parts, heard = [rows[:2], rows[2:]], []
+    for part in parts:
+        balanced(part, Losses(lambda sums: heard.append(sums.detach()) or sums))
+    found = [
+        balanced(part, Losses(lambda sums, other=other: sums + other)) for part, other in zip(parts, heard[::-1], strict=True)
+    ]
+    for loss, _ in found:
+        assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    for name, value in gradient.items():
+        torch.testing.assert_close(sum(grads[name] for _, grads in found), value, rtol=1e-9, atol=1e-12)

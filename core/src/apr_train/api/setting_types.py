@@ -155,6 +155,8 @@ class TrainSettings(TypedDict, total=False):
     """Compile the blocks with torch.compile: from so many operations on that it pays, where nothing is said."""
     recompute: bool | None
     """Recompute each block in the backward pass: less memory, more time."""
+    recompute_keep: Literal["nothing", "products"] | None
+    """What of a recomputed block is kept: nothing; products, the results of its matrix products: less time, more memory."""
     device: str | None
     """cpu or cuda; cuda when there is one."""
     threads: int | None

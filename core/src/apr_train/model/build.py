@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from apr_train.errors import PluginError
 from apr_train.family.config import ModelConfig
@@ -119,11 +119,43 @@ def _check_head(model: LanguageModel) -> None:
         ) from error
 
 
-def recompute_activations(model: LanguageModel) -> None:
+_aten = torch.ops.aten
+PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten._grouped_mm.default}
+"""Matrix products of weights; those of scores, which grow with the square of the length, are none of them."""
+KERNELS = {
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: 3,
+    _aten._scaled_dot_product_flash_attention.default: 3,
+    _aten._scaled_dot_product_efficient_attention.default: 5,
+    _aten._scaled_dot_product_cudnn_attention.default: 5,
+}
+"""Attention as one operator → where its probability of dropout stands among the arguments."""
+
+
+def recompute_activations(model: LanguageModel, *, keep_products: bool = False) -> None:
     """Checkpoint every block of `model` (Chen et al. 2016); parameter names stay as they are.
 
-    Works on a family's own module too. Dropout draws the same numbers again. Compile the blocks' `forward` first, where
-    wanted: `block.compile()`, before or after, finds the checkpoint before any tensor work and compiles nothing.
+    Works on a family's own module too. Dropout draws the same numbers again. Where blocks are compiled: compile their
+    `forward` before they are checkpointed as a whole, for `block.compile()`, before or after, finds the checkpoint before any
+    tensor work and compiles nothing; but after it if products are kept, which only a compiler that sees the checkpoint can do.
+
+    Args:
+        keep_products: compute again only what lies between the matrix products (Korthikanti et al. 2022).
     """
+    how: dict[str, Any] = {"use_reentrant": False}
+    if keep_products:
+        how["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, **how)
+
+
+def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+    """Keep products, and attention that draws nothing: of what is drawn again, all must be, in its order.
+
+    Compiled blocks draw nothing again: masks of dropout are kept, too.
+    """
+    place = KERNELS.get(operator)
+    drops = place is not None and (named.get("dropout_p") or (arguments[place] if len(arguments) > place else 0.0))
+    keep = operator in PRODUCTS or (place is not None and not drops)
+    if torch.Tag.nondeterministic_seeded in operator.tags and torch.compiler.is_compiling():
+        keep = True  # torch 2.13 cannot run them again on a CPU, and would have to give each its generator's state
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -198,7 +198,7 @@ class Decoder(nn.Module):
                 statistics.append(out[1])
             x = out[0] if isinstance(out, tuple) else out
         if losses is not None and statistics:
-            losses["aux_loss"] = load_balancing_loss(statistics, self.config.num_experts_per_tok)
+            losses["aux_loss"] = load_balancing_loss(statistics, self.config.num_experts_per_tok, losses)
         normed: Tensor = self.norm(x)
         return normed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,28 @@ class RouterStatistics(NamedTuple):
     """Sum over the tokens of the router's probabilities, before the choice: `[experts]`, float32 at least."""
 
 
-def load_balancing_loss(statistics: Sequence[RouterStatistics], chosen: int) -> Tensor:
+class Losses(dict[str, Tensor]):
+    """What `hidden_states` writes its losses into where several processes have rows of a batch each.
+
+    Args:
+        over_all: sums over the rows here → sums over the rows of all processes, with the gradient of this one's part.
+    """
+
+    def __init__(self, over_all: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._over_all = over_all
+        self.is_of_all = False
+        """Whether a loss has been computed from the sums of all processes."""
+
+    def over_all(self, sums: Tensor) -> Tensor:
+        """What a loss that is no mean over rows counts; each process asks equally often."""
+        self.is_of_all = True
+        return self._over_all(sums)
+
+
+def load_balancing_loss(
+    statistics: Sequence[RouterStatistics], chosen: int, losses: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """experts · Σ_e (tokens of e / tokens) · (mean probability of e), over the tokens of all layers together: a scalar.
 
     It is `chosen` when every expert gets equally much, and more otherwise; the gradient goes through the probabilities.
@@ -37,9 +58,12 @@ def load_balancing_loss(statistics: Sequence[RouterStatistics], chosen: int) -> 
     Args:
         statistics: of each sparse layer.
         chosen: experts that each token goes to.
+        losses: what `hidden_states` was given; `Losses` make it the loss of the tokens of all processes, the same on each.
     """
     counts = torch.stack([layer.counts for layer in statistics]).sum(0)
     probabilities = torch.stack([layer.probabilities for layer in statistics]).sum(0)
+    if isinstance(losses, Losses):
+        counts, probabilities = losses.over_all(torch.stack([counts, probabilities])).unbind()
     tokens = counts.sum() / chosen
     return counts.numel() * (counts / tokens * (probabilities / tokens)).sum()
 

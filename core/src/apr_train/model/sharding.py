@@ -6,6 +6,7 @@ Nothing here asks how many processes there are: a model that is not sharded, and
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -26,19 +27,31 @@ def make_mesh(device: str, *, replicas: int, processes: int) -> Any:
     return init_device_mesh(device, (replicas, processes // replicas), mesh_dim_names=(REPLICATE, SHARD))
 
 
-def shard(model: nn.Module, mesh: Any) -> None:
+def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None) -> None:
     """Keep of each parameter the rows that are this process's: a `DTensor` over the mesh, under the same name.
 
     Every block is one group of parameters, and all the others, the head among them, are one more. `hidden_states` gathers
     the latter as a `forward` would, and they stay so until the backward pass is over, or `release`: the head, which the
     loss computes behind `hidden_states`, finds its matrix. Gradients are summed over the processes, in float32 at least.
+
+    Args:
+        model: satisfies `LanguageModel`.
+        mesh: `make_mesh`'s.
+        products: the dtype that autocast gives matrix products, if it does. The matrices of blocks are then gathered in it,
+            which is what autocast would make of them. It leaves norms and what is added to the residual stream in float32:
+            so the model's vectors stay whole in every process, for `whole_gradients` to tell of, and embedding and head are
+            gathered as they are.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
+    reduced = torch.promote_types(widest, torch.float32)
+    policy = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
+    of_blocks = replace(policy, param_dtype=products)
+    whole = set() if products is None else {parameter for parameter in model.parameters() if parameter.ndim < 2}
     for block in cast(LanguageModel, model).blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=of_blocks, ignored_params=whole)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a loss counts its targets over all processes already
@@ -50,6 +63,23 @@ def exchange_gradients(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass sums the gradients over the processes, or only adds to this one's."""
     if _is_sharded_model(model):
         model.set_requires_gradient_sync(now)  # type: ignore[operator]  # FSDPModule's
+
+
+def over_all(sums: Tensor) -> Tensor:
+    """Sums over all processes, from those over the rows here; the gradient is that of this process's part alone."""
+    from torch import distributed
+
+    own = sums.detach()
+    together = own.clone()
+    distributed.all_reduce(together)
+    return sums + (together - own)
+
+
+def whole_gradients(model: nn.Module) -> list[Tensor]:
+    """The gradients of parameters that every process has whole beside pieces of others: nobody has summed them yet."""
+    if not _is_sharded_model(model):
+        return []
+    return [p.grad for p in model.parameters() if p.grad is not None and not is_sharded(p)]
 
 
 def release(model: nn.Module) -> None:

@@ -456,6 +456,14 @@ class RunSettings:
     recompute: bool = option(
         False, "Recompute each block in the backward pass: less memory, more time.", kind=bool, may_change=True
     )
+    recompute_keep: str = option(
+        "nothing",
+        "What of a recomputed block is kept: nothing; products, the results of its matrix products: less time, more memory.",
+        kind=str,
+        choices=("nothing", "products"),
+        used_with=(Beside("recompute"),),
+        may_change=True,
+    )
     device: str | None = option(None, "cpu or cuda; cuda when there is one.", kind=str, decides=False, may_change=True)
     threads: int | None = option(
         None,

@@ -34,6 +34,7 @@ from apr_train.testing.initial import check_seed, check_start
 from apr_train.testing.models import meta_model, parameter_shapes, random_array, random_tensors
 from apr_train.testing.names_of_gguf import check_gguf_names, check_gguf_rows, check_gguf_values
 from apr_train.testing.report import Checks, NotCheckedError, Report
+from apr_train.testing.sharded import check_sharding
 from apr_train.testing.subject import Subject
 
 
@@ -173,7 +174,7 @@ def _run_preset(checks: Checks, family: Family, preset: str) -> None:
     subject = Subject(family, family.build_config(preset=preset))
     runs = checks.run("forward", preset, check_forward, subject)
     checks.run("GGUF values", preset, check_gguf_values, family, subject.config)
-    for name, check in BEHAVIOUR:
+    for name, check in (*BEHAVIOUR, ("sharding", check_sharding)):
         if runs:
             checks.run(name, preset, check, subject)
         else:

@@ -11,8 +11,9 @@ from torch import nn
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.grown import Grown
 from apr_train.model.acceleration import compile_blocks, reuse_freed_memory
-from apr_train.model.attention import Bidirectional, Causal, Choice, Mask, Request, choose_backend
+from apr_train.model.attention import AttentionBackend, Bidirectional, Causal, Choice, Mask, Request, choose_backend
 from apr_train.model.build import build_model, recompute_activations
+from apr_train.model.dropout import ByRow, draw_by_row
 from apr_train.model.grown import check_old_logits
 from apr_train.model.load import LoadReport, load_pieces, load_weights
 from apr_train.model.protocol import LanguageModel
@@ -59,7 +60,10 @@ def make_model(
         reuse_freed_memory()
     torch.manual_seed(settings.run.seed)
     generator = torch.Generator().manual_seed(settings.run.seed)
-    model = build_model(cleared.family.build_model, cleared.config, choice.backend)
+    rows = processes.share.rows(decided.batch_size) if processes.several else None
+    drops = getattr(cleared.config, "attention_probs_dropout_prob", 0.0) > 0
+    backend: AttentionBackend = ByRow(choice.backend, rows) if rows is not None and drops else choice.backend
+    model = build_model(cleared.family.build_model, cleared.config, backend)
     if processes.several and settings.lora.lora_rank is None and not isinstance(source, Grown):
         return _in_pieces(model, cleared, source, decided, processes, generator)
     loaded = None
@@ -73,19 +77,23 @@ def make_model(
         cast(LanguageModel, model).initialize(generator)
     if settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, settings.lora)
-    _set_up(model, cleared, settings)
-    processes.shard(model)
+    _set_up(model, cleared, settings, rows)
+    processes.shard(model, decided.precision.autocast)
     return model, loaded
 
 
-def _set_up(model: nn.Module, cleared: Cleared, settings: Settings) -> None:
-    """What is frozen; training mode; blocks compiled or computed again, as the run wants them."""
+def _set_up(model: nn.Module, cleared: Cleared, settings: Settings, rows: range | None) -> None:
+    """What is frozen; training mode; dropout by `rows` where there are any; blocks compiled or computed again, as asked for."""
     for name in parameter_groups(settings, cleared.family, cleared.config).frozen:
         model.get_parameter(name).requires_grad_(False)
     model.train()
+    if rows is not None:
+        draw_by_row(model, rows)
+    if settings.run.recompute and settings.run.recompute_keep == "products":
+        recompute_activations(cast(LanguageModel, model), keep_products=True)  # for the compiler to see
     if settings.run.compile:
         compile_blocks(model)
-    if settings.run.recompute:
+    if settings.run.recompute and settings.run.recompute_keep == "nothing":
         recompute_activations(cast(LanguageModel, model))
 
 
@@ -98,9 +106,9 @@ def _in_pieces(
     generator: torch.Generator,
 ) -> tuple[nn.Module, LoadReport | None]:
     """The same model, sharded while it has no memory yet: no process ever holds more than its pieces and one parameter."""
-    _set_up(model, cleared, decided.settings)
+    _set_up(model, cleared, decided.settings, processes.share.rows(decided.batch_size))
     model.to(decided.precision.weights)
-    processes.shard(model)
+    processes.shard(model, decided.precision.autocast)
     model.to_empty(device=decided.device)
     if source is None or not isinstance(cleared, ClearedFile):
         cast(LanguageModel, model).initialize(generator)

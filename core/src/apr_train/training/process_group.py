@@ -28,7 +28,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from apr_train.errors import AprTrainError, ConfigError, Finding, RunError
-from apr_train.model.sharding import make_mesh, shard
+from apr_train.model.moe import Losses
+from apr_train.model.sharding import make_mesh, over_all, shard
 from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import find_checkpoint
 from apr_train.run.launch import Launch, note_launch, run_of_launch
@@ -198,9 +199,9 @@ class Group(Processes):
         found: T = self.words.take(key, of=self.rank - self.launch.local_rank)
         return found
 
-    def shard(self, model: nn.Module) -> None:
+    def shard(self, model: nn.Module, products: torch.dtype | None) -> None:
         """See `Processes.shard`."""
-        shard(model, self._mesh)
+        shard(model, self._mesh, products)
 
     # Together, step by step
 
@@ -216,11 +217,25 @@ class Group(Processes):
         dist.all_reduce(together)
         return together.unbind()
 
-    def norm(self, own: Tensor) -> Tensor:
+    def losses(self) -> Losses:
+        """See `Processes.losses`; experts are balanced over the rows of all processes."""
+        return Losses(over_all)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """See `Processes.add_up`."""
+        if not tensors:
+            return
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(together)
+        pieces = torch.split(together, [tensor.numel() for tensor in tensors])
+        for tensor, sums in zip(tensors, pieces, strict=True):
+            tensor.copy_(sums.view_as(tensor))
+
+    def norm(self, pieces: Tensor, whole: Tensor) -> Tensor:
         """See `Processes.norm`; where parameters lie several times, so does each piece."""
-        square = own.detach().double().square()
+        square = pieces.detach().double().square()
         dist.all_reduce(square)
-        return (square / self.replicas).sqrt().to(own.dtype)
+        return (square / self.replicas + whole.detach().double().square()).sqrt().to(whole.dtype)
 
     def span(self, value: float) -> tuple[float, float]:
         """See `Processes.span`."""
@@ -252,8 +267,8 @@ class Group(Processes):
         return name
 
     def draw_by(self, *place: int) -> None:
-        """See `Processes.draw_by`: by the place and the rows of this process."""
-        text = " ".join(map(str, (*place, self.rank, self.size)))
+        """See `Processes.draw_by`: the same on all, for what is drawn is drawn by row (`apr_train.model.dropout`)."""
+        text = " ".join(map(str, place))
         seed = int.from_bytes(blake2b(text.encode(), digest_size=8, person=b"apr-dropout").digest(), "little") >> 1
         torch.manual_seed(seed)
 

@@ -17,6 +17,7 @@ from apr_train.run.events import RunEvents, Say
 from apr_train.run.metrics import Metrics, MetricsFile
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from apr_train.run.settings import Settings
@@ -97,8 +98,8 @@ class Processes:
         """What a function gives, JSON-able, called by the first process of a machine; the others wait, however long that is."""
         return function()
 
-    def shard(self, model: nn.Module) -> None:
-        """Spread a model's parameters over the processes, as the settings say."""
+    def shard(self, model: nn.Module, products: torch.dtype | None) -> None:
+        """Spread a model's parameters over the processes, as the settings say; `products` as in `apr_train.model.sharding`."""
 
     # Together, step by step
 
@@ -110,9 +111,21 @@ class Processes:
         """Sums over all processes, of scalars."""
         return values
 
-    def norm(self, own: Tensor) -> Tensor:
-        """The norm of what is spread over the processes, from that of the pieces that are here."""
-        return own
+    def losses(self) -> dict[str, Tensor]:
+        """Where a model writes the losses of a pass."""
+        return {}
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Give each tensor its sum over all processes, in place, by one exchange; float32."""
+
+    def norm(self, pieces: Tensor, whole: Tensor) -> Tensor:
+        """The norm of what is spread over the processes, and of what all have.
+
+        Args:
+            pieces: the norm of the pieces that are here.
+            whole: that of what every process has, the same on all.
+        """
+        return whole
 
     def span(self, value: float) -> tuple[float, float]:
         """The least and the largest over all processes."""

@@ -480,11 +480,15 @@ def _compare_reference(inputs: Inputs, model: nn.Module, choice: Choice, say: Sa
 
 
 def _precision_of_comparison(inputs: Inputs, choice: Choice) -> Precision:
-    """float32, as in the file, where weights and attention can: products in bfloat16 hide small defects."""
+    """float32, as in the file, where weights and attention can: products in bfloat16 hide small defects.
+
+    Several processes gather the matrices in the type of the run's products, and compute nothing in another.
+    """
     decided, config, objective = inputs.decided, inputs.cleared.config, inputs.cleared.objective
     exact, mask = PRECISIONS["fp32"], objective.mask_kind(document_mask=False)
     request = Request.for_config(config, device=decided.device.type, dtype=exact.kernel_dtype, mask=mask, training=False)
-    possible = decided.precision.weights == exact.weights and choice.backend.supports(request) is None
+    gathered = inputs.processes.several and decided.precision.autocast is not None
+    possible = not gathered and decided.precision.weights == exact.weights and choice.backend.supports(request) is None
     return exact if possible else decided.precision
 
 

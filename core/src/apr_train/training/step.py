@@ -17,8 +17,9 @@ from apr_train.data.objectives import Objective
 from apr_train.errors import PluginError, RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
+from apr_train.model.moe import Losses
 from apr_train.model.protocol import LanguageModel
-from apr_train.model.sharding import exchange_gradients, local
+from apr_train.model.sharding import exchange_gradients, is_sharded, local, whole_gradients
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.processes import Processes
 
@@ -79,7 +80,8 @@ def train_step(
     if targets == 0:
         raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
-    own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled)
+    own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled, processes)
+    processes.add_up(whole_gradients(model))
     if step == 1:
         require_gradients(model, step)
     norm = clip(model, clip_norm, processes)
@@ -108,6 +110,7 @@ def _accumulate(
     objective: Objective,
     precision: Precision,
     compiled: bool,
+    processes: Processes,
 ) -> tuple[Tensor, Tensor | None]:
     """Backward through each batch; the summed gradients are those of the mean loss over all of them.
 
@@ -121,7 +124,7 @@ def _accumulate(
     entropies, auxiliaries = [], []
     for batch in batches:
         exchange_gradients(model, now=batch is batches[-1])
-        losses: dict[str, Tensor] = {}
+        losses = processes.losses()
         with precision.context(batch.tokens.device):
             hidden, wanted = objective.predicted(language_model, batch, losses)
             loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
@@ -130,6 +133,8 @@ def _accumulate(
             auxiliary, factor = auxiliary_loss(language_model, losses)
             share = batch.tokens.numel() / tokens
             auxiliaries.append(share * auxiliary.detach())
+            if isinstance(losses, Losses) and losses.is_of_all:
+                share = 1 / len(batches)  # each process has the whole pass's loss, and the gradient of its part of that
             loss = loss + factor * share * auxiliary if factor else loss
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return _sum(entropies), _sum(auxiliaries) if auxiliaries else None
@@ -188,15 +193,21 @@ def clip(model: nn.Module, limit: float, processes: Processes | None = None) -> 
 
     Gradients with a non-finite norm are left as they are. Those of several processes have one norm.
     """
-    gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-    if not gradients:
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not found:
         return torch.zeros(())
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    norm: Tensor = (processes or Processes()).norm(torch.linalg.vector_norm(torch.stack(norms)))
+    pieces, whole = ([local(g) for g in found if is_sharded(g) == sharded] for sharded in (True, False))
+    gradients = [*pieces, *whole]
+    norm = (processes or Processes()).norm(*(_norm(some, like=gradients[0]) for some in (pieces, whole)))
     value = float(norm)
     if limit > 0 and math.isfinite(value) and value > limit:
         torch._foreach_mul_(gradients, limit / (value + 1e-6))  # the constant is torch's clip_grad_norm_'s
     return norm
+
+
+def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else like.new_zeros((), dtype=torch.float32)
 
 
 def _non_finite(model: nn.Module, step: int, measured: Sequence[float], own: float, processes: Processes) -> NonFiniteError:

@@ -58,6 +58,8 @@ class _Place:
     lr: float
     weight_decay: float
     dtype: torch.dtype = field(repr=False)
+    sharded: bool = field(repr=False)
+    """Torch's optimizers take pieces and whole parameters in groups of their own only."""
 
 
 def make_optimizer(
@@ -151,6 +153,7 @@ def _place(
         lr=usual if own is None or own.lr is None else own.lr,
         weight_decay=decay if own is None or own.weight_decay is None else own.weight_decay,
         dtype=parameter.dtype,
+        sharded=is_sharded(parameter),
     )
 
 

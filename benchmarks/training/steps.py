@@ -32,6 +32,7 @@ def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     from apr_train.model.attention import load_backend
     from apr_train.model.build import build_model
     from apr_train.model.device import PRECISIONS
+    from apr_train.model.tied_rows import add_rows_apart
     from apr_train.run.settings import OptimizerSettings
     from apr_train.training.optimizer.make import make_optimizer
     from apr_train.training.step import train_step
@@ -40,6 +41,7 @@ def our_step(shape: str, precision_name: str) -> Callable[[], None]:
     model = build_model(None, DecoderConfig(**SHAPES[shape]), load_backend("sdpa"))
     model.to(precision.weights).to_empty(device="cpu").initialize(torch.Generator().manual_seed(0))
     compile_blocks(model)
+    add_rows_apart(model)
     optimizer = make_optimizer(model, OptimizerSettings(), lr=1e-4)
     ids = random_tokens()
     batch = Batch(tokens=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), target_count=BATCH * LENGTH)

@@ -19,8 +19,12 @@ from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss
 from apr_train.model.protocol import LanguageModel
 from apr_train.model.sharding import exchange_gradients, local
+from apr_train.model.tied_rows import rows_apart
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.processes import Processes
+
+_NORM_ELEMENTS = 2**18
+"""Elements of a narrow gradient whose norm is computed at a time: what a cache holds in float32."""
 
 
 class NonFiniteError(RunError):
@@ -117,22 +121,39 @@ def _accumulate(
         The mean cross entropy over the targets, and the mean auxiliary loss over the tokens, without its factor: of several
         processes, this one's part of the means.
     """
-    language_model = cast(LanguageModel, model)
     entropies, auxiliaries = [], []
     for batch in batches:
         exchange_gradients(model, now=batch is batches[-1])
-        losses: dict[str, Tensor] = {}
-        with precision.context(batch.tokens.device):
-            hidden, wanted = objective.predicted(language_model, batch, losses)
-            loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
-        entropies.append(loss.detach())
-        if losses:
-            auxiliary, factor = auxiliary_loss(language_model, losses)
-            share = batch.tokens.numel() / tokens
-            auxiliaries.append(share * auxiliary.detach())
-            loss = loss + factor * share * auxiliary if factor else loss
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with rows_apart(model):
+            entropy, auxiliary = _backward(model, batch, targets, tokens, objective, precision, compiled)
+        entropies.append(entropy)
+        if auxiliary is not None:
+            auxiliaries.append(auxiliary)
     return _sum(entropies), _sum(auxiliaries) if auxiliaries else None
+
+
+def _backward(
+    model: nn.Module,
+    batch: Batch,
+    targets: int,
+    tokens: int,
+    objective: Objective,
+    precision: Precision,
+    compiled: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One batch of a step of so many targets and tokens: adds to the gradients; returns its part of the two means."""
+    language_model, losses = cast(LanguageModel, model), dict[str, Tensor]()
+    with precision.context(batch.tokens.device):
+        hidden, wanted = objective.predicted(language_model, batch, losses)
+        loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
+    entropy, shared = loss.detach(), None
+    if losses:
+        auxiliary, factor = auxiliary_loss(language_model, losses)
+        share = batch.tokens.numel() / tokens
+        shared = share * auxiliary.detach()
+        loss = loss + factor * share * auxiliary if factor else loss
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return entropy, shared
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
@@ -191,12 +212,20 @@ def clip(model: nn.Module, limit: float, processes: Processes | None = None) -> 
     gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    norm: Tensor = (processes or Processes()).norm(torch.linalg.vector_norm(torch.stack(norms)))
+    norm: Tensor = (processes or Processes()).norm(torch.linalg.vector_norm(torch.stack([_norm(g) for g in gradients])))
     value = float(norm)
     if limit > 0 and math.isfinite(value) and value > limit:
         torch._foreach_mul_(gradients, limit / (value + 1e-6))  # the constant is torch's clip_grad_norm_'s
     return norm
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """The L2 norm in float32 at least; of a narrow gradient a piece at a time, for torch on a CPU copies all that it widens."""
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    if dtype == gradient.dtype or gradient.device.type != "cpu":
+        return torch.linalg.vector_norm(gradient, dtype=dtype)
+    pieces = gradient.reshape(-1).split(_NORM_ELEMENTS)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(piece, dtype=dtype) for piece in pieces]))
 
 
 def _non_finite(model: nn.Module, step: int, measured: Sequence[float], own: float, processes: Processes) -> NonFiniteError:

@@ -240,7 +240,7 @@ def _signed(word: int) -> int:
 
 
 def round_stochastically_(tensor: Tensor, bits: Tensor) -> Tensor:
-    """Float32 → bfloat16 in place, still as float32: to one of the two neighbours, to the nearer one with the higher probability.
+    """Float32 → bfloat16, in place: to one of the two neighbours, to the nearer one with the higher probability.
 
     A number between two neighbours goes to the one away from zero with the probability that is its way from the other: what is
     a bfloat16 number stays, and the expected value is the number itself. Infinities stay.
@@ -248,6 +248,9 @@ def round_stochastically_(tensor: Tensor, bits: Tensor) -> Tensor:
     Args:
         tensor: float32, contiguous.
         bits: as `random_bits` gives them, one for each element.
+
+    Returns:
+        The same tensor, still of float32.
     """
     tensor.view(torch.int32).add_(bits).bitwise_and_(_UPPER)
     return tensor

@@ -52,7 +52,7 @@ class _TiedRows:
     def __init__(self, module: nn.Embedding) -> None:
         self.module = module
         self._looked_up: list[tuple[Tensor, Tensor]] | None = None
-        module.forward = self._embed  # type: ignore[method-assign]  # as a compiled block's is
+        vars(module)["forward"] = self._embed  # as a compiled block's is
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """`[batch, length]` → `[batch, length, hidden]`."""
@@ -82,7 +82,7 @@ class _TiedRows:
         weight, padding = self.module.weight, self.module.padding_idx
         if padding is not None:
             gradient = gradient.masked_fill((tokens == padding)[:, None], 0)
-        found, places = tokens.unique(return_inverse=True)
+        found, places = torch.unique(tokens, return_inverse=True)
         # what F.embedding goes back by, for the tokens that are there instead of the whole vocabulary
         sums = torch.ops.aten.embedding_dense_backward(gradient, places, len(found), -1, False)
         if weight.grad is None:

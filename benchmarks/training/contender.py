@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from training.steps import COMPILED, EAGER, OURS
+from training.steps import COMPILED, EAGER, OURS, Setting
 from training.worker import PLAIN, REUSING
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -19,9 +20,10 @@ BENCHMARKS = Path(__file__).parents[1]
 class Contender:
     """A contender as the bench sees it: started when it is needed, asked for windows."""
 
-    def __init__(self, name: str, shape: str, precision: str, allocator: str) -> None:
+    def __init__(self, name: str, shape: str, precision: str, allocator: str, setting: Setting) -> None:
         self.name, self.restart = name, False
-        self.command = [sys.executable, "-m", "training.worker", name, shape, precision, allocator]
+        told = json.dumps(asdict(setting))
+        self.command = [sys.executable, "-m", "training.worker", name, shape, precision, allocator, told]
         self.process: subprocess.Popen[str] | None = None
         self.ready: dict[str, float] = {}
         self.windows: list[dict[str, float]] = []
@@ -72,10 +74,10 @@ class Contender:
 
 
 @contextmanager
-def contenders(shape: str, precision: str, *, same_allocator: bool) -> Iterator[list[Contender]]:
+def contenders(shape: str, precision: str, setting: Setting, *, same_allocator: bool) -> Iterator[list[Contender]]:
     """Ours and both of theirs, and the end of their processes."""
     allocators = {OURS: REUSING} | dict.fromkeys((EAGER, COMPILED), REUSING if same_allocator else PLAIN)
-    made = [Contender(name, shape, precision, allocator) for name, allocator in allocators.items()]
+    made = [Contender(name, shape, precision, allocator, setting) for name, allocator in allocators.items()]
     try:
         yield made
     finally:

@@ -19,12 +19,21 @@ def floor(shape: str, precision: str, repeats: int = 5) -> float:
     products = [(hidden, hidden, 2 * layers), (hidden, kv, 2 * layers), (hidden, inner, 2 * layers), (inner, hidden, layers)]
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     rows = BATCH * LENGTH
-    seconds = 0.0
+    seconds = layers * _attention(size["num_attention_heads"], hidden // size["num_attention_heads"], dtype, repeats)
     for width, out, count in [*products, (hidden, size["vocab_size"], 1)]:
         x, w, y = (torch.randn(*shape_, dtype=dtype) for shape_ in ((rows, width), (out, width), (rows, out)))
         for product in (lambda x=x, w=w: x @ w.T, lambda y=y, w=w: y @ w, lambda x=x, y=y: y.T @ x):
             seconds += count * _median_time(product, repeats)
     return rows / seconds
+
+
+def _attention(heads: int, width: int, dtype: torch.dtype, repeats: int) -> float:
+    """Seconds of one layer's products of queries, keys and values, forward and backward: half of the whole squares."""
+    inner, outer = (torch.randn(BATCH * heads, LENGTH, columns, dtype=dtype) for columns in (width, LENGTH))
+    scores = _median_time(lambda: inner @ inner.mT, repeats)  # of q and k, and of the output's gradient and v
+    sums = _median_time(lambda: outer @ inner, repeats)  # of the weights and v; of the scores' gradient and k
+    turned = _median_time(lambda: outer.mT @ inner, repeats)  # of the same two, turned, for the gradients of v and k
+    return (2 * scores + 2 * sums + 2 * turned) / 2
 
 
 def _median_time(product: Callable[[], object], repeats: int) -> float:

@@ -32,4 +32,22 @@ SHAPES = {
     },
 }
 
+
+def parameters(shape: str) -> int:
+    """Numbers that a shape's model trains."""
+    size = SHAPES[shape]
+    hidden, inner = size["hidden_size"], size["intermediate_size"]
+    kv = hidden // size["num_attention_heads"] * size["num_key_value_heads"]
+    biases = hidden + 2 * kv if size["attention_bias"] else 0
+    layer = 2 * hidden * hidden + 2 * hidden * kv + biases + 3 * hidden * inner + 2 * hidden
+    return size["vocab_size"] * hidden + size["num_hidden_layers"] * layer + hidden
+
+
+def state_bytes(shape: str, precision: str, *, bf16_update: str, bf16_moments: bool = False) -> int:
+    """Weights, gradients, AdamW's two moments and, where there is one, the float32 master copy."""
+    narrow, master = precision == "bf16-weights", precision == "bf16-weights" and bf16_update == "master"
+    weight, moment = 2 if narrow else 4, 2 if bf16_moments or (narrow and not master) else 4
+    return parameters(shape) * (2 * weight + 2 * moment + (4 if master else 0))
+
+
 PRECISIONS = ("fp32", "bf16", "bf16-weights")

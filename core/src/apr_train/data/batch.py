@@ -118,8 +118,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
+        import torch
+
+        pinned = torch.device(device).type == "cuda"  # from other memory a copy is not made beside what the host does
         moved = {
-            name: tensor.to(device, non_blocking=True)
+            name: (tensor.pin_memory() if pinned and not tensor.is_cuda else tensor).to(device, non_blocking=True)
             for name in ("tokens", "targets", "document_ids", "positions", "keep")
             if (tensor := getattr(self, name)) is not None
         }

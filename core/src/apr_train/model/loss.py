@@ -25,7 +25,16 @@ CHUNK_ROWS = 256
 """Shorter chunks make the matrix products slower; more rows than these are never one chunk."""
 
 
-def head_loss(model: LanguageModel, hidden: Tensor, targets: Tensor, *, scale: float = 1.0, compiled: bool = False) -> Tensor:
+def head_loss(
+    model: LanguageModel,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    scale: float = 1.0,
+    compiled: bool = False,
+    count: int | None = None,
+    is_root: bool = False,
+) -> Tensor:
     """Cross entropy of the model's head, summed over the targets that are not `IGNORE`, times `scale`.
 
     Args:
@@ -34,6 +43,8 @@ def head_loss(model: LanguageModel, hidden: Tensor, targets: Tensor, *, scale: f
         targets: `[positions]` int64.
         scale: factor on the sum.
         compiled: fuse the softmax with torch.compile.
+        count: as in `chunked_cross_entropy`.
+        is_root: as in `chunked_cross_entropy`.
 
     Returns:
         A float32 (float64 for float64) scalar.
@@ -49,6 +60,8 @@ def head_loss(model: LanguageModel, hidden: Tensor, targets: Tensor, *, scale: f
         head_softcap=model.head_softcap,
         scale=scale,
         compiled=compiled,
+        count=count,
+        is_root=is_root,
     )
     return loss
 
@@ -81,7 +94,9 @@ def chunked_cross_entropy(
     scale: float = 1.0,
     chunk: int | None = None,
     compiled: bool = False,
-) -> tuple[Tensor, Tensor]:
+    count: int | None = None,
+    is_root: bool = False,
+) -> tuple[Tensor, int]:
     """Sum of -log softmax(y)[target] over the rows that count, times `scale`; y = cap · tanh(z / cap).
 
     z = head_scale · (hidden weightᵀ + bias), and y = z without a cap: the formula of `apr_train.model.head.head_logits`.
@@ -99,14 +114,18 @@ def chunked_cross_entropy(
         scale: factor on the sum, 1 / tokens of the step, say; free here, a pass over weight's gradient afterwards.
         chunk: rows at a time; by default half of them or `CHUNK_ROWS`, but never more than `CHUNK_ELEMENTS` logits.
         compiled: fuse the softmax with torch.compile (takes seconds the first time, and a C++ compiler on a CPU).
+        count: how many rows count, where the caller knows; None: they are counted, for which a GPU's host waits.
+        is_root: whether the sum, or a sum that it is a term of, is what the backward pass begins at. That pass then need not
+            look by what the gradients are to be multiplied, for which a GPU's host waits.
 
     Returns:
-        The scaled sum, a float32 (float64 for float64) scalar, and the number of rows that count, int64.
+        The scaled sum, a float32 (float64 for float64) scalar, and the number of rows that count.
     """
     keep = targets != IGNORE
-    count = keep.sum()
-    if int(count) < targets.numel():
-        hidden, targets = hidden[keep], targets[keep]
+    count = int(keep.sum()) if count is None else count
+    if count < targets.numel():
+        kept = torch.nonzero_static(keep, size=count).squeeze(1)
+        hidden, targets = hidden[kept], targets[kept]
     rows = chunk or _chunk_rows(targets.numel(), weight.shape[0])
     loss: Tensor = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch leaves apply untyped
         hidden,
@@ -119,6 +138,7 @@ def chunked_cross_entropy(
         _even(targets.numel(), rows),
         compiled,
         torch.is_grad_enabled(),
+        is_root,
     )
     return loss, count
 
@@ -235,7 +255,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         compiled: bool,
         training: bool,
+        is_root: bool,
     ) -> Tensor:
+        ctx.is_root = is_root
         dtype = _compute_dtype(hidden)
         matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
         step = _compiled_step() if compiled else _softmax_step_eager
@@ -259,9 +281,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (factor,) = grad_outputs
         saved = ctx.saved_tensors
-        if factor.item() != 1.0:
+        if not ctx.is_root and factor.item() != 1.0:
             saved = [tensor if tensor is None else tensor * factor.to(tensor.dtype) for tensor in saved]
-        return (*saved, *(None,) * 7)
+        return (*saved, *(None,) * 8)
 
 
 def _save(ctx: Any, gradients: _Gradients, weight: Tensor, bias: Tensor | None) -> None:

@@ -17,6 +17,7 @@ from apr_train.model.dropout import ByRow, draw_by_row
 from apr_train.model.grown import check_old_logits
 from apr_train.model.load import LoadReport, load_pieces, load_weights
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.tied_rows import add_rows_apart
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.optimizer_rules import parameter_groups
 from apr_train.preflight.report import Cleared, ClearedFile
@@ -78,6 +79,8 @@ def make_model(
     if settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, settings.lora)
     _set_up(model, cleared, settings, rows)
+    if device.type == "cpu" and not processes.several:
+        add_rows_apart(model)
     processes.shard(model, decided.precision.autocast)
     return model, loaded
 

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from signal import Signals
 from time import perf_counter
 
-import torch
 from attrs import frozen
 
 from apr_train import rules
@@ -111,9 +110,9 @@ def _advance(run: Run, metrics: MetricsFile | Unheard) -> Metrics:
     with memory_errors(f"step {run.step + 1}"):
         try:
             line = _step(run) if run.profiler is None else run.profiler.around(run.step + 1, lambda: _step(run))
-        except NonFiniteError:
+        except NonFiniteError as error:
             metrics.sync()
-            if not run.broken_weights():
+            if not error.changed and not run.broken_weights():
                 run.save(before)
             raise
         due = run.has_no_time(line) or _due(run.step, often.val_every, often.steps)
@@ -157,8 +156,6 @@ def _step(run: Run) -> Metrics:
         run.display.say(f"step {step} skipped, as --skip-spikes {settings.run.skip_spikes:g} says: {result.skipped}")
     elif run.averaged is not None:
         run.averaged.update(run.model)
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)
     shortest, seconds = run.processes.span(perf_counter() - begin)
     run.step, run.tokens = step, run.tokens + result.tokens
     return Metrics(

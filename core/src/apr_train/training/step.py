@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from apr_train import rules
@@ -20,13 +21,18 @@ from apr_train.model.loss import head_loss
 from apr_train.model.moe import Losses
 from apr_train.model.protocol import LanguageModel
 from apr_train.model.sharding import exchange_gradients, is_sharded, local, whole_gradients
+from apr_train.model.tied_rows import rows_apart
+from apr_train.training.optimizer.in_backward import BrokenGradientError, UpdatesInBackward, norm_of
 from apr_train.training.optimizer.make import Optimizers
 from apr_train.training.processes import Processes
 
 
 class NonFiniteError(RunError):
     """A loss, a gradient or a weight is NaN or infinite (INV-TRAIN-007); after a loss or gradient of a step, the weights are
-    those of the step before."""
+    those of the step before, unless the step has `changed` some."""
+
+    changed = False
+    """Whether blocks behind the gradient that is not finite have been updated: the state is none that could be gone on with."""
 
 
 @frozen(kw_only=True)
@@ -68,9 +74,10 @@ def train_step(
         processes: those that have the other rows of each batch; the result is of all rows.
 
     Raises:
-        NonFiniteError: before the optimizer has changed anything.
-        RunError: when no position is to be predicted (INV-TRAIN-011), or when the loss does not depend on a parameter
-            (TRAIN-001); the optimizer has changed nothing.
+        NonFiniteError: before the optimizer has changed anything; of gradients that are updated with on the way, before
+            the update of their block.
+        RunError: when no position is to be predicted (INV-TRAIN-011), the optimizer has changed nothing then; or when the loss
+            does not depend on a parameter (TRAIN-001).
         PluginError: for an auxiliary loss that is none.
     """
     processes = processes or Processes()
@@ -80,17 +87,36 @@ def train_step(
     if targets == 0:
         raise RunError("the step has nothing to predict", rule=rules.INV_TRAIN_011, where=f"step {step}")
     optimizer.zero_grad(set_to_none=True)
-    own, own_auxiliary = _accumulate(model, batches, targets, tokens, objective, precision, compiled, processes)
-    processes.add_up(whole_gradients(model))
-    if step == 1:
-        require_gradients(model, step)
-    norm = clip(model, clip_norm, processes)
+    work = _Pass(
+        model=model,
+        objective=objective,
+        precision=precision,
+        compiled=compiled,
+        targets=targets,
+        tokens=tokens,
+        passes=len(batches),
+        processes=processes,
+    )
+    updates = None
+    alone = isinstance(optimizer, Optimizers) and len(batches) == 1 and not processes.several
+    if alone and clip_norm == 0 and judge is None:
+        updates, work = UpdatesInBackward(model, optimizer), evolve(work, look=_require_finite_loss(step))
+    try:
+        with updates or nullcontext():
+            own, own_auxiliary = _accumulate(work, batches)
+            processes.add_up(whole_gradients(model))
+        if step == 1:
+            require_gradients(model, step, reached=() if updates is None else updates.norms)
+        norm = gradient_norm(model, processes) if updates is None else updates.finish()
+    except BrokenGradientError as error:
+        raise _broken(error, step) from error
     loss, *auxiliary = processes.sums([own, *([] if own_auxiliary is None else [own_auxiliary])])
-    measured = torch.stack([loss, norm.to(loss.device), *auxiliary]).tolist()
+    measured = torch.stack([loss, norm.to(loss.device), *auxiliary]).tolist()  # the one time that a GPU's host waits
     if not all(map(math.isfinite, measured)):
         raise _non_finite(model, step, measured, float(own), processes)
     skipped = None if judge is None else processes.first_says(judge(measured[0], measured[1]))
-    if skipped is None:
+    if skipped is None and updates is None:
+        clip(model, clip_norm, measured[1])
         optimizer.step()
     return StepResult(
         loss=measured[0],
@@ -102,42 +128,63 @@ def train_step(
     )
 
 
-def _accumulate(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    targets: int,
-    tokens: int,
-    objective: Objective,
-    precision: Precision,
-    compiled: bool,
-    processes: Processes,
-) -> tuple[Tensor, Tensor | None]:
+@frozen(kw_only=True)
+class _Pass:
+    """What the batches of a step have in common."""
+
+    model: nn.Module
+    objective: Objective
+    precision: Precision
+    compiled: bool
+    targets: int
+    """Of the whole step, on all processes; so are tokens."""
+    tokens: int
+    passes: int
+    """Batches of the step, on each process."""
+    processes: Processes
+    look: Callable[[Tensor], None] | None = None
+    """Is given each batch's loss before the backward pass, and may raise."""
+
+
+def _accumulate(work: _Pass, batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
     """Backward through each batch; the summed gradients are those of the mean loss over all of them.
 
-    Several processes exchange gradients once, with the last batch; `targets` and `tokens` are then those of all of them.
+    Several processes exchange gradients once, with the last batch.
 
     Returns:
         The mean cross entropy over the targets, and the mean auxiliary loss over the tokens, without its factor: of several
         processes, this one's part of the means.
     """
-    language_model = cast(LanguageModel, model)
     entropies, auxiliaries = [], []
     for batch in batches:
-        exchange_gradients(model, now=batch is batches[-1])
-        losses = processes.losses()
-        with precision.context(batch.tokens.device):
-            hidden, wanted = objective.predicted(language_model, batch, losses)
-            loss = head_loss(language_model, hidden, wanted, scale=1 / targets, compiled=compiled)
-        entropies.append(loss.detach())
-        if losses:
-            auxiliary, factor = auxiliary_loss(language_model, losses)
-            share = batch.tokens.numel() / tokens
-            auxiliaries.append(share * auxiliary.detach())
-            if isinstance(losses, Losses) and losses.is_of_all:
-                share = 1 / len(batches)  # each process has the whole pass's loss, and the gradient of its part of that
-            loss = loss + factor * share * auxiliary if factor else loss
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        exchange_gradients(work.model, now=batch is batches[-1])
+        with rows_apart(work.model):
+            entropy, auxiliary = _backward(work, batch)
+        entropies.append(entropy)
+        if auxiliary is not None:
+            auxiliaries.append(auxiliary)
     return _sum(entropies), _sum(auxiliaries) if auxiliaries else None
+
+
+def _backward(work: _Pass, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """One batch: adds to the gradients, and gives its part of the two means."""
+    model, losses = cast(LanguageModel, work.model), work.processes.losses()
+    with work.precision.context(batch.tokens.device):
+        hidden, wanted = work.objective.predicted(model, batch, losses)
+        options: dict[str, Any] = {"compiled": work.compiled, "count": batch.target_count, "is_root": True}
+        loss = head_loss(model, hidden, wanted, scale=1 / work.targets, **options)
+    entropy, shared = loss.detach(), None
+    if losses:
+        auxiliary, factor = auxiliary_loss(model, losses)
+        share = batch.tokens.numel() / work.tokens
+        shared = share * auxiliary.detach()
+        if isinstance(losses, Losses) and losses.is_of_all:
+            share = 1 / work.passes  # each process has the whole pass's loss, and the gradient of its part of that
+        loss = loss + factor * share * auxiliary if factor else loss
+    if work.look is not None:
+        work.look(loss)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return entropy, shared
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
@@ -167,15 +214,43 @@ def auxiliary_loss(model: LanguageModel, losses: Mapping[str, Tensor]) -> tuple[
     return loss.to(torch.promote_types(loss.dtype, torch.float32)), factor
 
 
-def require_gradients(model: nn.Module, step: int) -> None:
+def _require_finite_loss(step: int) -> Callable[[Tensor], None]:
+    """Refuses a loss before anything is updated with it."""
+
+    def look(loss: Tensor) -> None:
+        if not math.isfinite(value := float(loss.detach())):
+            problem, where = "the loss is not finite", f"step {step}"
+            raise NonFiniteError(problem, rule=rules.INV_TRAIN_007, where=where, found=f"loss {value}")
+
+    return look
+
+
+def _broken(error: BrokenGradientError, step: int) -> NonFiniteError:
+    """The error of a gradient that is not finite, when blocks behind it may have been updated."""
+    problem = "a gradient is not finite"
+    found = f"gradients not finite: {_listed(error.names)}"
+    told = NonFiniteError(problem, rule=rules.INV_TRAIN_007, where=f"step {step}", found=found)
+    told.changed = error.changed
+    return told
+
+
+def require_gradients(model: nn.Module, step: int, *, reached: Collection[nn.Parameter] = ()) -> None:
     """Refuse parameters that the backward pass has not reached; frozen ones are left alone.
 
     A gradient that is zero is one: of a stack of experts, those that no token went to have it.
 
+    Args:
+        reached: parameters whose gradient was there and is not any more.
+
     Raises:
         RunError: TRAIN-001, naming all of them.
     """
-    silent = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    there = set(reached)
+    silent = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None and parameter not in there
+    ]
     if silent:
         raise RunError(
             "the loss does not depend on every parameter: these would never be trained",
@@ -188,25 +263,27 @@ def require_gradients(model: nn.Module, step: int) -> None:
         )
 
 
-def clip(model: nn.Module, limit: float, processes: Processes | None = None) -> Tensor:
-    """Scale the gradients down to norm `limit` if they are above it (0: never); returns the norm before, in float32 at least.
-
-    Gradients with a non-finite norm are left as they are. Those of several processes have one norm.
-    """
+def gradient_norm(model: nn.Module, processes: Processes | None = None) -> Tensor:
+    """The L2 norm of all gradients, in float32 at least; those of several processes have one."""
     found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not found:
         return torch.zeros(())
-    pieces, whole = ([local(g) for g in found if is_sharded(g) == sharded] for sharded in (True, False))
-    gradients = [*pieces, *whole]
-    norm = (processes or Processes()).norm(*(_norm(some, like=gradients[0]) for some in (pieces, whole)))
-    value = float(norm)
-    if limit > 0 and math.isfinite(value) and value > limit:
-        torch._foreach_mul_(gradients, limit / (value + 1e-6))  # the constant is torch's clip_grad_norm_'s
-    return norm
+    pieces, whole = ([local(item) for item in found if is_sharded(item) == sharded] for sharded in (True, False))
+    return (processes or Processes()).norm(*(_norm(some, like=local(found[0])) for some in (pieces, whole)))
+
+
+def clip(model: nn.Module, limit: float, norm: float) -> None:
+    """Scale gradients of such a norm down to norm `limit` if that is above it; 0 never does, nor a norm that is not finite."""
+    if 0 < limit < norm and math.isfinite(norm):
+        torch._foreach_mul_(_gradients(model), limit / (norm + 1e-6))  # the constant is torch's clip_grad_norm_'s
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    return [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
 
 
 def _norm(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    norms = [norm_of(item) for item in gradients]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else like.new_zeros((), dtype=torch.float32)
 
 
@@ -219,7 +296,6 @@ def _non_finite(model: nn.Module, step: int, measured: Sequence[float], own: flo
     ]
     told = processes.everyone({"names": names, "finite": math.isfinite(own)})
     names = list(dict.fromkeys(name for item in told for name in cast(list[str], item["names"])))
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     loss, norm, *auxiliary = measured
     what = f"loss {loss}, gradient norm {norm}" + "".join(f", auxiliary loss {value}" for value in auxiliary)
     ranks = [str(rank) for rank, item in enumerate(told) if not item["finite"]] if len(told) > 1 else []
@@ -228,5 +304,9 @@ def _non_finite(model: nn.Module, step: int, measured: Sequence[float], own: flo
         "the loss or a gradient is not finite",
         rule=rules.INV_TRAIN_007,
         where=f"step {step}",
-        found=f"{what}; gradients not finite: {shown or 'none'}{where}",
+        found=f"{what}; gradients not finite: {_listed(names) or 'none'}{where}",
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

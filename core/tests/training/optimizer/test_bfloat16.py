@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from apr_train.training.optimizer import bfloat16
-from apr_train.training.optimizer.bfloat16 import Float32Updates, random_bits, round_stochastically
+from apr_train.training.optimizer.bfloat16 import Float32Updates, random_bits, random_table, round_stochastically_
 from apr_train.training.optimizer.make import MOMENTS
 
 RATE = {"AdamW": 1e-3, "Muon": 1e-2}
@@ -52,8 +52,8 @@ def same(one, other):
 def test_a_number_goes_to_one_of_its_two_neighbours_and_to_itself_in_the_mean():
     values = torch.tensor([1.0 + 1 / 512, -1.0 - 1 / 512, 3.1415926, -2e-30, 7e20, 1e-3])
     count = 40_000
-    bits = random_bits(len(values) * count, draws()).view(len(values), count)
-    drawn = round_stochastically(values[:, None].expand(-1, count).contiguous(), bits).double()
+    bits = torch.stack([random_bits(random_table(), 0, count, seed=(7, number)) for number in range(len(values))])
+    drawn = round_stochastically_(values[:, None].expand(-1, count).contiguous(), bits).double()
     down = values.view(torch.int32).bitwise_and(-65536).view(torch.float32)  # toward zero
     up = torch.nextafter(down.bfloat16(), torch.full_like(down, torch.inf).copysign(down).bfloat16()).double()
     below = down.double()
@@ -64,13 +64,40 @@ def test_a_number_goes_to_one_of_its_two_neighbours_and_to_itself_in_the_mean():
         assert abs(float((seen == high).double().mean()) - share) < 5 * spread
 
 
+SEEDS = [(0, 0), (1, 1), (2**32 - 1, 2**31), (0x01234567, 0x89ABCDEF), (0xDEADBEEF, 0)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bits_are_a_function_of_place_and_seed_and_any_part_of_them_can_be_had_alone(monkeypatch, seed):
+    monkeypatch.setattr(bfloat16, "PIECE", 100)
+    table = random_table()
+    words = [(word * (seed[0] | 1) + seed[1]) % 2**32 for word in table.tolist()]
+    wanted = [word % 2**16 ^ word >> 16 for word in words] + [word >> 16 for word in words]
+    assert random_bits(table, 0, 100, seed=seed).tolist() == wanted
+    for begin, end in ((0, 1), (1, 2), (3, 8), (0, 50), (50, 100), (49, 51), (4, 99), (99, 100)):
+        assert random_bits(table, begin, end, seed=seed).tolist() == wanted[begin:end]
+
+
+def test_bits_of_other_seeds_and_places_have_nothing_to_do_with_one_another():
+    """Every bit is one in half of the numbers, and agrees with any other one, of a neighbour too, in half of them."""
+    table = random_table()
+    drawn = torch.stack([random_bits(table, 0, 2**18, seed=seed) for seed in SEEDS[2:]]).unflatten(1, (2, -1)).flatten(0, 1)
+    places = torch.arange(16)
+    bits = ((drawn[:, None] >> places[:, None]) & 1).flatten(0, 1).float() * 2 - 1  # [bit of a seed's half, number], -1 and 1
+    bits = torch.cat([bits[:, :-1], bits[:, 1:]])
+    agree = bits @ bits.T / bits.shape[1]
+    agree.fill_diagonal_(0)
+    assert float(bits.mean(1).abs().max()) < 5 / bits.shape[1] ** 0.5
+    assert float(agree.abs().max()) < 6 / bits.shape[1] ** 0.5
+
+
 def test_what_is_a_bfloat16_number_stays_whatever_is_drawn():
     finite = torch.randn(1001, generator=draws()).bfloat16().float()
     exact = torch.cat([finite, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.finfo(torch.bfloat16).max])])
     for seed in range(20):
-        rounded = round_stochastically(exact, random_bits(len(exact), draws(seed)))
-        assert torch.equal(rounded.float().view(torch.int32), exact.view(torch.int32))
-    assert bool(round_stochastically(torch.tensor([torch.nan]), random_bits(1, draws())).isnan())
+        rounded = round_stochastically_(exact.clone(), random_bits(random_table(), 0, len(exact), seed=(seed, seed)))
+        assert torch.equal(rounded.view(torch.int32), exact.view(torch.int32))
+    assert bool(round_stochastically_(torch.tensor([torch.nan]), random_bits(random_table(), 0, 1, seed=(0, 0))).isnan())
 
 
 def test_small_updates_arrive_in_the_mean_where_rounding_to_nearest_loses_all_of_them():

@@ -136,13 +136,12 @@ def test_logits_of_rows_are_those_of_everything_computed_again(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_compiled_step_reads_weights_by_sums_and_gives_the_same_logits(bias):
+def test_a_compiled_step_reads_weights_by_sums_and_gives_the_same_logits():
     """In one graph for all blocks, whatever the number of tokens; the prompt is read uncompiled."""
     torch._dynamo.reset()
     sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    sizes |= {"intermediate_size": 48, "max_position_embeddings": 32, "attention_bias": bias, "mlp_bias": bias}
-    config = DecoderConfig(**sizes, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=bias)
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 32, "attention_bias": True}
+    config = DecoderConfig(**sizes, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=True)
     model = Decoder(config, load_backend("sdpa")).eval()
     model.initialize(torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -160,7 +159,7 @@ def test_a_compiled_step_reads_weights_by_sums_and_gives_the_same_logits(bias):
                 choose = lambda logits: seen[compiled].append(logits) or int(logits.argmax())  # noqa: B023, E731
                 how = {"choose": choose, "precision": FLOAT32, "device": CPU, "compiled": compiled}
                 list(generate_tokens(model, reader.asked.prompt, length=reader.asked.length, **how))
-    torch.testing.assert_close(seen[True], seen[False], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[True], seen[False], rtol=0, atol=1e-4)  # of logits up to 40, say
     assert [len(graph.find_nodes(op="call_function", target=torch._C._nn.linear)) for graph in graphs] == [0, 0]
 
 

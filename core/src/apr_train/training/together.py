@@ -42,8 +42,9 @@ def write_together(
         return tuple(_alone(examinee, start, done) for start in starts)
     texts = [_Text(examinee, start, done) for start in starts]
     asked = [Asked(prompt=x.start.prompt, length=x.start.length, take=x.take, begin=x.begin) for x in texts]
-    shape = {"rows": ROWS, "precision": examinee.precision, "device": examinee.device}
-    generate_together(examinee.model, asked, choose=_most_likely, **shape)
+    generate_together(
+        examinee.model, asked, rows=ROWS, choose=_most_likely, precision=examinee.precision, device=examinee.device
+    )
     return tuple(text.written() for text in texts)
 
 

@@ -96,8 +96,7 @@ class Reader:
 
     def __init__(self, prompt, length, most):
         self.made, self.most = [], most
-        begin = lambda: KeyValueCache(2, max_length=len(prompt))  # noqa: E731
-        self.asked = Asked(prompt=prompt, length=length, take=self.take, begin=begin)
+        self.asked = Asked(prompt=prompt, length=length, take=self.take)
 
     def take(self, index):
         self.made.append(index)

@@ -112,23 +112,30 @@ class FixedCache:
         """How many keys a layer gives back: all that there is room for."""
         return self.max_length
 
-    def begin(self, row: int, text: KeyValueCache) -> None:
-        """Take over what was computed of one text, a batch of one; its tokens are those of the row from here on.
+    def begin(self, row: int, text: KeyValueCache, *, of: int = 0, length: int | None = None) -> None:
+        """Take over what was computed of a text; its tokens are those of the row from here on.
+
+        Args:
+            row: where it goes.
+            text: has it.
+            of: its place in the batch of that cache.
+            length: how many tokens there are its own; None: all.
 
         Raises:
             ConfigError: for a text that is longer than a row.
         """
-        if text.length > self.max_length:
+        length = text.length if length is None else length
+        if length > self.max_length:
             expected = f"≤ {self.max_length} tokens"
-            raise ConfigError("key-value cache is full", where="generation", expected=expected, found=text.length)
+            raise ConfigError("key-value cache is full", where="generation", expected=expected, found=length)
         for layer, buffers in enumerate(self._layers):
             pair = text.computed(layer)
             if not buffers.k.numel():
                 # zeros, not what memory holds: a hidden value is multiplied by 0, and NaN · 0 is NaN
                 buffers.k, buffers.v = (x.new_zeros(self.rows, self.max_length, *x.shape[2:]) for x in pair)
             for buffer, x in zip((buffers.k, buffers.v), pair, strict=True):
-                buffer[row, : text.length] = x[0]
-        self.places[row] = text.length
+                buffer[row, :length] = x[of, :length]
+        self.places[row] = length
 
     def advance(self) -> None:
         """Every row has got its token: the next ones go behind it; a row that is full, or has no text, stays where it is."""

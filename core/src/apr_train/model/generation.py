@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import cast
+from itertools import islice
+from typing import NamedTuple, cast
 
 import torch
 from attrs import frozen
@@ -18,6 +19,9 @@ from apr_train.model.decoder import Decoder
 from apr_train.model.decoding import fixed_length
 from apr_train.model.device import Precision
 from apr_train.model.protocol import LanguageModel
+
+READ_TOGETHER = 4096
+"""Tokens of prompts, with what pads them, that are read at a time, at most."""
 
 
 def generate_tokens(
@@ -97,8 +101,8 @@ class Asked:
     """Tokens at most."""
     take: Callable[[int], bool]
     """Is given each token; whether the text goes on after it."""
-    begin: Callable[[], KeyValueCache]
-    """Gives a cache that has the first tokens of `prompt`, or none of them, not all, and room for the rest."""
+    begin: Callable[[], KeyValueCache] | None = None
+    """Gives a cache that has the first tokens of `prompt`, not all, and room for the rest; None: nothing is computed yet."""
 
 
 def generate_together(
@@ -142,39 +146,75 @@ class _Rows:
         self._model, self._choose, self._precision, self._device = model, choose, precision, device
         self._waiting = iter(texts)
         room = max(len(text.prompt) + text.length for text in texts)
-        self._cache = FixedCache(model.config.num_hidden_layers, rows=rows, max_length=room, device=device)
+        self._layers = model.config.num_hidden_layers
+        self._cache = FixedCache(self._layers, rows=rows, max_length=room, device=device)
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)  # the last one of each row
         self._under_way: dict[int, tuple[Asked, int]] = {}  # row → its text, and how many tokens that has got
 
     def run(self) -> None:
         """Until no text is left."""
-        for row in range(self._cache.rows):
-            self._begin(row)
+        self._fill(list(range(self._cache.rows)))
         while self._under_way:
             with self._precision.context(self._device):
                 logits = next_of_rows(self._model, self._tokens, self._cache)
             rows = sorted(self._under_way)
+            going = dict(self._under_way)
+            self._under_way = {}
             for row, index in zip(rows, self._choose(logits[rows]), strict=True):
-                text, made = self._under_way.pop(row)
-                if not self._goes_on(row, text, index, made + 1):
-                    self._begin(row)
+                text, made = going[row]
+                self._take(row, text, index, made + 1)
+            self._fill([row for row in rows if row not in self._under_way])
 
-    def _begin(self, row: int) -> None:
-        """Put the next text that wants more than one token into a row."""
-        for text in self._waiting:
-            cache = text.begin()
-            with self._precision.context(self._device):
-                logits = next_logits(self._model, torch.tensor([list(text.prompt[cache.length :])], device=self._device), cache)
-            if self._goes_on(row, text, self._choose(logits[None])[0], 1):
-                self._cache.begin(row, cache)
-                return
+    def _fill(self, free: list[int]) -> None:
+        """Put the next texts that want more than one token into rows."""
+        while free and (texts := list(islice(self._waiting, len(free)))):
+            for row, text, read in zip(list(free), texts, self._read(texts), strict=False):
+                if self._take(row, text, self._choose(read.logits[None])[0], 1):
+                    self._cache.begin(row, read.cache, of=read.row, length=len(text.prompt))
+                    free.remove(row)
 
-    def _goes_on(self, row: int, text: Asked, index: int, made: int) -> bool:
+    def _take(self, row: int, text: Asked, index: int, made: int) -> bool:
+        """Hand a text its next token; whether it wants another one, and so has the row."""
         if not text.take(index) or made == text.length:
             return False
         self._tokens[row] = index
         self._under_way[row] = (text, made)
         return True
+
+    def _read(self, texts: Sequence[Asked]) -> Iterator[_Read]:
+        """Read prompts: together where nothing is computed of any, and padding does not make them too many."""
+        longest = max(len(text.prompt) for text in texts)
+        if len(texts) > 1 and all(text.begin is None for text in texts) and len(texts) * longest <= READ_TOGETHER:
+            yield from self._read_together(texts, longest)
+            return
+        for text in texts:
+            length = len(text.prompt)
+            cache = KeyValueCache(self._layers, length) if text.begin is None else text.begin()
+            rest = torch.tensor([list(text.prompt[cache.length :])], device=self._device)
+            with self._precision.context(self._device):
+                logits = next_logits(self._model, rest, cache)
+            yield _Read(logits, cache, 0)
+
+    @torch.no_grad()
+    def _read_together(self, texts: Sequence[Asked], longest: int) -> Iterator[_Read]:
+        """What pads a prompt stands behind it, where none of its tokens looks."""
+        ids = torch.tensor([[*text.prompt, *[0] * (longest - len(text.prompt))] for text in texts], device=self._device)
+        last = torch.tensor([len(text.prompt) - 1 for text in texts], device=self._device)
+        cache = KeyValueCache(self._layers, longest)
+        with self._precision.context(self._device):
+            hidden = self._model.hidden_states(ids, mask=Causal(), cache=cache)
+            logits = self._model.logits(hidden[torch.arange(len(texts), device=self._device), last])
+        yield from (_Read(line, cache, row) for row, line in enumerate(logits))
+
+
+class _Read(NamedTuple):
+    """A prompt that was read."""
+
+    logits: Tensor
+    """`[vocab]`, of the token behind it."""
+    cache: KeyValueCache
+    row: int
+    """Where it stands in the cache's batch."""
 
 
 def check_logits(logits: Tensor, *, where: str) -> None:

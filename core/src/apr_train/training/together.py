@@ -41,7 +41,7 @@ def write_together(
     if not isinstance(examinee.model, Decoder) or why_not_in_rows(examinee.model) is not None:
         return tuple(_alone(examinee, start, done) for start in starts)
     texts = [_Text(examinee, start, done) for start in starts]
-    asked = [Asked(prompt=x.start.prompt, length=x.start.length, take=x.take, begin=x.begin) for x in texts]
+    asked = [Asked(prompt=x.start.prompt, length=x.start.length, take=x.take, begin=x.start.begin) for x in texts]
     generate_together(
         examinee.model, asked, rows=ROWS, choose=_most_likely, precision=examinee.precision, device=examinee.device
     )
@@ -63,12 +63,6 @@ class _Text:
         self.start, self._examinee, self._done = start, examinee, done
         self._made: list[int] = []
         self._stopped_by: Stop = "length"
-
-    def begin(self) -> KeyValueCache:
-        """What is computed of the prompt already."""
-        if self.start.begin is not None:
-            return self.start.begin()
-        return KeyValueCache(self._examinee.model.config.num_hidden_layers, max_length=len(self.start.prompt))
 
     def take(self, index: int) -> bool:
         """One more token; whether it wants another one."""

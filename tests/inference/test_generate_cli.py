@@ -28,6 +28,25 @@ def test_greedy_text_is_transformers_own(apr, models, tmp_path):
     assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+def test_a_compiled_step_writes_the_same(apr, models):
+    how = ("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 40)
+    written, compiled = apr(*how), apr(*how, "--compile")
+    assert compiled.stdout == written.stdout
+    assert ("decoding is compiled" in written.stderr, "decoding is compiled" in compiled.stderr) == (False, True)
+
+
+def test_a_missing_compiler_is_said_once_and_the_text_comes(apr, models):
+    from torch._inductor import config
+
+    how = ("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12)
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        found = apr(*how, "--compile")
+    assert found.stdout == apr(*how).stdout
+    assert found.stderr.count("decoding is not compiled: torch.compile finds no C++ compiler (g++, or what CXX names)") == 1
+
+
 def test_text_goes_to_stdout_and_the_rest_to_stderr(apr, models):
     answer = apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12)
     found = apr("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12, "--json").json

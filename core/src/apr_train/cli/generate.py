@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FILLERS = 5
 """Fillers that are shown without --top-k."""
-_DECODER_ONLY = ("max_tokens", "temperature", "top_p", "seed", "stop", "echo")
+_DECODER_ONLY = ("max_tokens", "temperature", "top_p", "seed", "stop", "compile", "echo")
 EPILOG = """Examples: apr-train generate runs/NAME --prompt "def fib(n):"   ·   apr-train generate x.gguf --prompt -
 --temperature 0.8 --top-p 0.95 < start.py   ·   apr-train generate coder.apr --prefix "def add(a, b): return "
 --suffix "# the sum"   ·   apr-train generate runs/NAME --chat   ·   apr-train generate
@@ -58,6 +58,7 @@ def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--top-k", type=click.IntRange(min=1), help="Draw from this many tokens; with --fill-mask: how many are shown.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the draws; the same seed gives the same text. Default: 0.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times.")
+@setting("compile", text="Compile the step that writes a token, or do not. Default: where so many tokens make up for it.")
 @click.option("--echo", is_flag=True, help="Print the prompt, too; of a hole, what stands around it.")
 @json_option("Print JSON, when all is done.")
 @model_options
@@ -149,6 +150,13 @@ def _ready(file: str, kind: Any, options: dict[str, Any]) -> Ready:
         return make_ready(examined, precision=writing_precision(examined.device), progress=progress)
 
 
+def _writer(file: str, options: dict[str, Any]) -> Ready:
+    from apr_train.inference.generate import DEFAULT_LENGTH, for_writing
+
+    ready = _ready(file, "decoder", options)
+    return for_writing(ready, tokens=options["max_tokens"] or DEFAULT_LENGTH, compile=options["compile"], say=say)
+
+
 def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
     from apr_train.errors import DataError
     from apr_train.inference.generate import Ends, Sampling, continue_text, ends_of_text
@@ -156,7 +164,7 @@ def _continue(file: str, prompt: str, as_json: bool, options: dict[str, Any]) ->
     if not prompt:  # before a model is loaded for nothing
         raise DataError("the prompt is empty", where="--prompt", expected="the start of a text")
     sampling = Sampling(**_chosen(options))
-    ready = _ready(file, "decoder", options)
+    ready = _writer(file, options)
     ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
     if options["echo"] and not as_json:
         emit_text(prompt)
@@ -177,7 +185,7 @@ def _talk(file: str, prompt: str | None, as_json: bool, options: dict[str, Any])
     path = options["chat_template"]
     template = None if path is None else read_template(path)
     sampling = Sampling(**_chosen(options))
-    ready = _ready(file, "decoder", options)
+    ready = _writer(file, options)
     ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"])
     turns = []
     with Chat(ready, system=options["system"], template=template) as chat:
@@ -220,7 +228,7 @@ def _infill(file: str, prefix: str, suffix: str, as_json: bool, options: dict[st
 
     require_text(prefix, suffix)  # before a model is loaded for nothing
     sampling = Sampling(**_chosen(options))
-    ready = _ready(file, "decoder", options)
+    ready = _writer(file, options)
     tokens = tokens_for(ready, options["fim_tokens"])
     ends = Ends(max_tokens=options["max_tokens"], stop=options["stop"], tokens=ends_of_text(ready))
     shown = options["echo"] and not as_json

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import attrs
 import torch
 from attrs import Factory, frozen
 from torch import Tensor
@@ -14,9 +15,12 @@ from apr_train.data.special_tokens import ending_ids, ids_of_prompt
 from apr_train.errors import ConfigError
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import StopStrings, TextStream
+from apr_train.model.decoder import Decoder
+from apr_train.model.decoding import compile_steps, pays, why_not_compiled
 from apr_train.model.device import default_precision
 from apr_train.model.generation import check_logits, generate_tokens
 from apr_train.model.protocol import LanguageModel
+from apr_train.run.events import Say
 from apr_train.training.examinee import Examinee
 
 
@@ -166,6 +170,7 @@ def continue_ids(
         choose=Sampler(sampling).choose,
         precision=ready.precision,
         device=ready.device,
+        compiled=ready.compiled,
     )
     for index in tokens:
         made.append(index)
@@ -228,6 +233,30 @@ def writing_precision(device: torch.device) -> str:
     Not autocast, training's default: it would convert all weights for every token.
     """
     return "bf16-weights" if device.type == "cuda" and default_precision(device) == "bf16" else "fp32"
+
+
+def for_writing(ready: Ready, *, tokens: int, compile: bool | None, say: Say) -> Ready:
+    """The model with its step for one token compiled, where that is asked for, or pays.
+
+    Args:
+        ready: a decoder.
+        tokens: how many shall be written, at most.
+        compile: True: compile if that can be; False: leave it as it is written; None: compile if so many tokens make up for it.
+        say: told what was decided, once.
+    """
+    if compile is False or (compile is None and not pays(ready.model, tokens)):
+        return ready
+    reason = why_not_compiled(ready.model, ready.precision, ready.device)
+    if reason is not None:
+        if compile or ready.device.type == "cpu":
+            say(f"decoding is not compiled: {reason}")
+        return ready
+    compile_steps(cast(Decoder, ready.model))
+    say(
+        "decoding is compiled"
+        + ("" if compile else f": {tokens} tokens of this model may pay for it (--no-compile: it is not)")
+    )
+    return attrs.evolve(ready, compiled=True)
 
 
 def ends_of_text(ready: Ready) -> frozenset[int]:

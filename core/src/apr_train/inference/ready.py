@@ -97,6 +97,8 @@ class Ready:
     precision: Precision
     attention: Choice
     loaded: LoadReport = field(repr=False)
+    compiled: bool = False
+    """Whether the step that writes a token is compiled: `inference.generate.for_writing`."""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from apr_train.errors import ConfigError
 from apr_train.family.decoder_config import DecoderConfig
 from apr_train.family.encoder_config import EncoderConfig
 from apr_train.model.attention import AttentionBackend, Mask
-from apr_train.model.cache import KeyValueCache
+from apr_train.model.cache import LayerCache
 from apr_train.model.norms import RMSNorm
 from apr_train.model.rope import Rotary, rotate
 
@@ -47,7 +47,7 @@ class GroupedQueryAttention(nn.Module):
             k = self.k_norm(k.flatten(2)).view_as(k)
         return q, k
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """`[batch, length, hidden]` in and out; with a cache, keys and values of earlier tokens are added.
 
         Args:

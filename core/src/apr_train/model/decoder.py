@@ -16,7 +16,7 @@ from apr_train.model.attention import AttentionBackend, Mask
 from apr_train.model.attention.backend import prepare_mask
 from apr_train.model.attention.masks import Documents, document_sizes, windowed
 from apr_train.model.attention_layer import GroupedQueryAttention
-from apr_train.model.cache import KeyValueCache
+from apr_train.model.cache import FixedCache, KeyValueCache, LayerCache
 from apr_train.model.head import head_logits
 from apr_train.model.init import initialize
 from apr_train.model.mlp import MLP
@@ -88,7 +88,7 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: KeyValueCache | None = None
+        self, x: Tensor, rotary: Rotary | None, mask: Mask, cache: LayerCache | None = None
     ) -> Tensor | tuple[Tensor, RouterStatistics]:
         """See the class."""
         before, after = self.around_attention
@@ -168,13 +168,14 @@ class Decoder(nn.Module):
         *,
         mask: Mask,
         positions: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | FixedCache | None = None,
         losses: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens `[batch, length]` → `[batch, length, hidden]`, normed.
 
         Args:
-            mask: `Causal(offset=cache.length)` with a cache, `Causal()` or `Documents` without.
+            mask: `Causal(offset=cache.length)` with a cache, `CausalAt(cache.places)` with a `FixedCache`, `Causal()` or
+                `Documents` without.
             positions: `[batch or 1, length]`; counted from 0, or from the cache's length, when not given.
             cache: gets the new tokens' keys and values. LongRoPE takes the frequencies for `cache.max_length` from the
                 first token on, so that cached keys fit later queries; without a cache, those for the largest position, or,
@@ -184,16 +185,18 @@ class Decoder(nn.Module):
         Raises:
             ConfigError: for a position that a table of learned positions does not have.
         """
-        seen = 0 if cache is None else cache.length
         longest = self._longest(mask, positions, cache)
         if positions is None:
+            seen = 0 if cache is None else cache.length
             positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
+        keys = tokens.shape[1] if cache is None else cache.keys(tokens.shape[1])
         x = self._embed(tokens, positions)
         rotary = self._rotary(positions, x.dtype, longest)
-        masks = self._masks(mask, tokens.shape[1], seen + tokens.shape[1], tokens.device)
+        masks = self._masks(mask, tokens.shape[1], keys, tokens.device)
         statistics: list[RouterStatistics] = []
         for layer, block in enumerate(self.layers):
-            out = block(x, rotary[self._rope_kind(layer)], masks[self.config.window(layer)], cache)
+            known = None if cache is None else cache.of(layer)
+            out = block(x, rotary[self._rope_kind(layer)], masks[self.config.window(layer)], known)
             if isinstance(out, tuple):
                 statistics.append(out[1])
             x = out[0] if isinstance(out, tuple) else out
@@ -228,7 +231,7 @@ class Decoder(nn.Module):
         sliding = self.config.layer_type(layer) == "sliding_attention"
         return "local" if sliding and self.config.rope_local_base_freq is not None else "global"
 
-    def _longest(self, mask: Mask, positions: Tensor | None, cache: KeyValueCache | None) -> int | Tensor | None:
+    def _longest(self, mask: Mask, positions: Tensor | None, cache: KeyValueCache | FixedCache | None) -> int | Tensor | None:
         """How long the sequences are that tokens belong to, where LongRoPE asks and positions alone do not tell."""
         if not isinstance(self.config.rope_scaling, LongRopeScaling):
             return None

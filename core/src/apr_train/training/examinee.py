@@ -19,7 +19,7 @@ from apr_train.model.protocol import LanguageModel
 from apr_train.model.sharding import release
 
 Stop = Literal["end of text", "condition", "length"]
-_UNFINISHED = "\ufffd"
+UNFINISHED = "\ufffd"
 """What a character becomes while a part of its bytes is missing."""
 
 
@@ -73,7 +73,7 @@ class Examinee:
             if index in self.ends or index in ends:
                 return Written(text=self._text(made), stopped_by="end of text")
             made.append(index)
-            if until is not None and until(self._text(made).rstrip(_UNFINISHED)):
+            if until is not None and until(self._text(made).rstrip(UNFINISHED)):
                 return Written(text=self._text(made), stopped_by="condition")
         return Written(text=self._text(made), stopped_by="length")
 

@@ -26,7 +26,8 @@ from apr_train.model.attention.masks import Causal
 from apr_train.model.cache import KeyValueCache
 from apr_train.model.loss import head_loss
 from apr_train.run.intervals import wilson
-from apr_train.training.examinee import Examinee, Stop
+from apr_train.training.examinee import Examinee, Stop, Written
+from apr_train.training.together import Start, write_together
 
 _TIMES, _MORE = 2, 8
 """A model may write so many times the tokens of the line, and so many more, before it is stopped."""
@@ -185,30 +186,39 @@ def fill(
     done: Callable[[int], None] | None = None,
 ) -> FimReport:
     """Ask each question, and judge what comes; `done` is told of each."""
-    filled = []
-    for question in chosen:
-        filled.append(_fill(examinee, question, tokens))
-        if done is not None:
-            done(1)
-    return FimReport(asked=count, filled=tuple(filled))
-
-
-def _fill(examinee: Examinee, question: Question, tokens: FimTokens) -> Filled:
-    line = question.line
     end = separator_id(examinee.tokenizer) if tokens.end is None else tokens.end
-    prompt, middle = question.prompt, question.middle
-    room = len(prompt) + max(len(middle), question.length)
-    cache = KeyValueCache(examinee.model.config.num_hidden_layers, max_length=room)
-    loss, end_loss = middle_loss(examinee, prompt, middle, end, cache)
-    cache.truncate(len(prompt) - 1)  # the next token is told by the last one's logits
-    made = examinee.write(prompt, length=question.length, ends=tokens.ids | {end}, cache=cache)
+    lines = [_Line(examinee, question, end) for question in chosen]
+    starts = [Start(prompt=x.question.prompt, length=x.question.length, ends=tokens.ids | {end}, begin=x.begin) for x in lines]
+    written = write_together(examinee, starts, done=done)
+    return FimReport(asked=count, filled=tuple(map(_judged, lines, written)))
+
+
+class _Line:
+    """A hidden line, and its loss once the model has read it."""
+
+    def __init__(self, examinee: Examinee, question: Question, end: int) -> None:
+        self.question, self._examinee, self._end = question, examinee, end
+        self.loss = self.end_loss = math.nan
+
+    def begin(self) -> KeyValueCache:
+        """Measure the line; gives what was computed of its prompt on the way."""
+        prompt, middle = self.question.prompt, self.question.middle
+        room = len(prompt) + max(len(middle), self.question.length)
+        cache = KeyValueCache(self._examinee.model.config.num_hidden_layers, max_length=room)
+        self.loss, self.end_loss = middle_loss(self._examinee, prompt, middle, self._end, cache)
+        cache.truncate(len(prompt) - 1)  # the next token is told by the last one's logits
+        return cache
+
+
+def _judged(asked: _Line, made: Written) -> Filled:
+    line, middle = asked.question.line, asked.question.middle
     return Filled(
         source=line.source,
         middle=line.middle,
         written=made.text,
         stopped_by=made.stopped_by,
-        loss=loss,
-        end_loss=end_loss,
+        loss=asked.loss,
+        end_loss=asked.end_loss,
         tokens=len(middle),
         exact=made.stopped_by == "end of text" and made.text == line.middle,
         error=syntax_error(line.filled(made.text)),

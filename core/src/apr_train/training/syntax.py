@@ -20,7 +20,8 @@ from apr_train.data.python_text import cut_body, function_end, signatures, synta
 from apr_train.data.special_tokens import ids_of_prompt
 from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import DataError
-from apr_train.training.examinee import Examinee
+from apr_train.training.examinee import Examinee, Written
+from apr_train.training.together import Start, write_together
 
 LENGTH = 96
 """Tokens of a completion at most, where the user does not say."""
@@ -123,16 +124,13 @@ def complete(
     done: Callable[[int], None] | None = None,
 ) -> SyntaxReport:
     """Complete signatures, and judge what comes of them; `done` is told of each."""
-    completed = []
-    for prompt in chosen:
-        completed.append(_complete(examinee, prompt, length))
-        if done is not None:
-            done(1)
-    return SyntaxReport(asked=count, completed=tuple(completed))
+    prompts = tuple(chosen)
+    starts = [Start(prompt=prompt.ids, length=length, until=lambda text: function_end(text) is not None) for prompt in prompts]
+    written = write_together(examinee, starts, done=done)
+    return SyntaxReport(asked=count, completed=tuple(map(_judged, prompts, written)))
 
 
-def _complete(examinee: Examinee, prompt: Prompt, length: int) -> Completed:
-    made = examinee.write(prompt.ids, length=length, until=lambda text: function_end(text) is not None)
+def _judged(prompt: Prompt, made: Written) -> Completed:
     body, stopped_by = cut_body(made.text, limited=made.stopped_by == "length")
     return Completed(
         source=prompt.source,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apr_train.errors import AttentionError
-from apr_train.model.attention.masks import Bidirectional, Causal, Documents, Mask
+from apr_train.model.attention.masks import Bidirectional, Causal, CausalAt, Documents, Mask
 
 
 def allowed(mask: Mask, query_length: int, key_length: int, device: torch.device) -> Tensor | None:
@@ -14,6 +14,8 @@ def allowed(mask: Mask, query_length: int, key_length: int, device: torch.device
     match mask:
         case Causal(offset=offset, window=window):
             return causal(query_length, key_length, offset, device, window)[None, None]
+        case CausalAt(places=places, window=window):
+            return _up_to(places, key_length, window)[:, None, None]
         case Bidirectional(keep=keep):
             return None if keep is None else keep[:, None, None, :].expand(-1, 1, query_length, -1)
         case Documents(ids=ids, window=window):
@@ -27,3 +29,9 @@ def causal(query_length: int, key_length: int, offset: int, device: torch.device
     queries = torch.arange(query_length, device=device)[:, None] + offset
     keys = torch.arange(key_length, device=device)[None, :]
     return keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
+
+
+def _up_to(places: Tensor, key_length: int, window: int | None) -> Tensor:
+    """`[batch, key length]` bool: place - window < key ≤ place."""
+    keys, last = torch.arange(key_length, device=places.device), places[:, None]
+    return keys <= last if window is None else (keys <= last) & (keys > last - window)

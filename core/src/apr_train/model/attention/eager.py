@@ -15,6 +15,7 @@ class EagerAttention:
     """softmax(q kᵀ · scale) v in float32 (float64 for float64), kv heads shared by broadcasting."""
 
     name = "eager"
+    serves_places = True
 
     def supports(self, request: Request) -> str | None:
         """Everything runs."""

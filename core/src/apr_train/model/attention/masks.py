@@ -27,6 +27,20 @@ class Causal:
 
 
 @frozen(eq=False)
+class CausalAt:
+    """One query a row, each at a place of its own in a `FixedCache`: it sees the keys up to its place, and no further.
+
+    Only backends that say `serves_places` are given this mask.
+    """
+
+    kind: ClassVar[MaskKind] = "causal"
+    places: Tensor
+    """`[batch]` int64: how many keys of its row came before each query."""
+    window: int | None = field(default=None, validator=validators.optional(positive_int))
+    """Keys that a query sees at most, its own included; None: no limit."""
+
+
+@frozen(eq=False)
 class Bidirectional:
     """Every query sees every key that is a real token.
 
@@ -63,7 +77,7 @@ class PreparedMask:
     """The window of the mask that was prepared."""
 
 
-Mask = Causal | Bidirectional | Documents | PreparedMask
+Mask = Causal | CausalAt | Bidirectional | Documents | PreparedMask
 
 
 def document_sizes(ids: Tensor) -> Tensor:
@@ -81,11 +95,11 @@ def windowed(mask: Mask, window: int | None) -> Mask:
     """
     if window is None:
         return mask
-    if not isinstance(mask, Causal | Documents):
+    if not isinstance(mask, Causal | CausalAt | Documents):
         raise AttentionError(
             "no sliding window on this mask",
             where="attention",
-            expected="Causal or Documents, not yet prepared",
+            expected="Causal, CausalAt or Documents, not yet prepared",
             found=type(mask).__name__,
         )
     return evolve(mask, window=window if mask.window is None else min(window, mask.window))
@@ -93,7 +107,7 @@ def windowed(mask: Mask, window: int | None) -> Mask:
 
 def hiding_window(mask: Mask, query_length: int) -> int | None:
     """The window of a causal mask, or None if it hides nothing from that many queries: plain masks have faster kernels."""
-    if isinstance(mask, Bidirectional) or mask.window is None:
+    if isinstance(mask, Bidirectional | CausalAt) or mask.window is None:  # of CausalAt each row has another window
         return None
     offset = 0 if isinstance(mask, Documents) else mask.offset
     return mask.window if mask.window < offset + query_length else None

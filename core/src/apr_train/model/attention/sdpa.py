@@ -35,6 +35,7 @@ class SdpaAttention:
     """
 
     name = "sdpa"
+    serves_places = True
 
     def __init__(self, *, blocked: bool | None = None) -> None:
         self.blocked = blocked

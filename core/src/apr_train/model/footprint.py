@@ -32,8 +32,8 @@ KINDS: tuple[Kind, ...] = ("weights", "gradients", "optimizer", "averages", "act
 _KEPT: frozenset[Kind] = frozenset({"weights", "gradients", "optimizer", "averages"})
 _EXCHANGES = ("c10d", "_c10d_functional", "fsdp")
 """Namespaces of the operators that exchange tensors."""
-_COPIES = ("split_with_sizes_copy", "chunk_cat")
-"""What FSDP2 copies gathered parameters out of a buffer with, and whole gradients into one."""
+_GATHERED = "split_with_sizes_copy"
+"""The operator that FSDP2 copies gathered parameters out of a buffer with."""
 _BYTES_SENT: Mapping[str, Callable[[int], float]] = {
     "_allgather_base_": lambda of: (of - 1) / of,
     "all_gather_into_tensor": lambda of: (of - 1) / of,
@@ -80,8 +80,10 @@ class Ledger(TorchDispatchMode):
     def __init__(self, *, chosen: float = 1.0) -> None:
         super().__init__()
         self.phases: list[tuple[int, str]] = [(0, "")]
-        self.sent: dict[str, float] = {}
-        """Phase → bytes that this process sends."""
+        self.sent: dict[int, float] = {}
+        """Number of the pass → bytes that this process sends in it."""
+        self.passes = 1
+        """The present one."""
         self.mode = FakeTensorMode()
         self._chosen, self._kind = chosen, cast(Kind, "activations")
         self._now = 0
@@ -100,6 +102,13 @@ class Ledger(TorchDispatchMode):
         for tensor in tensors:
             storage = self._living.get(_key(local(tensor)))
             if storage is not None:
+                storage.kind = kind
+
+    def keep(self, phase: str, kind: Kind) -> None:
+        """What is still there of what began in or after the last phase of that name."""
+        begin = next((begin for begin, name in reversed(self.phases) if name == phase), 0)
+        for storage in self._living.values():
+            if storage.begin >= begin and storage.kind not in _KEPT and storage not in self._resized:
                 storage.kind = kind
 
     def peaks(self) -> dict[str, Held]:
@@ -191,12 +200,11 @@ class Ledger(TorchDispatchMode):
             storage = self._living.get(_key(tensor))
             if storage is not None and storage.kind not in _KEPT and storage.kind != "communication":
                 storage.kind = "communication"
-                if name in _COPIES:
+                if name == _GATHERED:
                     self._resized.append(storage)
         if name in _BYTES_SENT:
             whole = max(tensor.numel() * tensor.element_size() for tensor in own)
-            phase = self.phases[-1][1]
-            self.sent[phase] = self.sent.get(phase, 0.0) + whole * _BYTES_SENT[name](_group_size(name, args))
+            self.sent[self.passes] = self.sent.get(self.passes, 0.0) + whole * _BYTES_SENT[name](_group_size(name, args))
 
 
 def _group_size(name: str, args: Any) -> int:
@@ -228,6 +236,105 @@ def _most(changes: Sequence[tuple[int, int, Kind]], phases: Sequence[tuple[int, 
 
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+@frozen(kw_only=True)
+class Footprint:
+    """What a process holds in a step when that is most."""
+
+    held: Held
+    """Bytes by kind."""
+    phase: str
+    """What the process is at then."""
+    sent: float = 0.0
+    """Bytes that it sends to others in a pass, all its exchanges taken as rings."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds."""
+        return sum(self.held.values())
+
+
+Phases = Mapping[str, Held]
+
+
+def largest(phases: Phases, sent: float = 0.0) -> Footprint:
+    """The phase that holds most."""
+    name = max(phases, key=lambda phase: sum(phases[phase].values()))
+    return Footprint(held={kind: phases[name].get(kind, 0) for kind in KINDS}, phase=name, sent=sent)
+
+
+MEASURED = 3, 4
+"""Of how many blocks a step is taken to tell of a model with more, all alike: one at each end, and one or two between."""
+
+
+def extrapolated(few: Phases, more: Phases, blocks: int) -> dict[str, Held]:
+    """The phases of a model of many equal blocks from those of `MEASURED` numbers of them.
+
+    From block to block the same is added, whatever the phase: what is held in the first and the last two blocks' phases
+    grows by one block's part, and in the blocks between it lies between these.
+    """
+    left = blocks - MEASURED[1]
+    ends = [_by_end(phases, count) for phases, count in zip((few, more), MEASURED, strict=True)]
+    return {
+        name: {kind: held.get(kind, 0) + left * (held.get(kind, 0) - ends[0][name].get(kind, 0)) for kind in KINDS}
+        for name, held in ends[1].items()
+    }
+
+
+def _by_end(phases: Phases, blocks: int) -> dict[str, Held]:
+    """Phases with their block counted from the nearer end, the last one as -1; what lies in the middle counts from both."""
+    named = {}
+    for name, held in phases.items():
+        head, _, number = name.rpartition(BLOCK)
+        if not head:
+            named[name] = held
+            continue
+        place = int(number) - 1
+        for end in {place, place - blocks} & _ENDS.keys():
+            named[f"{head} of the {_ENDS[end]} block"] = held
+    return named
+
+
+_ENDS = {0: "first", 1: "second", -2: "last but one", -1: "last"}
+BLOCK = " of block "
+"""Stands between what is done and the number of the block, from 1 on, in the name of a phase."""
+
+
+def watch_blocks(model: nn.Module, ledger: Ledger) -> None:
+    """Let the ledger know when a pass goes from block to block, forward and back."""
+
+    def forwards(name: str) -> Callable[..., None]:
+        return lambda *_: ledger.enter(f"forward{name}", "activations")
+
+    def backwards(name: str) -> Callable[..., None]:
+        def after(_: nn.Module, __: Any, out: Any) -> None:
+            hidden = out[0] if isinstance(out, tuple) else out
+            hidden.register_hook(lambda _: ledger.enter(f"backward{name}", "activations"))
+
+        return after
+
+    for number, block in enumerate(cast(LanguageModel, model).blocks, 1):
+        block.register_forward_pre_hook(forwards(f"{BLOCK}{number}"))
+        block.register_forward_hook(backwards(f"{BLOCK}{number}"))
+
+
+def at_the_head(hidden: Tensor, ledger: Ledger) -> None:
+    """Let the ledger know that the head's loss comes next; behind it, the way back begins."""
+    ledger.enter("head", "logits")
+    hidden.register_hook(lambda _: ledger.enter("backward", "activations"))
+
+
+def equal_blocks(model: nn.Module) -> bool:
+    """Whether all blocks have the same parameters, so that a few tell of all."""
+    told = {
+        tuple((name, value.shape, value.requires_grad) for name, value in block.named_parameters())
+        for block in cast(LanguageModel, model).blocks
+    }
+    config = cast(LanguageModel, model).config
+    window = getattr(config, "window", None)
+    windows = {window(layer) for layer in range(len(cast(LanguageModel, model).blocks))} if window is not None else {None}
+    return len(told) == 1 and len(windows) == 1
 
 
 def _by_bool(indices: Any) -> bool:

@@ -45,8 +45,8 @@ from apr_train.training.step import train_step
 
 KEPT_FREE = 0.1
 """Share of a GPU's memory that a plan leaves: CUDA's context and libraries, and what the allocator cannot use."""
-_MOST_ROWS = 2**16
-"""Rows of a GPU beyond which no plan looks."""
+MOST_TOKENS = 2**17
+"""Of a GPU, a pass, beyond which no plan looks: the head's loss goes through them in small chunks."""
 _LATER = 2
 """A step that has been taken before: its gradients are not looked for anew."""
 
@@ -62,7 +62,7 @@ class Way:
     one_row: Footprint
     """With one row a GPU, a pass."""
     rows: int
-    """The most rows a GPU, a pass, that fit; 0: not even one."""
+    """The most rows a GPU, a pass, that fit, of `MOST_TOKENS` tokens at most; 0: not even one."""
 
 
 @frozen(kw_only=True)
@@ -166,21 +166,30 @@ def _look_at(settings: Settings, cleared: Cleared, launch: Launch, room: int | N
     def footprint(rows: int) -> Footprint:
         return estimate(cleared, _decided(settings, cleared, rows * launch.size), groups, launch.size, rows)
 
+    one_row = _decided(settings, cleared, launch.size).sequence_length
     one = footprint(1)
-    fitting = 0 if room is None or one.total > room else _most_rows(lambda rows: footprint(rows).total, one.total, room)
+    fitting = 0 if room is None or one.total > room else _most_rows(
+        lambda rows: footprint(rows).total, one.total, room, max(1, MOST_TOKENS // one_row)
+    )
     return Way(
         shard=settings.processes.shard, replicate=groups, recompute=settings.run.recompute, one_row=one, rows=fitting
     )
 
 
-def _most_rows(held: Callable[[int], int], one: int, room: int) -> int:
-    """The most rows whose step holds no more than there is room; it grows with them, and nearly in proportion."""
-    fits, least, begin, rows = 1, _MOST_ROWS, one, 2
-    while least - fits > 1 and rows < _MOST_ROWS:
+def _most_rows(held: Callable[[int], int], one: int, room: int, limit: int) -> int:
+    """The most rows, up to a limit, whose step holds no more than there is room; one row does, which holds `one`.
+
+    What is held grows with the rows, in the end in proportion: the next guess lies on the line through the last two, but at
+    most four times as far as what is known to fit.
+    """
+    fits, least, known = 1, limit + 1, [(1, one)]
+    while least - fits > 1:
+        (first, low), (second, high) = ([(0, 0), *known])[-2:]
+        slope = max(1.0, (high - low) / (second - first))
+        rows = min(max(int(second + (room - high) / slope), fits + 1), 4 * fits, least - 1)
         now = held(rows)
+        known = sorted([*known, (rows, now)])[-2:] if now <= room else sorted([known[-1], (rows, now)])
         fits, least = (rows, least) if now <= room else (fits, rows)
-        slope = max(1.0, (now - begin) / (rows - 1))
-        rows = min(max(int(1 + (room - begin) / slope), fits + 1), least - 1)
     return fits
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": ("inspect_", "Show what a checkpoint says about itself."),
     "validate": ("validate", "Check a checkpoint file, byte for byte."),
     "check": ("check", "Run the preflight: every fault of a run, before it starts."),
+    "plan": ("plan", "Tell what a run will hold on each GPU, and what fits."),
     "tokenize": ("tokenize", "Make the tokens of a run ahead of it."),
     "import": ("import_", "Convert GGUF or a Hugging Face folder to .apr."),
     "export": ("export", "Convert a checkpoint to a Hugging Face folder, or to a GGUF."),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from apr_train.errors import ConfigError
+
 NOTHING = "–"
 """Stands for a value that is not known."""
 
@@ -36,6 +40,23 @@ def size(value: float | None) -> str:
     if value is None:
         return NOTHING
     return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+
+
+_AMOUNT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parsed_size(text: str, where: str) -> int:
+    """`80GB`, `79.6 GiB`, `80000MB` → bytes; `80G` is `80GB`.
+
+    Raises:
+        ConfigError: for anything else, and for nothing at all.
+    """
+    found = _AMOUNT.fullmatch(text.strip())
+    unit = found["unit"].upper() if found is not None else "I"
+    if found is None or unit == "I" or (amount := float(found["number"])) == 0:
+        raise ConfigError("no amount of memory", where=where, expected="such as 80GB or 79.6GiB", found=repr(text))
+    return round(amount * (1024 if unit.endswith("I") else 1000) ** _POWERS[unit.rstrip("I")])
 
 
 def duration(seconds: float) -> str:

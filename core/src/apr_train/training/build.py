@@ -120,6 +120,15 @@ def _in_pieces(
     return model, load_pieces(model, source, cleared.plan, generator=generator, verified=verified)
 
 
+def model_without_memory(cleared: Cleared, choice: Choice, decided: Decided) -> nn.Module:
+    """The model as `make_model` makes it, on the meta device: for a plan."""
+    model = build_model(cleared.family.build_model, cleared.config, choice.backend).to(decided.precision.weights)
+    if decided.settings.lora.lora_rank is not None:
+        _attach_adapters(model, cleared, decided.settings.lora)
+    _set_up(model, cleared, decided.settings)
+    return model
+
+
 def _attach_adapters(model: nn.Module, cleared: Cleared, lora: LoraSettings) -> None:
     from apr_train.model.adapters import attach  # here, so that other runs do not import peft
 

@@ -70,6 +70,10 @@ class Stream(Protocol):
         """Fill a writable buffer of exactly the tensor's stored size."""
         ...
 
+    def parts(self, name: str, buffer: memoryview) -> Iterator[Callable[[], int]]:
+        """`read_into` in calls that threads may make in any order; each returns its bytes."""
+        ...
+
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The tensor's bytes in order; each piece is valid until the next."""
         ...

@@ -7,7 +7,7 @@ the new tokens; so that the loading, a resume, the model that is written and its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -173,6 +173,14 @@ class _GrownStream:
             buffer[:] = bytes_of(self._whole(name).data)
         else:
             self._stream.read_into(name, buffer)
+
+    def parts(self, name: str, buffer: memoryview) -> Iterator[Callable[[], int]]:
+        """`read_into` in calls that threads may make; a tensor that grows is made here: two at once took twice the memory."""
+        if name in self._grown.growth.tensors:
+            self.read_into(name, buffer)
+            yield lambda: buffer.nbytes
+        else:
+            yield from self._stream.parts(name, buffer)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The tensor's bytes in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from apr_train import rules
 from apr_train.checkpoint.checkpoint import Checkpoint, Progress, Stream, Streaming
 from apr_train.checkpoint.header import TensorInfo
+from apr_train.checkpoint.parallel import results
 from apr_train.errors import Finding, PreflightError, RunError
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.name_map import Fill
@@ -63,7 +65,8 @@ def load_weights(
     """Give every parameter of a (meta-device) model its memory and its values, streaming one tensor at a time.
 
     A tensor that fills a parameter, or a part of one that lies in one piece (an expert of a stack), is read straight into
-    its place; one that is cut or changed goes through memory of its own. Peak memory is the model and one such tensor.
+    its place, by as many threads as torch has; one that is cut or changed goes through memory of its own. Peak memory is the
+    model and one such tensor.
     Values are rounded to `dtype` (default: each parameter's own). `verify` None does as the checkpoint was opened. On any
     error the model is left as it was. Parameters are replaced by new ones: make the optimizer afterwards. `generator`
     (default: seed 0) draws what the file does not have.
@@ -85,6 +88,7 @@ def load_weights(
     with stream if stream is not None else nullcontext():
         for name, edges in plan.loaded.items():
             source.fill(name, edges, values)
+        source.read_straight(torch.get_num_threads())
         source.compare(plan)
     _adopt(model, parameters, values)
     if plan.fresh:
@@ -191,19 +195,31 @@ def _as_it_lies(edges: tuple[Fill, ...]) -> bool:
     return len(edges) == 1 and isinstance(edges[0].operation, Identity) and edges[0].checkpoint_part is None
 
 
+def _same_bytes(info: TensorInfo, target: Tensor) -> bool:
+    """Whether a tensor's bytes in the file are what the target holds."""
+    return target.device.type == "cpu" and TORCH_DTYPES.get(info.dtype) == target.dtype
+
+
 class _Source:
     """Where values come from: a stream straight into memory where it can, views of the file where not."""
 
     def __init__(self, checkpoint: Checkpoint, stream: Stream | None, progress: Progress) -> None:
         self._checkpoint, self._stream, self._progress = checkpoint, stream, progress
         self._tensors = checkpoint.header.tensors
+        self._straight: dict[str, Tensor] = {}
         self.bytes_read = 0
 
     def fill(self, name: str, edges: tuple[Fill, ...], parameters: Mapping[str, Tensor]) -> None:
-        """Put a tensor's values, as the model has them, into the memory of the parameters that it fills."""
+        """Put a tensor's values, as the model has them, into the memory of the parameters that it fills.
+
+        What is a parameter's memory as it lies in the file is only noted, for `read_straight`.
+        """
         info = self._tensors[name]
         places = [(edge, part_of(parameters[edge.parameter], edge.parameter_part)) for edge in edges]
         if self._stream is not None and _as_it_lies(edges) and places[0][1].is_contiguous():
+            if _same_bytes(info, places[0][1]):
+                self._straight[name] = places[0][1]
+                return
             self._read(self._stream, name, places[0][1])
         else:
             whole = to_torch(self._checkpoint.read(name)) if self._stream is None else self._staged(self._stream, info)
@@ -218,6 +234,13 @@ class _Source:
         local(parameter).copy_(piece)
         self._consumed(piece.numel() * piece.element_size())
 
+    def read_straight(self, threads: int) -> None:
+        """Read what was noted, by so many threads."""
+        if self._stream is not None:
+            parts = (self._stream.parts(name, _bytes(place)) for name, place in self._straight.items())
+            for count in results(chain.from_iterable(parts), threads):
+                self._consumed(count)
+
     def _staged(self, stream: Stream, info: TensorInfo) -> Tensor:
         """The whole tensor in memory of its own."""
         staging = torch.empty(info.shape, dtype=TORCH_DTYPES.get(info.dtype, torch.float32))
@@ -226,7 +249,7 @@ class _Source:
 
     def _read(self, stream: Stream, name: str, target: Tensor) -> None:
         """The bytes themselves where they are what the target holds, else a cache-sized piece after the other, converted."""
-        if target.device.type == "cpu" and TORCH_DTYPES.get(self._tensors[name].dtype) == target.dtype:
+        if _same_bytes(self._tensors[name], target):
             stream.read_into(name, _bytes(target))
             return
         flat, done = target.view(-1), 0

@@ -168,12 +168,12 @@ def _look_at(settings: Settings, cleared: Cleared, launch: Launch, room: int | N
 
     one_row = _decided(settings, cleared, launch.size).sequence_length
     one = footprint(1)
-    fitting = 0 if room is None or one.total > room else _most_rows(
-        lambda rows: footprint(rows).total, one.total, room, max(1, MOST_TOKENS // one_row)
+    fitting = (
+        0
+        if room is None or one.total > room
+        else _most_rows(lambda rows: footprint(rows).total, one.total, room, max(1, MOST_TOKENS // one_row))
     )
-    return Way(
-        shard=settings.processes.shard, replicate=groups, recompute=settings.run.recompute, one_row=one, rows=fitting
-    )
+    return Way(shard=settings.processes.shard, replicate=groups, recompute=settings.run.recompute, one_row=one, rows=fitting)
 
 
 def _most_rows(held: Callable[[int], int], one: int, room: int, limit: int) -> int:
@@ -236,9 +236,7 @@ class Step:
         return largest(self.phases, self.sent)
 
 
-def take_step(
-    cleared: Cleared, decided: Decided, groups: int, gpus: int, rows: int, *, blocks: int | None = None
-) -> Step:
+def take_step(cleared: Cleared, decided: Decided, groups: int, gpus: int, rows: int, *, blocks: int | None = None) -> Step:
     """Take a step as `training.loop` does, on the first of so many GPUs, in fake tensors.
 
     Args:

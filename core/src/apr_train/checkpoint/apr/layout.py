@@ -15,7 +15,7 @@ from apr_train.errors import FormatError
 
 
 class RegionChecksum:
-    """The CRC32 of a whole file, put together from regions that arrive in any order."""
+    """The CRC32 of a whole file, put together from regions that arrive in any order, from several threads."""
 
     def __init__(self) -> None:
         self._regions: dict[int, tuple[int, int]] = {}
@@ -24,7 +24,8 @@ class RegionChecksum:
     def add(self, start: int, length: int, crc: int) -> None:
         """Account for `length` bytes at `start`; a region that comes twice must be the same both times."""
         known = self._regions.setdefault(start, (length, crc))
-        self._contradicted |= known != (length, crc)
+        if known != (length, crc):  # set, not combined with what it was: another thread may have set it in between
+            self._contradicted = True
 
     def missing(self, total: int) -> Iterator[tuple[int, int]]:
         """The (start, length) of every stretch of the first `total` bytes that no region covers, in order.

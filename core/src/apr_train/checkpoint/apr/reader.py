@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +35,8 @@ from apr_train.errors import Finding, FormatError
 
 CHUNK = 1 << 18
 """Bytes read at a time: they stay in the second-level cache until the checksum and the copy have seen them."""
+_CUTS = 16
+"""Of a tensor's pieces so many are one thread's: enough to outweigh handing them over, few enough to keep all threads busy."""
 
 
 class AprStream:
@@ -48,12 +51,22 @@ class AprStream:
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Fill a writable buffer of exactly the tensor's stored size."""
+        for part in self.parts(name, buffer):
+            part()
+
+    def parts(self, name: str, buffer: memoryview) -> Iterator[Callable[[], int]]:
+        """`read_into` in calls of a few MiB, which threads may make in any order; each returns its bytes."""
         entry = self._entries[name]
         if buffer.nbytes != entry.size:
             raise ValueError(f"the buffer for {name} has {buffer.nbytes} bytes, the tensor {entry.size}")
-        whole = buffer.cast("B")
-        for position, length in _cuts(entry):
+        cuts, whole = list(_cuts(entry)), buffer.cast("B")
+        for first in range(0, len(cuts), _CUTS):
+            yield partial(self._fill_cuts, entry, cuts[first : first + _CUTS], whole)
+
+    def _fill_cuts(self, entry: IndexEntry, cuts: Sequence[tuple[int, int]], whole: memoryview) -> int:
+        for position, length in cuts:
             self._fill(entry, position, whole[position : position + length])
+        return sum(length for _, length in cuts)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The tensor's bytes in order, in pieces of whole blocks; each is valid until the next."""

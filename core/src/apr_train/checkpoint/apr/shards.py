@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -215,6 +215,10 @@ class ShardedStream:
     def read_into(self, name: str, buffer: memoryview) -> None:
         """As `AprStream.read_into`."""
         self._streams[self._map[name]].read_into(name, buffer)
+
+    def parts(self, name: str, buffer: memoryview) -> Iterator[Callable[[], int]]:
+        """As `AprStream.parts`."""
+        return self._streams[self._map[name]].parts(name, buffer)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """As `AprStream.chunks`."""

@@ -17,7 +17,7 @@ from apr_train.preflight import opening
 from apr_train.run.preflight_file import read_preflight
 from apr_train.run.samples import read_samples
 from apr_train.run.settings_file import read_toml
-from apr_train.training import build, compilation, finish, loop, setup, trainer
+from apr_train.training import build, compilation, finish, inputs, loop, trainer
 from safetensors.torch import load_file
 
 from tests.training.conftest import SMALL
@@ -105,7 +105,7 @@ def test_a_file_that_is_none_stops_before_anything_is_made(place, content, rule)
 def test_without_init_nothing_of_a_checkpoint_is_read(place, taught, monkeypatch):
     place.train(*SCRATCH, "--steps", "1", "--run", "plain")
     (place.folder / "model.apr").write_bytes(taught.read_bytes())
-    for module, name in ((opening, "open_checkpoint"), (setup, "open_source"), (build, "load_weights")):
+    for module, name in ((opening, "open_checkpoint"), (inputs, "open_source"), (build, "load_weights")):
         monkeypatch.setattr(module, name, lambda *args, name=name, **values: pytest.fail(f"{name} ran"))
     place.train(*SCRATCH, "--steps", "1", "--run", "beside a checkpoint")
     place.assert_same_end("plain", "beside a checkpoint", step=1)
@@ -265,7 +265,7 @@ def test_a_run_goes_on_without_the_compiler_that_is_not_there(place):
 
 def test_what_was_decided_about_compiling_stands_in_the_config_and_goes_for_a_resume(place, monkeypatch):
     monkeypatch.setattr(compilation, "PAYS", {"cpu": 1.0})
-    monkeypatch.setattr(setup, "compiler_fault", lambda device: None)
+    monkeypatch.setattr(inputs, "compiler_fault", lambda device: None)
     compiled = []
     monkeypatch.setattr(build, "compile_blocks", compiled.append)
     step, heads = loop.train_step, []

@@ -11,7 +11,7 @@ from apr_train.checkpoint.apr.writer import AprWriter, TensorSpec
 from apr_train.data import corpus as corpora
 from apr_train.data.tokenizer import build_tokenizer
 from apr_train.model.attention.sdpa import SdpaAttention
-from apr_train.training import setup as prepare
+from apr_train.training import inputs
 from tokenizers import Tokenizer, models
 
 SCRATCH = ("--arch", "llama370m", "--preset", "tiny")
@@ -83,7 +83,7 @@ def test_a_token_id_without_a_row_stops_the_run_before_its_folder_is_made(place,
         found = corpora.load_corpus(*args, **kwargs)
         return Lying(**{item.name: getattr(found, item.name) for item in attrs.fields(corpora.Corpus)})
 
-    monkeypatch.setattr(prepare, "load_corpus", load)
+    monkeypatch.setattr(inputs, "load_corpus", load)
     out = place.train(*SCRATCH, "--steps", "0", code=code)
     assert ("PREFLIGHT-012" in out) == bool(code)
     assert (place.folder / "runs").exists() != bool(code)

@@ -183,7 +183,7 @@ def judged(asked: Settings, plan: Resume | None) -> Report:
     """
     if (report := _without_torch(asked, plan)) is not None:
         return report
-    from apr_train.training.setup import examine
+    from apr_train.training.inputs import examine
     from apr_train.training.trainer import torch_as_before
 
     with torch_as_before(), examine(asked, plan) as examined:

@@ -125,7 +125,7 @@ def model_without_memory(cleared: Cleared, choice: Choice, decided: Decided) -> 
     model = build_model(cleared.family.build_model, cleared.config, choice.backend).to(decided.precision.weights)
     if decided.settings.lora.lora_rank is not None:
         _attach_adapters(model, cleared, decided.settings.lora)
-    _set_up(model, cleared, decided.settings)
+    _set_up(model, cleared, decided.settings, None)
     return model
 
 

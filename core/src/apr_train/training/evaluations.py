@@ -8,14 +8,21 @@ from typing import cast
 from attrs import Factory, frozen
 from torch import nn
 
+from apr_train.data.corpus import held_out_documents
 from apr_train.data.documents import Document
 from apr_train.data.fim_tokens import FimTokens, fim_tokens
+from apr_train.data.special_tokens import ending_ids
 from apr_train.data.tokenizer import Tokenizer
 from apr_train.errors import DataError
+from apr_train.model.attention import Choice, Request
+from apr_train.model.device import PRECISIONS, Precision
 from apr_train.model.protocol import LanguageModel
-from apr_train.run.evaluation_names import FLAG, EvaluationName
+from apr_train.run.evaluation_names import FLAG, EvaluationName, parse_evaluations
+from apr_train.run.events import Say
 from apr_train.training.examinee import Examinee, examined
 from apr_train.training.fim_eval import Question, fill, questions
+from apr_train.training.inputs import Inputs
+from apr_train.training.run import Evaluate
 from apr_train.training.syntax import Prompt, complete, completion_length, prompts
 
 Values = Mapping[str, float | None]
@@ -126,3 +133,56 @@ def make_questions(asked: Mapping[EvaluationName, int], material: Material) -> d
         except DataError as error:
             raise error.amend(subject=f"{FLAG} {name}") from error
     return made
+
+
+def make_evaluations(inputs: Inputs, choice: Choice, say: Say) -> Evaluate | None:
+    """What the run is asked for with `--eval`, the same questions at each validation; None for nothing.
+
+    Raises:
+        DataError: when the held-out text has nothing to ask about.
+    """
+    decided, cleared, header = inputs.decided, inputs.cleared, inputs.header
+    asked = parse_evaluations(decided.settings.run.eval)
+    if not asked:
+        return None
+    data = decided.settings.data
+    material = Material(
+        documents=held_out_documents(data, cleared.objective),
+        tokenizer=inputs.tokenizer,
+        positions=cleared.config.usable_positions,
+        row=decided.sequence_length,
+        fim_tokens=cleared.family.info.fim_tokens,
+        fim_setting=data.fim_tokens,
+        parse_special=data.parse_special,
+    )
+    ends = ending_ids(inputs.tokenizer, {} if header is None else header.config)
+    precision = exact_precision(inputs, choice)  # autocast would convert all weights for every token
+
+    def examinee(model: LanguageModel) -> Examinee:
+        return Examinee(
+            model=model,
+            tokenizer=material.tokenizer,
+            positions=material.positions,
+            precision=precision,
+            device=decided.device,
+            ends=ends,
+        )
+
+    made = make_questions(asked, material)
+    for name, found in made.items():
+        if len(found) < asked[name]:
+            say(f"--eval {name}: the held-out text has {len(found)} that fit, not {asked[name]}")
+    return Evaluations(tuple(made.values()), examinee)
+
+
+def exact_precision(inputs: Inputs, choice: Choice) -> Precision:
+    """float32, as in the file, where weights and attention can: products in bfloat16 hide small defects.
+
+    Several processes gather the matrices in the type of the run's products, and compute nothing in another.
+    """
+    decided, config, objective = inputs.decided, inputs.cleared.config, inputs.cleared.objective
+    exact, mask = PRECISIONS["fp32"], objective.mask_kind(document_mask=False)
+    request = Request.for_config(config, device=decided.device.type, dtype=exact.kernel_dtype, mask=mask, training=False)
+    gathered = inputs.processes.several and decided.precision.autocast is not None
+    possible = not gathered and decided.precision.weights == exact.weights and choice.backend.supports(request) is None
+    return exact if possible else decided.precision

@@ -40,7 +40,8 @@ from apr_train.training.checkpoint import Weights
 from apr_train.training.display import adapter_lines, parameters_of
 from apr_train.training.examinee import examined
 from apr_train.training.processes import Whole
-from apr_train.training.setup import Prepared, model_file
+from apr_train.training.setup import Prepared
+from apr_train.training.writers import model_file
 
 _PROVENANCE = ("license", "data_source", "data_license", "source", "author", "version")
 DEFAULT_PROMPT = 'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""'

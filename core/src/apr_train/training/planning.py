@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from apr_train.data.decided import decided_data
 from apr_train.data.objectives import Objective
 from apr_train.data.packing import implies_document_mask
 from apr_train.errors import ConfigError, RunError
-from apr_train.model.attention import Choice
 from apr_train.model.footprint import (
     MEASURED,
     Footprint,

@@ -12,6 +12,8 @@ from attrs import Factory, asdict, evolve, field, frozen
 from torch import nn
 
 from apr_train.atomic import write_file
+from apr_train.checkpoint.apr.reader import AprReader
+from apr_train.checkpoint.apr.shards import ShardedReader
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.given_name import hub_name
 from apr_train.checkpoint.header import Header, TokenizerSpec
@@ -257,9 +259,9 @@ def _gather(
 
 def _verify_once(checkpoint: Checkpoint | None, processes: Processes) -> None:
     """Compare a file's checksum, once a machine, where each process will read only its part of the file."""
-    verify = getattr(checkpoint, "verify_once", None)
-    if processes.several and verify is not None:
-        processes.once_a_machine("checksum", verify)
+    if processes.several and isinstance(checkpoint, AprReader | ShardedReader):
+        processes.once_a_machine("checksum", checkpoint.verify_once)
+        checkpoint.count_as_verified()
 
 
 def _require_rows(rows: int, processes: Processes) -> None:

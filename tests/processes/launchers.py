@@ -33,12 +33,12 @@ def torchrun(place, *arguments, restarts=0, cache=None, path=(), how=("--standal
     return subprocess.Popen(command, cwd=place, env=environment, text=True, start_new_session=True, **streams)
 
 
-def two_machines(places, *arguments, name, paths=((), ()), caches=(None, None)):
+def two_machines(places, *arguments, name, paths=((), ()), caches=(None, None), more=((), ())):
     """Two launchers that meet on the loopback, of one process each; the first begins earlier, so that it has rank 0."""
     how = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", name)
     launchers = []
-    for place, path, cache in zip(places, paths, caches, strict=True):
-        launchers.append(torchrun(place, *arguments, path=path, cache=cache, how=how, count=1))
+    for place, path, cache, own in zip(places, paths, caches, more, strict=True):
+        launchers.append(torchrun(place, *arguments, *own, path=path, cache=cache, how=how, count=1))
         time.sleep(2)
     return launchers
 

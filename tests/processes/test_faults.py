@@ -153,10 +153,9 @@ def test_twenty_kills_change_nothing(place):
     draw, folder, whole = random.Random(20), place / "runs" / "broken", place / "runs" / "whole"
     run = torchrun(place, *TRAIN, *values, "--run", "broken", restarts=20)
     while_written = 0
-    streams = [threading.Thread(target=lambda stream=stream: said.append(stream.read())) for stream in (run.stdout, run.stderr)]
     said = []
-    for thread in streams:
-        thread.start()
+    listener = threading.Thread(target=lambda: said.extend(run.communicate()))  # or its pipes are full, and it waits
+    listener.start()
     for number in range(20):
         rank = draw.randrange(2)
         victim = process_of_soon(run, rank)
@@ -171,9 +170,7 @@ def test_twenty_kills_change_nothing(place):
         os.kill(victim, signal.SIGKILL)
         while is_running(victim) or process_of(run, rank) == victim:
             time.sleep(0.05)
-    run.wait(600)
-    for thread in streams:
-        thread.join()
+    listener.join(600)
     assert run.returncode == 0, said
     assert while_written >= 8
     assert curve(folder) == curve(whole)

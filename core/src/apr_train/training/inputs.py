@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 from attrs import Factory, field, frozen
 
+from apr_train.checkpoint.apr.reader import AprReader
+from apr_train.checkpoint.apr.shards import ShardedReader
 from apr_train.checkpoint.checkpoint import Checkpoint
 from apr_train.checkpoint.header import Header, TokenizerSpec
 from apr_train.data.bpe import train_bpe
@@ -168,9 +170,9 @@ def gather(
 
 def _verify_once(checkpoint: Checkpoint | None, processes: Processes) -> None:
     """Compare a file's checksum, once a machine, where each process will read only its part of the file."""
-    verify = getattr(checkpoint, "verify_once", None)
-    if processes.several and verify is not None:
-        processes.once_a_machine("checksum", verify)
+    if processes.several and isinstance(checkpoint, AprReader | ShardedReader):
+        processes.once_a_machine("checksum", checkpoint.verify_once)
+        checkpoint.count_as_verified()
 
 
 def _compiled_if_possible(decided: Decided, asked: Settings, say: Say, processes: Processes) -> Decided:

@@ -34,8 +34,8 @@ from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import find_checkpoint
 from apr_train.run.launch import Launch, note_launch, run_of_launch
 from apr_train.run.metrics import MetricsFile
-from apr_train.run.settings import ProcessSettings, Settings
-from apr_train.run.settings_file import to_toml
+from apr_train.run.option import PATH, TABLES
+from apr_train.run.settings import GROUPS, ProcessSettings, Settings
 from apr_train.training.gathering import Gathering
 from apr_train.training.processes import Processes, ToldElsewhereError, Unheard, Whole
 from apr_train.training.signals import StopRequest
@@ -154,7 +154,7 @@ class Group(Processes):
             ConfigError: for groups that do not come out even.
             RunError: for a backend or a device that is not here, or fewer rows than processes.
         """
-        self.require_same({"settings": to_toml(settings)})
+        self.require_same(_compared(settings))
         with self.in_turn():
             self.replicas = replicas(settings.processes, self.launch)
             self._device = _device_of(settings, self.launch)
@@ -399,6 +399,22 @@ def replicas(settings: ProcessSettings, launch: Launch) -> int:
         expected = f"a divisor of {launch.size}, the number of processes"
         raise ConfigError("the processes cannot be divided so", where="--replicate", expected=expected, found=found)
     return found
+
+
+def _compared(settings: Settings) -> dict[str, str]:
+    """The settings by name, but for paths, which may be others on another machine: what lies there is compared by its hash."""
+    named = {
+        f"{group}.{item.name}": (item, getattr(getattr(settings, group), item.name))
+        for group, cls in GROUPS.items()
+        for item in attrs.fields(cls)
+    }
+    return {name: repr(_without_paths(item, value)) for name, (item, value) in named.items() if not item.metadata[PATH]}
+
+
+def _without_paths(item: attrs.Attribute[Any], value: Any) -> Any:
+    if TABLES not in item.metadata:
+        return value
+    return [attrs.asdict(table, filter=lambda key, _: not key.metadata[PATH]) for table in value]
 
 
 def _device_of(settings: Settings, launch: Launch) -> str:

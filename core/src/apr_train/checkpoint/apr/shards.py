@@ -180,6 +180,11 @@ class ShardedReader:
         for shard in self.shards:
             shard.verify_once(progress)
 
+    def count_as_verified(self) -> None:
+        """As `AprReader.count_as_verified`."""
+        for shard in self.shards:
+            shard.count_as_verified()
+
     def read(self, name: str) -> TensorView:
         """As `AprReader.read`."""
         view = self._shard(name).read(name)

@@ -6,6 +6,7 @@ Nothing here asks how many processes there are: a model that is not sharded, and
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -140,6 +141,53 @@ def place(tensor: Tensor, like: Tensor) -> Tensor:
     piece = torch.empty(own.shape, dtype=tensor.dtype, device=own.device).copy_(piece_of(tensor, like))
     shape: dict[str, Any] = {"shape": like.shape, "stride": like.stride()}
     return DTensor.from_local(piece, parameter.device_mesh, parameter.placements, run_check=False, **shape)
+
+
+def pieces_of(tensor: Tensor) -> tuple[int, int]:
+    """Which piece of a sharded tensor is here, counted from 0, and how many there are."""
+    mesh = cast(Any, tensor).device_mesh
+    return int(mesh.get_local_rank(SHARD)), int(mesh.size(mesh.mesh_dim_names.index(SHARD)))
+
+
+def gather_to(place: int, tensors: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """All of sharded tensors of one shape and dtype, on the process that has piece `place`; None on the others.
+
+    All processes have to ask at the same time.
+    """
+    from torch import distributed
+
+    own, pieces = pieces_of(tensors[0])
+    sent = torch.stack([_padded(tensor) for tensor in tensors])
+    parts = [torch.empty_like(sent) for _ in range(pieces)] if own == place else None
+    distributed.gather(sent, parts, group=_group_of(tensors[0]), group_dst=place)
+    return None if parts is None else torch.cat(parts, dim=1)[:, : tensors[0].shape[0]].unbind()
+
+
+def scatter_from(place: int, values: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> None:
+    """Give sharded tensors the values that the process with piece `place` has: the way back of `gather_to`."""
+    from torch import distributed
+
+    own, pieces = pieces_of(tensors[0])
+    parts, got = None, torch.stack([_padded(tensor) for tensor in tensors])
+    if own == place and values is not None:
+        whole_rows = got.new_zeros((len(tensors), pieces * got.shape[1], *got.shape[2:]))
+        whole_rows[:, : tensors[0].shape[0]] = torch.stack(tuple(values))
+        parts = [part.contiguous() for part in whole_rows.chunk(pieces, dim=1)]
+    distributed.scatter(got, parts, group=_group_of(tensors[0]), group_src=place)
+    for tensor, rows in zip(tensors, got, strict=True):
+        local(tensor).copy_(rows[: len(local(tensor))])
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    """The piece that is here, with as many rows as the first one has."""
+    piece = local(tensor).detach()
+    rows = -(-tensor.shape[0] // pieces_of(tensor)[1])
+    return torch.cat([piece, piece.new_zeros((rows - len(piece), *piece.shape[1:]))])
+
+
+def _group_of(tensor: Tensor) -> Any:
+    """The processes that have a tensor's pieces between them."""
+    return cast(Any, tensor).device_mesh.get_group(SHARD)
 
 
 def _is_sharded_model(model: nn.Module) -> bool:

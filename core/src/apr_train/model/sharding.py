@@ -28,7 +28,7 @@ def make_mesh(device: str, *, replicas: int, processes: int) -> Any:
     return init_device_mesh(device, (replicas, processes // replicas), mesh_dim_names=(REPLICATE, SHARD))
 
 
-def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None) -> None:
+def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None, *, offload: bool = False) -> None:
     """Keep of each parameter the rows that are this process's: a `DTensor` over the mesh, under the same name.
 
     Every block is one group of parameters, and all the others, the head among them, are one more. `hidden_states` gathers
@@ -42,22 +42,45 @@ def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None) -> N
             which is what autocast would make of them. It leaves norms and what is added to the residual stream in float32:
             so the model's vectors stay whole in every process, for `whole_gradients` to tell of, and embedding and head are
             gathered as they are.
+        offload: keep pieces, with their gradients, in the machine's memory: a block is copied to the device to be gathered.
+            The optimizer's state and work, being of the pieces, are there, too.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import register_fsdp_forward_method as register
 
     widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
     reduced = torch.promote_types(widest, torch.float32)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
     of_blocks = replace(policy, param_dtype=products)
     whole = set() if products is None else {parameter for parameter in model.parameters() if parameter.ndim < 2}
+    pinned = mesh.device_type == "cuda"
+    how: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
+    how["offload_policy"] = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     for block in cast(LanguageModel, model).blocks:
-        fully_shard(block, mesh=mesh, mp_policy=of_blocks, ignored_params=whole)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
+        fully_shard(block, mp_policy=of_blocks, **how)
+    fully_shard(model, mp_policy=policy, reshard_after_forward=False, **how)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a loss counts its targets over all processes already
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction that leaves a sum as it is
-    register_fsdp_forward_method(model, "hidden_states")
+    register(model, "hidden_states")
+
+
+def give_memory(model: nn.Module, device: torch.device, *, offload: bool = False) -> None:
+    """Memory for a model that has none: on the device, or, of its pieces, off it. The values are whatever is there."""
+
+    def made(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="cpu" if offload and is_sharded(tensor) else device)
+
+    model._apply(made)  # type: ignore[no-untyped-call]  # nn.Module.to_empty, with a device for each tensor
+
+
+def computes_on(model: nn.Module) -> torch.device:
+    """Where a model's forward pass runs, wherever its parameters lie between two passes."""
+    first = next(model.parameters())
+    if is_sharded(first) and cast(Any, first).device_mesh.device_type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return first.device
 
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:

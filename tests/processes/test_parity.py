@@ -8,7 +8,7 @@ from tests.processes.compared import assert_same_losses, case, cosine, curve, la
 from tests.processes.runs import run_case
 
 CASES = {
-    "llama370m": {"arch": "llama370m", "accumulate": 2},
+    "llama370m": {"arch": "llama370m", "accumulate": 2, "recompute": True, "recompute_keep": "products"},
     "documents": {"arch": "qwen2", "document_mask": True, "batch_size": 3},
     "masked": {"arch": "codebert", "vocab_size": 340, "recompute": True},
 }

@@ -5,9 +5,11 @@ import time
 
 import pytest
 import torch.distributed as dist
-from apr_train.errors import DataError, RunError
+from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.run.launch import Launch
-from apr_train.training.process_group import Group, _is_lost
+from apr_train.run.settings import Settings
+from apr_train.run.settings_file import with_values
+from apr_train.training.process_group import Group, _is_lost, _offload
 from apr_train.training.processes import Processes, ToldElsewhereError
 from torch.distributed.distributed_c10d import PrefixStore
 
@@ -160,3 +162,12 @@ def test_a_process_alone_does_everything_itself():
     assert alone.total(3, 4) == (3, 4)
     assert alone.write(lambda: 5) == 5
     assert (alone.share.number, alone.share.of, alone.told) == (0, 1, None)
+
+
+def test_offloading_is_refused_where_there_is_nothing_to_offload():
+    settings = with_values(Settings(), {"offload": True, "device": "cpu"})
+    with pytest.raises(ConfigError, match=r"--offload: .*machine's memory already.*--device cuda"):
+        _offload(settings, "cpu")
+    assert _offload(settings, "cuda")
+    with pytest.raises(ConfigError, match="torchrun"):
+        Processes().connect(settings)

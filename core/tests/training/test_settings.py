@@ -316,6 +316,7 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
         "shard",
         "replicate",
         "timeout",
+        "offload",
     }
 
 

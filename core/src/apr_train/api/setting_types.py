@@ -181,5 +181,7 @@ class TrainSettings(TypedDict, total=False):
     each. auto is full on one machine, hybrid on several."""
     replicate: int | None
     """hybrid: how many groups of processes have all parameters; one a machine otherwise."""
+    offload: bool | None
+    """Keep parameters, gradients and optimizer state in the machine's memory, and on the GPU the block that runs: for CUDA."""
     timeout: int | None
     """Seconds that a process waits for the others before it gives up."""

@@ -6,6 +6,7 @@ Nothing here asks how many processes there are: a model that is not sharded, and
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ def make_mesh(device: str, *, replicas: int, processes: int) -> Any:
     return init_device_mesh(device, (replicas, processes // replicas), mesh_dim_names=(REPLICATE, SHARD))
 
 
-def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None) -> None:
+def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None, *, offload: bool = False) -> None:
     """Keep of each parameter the rows that are this process's: a `DTensor` over the mesh, under the same name.
 
     Every block is one group of parameters, and all the others, the head among them, are one more. `hidden_states` gathers
@@ -41,22 +42,45 @@ def shard(model: nn.Module, mesh: Any, products: torch.dtype | None = None) -> N
             which is what autocast would make of them. It leaves norms and what is added to the residual stream in float32:
             so the model's vectors stay whole in every process, for `whole_gradients` to tell of, and embedding and head are
             gathered as they are.
+        offload: keep pieces, with their gradients, in the machine's memory: a block is copied to the device to be gathered.
+            The optimizer's state and work, being of the pieces, are there, too.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import register_fsdp_forward_method as register
 
     widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
     reduced = torch.promote_types(widest, torch.float32)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
     of_blocks = replace(policy, param_dtype=products)
     whole = set() if products is None else {parameter for parameter in model.parameters() if parameter.ndim < 2}
+    pinned = mesh.device_type == "cuda"
+    how: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
+    how["offload_policy"] = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     for block in cast(LanguageModel, model).blocks:
-        fully_shard(block, mesh=mesh, mp_policy=of_blocks, ignored_params=whole)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
+        fully_shard(block, mp_policy=of_blocks, **how)
+    fully_shard(model, mp_policy=policy, reshard_after_forward=False, **how)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a loss counts its targets over all processes already
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction that leaves a sum as it is
-    register_fsdp_forward_method(model, "hidden_states")
+    register(model, "hidden_states")
+
+
+def give_memory(model: nn.Module, device: torch.device, *, offload: bool = False) -> None:
+    """Memory for a model that has none: on the device, or, of its pieces, off it. The values are whatever is there."""
+
+    def made(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="cpu" if offload and is_sharded(tensor) else device)
+
+    model._apply(made)  # type: ignore[no-untyped-call]  # nn.Module.to_empty, with a device for each tensor
+
+
+def computes_on(model: nn.Module) -> torch.device:
+    """Where a model's forward pass runs, wherever its parameters lie between two passes."""
+    first = next(model.parameters())
+    if is_sharded(first) and cast(Any, first).device_mesh.device_type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return first.device
 
 
 def exchange_gradients(model: nn.Module, now: bool) -> None:
@@ -140,6 +164,53 @@ def place(tensor: Tensor, like: Tensor) -> Tensor:
     piece = torch.empty(own.shape, dtype=tensor.dtype, device=own.device).copy_(piece_of(tensor, like))
     shape: dict[str, Any] = {"shape": like.shape, "stride": like.stride()}
     return DTensor.from_local(piece, parameter.device_mesh, parameter.placements, run_check=False, **shape)
+
+
+def pieces_of(tensor: Tensor) -> tuple[int, int]:
+    """Which piece of a sharded tensor is here, counted from 0, and how many there are."""
+    mesh = cast(Any, tensor).device_mesh
+    return int(mesh.get_local_rank(SHARD)), int(mesh.size(mesh.mesh_dim_names.index(SHARD)))
+
+
+def gather_to(place: int, tensors: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """All of sharded tensors of one shape and dtype, on the process that has piece `place`; None on the others.
+
+    All processes have to ask at the same time.
+    """
+    from torch import distributed
+
+    own, pieces = pieces_of(tensors[0])
+    sent = torch.stack([_padded(tensor) for tensor in tensors])
+    parts = [torch.empty_like(sent) for _ in range(pieces)] if own == place else None
+    distributed.gather(sent, parts, group=_group_of(tensors[0]), group_dst=place)
+    return None if parts is None else torch.cat(parts, dim=1)[:, : tensors[0].shape[0]].unbind()
+
+
+def scatter_from(place: int, values: Sequence[Tensor] | None, tensors: Sequence[Tensor]) -> None:
+    """Give sharded tensors the values that the process with piece `place` has: the way back of `gather_to`."""
+    from torch import distributed
+
+    own, pieces = pieces_of(tensors[0])
+    parts, got = None, torch.stack([_padded(tensor) for tensor in tensors])
+    if own == place and values is not None:
+        whole_rows = got.new_zeros((len(tensors), pieces * got.shape[1], *got.shape[2:]))
+        whole_rows[:, : tensors[0].shape[0]] = torch.stack(tuple(values))
+        parts = [part.contiguous() for part in whole_rows.chunk(pieces, dim=1)]
+    distributed.scatter(got, parts, group=_group_of(tensors[0]), group_src=place)
+    for tensor, rows in zip(tensors, got, strict=True):
+        local(tensor).copy_(rows[: len(local(tensor))])
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    """The piece that is here, with as many rows as the first one has."""
+    piece = local(tensor).detach()
+    rows = -(-tensor.shape[0] // pieces_of(tensor)[1])
+    return torch.cat([piece, piece.new_zeros((rows - len(piece), *piece.shape[1:]))])
+
+
+def _group_of(tensor: Tensor) -> Any:
+    """The processes that have a tensor's pieces between them."""
+    return cast(Any, tensor).device_mesh.get_group(SHARD)
 
 
 def _is_sharded_model(model: nn.Module) -> bool:

@@ -127,6 +127,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
         *("ac", "activation_checkpoint", "activation_checkpointing", "checkpoint_activations", "grad_checkpointing"),
         *("gradient_checkpointing", "recompute_activations", "use_gradient_checkpointing"),
     ),
+    "offload": ("cpu_offload", "fsdp_offload_params", "offload_params"),
     "recompute_keep": ("ac_mode", "selective_ac", "selective_checkpointing"),
     "device": ("accelerator", "device_type", "gpu", "gpus"),
     "threads": ("cpu_threads", "num_threads", "torch_threads"),

@@ -529,6 +529,13 @@ class ProcessSettings:
         may_change=True,
         decides=False,
     )
+    offload: bool = option(
+        False,
+        "Keep parameters, gradients and optimizer state in the machine's memory, and on the GPU the block that runs: for CUDA.",
+        kind=bool,
+        may_change=True,
+        decides=False,
+    )
     timeout: int = option(
         600,
         "Seconds that a process waits for the others before it gives up.",

@@ -26,7 +26,7 @@ SAME = {None: 1e-6, torch.bfloat16: 2e-2}
 
 
 def check_sharding(subject: Subject) -> str:
-    """A sharded model has the loss and the gradients of the whole one, over two passes of a step, in float32 and in bfloat16."""
+    """A sharded model has the loss and the gradients of the whole one, over two passes of a step, in float32 and bfloat16."""
     told, faults = [], []
     with _process_group():
         for products, most in SAME.items():

@@ -17,6 +17,7 @@ from apr_train.model.dropout import ByRow, draw_by_row
 from apr_train.model.grown import check_old_logits
 from apr_train.model.load import LoadReport, load_pieces, load_weights
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.sharding import give_memory
 from apr_train.model.tied_rows import add_rows_apart
 from apr_train.preflight.adapter_rules import chosen_sites
 from apr_train.preflight.optimizer_rules import parameter_groups
@@ -112,7 +113,7 @@ def _in_pieces(
     _set_up(model, cleared, decided.settings, processes.share.rows(decided.batch_size))
     model.to(decided.precision.weights)
     processes.shard(model, decided.precision.autocast)
-    model.to_empty(device=decided.device)
+    give_memory(model, decided.device, offload=decided.settings.processes.offload)
     if source is None or not isinstance(cleared, ClearedFile):
         cast(LanguageModel, model).initialize(generator)
         return model, None

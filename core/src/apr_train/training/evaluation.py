@@ -19,6 +19,7 @@ from apr_train.errors import RunError
 from apr_train.model.device import Precision
 from apr_train.model.loss import head_loss, right_predictions
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.sharding import computes_on
 from apr_train.preflight.reference_rules import other_loss
 from apr_train.training.examinee import examined
 from apr_train.training.processes import Processes
@@ -55,7 +56,7 @@ def held_out_loss(
     Raises:
         RunError: when the batches hold no target.
     """
-    device, processes = next(model.parameters()).device, processes or Processes()
+    device, processes = computes_on(model), processes or Processes()
     with examined(model):
         own = ((batch.source, batch.part(processes.share).to(device)) for batch in batches)
         sums = [(source, *_one(cast(LanguageModel, model), batch, objective, precision)) for source, batch in own]
@@ -113,7 +114,7 @@ def judge_reference(
         RunError: REFERENCE-001, unless `allow`.
     """
     measured = held_out_loss(model, rows.batches(), objective=rows.objective, precision=precision, processes=processes)
-    device = next(model.parameters()).device.type
+    device = computes_on(model).type
     found = other_loss(measured.loss, held, subject, device=device, precision=precision.name)
     if found is None:
         told = f"reference loss {measured.loss:.4f}, {held.loss:.4f} in the file"

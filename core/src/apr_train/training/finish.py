@@ -25,6 +25,7 @@ from apr_train.family.certificate import standing
 from apr_train.model.device import Precision
 from apr_train.model.generation import generate_tokens
 from apr_train.model.protocol import LanguageModel
+from apr_train.model.sharding import computes_on
 from apr_train.preflight import Report
 from apr_train.run.course import course
 from apr_train.run.data_argument import DataArgument, of_argument
@@ -54,7 +55,7 @@ def greedy(model: nn.Module, prompt: Sequence[int], *, length: int, ends: Collec
 
     Of a prompt that leaves too few positions, only the end is read. Nothing comes from the first of `ends` on.
     """
-    language_model, device = cast(LanguageModel, model), next(model.parameters()).device
+    language_model, device = cast(LanguageModel, model), computes_on(model)
     positions = language_model.config.usable_positions
     length = min(length, positions - 1)
     tokens = generate_tokens(

@@ -60,6 +60,7 @@ class Group(Processes):
         self.words = Words(store, launch.rank, launch.size)
         self.hosts: list[str] = self.words.everyone(socket.gethostname())
         self.replicas = 1
+        self._offload = False
         self._device = "cpu"
         self._mesh: Any = None
         self._patience = 0.0
@@ -158,6 +159,7 @@ class Group(Processes):
         with self.in_turn():
             self.replicas = replicas(settings.processes, self.launch)
             self._device = _device_of(settings, self.launch)
+            self._offload = _offload(settings, self._device)
         backend = "cpu:gloo,cuda:nccl" if self._device == "cuda" else "gloo"
         dist.init_process_group(
             backend,
@@ -201,7 +203,7 @@ class Group(Processes):
 
     def shard(self, model: nn.Module, products: torch.dtype | None) -> None:
         """See `Processes.shard`."""
-        shard(model, self._mesh, products)
+        shard(model, self._mesh, products, offload=self._offload)
 
     # Together, step by step
 
@@ -438,6 +440,23 @@ def _device_of(settings: Settings, launch: Launch) -> str:
         raise RunError("this build of torch has no nccl", where="--device", found=asked or kind, hint="Take --device cpu.")
     torch.cuda.set_device(launch.local_rank)
     return kind
+
+
+def _offload(settings: Settings, device: str) -> bool:
+    """Whether parameters are kept off the device.
+
+    Raises:
+        ConfigError: when the device's memory is the machine's.
+    """
+    if settings.processes.offload and device == "cpu":
+        raise ConfigError(
+            "there is nothing to offload: on a CPU parameters lie in the machine's memory already",
+            where="--offload",
+            expected="--device cuda",
+            found=settings.run.device or "no CUDA device here",
+            hint="Leave it out.",
+        )
+    return settings.processes.offload
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from apr_train.data.batch import Share
+from apr_train.errors import ConfigError
 from apr_train.run.events import RunEvents, Say
 from apr_train.run.metrics import Metrics, MetricsFile
 
@@ -85,7 +86,14 @@ class Processes:
         """
 
     def connect(self, settings: Settings) -> None:
-        """Make ready for all that follows, which exchanges tensors."""
+        """Make ready for all that follows, which exchanges tensors.
+
+        Raises:
+            ConfigError: for what a process that no launcher started cannot do.
+        """
+        if settings.processes.offload:
+            hint = "One process is enough: torchrun --standalone --nproc-per-node 1 -m apr_train …"
+            raise ConfigError("parameters are offloaded under torchrun only", where="--offload", found="no launcher", hint=hint)
 
     def answer(self, function: Callable[[], str]) -> str:
         """What a function gives on the first process, which alone calls it."""

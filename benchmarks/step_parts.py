@@ -67,9 +67,8 @@ def features() -> str:
     import torch
 
     kinds = {"AVX-512 bf16": torch.cpu._is_avx512_bf16_supported(), "AMX": torch.cpu._is_amx_tile_supported()}
-    return ", ".join(
-        [torch.backends.cpu.get_cpu_capability(), *(f"{'' if has else 'no '}{kind}" for kind, has in kinds.items())]
-    )
+    told = [kind if has else f"no {kind}" for kind, has in kinds.items()]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *told])
 
 
 def main() -> None:

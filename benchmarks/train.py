@@ -122,7 +122,7 @@ def report(result: dict[str, object]) -> str:
     lines = [
         f"{result['shape']} {result['precision']}: {told}",
         f"  tokens/s {result['ours']:.0f}, {result['ours'] / result['floor']:.0%} of the matmul floor {result['floor']:.0f}",
-        f"  peak memory {result['ours GB']:.2f} GB, {result['by state']:.2f} × the state, {result['state GB']:.2f} GB, and torch",
+        f"  peak memory {result['ours GB']:.2f} GB, {result['by state']:.2f} × torch and {result['state GB']:.2f} GB of state",
         f"  first two steps (compilation) {result['ours first two steps s']:.0f} s",
     ]
     if "ratio" in result:

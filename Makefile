@@ -12,7 +12,7 @@ MUTANTS_ARGS ?=
 FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow mutants fuzz check dist docs certificates bench
+.PHONY: help demo test test-slow mutants fuzz check dist docs certificates bench bench-quick
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,8 +52,14 @@ docs: $(STAMP) ## Write what is generated anew: from the help, the settings, the
 certificates: $(STAMP) ## Measure every family anew and write its certificate (minutes), then run make docs
 	$(BIN)/python tools/certify.py
 
-bench: $(STAMP) ## Run the benchmarks: ratios, not wall times of one machine (an hour)
+bench: $(STAMP) ## Run the benchmarks: ratios, not wall times of one machine (two hours)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@echo "== benchmarks/train.py --same-allocator"; $(BIN)/python benchmarks/train.py --same-allocator
+
+bench-quick: $(STAMP) ## Measure a training step against its limits, before and after a change (under five minutes)
+	$(BIN)/python benchmarks/train.py --ours --shape smollm2 --precision all --pairs 3 --steps 2
+	$(BIN)/python benchmarks/bf16_update.py --rounds 5
+	$(BIN)/python benchmarks/step_parts.py --shape smollm2 --precision bf16
 
 $(STAMP): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python >= 3.11 is needed; set PYTHON=python3.11")'

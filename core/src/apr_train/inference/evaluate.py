@@ -26,7 +26,8 @@ from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
-from apr_train.model.loss import head_loss, right_predictions
+from apr_train.model.loss import right_predictions
+from apr_train.model.nats import token_nats
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.family_rules import packing_findings
 from apr_train.preflight.machine_rules import sequence_findings
@@ -247,8 +248,8 @@ def _one(ready: Ready, batch: Batch, sizes: Tensor | None) -> _Sums:
     with ready.precision.context(ready.device):
         hidden, targets = ready.objective.predicted(model, batch)
         stands = torch.zeros_like(targets) if sizes is None else sizes[targets.clamp(min=0)] * (targets != IGNORED)
-        text, other = targets.where(stands > 0, IGNORED), targets.where(stands == 0, IGNORED)
-        text_nats, other_nats = (float(head_loss(model, hidden, chosen)) for chosen in (text, other))
+        nats = token_nats(model, hidden, targets).double()
+        text_nats, other_nats = (float(nats[chosen].sum()) for chosen in (stands > 0, stands == 0))
         right = int(right_predictions(model, hidden, targets)) if ready.objective.measures_accuracy else 0
     return _Sums(text_nats, other_nats, int(stands.sum()), batch.target_count, right)
 

@@ -35,7 +35,7 @@ def token_nats(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     nats = torch.zeros(targets.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=targets.device)
     rows = max(1, min(ROWS, LOGITS // model.head_weight.shape[0]))
     weight = _in_product(model.head_weight)
-    found = [_of_rows(model, weight, *part) for part in zip(inputs.split(rows), wanted.split(rows), strict=True)]
+    found = [_of_rows(model, weight, *part) for part in zip(torch.split(inputs, rows), torch.split(wanted, rows), strict=True)]
     nats[counts] = torch.cat([nats.new_zeros(0), *found])
     return nats
 
@@ -51,7 +51,7 @@ def _of_rows(model: LanguageModel, weight: Tensor, inputs: Tensor, targets: Tens
     if model.head_bias is not None:  # after the product's rounding, as in training
         logits = logits.add_(model.head_bias.to(logits.dtype))
     rows = max(1, PIECE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    pieces = zip(logits.split(rows), targets[:, None].split(rows), strict=True)
+    pieces = zip(torch.split(logits, rows), torch.split(targets[:, None], rows), strict=True)
     return torch.cat([_of_piece(model, *piece) for piece in pieces])
 
 

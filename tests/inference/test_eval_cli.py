@@ -244,3 +244,19 @@ def test_it_runs_as_a_process_of_its_own(models):
         cwd=models.folder,
     )
     assert json.loads(done.stdout)["schema_version"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, of itself
+def test_compiled_blocks_measure_the_same(apr, models):
+    """The last batch is shorter than the others, and runs as it is written."""
+    how = ("eval", models.decoder, "--batch-size", 3, "--batches", 0, "--json")
+    written, compiled = (apr(*how, *options).json["results"][0] for options in ((), ("--compile",)))
+    assert compiled["loss"] == pytest.approx(written["loss"], rel=1e-6)
+    assert compiled["targets"] == written["targets"]
+
+
+@pytest.mark.parametrize("options", [("--syntax", 2), ("--fim", 2), ("--reference",)])
+def test_only_a_loss_on_held_out_rows_is_compiled(apr, models, options):
+    found = apr("eval", models.decoder, *options, "--compile", code=2)
+    assert "--compile is only for the loss on held-out rows" in found.stderr

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from apr_train.model import decoding
 from apr_train.model.attention import Causal, load_backend
 from apr_train.model.cache import FixedCache, KeyValueCache
 from apr_train.model.decoder import Decoder
-from apr_train.model.decoding import compile_steps, fixed_length, pays
+from apr_train.model.decoding import compile_steps, fixed_length, pays, why_not_in_rows
 from apr_train.model.device import Precision
 from apr_train.model.generation import Asked, generate_together, generate_tokens, next_logits, next_of_rows
 
@@ -116,6 +117,34 @@ def test_texts_that_go_on_together_get_what_each_gets_alone(model, rows):
     generate_together(model, [x.asked for x in readers], rows=rows, choose=best, precision=FLOAT64, device=CPU)
     for reader, prompt, length in zip(readers, PROMPTS, LENGTHS, strict=True):
         assert reader.made == alone(model, prompt, length)[: reader.most]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_sliding_window_slides_in_each_row_from_its_own_place(backend):
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 32, "sliding_window": 4}
+    sizes["layer_types"] = ("sliding_attention", "full_attention")
+    config = DecoderConfig(**sizes, rope_theta=1e4, rms_norm_eps=1e-5, tie_word_embeddings=True)
+    sliding = Decoder(config, load_backend(backend)).double().eval()
+    sliding.initialize(torch.Generator().manual_seed(0))
+    cache, texts = FixedCache(2, rows=3, max_length=20, device=CPU), [list(IDS), IDS[:2], IDS[:5]]
+    for row, ids in enumerate(texts):
+        text = KeyValueCache(2, max_length=20)
+        next_logits(sliding, torch.tensor([ids]), text)
+        cache.begin(row, text)
+    for index in range(6):
+        logits = next_of_rows(sliding, torch.tensor([index, index + 1, index + 2]), cache)
+        for row, ids in enumerate(texts):
+            ids.append(index + row)
+            torch.testing.assert_close(logits[row], whole_logits(sliding, ids)[-1], rtol=0, atol=1e-10)
+
+
+def test_models_whose_texts_cannot_stand_in_rows_say_why(model):
+    """A mask for one place a row is no backend's duty, a soft cap counts keys, LongRoPE depends on the whole length."""
+    assert why_not_in_rows(model) is None
+    model.attention = SimpleNamespace(name="another")
+    assert why_not_in_rows(model) == "the attention backend another takes no text at a place of its own"
+    assert why_not_in_rows(torch.nn.Linear(1, 1)) == "Linear is not the core's decoder"
 
 
 def test_logits_of_rows_are_those_of_everything_computed_again(model):

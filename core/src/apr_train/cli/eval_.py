@@ -53,6 +53,7 @@ apr-train eval x.apr --reference"""
     text="With --fim: the tokens of a hole; the run's, the family's or known ones otherwise.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), help="With --syntax: tokens of a completion. Default: 96.")
+@setting("compile", text="Compile the blocks for the loss: it moves by the rounding of sums. Pays for hundreds of batches.")
 @click.option(
     "--from-scratch", is_flag=True, help="Forget the weights: measure the same shape freshly initialised, as a baseline."
 )
@@ -81,6 +82,8 @@ def command(
     goes into the provenance of an .apr file, for --init to compare with; where the file holds another one, nothing is
     written and the status is 1.
     """
+    if options["compile"] and (reference or syntax is not None or fim is not None):
+        raise click.UsageError("--compile is only for the loss on held-out rows.")
     gate = _Gate(syntax=syntax, max_tokens=max_tokens, fim=fim, fim_tokens=fim_tokens)
     if write is not None and not reference:
         raise click.UsageError("--write and --no-write are only with --reference.")
@@ -236,6 +239,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], gate: _Gate) ->
     import attrs
 
     from apr_train.api.evaluation import about, completed, filled, measured, ready_on_rows
+    from apr_train.inference.evaluate import for_measuring
     from apr_train.inference.ready import Wanted
 
     given = {name: options[name] for name in _ROWS if options[name] not in (None, ())}
@@ -247,6 +251,7 @@ def _one(file: str, settings: Settings, options: dict[str, Any], gate: _Gate) ->
     elif gate.syntax is not None:
         found = _syntax(completed(ready, rows, gate.syntax, gate.max_tokens, say=say, bar=progress_bar))
     else:
+        for_measuring(ready, compile=options["compile"], say=say)
         return attrs.asdict(measured(ready, rows, from_scratch=scratch, say=say, shown=True))
     return about(ready) | found | {"from_scratch": scratch}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,10 @@ from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
-from apr_train.model.loss import head_loss, right_predictions
+from apr_train.model.acceleration import compile_blocks, uncompiled
+from apr_train.model.decoding import no_compiler
+from apr_train.model.loss import right_predictions
+from apr_train.model.nats import token_nats
 from apr_train.model.protocol import LanguageModel
 from apr_train.preflight.family_rules import packing_findings
 from apr_train.preflight.machine_rules import sequence_findings
@@ -177,7 +181,7 @@ class Measurement:
 
 
 @frozen
-class _Sums:
+class Sums:
     """The sums over some batches that a `Measurement` is made from."""
 
     text_nats: float = 0.0
@@ -191,8 +195,8 @@ class _Sums:
         """Nats, mean over the targets; None without one."""
         return (self.text_nats + self.other_nats) / self.targets if self.targets else None
 
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
             self.text_nats + other.text_nats,
             self.other_nats + other.other_nats,
             self.text_bytes + other.text_bytes,
@@ -206,6 +210,17 @@ def forget(ready: Ready, *, seed: int = 0) -> None:
     cast(LanguageModel, ready.model).initialize(torch.Generator().manual_seed(seed))
 
 
+def for_measuring(ready: Ready, *, compile: bool | None, say: Say) -> None:
+    """Compile the model's blocks where that is asked for and can be; `say` is told where it cannot."""
+    if not compile:
+        return
+    reason = no_compiler() if ready.device.type == "cpu" else None
+    if reason is None:
+        compile_blocks(ready.model)
+    else:
+        say(f"the model is not compiled: {reason}")
+
+
 @torch.no_grad()
 def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], None] | None = None) -> Measurement:
     """Run the model over the batches; `done` is told of each batch.
@@ -214,11 +229,14 @@ def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], Non
         DataError: when the batches hold no target.
     """
     sizes = _byte_sizes(ready) if ready.objective.measures_bits_per_byte else None
-    sums: list[tuple[str | None, _Sums]] = []
+    sums: list[tuple[str | None, Sums]] = []
     times: list[tuple[float, float]] = []
+    first: torch.Size | None = None
     for batch in batches:
         start = time.perf_counter()
-        sums.append((batch.source, _one(ready, batch.to(ready.device), sizes)))
+        first = first or batch.tokens.shape
+        with nullcontext() if batch.tokens.shape == first else uncompiled():  # another shape would want a compilation
+            sums.append((batch.source, sums_of(ready, batch.to(ready.device), sizes)))
         times.append((batch.tokens.numel(), time.perf_counter() - start))
         if done is not None:
             done(1)
@@ -228,8 +246,8 @@ def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], Non
     return attrs.evolve(measured, source_loss=by_source)
 
 
-def _total(sums: Iterable[_Sums]) -> _Sums:
-    return reduce(_Sums.__add__, sums, _Sums())
+def _total(sums: Iterable[Sums]) -> Sums:
+    return reduce(Sums.__add__, sums, Sums())
 
 
 def _byte_sizes(ready: Ready) -> Tensor | None:
@@ -242,18 +260,19 @@ def _byte_sizes(ready: Ready) -> Tensor | None:
     return sizes.to(ready.device)
 
 
-def _one(ready: Ready, batch: Batch, sizes: Tensor | None) -> _Sums:
+def sums_of(ready: Ready, batch: Batch, sizes: Tensor | None) -> Sums:
+    """What one batch adds; `sizes` is `[vocab]`, how many bytes of text each id stands for, where that is measured."""
     model = cast(LanguageModel, ready.model)
     with ready.precision.context(ready.device):
         hidden, targets = ready.objective.predicted(model, batch)
         stands = torch.zeros_like(targets) if sizes is None else sizes[targets.clamp(min=0)] * (targets != IGNORED)
-        text, other = targets.where(stands > 0, IGNORED), targets.where(stands == 0, IGNORED)
-        text_nats, other_nats = (float(head_loss(model, hidden, chosen)) for chosen in (text, other))
+        nats = token_nats(model, hidden, targets).double()
+        text_nats, other_nats = (float(nats[chosen].sum()) for chosen in (stands > 0, stands == 0))
         right = int(right_predictions(model, hidden, targets)) if ready.objective.measures_accuracy else 0
-    return _Sums(text_nats, other_nats, int(stands.sum()), batch.target_count, right)
+    return Sums(text_nats, other_nats, int(stands.sum()), batch.target_count, right)
 
 
-def _summary(sums: _Sums, times: list[tuple[float, float]], objective: Objective, *, in_bytes: bool) -> Measurement:
+def _summary(sums: Sums, times: list[tuple[float, float]], objective: Objective, *, in_bytes: bool) -> Measurement:
     if sums.loss is None:
         raise DataError("the held-out rows have nothing to predict", where="--data", hint="Give more text.")
     known = in_bytes and sums.text_bytes > 0

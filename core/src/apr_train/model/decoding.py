@@ -42,10 +42,11 @@ def why_not_compiled(model: nn.Module, precision: Precision, device: torch.devic
         return f"decoding is compiled on a CPU alone, and this is {device.type}"
     if precision.autocast is not None:
         return f"--precision {precision.name} converts all weights for every token"
-    return why_not_in_rows(model) or _no_compiler()
+    return why_not_in_rows(model) or no_compiler()
 
 
-def _no_compiler() -> str | None:
+def no_compiler() -> str | None:
+    """Why torch.compile cannot serve a CPU here; None: it can. Imports it."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # what torch.compile itself asks
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -115,7 +115,9 @@ _COLUMNS = ("--shard", "--replicate", "--recompute", "1 row a GPU", "sent a step
 def _gpus(plan: Plan) -> str:
     each = "" if plan.memory is None else f" of {size(plan.memory)}"
     precision, length = plan.decided.precision.name, count(plan.decided.sequence_length)
-    return f"{plan.gpus} GPU{'s' * (plan.gpus != 1)}{each}, {precision}, {count(plan.decided.batch_size)} rows of {length} tokens"
+    return (
+        f"{plan.gpus} GPU{'s' * (plan.gpus != 1)}{each}, {precision}, {count(plan.decided.batch_size)} rows of {length} tokens"
+    )
 
 
 def _verdict(plan: Plan) -> dict[str, str]:

@@ -16,7 +16,15 @@ from apr_train.family.card import DEFAULT_OBJECTIVE, Layout
 from apr_train.family.config import ModelConfig
 from apr_train.family.plugin import Family
 from apr_train.model.attention.masks import MaskKind
-from apr_train.preflight import adapter_rules, config_rules, family_rules, machine_rules, optimizer_rules, token_rules
+from apr_train.preflight import (
+    adapter_rules,
+    config_rules,
+    family_rules,
+    machine_rules,
+    optimizer_rules,
+    step_memory,
+    token_rules,
+)
 from apr_train.preflight.config_keys import config_key_findings
 from apr_train.preflight.config_rules import bogus_values
 from apr_train.preflight.report import (
@@ -203,19 +211,51 @@ def _machine(seen: _Examination) -> None:
     )
     seen.findings += findings
     if (parameters := _parameters(seen)) is not None:
-        batch = asked.batch_size * (asked.sequence_length or seen.config.usable_positions)
-        memory = machine_rules.estimate_memory(
-            parameters,
-            seen.config.vocab_size,
-            batch,
-            asked.precision,
-            adapters=_adapters(seen),
-            frozen=optimizer_rules.frozen_parameters(asked.optimizer.group, seen.family, seen.config),
-            optimizer=asked.optimizer,
-            averages=asked.averages,
-        )
-        seen.facts["memory"] = memory
+        seen.facts["memory"] = memory = _memory(seen, seen.family, seen.config, parameters)
         seen.findings += machine_rules.memory_findings(memory, asked.device)
+
+
+def _memory(seen: _Examination, family: Family, config: ModelConfig, parameters: int) -> machine_rules.Memory:
+    """What a step needs: without activations where there is surely enough for them, or nobody can say how many there are."""
+    asked = seen.asked
+    length = asked.sequence_length or config.usable_positions
+    memory = machine_rules.estimate_memory(
+        parameters,
+        config.vocab_size,
+        asked.batch_size * length,
+        asked.precision,
+        adapters=_adapters(seen),
+        frozen=optimizer_rules.frozen_parameters(asked.optimizer.group, family, config),
+        optimizer=asked.optimizer,
+        averages=asked.averages,
+    )
+    free = None if asked.device is None else machine_rules.free_memory(asked.device)
+    objective, mask = OBJECTIVES[seen.objective], _mask_kind(asked, OBJECTIVES[seen.objective])
+    if free is None or asked.lora.lora_rank or seen.facts["attention"] is None or objective.kind != family.info.kind:
+        return memory
+    most = step_memory.most_activations(
+        family.map_tensor_names(config, Layout()),
+        config,
+        tokens=asked.batch_size * length,
+        attention=seen.facts["attention"],
+        mask=mask,
+    )
+    if most is not None and sum(memory.values()) + most <= free:
+        return memory
+    phases = step_memory.step_memory(
+        family,
+        config,
+        objective,
+        rows=asked.batch_size,
+        length=length,
+        precision=asked.precision,
+        attention=asked.attention,
+        mask=mask,
+        recompute=asked.recompute,
+        chosen=asked.mask_probability,
+        frozen=optimizer_rules.frozen_names(asked.optimizer.group, family, config),
+    )
+    return memory if phases is None else machine_rules.at_the_peak(memory, phases)
 
 
 def _adapters(seen: _Examination) -> int | None:

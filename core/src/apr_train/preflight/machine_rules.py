@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from apr_train import rules
@@ -194,6 +194,16 @@ def estimate_memory(
     }
 
 
+def at_the_peak(memory: Memory, phases: Mapping[str, Mapping[str, int]]) -> Memory:
+    """What a step needs when that is most: in a phase of the pass, beside the optimizer's state, or while that is used."""
+    state = {kind: count for kind, count in memory.items() if kind in ("optimizer", "averages")}
+    update = {kind: memory[kind] for kind in ("weights", "gradients")} | state
+    held = [{kind: count for kind, count in phase.items() if count} | state for phase in phases.values()]
+    return max(
+        ({**found, "activations": found.get("activations", 0)} for found in [update, *held]), key=lambda m: sum(m.values())
+    )
+
+
 def memory_findings(memory: Memory, device: str, available: Callable[[str], int | None] | None = None) -> list[Finding]:
     """A warning if the estimate is more than what is free: an estimate is no proof."""
     free = (available or free_memory)(device)
@@ -201,14 +211,16 @@ def memory_findings(memory: Memory, device: str, available: Callable[[str], int 
     if free is None or needed <= free:
         return []
     parts = ", ".join(f"{name} {size(count)}" for name, count in memory.items())
+    if "activations" not in memory:
+        parts += ", activations on top"
     return [
         Finding(
             rule=rules.PREFLIGHT_016,
             subject="--device",
-            problem=f"a step needs more memory than {device} has free ({parts}, activations on top)",
+            problem=f"a step needs more memory than {device} has free ({parts})",
             expected=f"at least {size(needed)}",
             found=size(free),
-            hint="Train in --precision bf16-weights, or a smaller model.",
+            hint="Take --recompute, a smaller --batch-size, --precision bf16-weights, or a smaller model.",
             severity="warning",
         )
     ]

@@ -50,12 +50,16 @@ def parameter_groups(settings: Settings, family: Family, config: ModelConfig) ->
 
 def frozen_parameters(groups: Sequence[GroupSettings], family: Family, config: ModelConfig) -> int:
     """Numbers of a model that its groups freeze; all weights are trained otherwise."""
+    name_map = family.map_tensor_names(config, Layout())
+    return sum(math.prod(name_map.parameters[name]) for name in frozen_names(groups, family, config))
+
+
+def frozen_names(groups: Sequence[GroupSettings], family: Family, config: ModelConfig) -> frozenset[str]:
+    """Parameters of a model that its groups freeze."""
     if not any(group.frozen for group in groups):
-        return 0
-    name_map, of_all = family.map_tensor_names(config, Layout()), LoraSettings()
-    members = _members(groups, _names(of_all, family, config))
-    still = [name for group, names in zip(groups, members, strict=True) if group.frozen for name in names]
-    return sum(math.prod(name_map.parameters[name]) for name in still)
+        return frozenset()
+    members = _members(groups, _names(LoraSettings(), family, config))
+    return frozenset(name for group, names in zip(groups, members, strict=True) if group.frozen for name in names)
 
 
 def _names(lora: LoraSettings, family: Family, config: ModelConfig) -> Names:

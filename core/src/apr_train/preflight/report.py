@@ -63,6 +63,10 @@ class PreflightInput:
     """What decides how much state there is for each number that is trained, and which are not."""
     averages: bool = False
     """Whether the weights are averaged beside the trained ones."""
+    recompute: bool = False
+    """Whether blocks are computed again on the way back, for the memory estimate."""
+    mask_probability: float = 1.0
+    """Of an objective that hides tokens, the share of them, for the same."""
     document_mask: bool = False
     """Whether attention stays inside documents."""
     packing: Packing | None = None
@@ -82,6 +86,8 @@ class PreflightInput:
             objective=model.objective,
             sequence_length=data.sequence_length,
             averages=settings.run.ema is not None,
+            recompute=settings.run.recompute,
+            mask_probability=data.mask_probability,
             document_mask=data.document_mask,
             packing=data.packing,
             **more,

@@ -32,6 +32,7 @@ from apr_train.model.footprint import (
 from apr_train.model.protocol import LanguageModel
 from apr_train.model.sharding import local, make_mesh, shard
 from apr_train.preflight.report import Cleared
+from apr_train.preflight.step_memory import empty_batch, label_model
 from apr_train.run.launch import Launch
 from apr_train.run.settings import LoraSettings, Settings
 from apr_train.training.averaging import AveragedWeights
@@ -256,7 +257,7 @@ def take_step(cleared: Cleared, decided: Decided, groups: int, gpus: int, rows: 
         if mesh is not None:
             shard(model, mesh)
         watch_blocks(model, ledger)
-        with without_values(model, ledger):
+        with _foreseeable(), without_values(model, ledger):
             state = _train(model, cleared.objective, decided, ledger, rows)
     phases, sent = _steady(ledger.peaks(), state), _sent(ledger, decided.settings.data.accumulate)
     if mesh is not None and decided.settings.lora.lora_rank is not None:
@@ -285,6 +286,20 @@ def _fake_processes(size: int, groups: int) -> Iterator[Any]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def _foreseeable() -> Iterator[None]:
+    """Refuse a model whose step depends on values.
+
+    Raises:
+        RunError: instead of torch's refusal.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found, hint = str(error).partition("\n")[0], "apr-train plan --debug has the place."
+        raise RunError("no step without values can be taken of this model", where="plan", found=found, hint=hint) from error
+
+
 def _train(model: nn.Module, objective: Objective, decided: Decided, ledger: Ledger, rows: int) -> int:
     """Take the step; returns the bytes of the optimizer's state afterwards."""
     settings = decided.settings
@@ -294,7 +309,10 @@ def _train(model: nn.Module, objective: Objective, decided: Decided, ledger: Led
         averages = AveragedWeights(model, settings.run.ema)
     optimizer = _Updates(make_optimizer(model, settings.optimizer, lr=decided.schedule.lr), model, ledger)
     watched = _Watched(objective, ledger)
-    batches = [_batch(objective, decided, rows) for _ in range(min(settings.data.accumulate, 2))]
+    masked = settings.data.document_mask or implies_document_mask(settings.data.packing or objective.packing)
+    mask = objective.mask_kind(document_mask=masked)
+    ledger.enter("batch", "activations")
+    batches = [empty_batch(rows, decided.sequence_length, mask) for _ in range(min(settings.data.accumulate, 2))]
     train_step(
         model,
         cast(Optimizers, optimizer),
@@ -309,17 +327,6 @@ def _train(model: nn.Module, objective: Objective, decided: Decided, ledger: Led
         averages.update(model)
     optimizer.label()
     return ledger.held().get("optimizer", 0)
-
-
-def _batch(objective: Objective, decided: Decided, rows: int) -> Batch:
-    """Rows without values, of one document each."""
-    data, shape = decided.settings.data, (rows, decided.sequence_length)
-    masked = data.document_mask or implies_document_mask(data.packing or objective.packing)
-    tokens = torch.empty(shape, dtype=torch.int64)
-    more: dict[str, Any] = {}
-    if objective.mask_kind(document_mask=masked) == "documents":
-        more = {"document_ids": torch.empty(shape, dtype=torch.int32), "document_lengths": ((shape[1],),) * rows}
-    return Batch(tokens=tokens, targets=torch.empty_like(tokens), target_count=tokens.numel(), **more)
 
 
 class _Watched:
@@ -362,10 +369,7 @@ class _Updates:
 
     def label(self) -> None:
         """Say which tensors are weights, gradients and state."""
-        parameters = list(self._model.parameters())
-        self._ledger.label(parameters, "weights")
-        self._ledger.label(self._model.buffers(), "weights")
-        self._ledger.label([parameter.grad for parameter in parameters if parameter.grad is not None], "gradients")
+        label_model(self._model, self._ledger)
         states = (state for part in self._optimizer.parts for state in part.state.values())
         self._ledger.label((value for state in states for value in state.values() if isinstance(value, Tensor)), "optimizer")
 

@@ -92,7 +92,7 @@ def _train(config: Path | None, resume: Path | None, values: dict[str, Any]) -> 
         raise click.exceptions.Exit(INTERRUPTED)
     click.echo("\nnext")
     for line in next_commands(ended.prepared):
-        click.echo(f"  {line}")
+        click.echo(f"  {printable(line)}")
 
 
 def _open(prepared: Prepared) -> None:

@@ -75,16 +75,16 @@ def test_text_appears_while_the_model_still_writes(apr, models, monkeypatch):
 PRINTS = """
 import os
 from apr_train.cli import main
-from apr_train.model.decoder import Decoder
+from apr_train.model.decoder import DecoderBlock
 
-forward = Decoder.forward
+forward = DecoderBlock.forward
 
 def printing(*given, **more):
     print("from the model's code")
     os.write(1, b"by the descriptor")
     return forward(*given, **more)
 
-Decoder.forward = printing
+DecoderBlock.forward = printing
 main()
 """
 

@@ -81,18 +81,29 @@ RUN_FILES: dict[str, Change] = {
     "preflight.json": json_changed,
     "metrics.jsonl": lines_changed,
     "samples.jsonl": lines_changed,
+    "changes.jsonl": lines_changed,
     "machine.json": json_changed,
     "step-000002/state.json": json_changed,
     "step-000002/optimizer.safetensors": safetensors_changed,
     "MODEL_CARD.md": bytes_changed,
 }
-"""What every run writes, beside its weights."""
+"""What every run writes, beside its weights; changes.jsonl one that was resumed with other settings."""
 WHOLE_MODEL: dict[str, Change] = {"step-000002/model.apr": apr_changed, "model.apr": apr_changed}
 WATCHED: dict[str, Change] = {"step-000002/averaging.safetensors": safetensors_changed, "profile/items.json": json_changed}
 """What `--ema` and `--profile` leave and somebody reads."""
 ADAPTER: dict[str, Change] = {"adapter_config.json": json_changed, "adapter_model.safetensors": safetensors_changed}
 TOKENIZE = ("tokenize", "--init", "{seeds}/hf", "--sequence-length", "64", "--device", "cpu", "--objective")
 CHAT = (*TOKENIZE, "sft", "--data")
+SHARDS = (
+    *TOKENIZE,
+    "causal-lm",
+    "--tokenizer",
+    "{}/tokenizer.json",
+    "--data",
+    "{}/text/train",
+    "--val-data",
+    "{}/text/held-out",
+)
 
 
 def _front_matter(raw: bytes, pick: random.Random) -> bytes:
@@ -197,6 +208,16 @@ KINDS = {
         "",
         {"state.json": json_changed, "dataset_info.json": json_changed, "*.arrow": columns_changed},
         ((*TOKENIZE, "causal-lm", "--data", "{}"),),
+    ),
+    "tokens": Kind(
+        "token shards",
+        "tokens",
+        "",
+        {
+            **dict.fromkeys(("text/train/*.bin", "text/held-out/*.bin"), id_shard_changed),
+            **dict.fromkeys(("tokenizer.json", "apr-train.json"), json_changed),
+        },
+        (SHARDS, (*SHARDS, "--json"), (*SHARDS, "-o", "{}")),
     ),
     "chat": Kind(
         "conversations",

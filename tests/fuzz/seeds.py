@@ -73,7 +73,7 @@ def make_seeds(folder: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / "safetensors" / name).write_bytes((folder / "hf" / name).read_bytes())
     (folder / "gguf" / "model.gguf").write_bytes(gguf(*gguf_parts(folder / "hf")))
-    commands(("import", "hf", "-o", "apr/model.apr"), *RUNS, *map(_stamp, STAMPED), cwd=folder, cache="used")
+    commands(("import", "hf", "-o", "apr/model.apr"), *RUNS, *map(_stamp, STAMPED), TOKENS, cwd=folder, cache="used")
     commands([word.format(seeds=folder) for word in CACHED], cwd=folder, cache="cache")
     _shards(folder / "apr" / "model.apr", folder / "shards")
     shutil.copytree(folder / "lora" / "adapter", folder / "adapter")
@@ -189,11 +189,14 @@ SHORT = (
 ADAPTED = ("--run", "lora", "--objective", "sft", "--lora-rank", 2, "--validation-fraction", 0.3, "--sequence-length", 64)
 RUNS = (
     ("--init", "hf", "--data", "data/d", *SHORT, "--run", "run", "--prompt", "def f"),
+    ("--resume", "run/step-000001", "--lr", 1e-4),
     ("--init", "hf", "--data", "data/chat.jsonl", *SHORT, *ADAPTED),
     ("--init", "hf", "--data", "data/d", *SHORT, "--run", "fim", "--objective", "fim", "--ema", 0.5, "--profile", "2:2"),
     ("--arch", "codebert", "--preset", "tiny", "--vocab-size", 300, "--data", "data/d", *SHORT, "--run", "masked"),
 )
-"""One of each objective; one of them trains adapters."""
+"""One of each objective; one is resumed with another setting, one trains adapters."""
+TOKENS = ("tokenize", "--init", "hf", "--data", "data/d", "--sequence-length", 16, "--device", "cpu", "-o", "tokens")
+"""A command that writes token shards."""
 STAMPED = ("apr/model.apr", "run/model.apr", "fim/model.apr", "masked/model.apr")
 """What is published, for which it must say what it was trained on."""
 CACHED = ("tokenize", "--init", "{seeds}/hf", "--data", "{seeds}/data/d", "--sequence-length", "16", "--device", "cpu")

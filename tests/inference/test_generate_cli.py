@@ -91,6 +91,30 @@ def test_text_appears_while_the_model_still_writes(apr, models, monkeypatch):
     assert len(pieces) > 6
 
 
+PRINTS = """
+import os
+from apr_train.cli import main
+from apr_train.model.decoder import DecoderBlock
+
+forward = DecoderBlock.forward
+
+def printing(*given, **more):
+    print("from the model's code")
+    os.write(1, b"by the descriptor")
+    return forward(*given, **more)
+
+DecoderBlock.forward = printing
+main()
+"""
+
+
+def test_what_a_model_prints_while_it_writes_stays_out_of_the_text(apr, models):
+    words = ["generate", str(models.decoder), "--prompt", PROMPT, "--max-tokens", "3"]
+    done = subprocess.run([sys.executable, "-c", PRINTS, *words], capture_output=True, text=True, check=True)
+    assert done.stdout == apr(*words).stdout
+    assert done.stderr.count("from the model's code") == done.stderr.count("by the descriptor") >= 3
+
+
 def test_fillers_of_a_mask_have_probabilities(apr, models):
     found = apr("generate", models.encoder, "--fill-mask", "def <mask>(x): return <mask>", "--top-k", 3, "--json").json
     assert [len(mask) for mask in found["masks"]] == [3, 3]

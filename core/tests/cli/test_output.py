@@ -86,6 +86,33 @@ def test_json_stands_alone_whatever_prints_while_it_is_made():
     assert sorted(done.stderr.split("\n")) == ["", "descriptor", "from C", "python"]
 
 
+STREAMS = """
+import ctypes, os
+import click
+from apr_train.cli.output import emit_table, emit_text, keep_apart
+
+@click.command()
+@click.pass_context
+def command(context):
+    keep_apart(context)
+    for token in "abc":
+        print("python")
+        os.write(1, b"descriptor\\n")
+        ctypes.CDLL(None).printf(b"from C\\n")
+        emit_text(token)
+    emit_table(("x", "y"), [(1, 2)])
+    print("the end")
+
+command()
+"""
+
+
+def test_a_text_stands_alone_whatever_prints_between_two_tokens():
+    done = subprocess.run([sys.executable, "-c", STREAMS], capture_output=True, text=True, check=True)
+    assert done.stdout == "abcx  y\n1  2\n"
+    assert sorted(done.stderr.split()) == sorted(["python", "descriptor", "from", "C"] * 3 + ["the", "end"])
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_model_s_text_is_itself_in_a_pipe_and_harmless_on_a_terminal(capsys, monkeypatch, terminal):
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)

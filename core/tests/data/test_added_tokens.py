@@ -1,6 +1,7 @@
 """Tokens that are added to a tokenizer: the file, what is refused, and the ids that transformers gives the same tokens."""
 
 import json
+import os
 
 import pytest
 from apr_train.checkpoint.header import AddedToken, TokenizerSpec
@@ -63,7 +64,10 @@ def test_a_file_that_is_none_of_tokens_is_refused_with_the_place(tmp_path):
     assert "byte 0xff in line 2" in told
     assert "no token is in the file" in refused(read_tokens, written(tmp_path, ""))[0]
     assert "No such file" in refused(read_tokens, str(tmp_path / "absent"))[0]
-    assert "Is a directory" in refused(read_tokens, str(tmp_path))[0]
+    assert "found a folder" in refused(read_tokens, str(tmp_path))[0]
+    os.mkfifo(tmp_path / "fifo")
+    assert "found a named pipe" in refused(read_tokens, str(tmp_path / "fifo"))[0]
+    assert "found a device" in refused(read_tokens, "/dev/zero")[0]
     assert "too large" in refused(read_tokens, written(tmp_path, b"a" * (MAX_BYTES + 1)))[0]
 
 

@@ -33,6 +33,7 @@ SOURCES = {
     "failing": "class T:\n    @hookimpl\n    def step_done(self, line): calls.append(line.step); raise ValueError('no disk')\n"
     "    @hookimpl\n    def run_ended(self, end): calls.append('ended'); raise OSError('still no disk')\n",
     "leaving": "import sys\nclass T:\n    @hookimpl\n    def run_started(self): sys.exit(3)\n",
+    "wandering": "import os\nclass T:\n    @hookimpl\n    def run_started(self): os.chdir('/')\n",
     "misspelt": "class T:\n    @hookimpl\n    def step_don(self, line): pass\n",
     "argument": "class T:\n    @hookimpl\n    def step_done(self, metrics): pass\n",
     "defaulted": "class T:\n    @hookimpl\n    def step_done(self, line=None): pass\n",
@@ -103,6 +104,13 @@ def test_one_that_leaves_the_process_does_not(installed):
     said = []
     Trackers.named(["leaving"], said.append).start(start)
     assert said == ["warning: tracker leaving failed in run_started (it called sys.exit(3)): the run goes on without it"]
+
+
+def test_one_that_goes_elsewhere_leaves_the_run_where_it_is(installed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    installed("wandering")
+    Trackers.named(["wandering"], print).start(start)
+    assert Path.cwd() == tmp_path
 
 
 def test_an_interrupt_in_a_tracker_is_the_users(installed):

@@ -190,6 +190,11 @@ def test_plain_lines_have_no_control_sequence(capsys, monkeypatch, name, value):
     assert " ".join(out.split()).startswith(f"{NOTICE} step 6/300")
 
 
+def test_what_is_said_of_files_has_no_raw_control(capsys):
+    PlainDisplay(steps=1, every=1).say("left out: a\x1b[2J\nb")
+    assert capsys.readouterr().out == "left out: a\\x1b[2J\nb\n"
+
+
 @pytest.mark.parametrize(("step", "words"), [(3, "after step 3 of 9; everything is saved"), (0, "nothing to save yet")])
 def test_a_stopped_run_says_what_is_saved_and_how_to_go_on(step, words):
     settings = SimpleNamespace(run=SimpleNamespace(steps=9))

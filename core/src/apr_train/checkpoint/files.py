@@ -174,13 +174,21 @@ def read_bytes(path: Path, *, most: int = MAX_BYTES) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
+        refuse_larger(size, path, most=most)
         try:
-            raw = b"" if size > most else file.read(size)  # what is appended meanwhile is left for the next reader
+            return file.read(size)  # what is appended meanwhile is left for the next reader
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror}", path=path) from error
+
+
+def refuse_larger(size: int, path: object, *, most: int) -> None:
+    """Refuse a file that is larger than whatever is read whole.
+
+    Raises:
+        FormatError: `size` is more than `most`.
+    """
     if size > most:
         raise FormatError("too large a file to be read whole", path=path, expected=f"at most {most:,} bytes", found=f"{size:,}")
-    return raw
 
 
 def read_text(path: Path, *, most: int = MAX_BYTES, encoding: str = "utf-8") -> str:

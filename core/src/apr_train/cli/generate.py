@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_train.cli.options import MODEL, json_option, model_options, setting
-from apr_train.cli.output import emit_json, emit_table, emit_text, say
+from apr_train.cli.output import emit_json, emit_table, emit_text, keep_apart, say
 from apr_train.run.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--echo", is_flag=True, help="Print the prompt, too; of a hole, what stands around it.")
 @json_option("Print JSON, when all is done.")
 @model_options
+@click.pass_context
 def command(
+    context: click.Context,
     file: str,
     prompt: str | None,
     masked: str | None,
@@ -91,6 +93,8 @@ def command(
         raise click.UsageError("--fim-tokens is only with --prefix and --suffix.")
     if "" in options["stop"]:
         raise click.UsageError("--stop: an empty text is everywhere.")
+    if not as_json:  # with --json it is apart already
+        keep_apart(context)
     if chat:
         _talk(file, None if prompt is None else _text_of(prompt, "--prompt"), as_json, options)
     elif masked is not None:
@@ -262,7 +266,7 @@ def _told(made: Continuation, seconds: float) -> dict[str, Any]:
 
 def _say_speed(made: Continuation, seconds: float) -> None:
     """End the line of the text, and say what it cost."""
-    click.echo()
+    emit_text("\n")
     speed = len(made.tokens) / seconds
     say(f"[{made.prompt_tokens} + {len(made.tokens)} tokens, stopped by {made.stopped_by}, {speed:,.1f} tokens/s]")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from apr_train.cli.output import keep_for_json
+from apr_train.cli.output import keep_apart
 from apr_train.cli.usage import Number, SettingChoice, WholeNumber
 from apr_train.run.option import ALONE, PATH, flag, options_of
 from apr_train.run.paths import user_path
@@ -116,7 +116,7 @@ def json_option(text: str = "Print JSON.") -> Callable[[FC], FC]:
 
     def callback(context: click.Context, _: click.Parameter, as_json: bool) -> bool:
         if as_json:
-            keep_for_json(context)
+            keep_apart(context)
         return as_json
 
     return click.option("--json", "as_json", is_flag=True, callback=callback, help=text)

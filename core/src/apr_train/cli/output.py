@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 import attrs
@@ -36,16 +36,36 @@ def say(text: str) -> None:
 _APART = "apr_train.cli.output"
 
 
-def keep_for_json(context: click.Context) -> None:
-    """Send all that a command prints to standard error, until `emit_json`: a model's own code may print at any time."""
+def keep_apart(context: click.Context) -> None:
+    """Send what is printed to standard error, but for what `emit_json`, `emit_text` and `emit_table` print.
+
+    A model's own code may print at any time, and standard output is the command's.
+    """
     apart = context.with_resource(ExitStack())
     apart.enter_context(printed_on_stderr())
     context.meta[_APART] = apart
 
 
+@contextmanager
+def _own_output() -> Iterator[None]:
+    """Give the command its standard output for what it prints itself."""
+    context = click.get_current_context(silent=True)
+    apart = None if context is None else context.meta.get(_APART)
+    if apart is None:
+        yield
+        return
+    apart.close()
+    try:
+        yield
+    finally:
+        apart.enter_context(printed_on_stderr())
+
+
 def emit_text(text: str) -> None:
     """Print a part of a text that is the result: as it is into a pipe or a file, without raw controls on a terminal."""
-    click.echo(printable(text, lines=True) if sys.stdout.isatty() else text, nl=False, color=True)  # None would take some out
+    with _own_output():
+        shown = printable(text, lines=True) if sys.stdout.isatty() else text
+        click.echo(shown, nl=False, color=True)  # None would take some out
 
 
 def emit_json(data: Any) -> None:
@@ -53,9 +73,9 @@ def emit_json(data: Any) -> None:
     text = json.dumps(data, default=_plain)
     data = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity, of a damaged file, are no JSON
     text = json.dumps(data, indent=2, ensure_ascii=False)
-    if (context := click.get_current_context(silent=True)) is not None:
-        context.meta.pop(_APART, ExitStack()).close()
-    click.echo(UNPRINTABLE.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], text))
+    text = UNPRINTABLE.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
+    with _own_output():
+        click.echo(text)
 
 
 def _plain(value: Any) -> Any:
@@ -73,13 +93,14 @@ def _plain(value: Any) -> Any:
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """Print a table: with rich on a terminal, else aligned columns that nothing wraps or cuts."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _rich_table(columns, cells, title)
-        return
-    if title:
-        tell(title)
-    for line in _aligned([list(columns), *cells]):
-        click.echo(line)
+    with _own_output():
+        if sys.stdout.isatty():
+            _rich_table(columns, cells, title)
+            return
+        if title:
+            tell(title)
+        for line in _aligned([list(columns), *cells]):
+            click.echo(line)
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:

@@ -116,7 +116,7 @@ def _close(ended: Trained | Resume) -> None:
     if ended.outcome.stopped_by is None:
         click.echo("\nnext")
         for line in next_commands(ended.prepared):
-            click.echo(f"  {line}")
+            click.echo(f"  {printable(line)}")
 
 
 def _say_finished(plan: Resume) -> None:

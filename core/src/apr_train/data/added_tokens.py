@@ -10,12 +10,13 @@ import attrs
 
 from apr_train import rules
 from apr_train.checkpoint import companions
+from apr_train.checkpoint.files import read_bytes
 from apr_train.checkpoint.header import AddedToken, TokenizerSpec
 from apr_train.checkpoint.tokenizer_json import FLAGS
 from apr_train.checkpoint.tokenizer_metadata import CONTROL, TYPES, USER_DEFINED
 from apr_train.data.fim_tokens import SPELLINGS
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
-from apr_train.errors import Finding, TokenizerError
+from apr_train.errors import Finding, FormatError, TokenizerError
 
 FLAG = "--add-tokens"
 MAX_BYTES = 1 << 24
@@ -56,13 +57,9 @@ def read_tokens(path: str) -> tuple[str, ...]:
 
 def _text(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or str(error)
-        raise _refused("the file of tokens cannot be read", path, "a text file, one token a line", found) from error
-    if len(content) > MAX_BYTES:
-        raise _refused("too large for a file of tokens", path, f"at most {MAX_BYTES:,} bytes", "more")
+        content = read_bytes(Path(path), most=MAX_BYTES)
+    except FormatError as error:
+        raise TokenizerError.of([error.under(rules.TOKENS_001)]) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -13,14 +13,17 @@ _STDOUT, _STDERR = 1, 2
 
 @contextmanager
 def as_guest() -> Iterator[None]:
-    """Run a plugin's code: what it prints goes to standard error, and a working folder that it changes is changed back.
+    """Run a plugin's code: what it prints goes to standard error, and a working folder that it changes is changed back."""
+    with same_folder(), printed_on_stderr():
+        yield
 
-    Paths on the command line and in settings are relative to the folder that the user is in.
-    """
+
+@contextmanager
+def same_folder() -> Iterator[None]:
+    """Go back into the working folder at the end: paths on the command line and in settings are relative to the user's."""
     here = _open_here()
     try:
-        with printed_on_stderr():
-            yield
+        yield
     finally:
         if here is not None:
             os.fchdir(here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ import attrs
 from attrs import frozen
 
 from apr_train.atomic import write_file
-from apr_train.errors import ConfigError, RunError
+from apr_train.errors import ConfigError, RunError, printable
 from apr_train.run.json_lines import read_json_lines
-from apr_train.run.option import MAY_CHANGE, flag, told
+from apr_train.run.option import MAY_CHANGE, MOST, flag, told
 from apr_train.run.settings import GROUPS, Settings
 
+MAX_BYTES = 1 << 20
+"""Bound on the file: some ten thousand changes."""
+_LONGEST = 200
+"""Characters of a value that is told: that of another version's setting may be anything."""
+_NAME = re.compile(r"[a-z]\w{0,40}\.[a-z]\w{0,60}", re.ASCII)
+"""A setting's, of this version or another."""
 _HINT = "Move the file away: the run goes on without it, and knows nothing of these changes."
 
 
@@ -37,7 +44,7 @@ class Change:
 
 
 def _told(value: Any) -> str:
-    return "left open" if value is None else told(value)
+    return "left open" if value is None else printable(told(value), most=_LONGEST)
 
 
 def read_changes(path: Path) -> list[Change]:
@@ -46,25 +53,43 @@ def read_changes(path: Path) -> list[Change]:
     Raises:
         RunError: a line is damaged; the message gives its number.
     """
-    return [_change(path, number, values) for number, values in enumerate(read_json_lines(path) if path.exists() else [], 1)]
+    if not path.exists():
+        return []
+    changes: list[Change] = []
+    try:
+        for number, values in enumerate(read_json_lines(path, most=MAX_BYTES), 1):
+            changes.append(_change(path, number, values, since=changes[-1].step if changes else 0))
+    except RunError as error:
+        raise error.amend(hint=_HINT) from error
+    return changes
 
 
-def _change(path: Path, number: int, values: Any) -> Change:
-    names = set(attrs.fields_dict(Change))
-    right = isinstance(values, dict) and values.keys() == names and type(values["step"]) is int
-    if not right or not isinstance(values["setting"], str):
-        expected = f"an object with {', '.join(sorted(names))}"
+def _change(path: Path, number: int, values: Any, *, since: int) -> Change:
+    if not _is_change(values):
+        expected = f"an object with {', '.join(sorted(attrs.fields_dict(Change)))}"
         where = f"line {number} is no change of a setting"
-        raise RunError(where, where=path, expected=expected, found=repr(values)[:80], hint=_HINT)
-    group, _, name = values["setting"].partition(".")
-    if _may_change(group, name):
+        raise RunError(where, where=path, expected=expected, found=repr(values)[:80])
+    change = Change(**values)
+    if change.step < since:
+        raise RunError(
+            f"line {number} is of an earlier step than the line before", where=path, expected=since, found=change.step
+        )
+    group, _, name = change.setting.partition(".")
+    for value in (change.before, change.after) if _may_change(group, name) else ():
         try:
-            GROUPS[group](**{name: values["before"]})
+            GROUPS[group](**{name: value})
         except ConfigError as error:
             problem = f"line {number} has a value that the setting cannot have had: {error.finding.problem}"
-            found = error.finding.found
-            raise RunError(problem, where=path, field=values["setting"], found=found, hint=_HINT) from error
-    return Change(**values)
+            raise RunError(problem, where=path, field=change.setting, found=error.finding.found) from error
+    return change
+
+
+def _is_change(values: Any) -> bool:
+    """Whether a line has what each has, of a setting that there may be, at a step that there may be."""
+    if not isinstance(values, dict) or values.keys() != attrs.fields_dict(Change).keys():
+        return False
+    step, setting = values["step"], values["setting"]
+    return type(step) is int and 0 <= step <= MOST and isinstance(setting, str) and _NAME.fullmatch(setting) is not None
 
 
 def _may_change(group: str, name: str) -> bool:

@@ -12,7 +12,7 @@ from apr_train.run.metrics import Metrics
 from apr_train.run.settings import Settings
 
 _MOST = 12
-"""Steps that are listed; of more the first ones, and how many."""
+"""Steps, and changes, that are listed; of more the first ones, and how many."""
 
 
 def compared(lines: Iterable[Metrics], settings: Settings, changes: Collection[Change]) -> list[Metrics]:
@@ -54,11 +54,15 @@ def course(
     if settings.run.ema is not None:
         told["averaged"] = _averaged(lines, settings.run.ema)
     if skipped := [line.step for line in lines if line.skipped]:
-        more = f" and {len(skipped) - _MOST} more" if len(skipped) > _MOST else ""
-        told["skipped"] = f"{_steps(len(skipped))} as spikes: {', '.join(map(str, skipped[:_MOST]))}{more}"
+        told["skipped"] = f"{_steps(len(skipped))} as spikes: {_listed(skipped, ', ')}"
     if changes:
-        told["changed"] = "; ".join(map(str, changes))
+        told["changed"] = _listed(changes, "; ")
     return told
+
+
+def _listed(items: Sequence[object], between: str) -> str:
+    more = f" and {len(items) - _MOST} more" if len(items) > _MOST else ""
+    return f"{between.join(map(str, items[:_MOST]))}{more}"
 
 
 def _steps(number: int) -> str:

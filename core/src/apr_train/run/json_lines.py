@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apr_train.checkpoint.files import json_value, read_bytes
+from apr_train.checkpoint.files import json_value, open_regular, refuse_larger
 from apr_train.errors import FormatError, RunError
 
 MAX_LINES_BYTES = 1 << 30
 """Bound on such a file: a line of metrics has 300 bytes, and a run a million steps at most."""
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """The values of all whole lines, in order; a last line without its newline is left out.
+def read_json_lines(path: Path, *, most: int = MAX_LINES_BYTES) -> Iterator[Any]:
+    """The values of all whole lines, one after the other; a last line without its newline is left out.
 
     Raises:
-        RunError: the file is not there, or a line is not JSON in UTF-8; the message gives its number, counted from 1.
+        RunError: the file is not there or has more than `most` bytes, or a line is not JSON in UTF-8; the message gives its
+            number, counted from 1.
     """
+    for number, line in enumerate(_lines(path, most), 1):
+        yield _value(line, number, path)
+
+
+def _lines(path: Path, most: int) -> Iterator[bytes]:
+    """The whole lines of what the file has when it is opened: what is appended meanwhile is left for the next reader."""
     try:
-        lines = read_bytes(path, most=MAX_LINES_BYTES).split(b"\n")[:-1]
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size
+            refuse_larger(left, path, most=most)
+            while (line := file.readline(left)).endswith(b"\n"):
+                left -= len(line)
+                yield line[:-1]
     except FormatError as error:
         raise RunError.of(error.findings) from error
-    return [_value(line, number, path) for number, line in enumerate(lines, 1)]
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=path) from error
 
 
 def _value(line: bytes, number: int, path: Path) -> Any:

@@ -15,8 +15,10 @@ import attrs
 from attrs import field, frozen
 
 from apr_train.atomic import write_all, write_file
+from apr_train.checkpoint.files import read_bytes
 from apr_train.errors import OutputError, RunError
-from apr_train.run.json_lines import read_json_lines
+from apr_train.run.json_lines import MAX_LINES_BYTES, read_json_lines
+from apr_train.run.option import MOST
 
 BY_SOURCE = ("source_tokens", "source_val_loss")
 """Fields that have a number for each source of a mixture, by its name."""
@@ -152,35 +154,43 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[Metrics]:
-    """Read the lines back; a last line that was cut off by a crash is left out.
+    """Read the lines back, by step; a last line that was cut off by a crash is left out.
 
     Raises:
         RunError: for any other line that is not as documented; the message gives its number.
     """
     known = set(attrs.fields_dict(Metrics))
-    read = []
+    read: list[Metrics] = []
     for number, values in enumerate(read_json_lines(path), 1):
         if not isinstance(values, dict) or "step" not in values or set(values) - known:
             raise RunError(f"line {number} is not a line of metrics", where=path, expected=f"keys among {sorted(known)}")
         _check_numbers(values, number, path)
+        _check_step(values["step"], number, path, above=read[-1].step if read else -1)
         read.append(Metrics(**values))
     return read
 
 
 def _check_numbers(values: dict[str, Any], number: int, path: Path) -> None:
-    """Every value is a number, or an object of numbers; the step is one that there can be."""
+    for name, value in _parts(values, number, path):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RunError(f"line {number}: {name} is no number", where=path, found=f"{value!r:.80}")
+
+
+def _parts(values: dict[str, Any], number: int, path: Path) -> Iterator[tuple[str, Any]]:
+    """What is there of a line's values, those by source one by one."""
     for name, value in values.items():
-        parts = (
-            {f"{name}.{key}": item for key, item in value.items()}
-            if name in BY_SOURCE and isinstance(value, dict)
-            else {name: value}
-        )
-        for part, item in parts.items():
-            if item is not None and (isinstance(item, bool) or not isinstance(item, int | float)):
-                raise RunError(f"line {number}: {part} is no number", where=path, found=f"{item!r:.80}")
-    if type(values["step"]) is not int or not 0 <= values["step"] < 1 << 63:
-        expected = "a whole number of zero or more"
-        raise RunError(f"line {number}: the step is wrong", where=path, expected=expected, found=f"{values['step']!r:.80}")
+        if name not in BY_SOURCE and value is not None:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{source}", item) for source, item in value.items())
+        elif value is not None:
+            raise RunError(f"line {number}: {name} is no object", where=path, found=f"{value!r:.80}")
+
+
+def _check_step(step: object, number: int, path: Path, *, above: int) -> None:
+    if type(step) is not int or not above < step <= MOST:
+        expected = f"a whole number above {above}"
+        raise RunError(f"line {number}: the step is wrong", where=path, expected=expected, found=f"{step!r:.80}")
 
 
 def cut_back(path: Path, step: int) -> list[Metrics]:
@@ -192,5 +202,6 @@ def cut_back(path: Path, step: int) -> list[Metrics]:
         OutputError: when the file cannot be written; it is then as it was.
     """
     kept = [line for line in read_metrics(path) if line.step <= step] if step and path.exists() else []
-    write_file(path, "".join(line.to_json() + "\n" for line in kept).encode("utf-8"))
+    whole = read_bytes(path, most=MAX_LINES_BYTES).split(b"\n", len(kept))[:-1] if kept else []
+    write_file(path, b"".join(line + b"\n" for line in whole))
     return kept

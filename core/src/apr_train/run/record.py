@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from apr_train.run.changes import read_changes
 from apr_train.run.course import best_checkpoint, course
 from apr_train.run.folder import CHANGES, CONFIG, MACHINE, METRICS, PREFLIGHT, PROFILE, SAMPLES, run_hint, run_of
 from apr_train.run.machine import Machine, read_machine
-from apr_train.run.metrics import BY_SOURCE, Metrics, read_metrics
+from apr_train.run.metrics import Metrics, read_metrics
 from apr_train.run.preflight_file import PreflightRecord, read_preflight
 from apr_train.run.profile_file import ITEMS, ProfileRecord, read_profile
 from apr_train.run.samples import Sample, read_samples
@@ -105,27 +105,4 @@ def _lines(path: Path) -> list[Metrics]:
     lines = read_metrics(path)
     if not lines:
         raise RunError("the run has no metrics yet", where=path, found="no line", hint="Wait for its first validation.")
-    for number, line in enumerate(lines, 1):
-        _check(line, number, path, lines[number - 2].step if number > 1 else -1)
     return lines
-
-
-def _values(line: Metrics, number: int, path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a line, those by source one by one."""
-    for name, value in attrs.asdict(line).items():
-        if name not in BY_SOURCE or value is None:
-            yield name, value
-        elif isinstance(value, dict):
-            yield from ((f"{name}.{source}", item) for source, item in value.items())
-        else:
-            raise RunError(f"line {number}: {name} is no object", where=path, found=repr(value)[:80])
-
-
-def _check(line: Metrics, number: int, path: Path, before: int) -> None:
-    """What `read_metrics` leaves open: every value is a number, and steps go up."""
-    for name, value in _values(line, number, path):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise RunError(f"line {number}: {name} is no number", where=path, found=repr(value)[:80])
-    if not isinstance(line.step, int) or line.step <= before:
-        expected = f"a whole number above {before}"
-        raise RunError(f"line {number}: the step is wrong", where=path, expected=expected, found=line.step)

@@ -19,6 +19,7 @@ from apr_train.family.discovery import (
     entry_points,
     installed_plugin,
 )
+from apr_train.family.its_output import same_folder
 from apr_train.family.plugin_module import examination, import_named, make_manager, told
 from apr_train.run import events
 from apr_train.run.events import RunEnd, RunStart, Say
@@ -172,7 +173,8 @@ class Trackers:
         if tracker.name in self._failed and not always:
             return
         try:
-            getattr(tracker.manager.hook, hook)(**arguments)
+            with same_folder():  # a run's paths are relative
+                getattr(tracker.manager.hook, hook)(**arguments)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit, and an extension module's panic, are no Exceptions

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from apr_train.data.special_tokens import special_id
+from apr_train.errors import printable
 from apr_train.family.adapter_sites import is_of_adapter
 from apr_train.run.course import course
 from apr_train.run.events import RunEvents, Say
@@ -218,7 +219,7 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         """Print it; on a terminal it breaks at words."""
-        click.echo(broken(text, columns(sys.stdout), indent=_INDENT))
+        click.echo(broken(printable(text, lines=True), columns(sys.stdout), indent=_INDENT))
 
     def step(self, line: Metrics) -> None:
         """Print it when it is its turn."""
@@ -340,7 +341,7 @@ class LiveDisplay:
         from rich.text import Text
 
         console = self._live.console
-        console.print(Text(broken(text, console.width, indent=_INDENT)), soft_wrap=True)
+        console.print(Text(broken(printable(text, lines=True), console.width, indent=_INDENT)), soft_wrap=True)
 
     def step(self, line: Metrics) -> None:
         """Show its numbers; what a validation measured stays."""

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from apr_train.checkpoint.files import read_text
 from apr_train.run.events import RunEnd, RunStart, hookimpl
 from apr_train.run.metrics import Metrics
 
@@ -16,6 +17,8 @@ SENT = (
     "the run's name, its settings but for paths, and the numbers of every step; "
     "not sent: text, weights, paths, code, what the terminal shows, this machine's name and figures"
 )
+_LONGEST_ID = 64
+"""Bytes of an id."""
 
 
 class WeightsAndBiases:
@@ -81,4 +84,4 @@ def _id_of(note: Path) -> str:
     """The id that an earlier start of the run has noted, or a new one, noted."""
     if not note.exists():
         note.write_text(secrets.token_hex(4), encoding="utf-8")
-    return note.read_text(encoding="utf-8")
+    return read_text(note, most=_LONGEST_ID)

@@ -114,7 +114,7 @@ class Prepared:
 
 
 @contextmanager
-def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]:
+def examine(asked: Settings, resume: Resume | None = None, unchanged: Unchanged | None = None) -> Iterator[Examined]:
     """Open the source of the weights and judge the run; the report may hold errors. The source is closed at the end.
 
     Asks torch for deterministic algorithms, where the run wants them: not every backend's operators are, and one that is
@@ -126,8 +126,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     if asked.run.deterministic:
         make_deterministic()
     device, precision = _machine(asked.run)
-    believe = resume is None and not asked.data.rehash
-    look = look_at(asked.data, objective_of(asked), unchanged=Unchanged(believe=believe))
+    look = look_at(asked.data, objective_of(asked), unchanged=unchanged or _readings(asked, resume))
     with ExitStack() as held:
         checkpoint, ungrown = grown_source(asked, _opened(asked, resume, device, look, held), resume)
         header, report = judge_run(
@@ -140,6 +139,11 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
             resume=resume,
         )
         yield Examined(checkpoint=checkpoint, header=header, report=with_findings(report, ungrown))
+
+
+def _readings(asked: Settings, resume: Resume | None) -> Unchanged:
+    """The readings of text that need not be read again; a run that goes on reads all of it."""
+    return Unchanged(believe=resume is None and not asked.data.rehash)
 
 
 def _machine(run: RunSettings) -> tuple[str, str]:
@@ -172,8 +176,9 @@ def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = T
     if asked.run.threads is not None:
         torch.set_num_threads(asked.run.threads)
     with ExitStack() as held:
+        unchanged = _readings(asked, resume)  # one for both, so that a large corpus is gone through once
         with doing("looking for faults of the run", shown=shown):
-            examined = held.enter_context(examine(asked, resume))
+            examined = held.enter_context(examine(asked, resume, unchanged))
         cleared = examined.report.cleared()
         for finding in examined.report.warnings:
             say(f"warning: {finding}")
@@ -182,11 +187,19 @@ def prepare(asked: Settings, resume: Resume | None, say: Say, *, shown: bool = T
         if resume is not None:
             held.enter_context(locked(resume.folder))
             resume.require_unchanged()
-        inputs = _gather(asked, resume, examined, cleared, say, shown)
+        inputs = _gather(asked, resume, examined, cleared, unchanged, say, shown)
         yield _prepared(inputs, examined, resume, held, say, begun, shown)
 
 
-def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared: Cleared, say: Say, shown: bool) -> Inputs:
+def _gather(
+    asked: Settings,
+    resume: Resume | None,
+    examined: Examined,
+    cleared: Cleared,
+    unchanged: Unchanged,
+    say: Say,
+    shown: bool,
+) -> Inputs:
     """Settle the settings, and find or make tokenizer and tokens."""
     device = choose_device(asked.run.device)
     decided = decide(asked, family=cleared.family.info, config=cleared.config, objective=cleared.objective, device=device)
@@ -207,7 +220,7 @@ def _gather(asked: Settings, resume: Resume | None, examined: Examined, cleared:
             tokenizer,
             objective=cleared.objective,
             options=encoding_wanted(decided, cleared),
-            believe=resume is None,
+            unchanged=unchanged,
             hashed=require_same,  # before another text is tokenised for nothing
             progress=progress,
             notice=_unless(told, say),

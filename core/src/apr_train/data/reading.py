@@ -142,7 +142,7 @@ def _contents(wanted: Wanted, known: Readout, place: Path) -> Contents:
         files=Paths(known.kept),
         hash=known.hash,
         text_bytes=known.text_bytes,
-        texts=Texts.of(known.keys, known.sizes),
+        texts=known.texts,
         take=wanted.take,
         shards=wanted.shards,
         notes=known.notes,

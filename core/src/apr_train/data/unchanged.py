@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
 from itertools import accumulate
@@ -30,6 +31,7 @@ from attrs import frozen
 
 from apr_train.checkpoint.files import json_value, open_regular
 from apr_train.data.cache import cache_folder, cache_key, cached_file
+from apr_train.data.split import Texts
 from apr_train.errors import FormatError
 
 _VERSION = 2
@@ -57,6 +59,11 @@ class Readout:
     """`[documents]`: bytes of text."""
     left_out: tuple[str, ...] = ()
     """What the search for the files left out."""
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The distinct texts, sorted once for all who ask."""
+        return Texts.of(self.keys, self.sizes)
 
 
 @frozen(kw_only=True)

@@ -132,11 +132,11 @@ def test_an_entry_that_is_not_true_is_forgotten_when_the_text_is_read(load, late
     load()
     settings = DataSettings(data=(str(corpus_folder),), validation_fraction=0.2)
     (entry,) = (tmp_path / "cache" / "readings").iterdir()
-    told = module._opened(entry)[0]
+    told = module._Entry.read(entry)
     path = corpus_folder / "module_02.py"
     path.write_text(path.read_text().replace("2", "3"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "states_of", lambda files: [tuple(state) for state in told["files"]])
+        patch.setattr(module, "states_of", lambda paths: told.states[: len(paths)])
         with pytest.raises(Exception, match="changed while"):
             load_corpus(settings, byte_tokenizer(bytes_first=3), cache_dir=tmp_path / "cache")
     assert not entry.exists()

@@ -116,6 +116,7 @@ def load_corpus(
     cache_dir: Path | None = None,
     learn: bool = True,
     believe: bool = True,
+    unchanged: Unchanged | None = None,
     hashed: Callable[[str], None] = lambda _: None,
     progress: StageProgress | None = None,
     notice: Say | None = None,
@@ -130,6 +131,7 @@ def load_corpus(
         cache_dir: instead of `cache_folder()`.
         learn: whether what is learnt from is wanted, too; otherwise `--data` is not read where there is a `--val-data`.
         believe: whether files that look unchanged need not be read again (`data.unchanged`); `settings.rehash` overrules it.
+        unchanged: the readings that are believed, where others have asked them already, instead of `believe`.
         hashed: told of the corpus's hash before any of it is encoded.
         progress: told of the bytes read, then of the bytes of text encoded.
         notice: told of what was left out or mended; a log warning otherwise.
@@ -140,7 +142,7 @@ def load_corpus(
         TokenizerError: when the tokenizer has no end-of-text token.
     """
     notice, objective = notice or _log.warning, objective or OBJECTIVES[DEFAULT_OBJECTIVE]
-    sources, loading = sources_of(settings, objective), _Loading(settings, notice, progress, cache_dir, believe)
+    sources, loading = sources_of(settings, objective), _Loading(settings, notice, progress, cache_dir, believe, unchanged)
     if not learn and sources.held_out:
         sources = attrs.evolve(sources, learnt=())
     scans = loading.scans(sources.learnt, sources.held_out, _ids(tokenizer, objective, sources))
@@ -201,9 +203,10 @@ class _Loading:
         progress: StageProgress | None = None,
         cache_dir: Path | None = None,
         believe: bool = True,
+        unchanged: Unchanged | None = None,
     ) -> None:
         self._settings, self._notice, self._progress = settings, notice, progress
-        self._unchanged = Unchanged(cache_dir, believe=believe and not settings.rehash)
+        self._unchanged = unchanged or Unchanged(cache_dir, believe=believe and not settings.rehash)
         self.folder = (cache_dir or cache_folder()) / "tokens"
 
     def scans(self, learnt: Sequence[Source], held_out: Sequence[Source], ids: ShardIds | None = None) -> list[Scan]:

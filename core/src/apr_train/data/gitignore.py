@@ -108,6 +108,12 @@ class GitIgnore:
         return any((parent / ".git").exists() for parent in folder.parents)
 
 
+def rules_above(top: Path) -> tuple[list[str], list[str]]:
+    """What decides from above what counts in a folder: paths of files of rules, there or not; and the roots of work trees."""
+    folders = (top.resolve(), *top.resolve().parents)
+    return [str(folder / NAME) for folder in folders], [str(folder) for folder in folders if (folder / ".git").exists()]
+
+
 def _up_to_root(folder: Path) -> Iterator[Path]:
     """A folder and those above it, below the root of their work tree."""
     while folder != folder.parent and not (folder / ".git").exists():

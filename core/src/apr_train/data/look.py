@@ -16,7 +16,7 @@ from apr_train.data.documents import is_packed, read_documents, require_text_at_
 from apr_train.data.formats.packed import READ_AHEAD, unreadable
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.objectives import OBJECTIVES, Objective
-from apr_train.data.reading import Contents, Reading, Wanted, files_of, is_known, recalled
+from apr_train.data.reading import Contents, Reading, Wanted, is_known, known_or_found
 from apr_train.data.scan import Scan, divided
 from apr_train.data.shards import open_shard
 from apr_train.data.source import read_sources, wanted_of
@@ -126,14 +126,14 @@ class _Look:
             self._left_out = [search.left_out_text for search in sought if search.left_out_text]
 
     def _recalled(self, wanted: Wanted, settings: DataSettings, unchanged: Unchanged) -> Contents | None:
-        """What an earlier reading told, if there was one: only then are all files looked for."""
+        """What an earlier reading told, if there was one: only then are all files looked for, or known to be the same."""
         if not is_known(wanted, unchanged):
             return None
         try:
-            files = files_of(wanted, settings, notice=self._left_out.append)
+            known = known_or_found(wanted, settings, unchanged, notice=self._left_out.append, note=False)
         except DataError:
             return None  # the look says it
-        return recalled(wanted, files, unchanged)
+        return known if isinstance(known, Contents) else None
 
     @property
     def complete(self) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, overload
 
+import attrs
 from attrs import field, frozen
 
 from apr_train import rules
+from apr_train.data.cache import cache_folder
 from apr_train.data.documents import (
     Document,
     Form,
@@ -20,12 +23,13 @@ from apr_train.data.documents import (
     read_documents,
     require_records,
 )
-from apr_train.data.formats.packed import unpacked_name, unreadable
+from apr_train.data.formats.packed import unpacked_name
 from apr_train.data.formats.utf8 import NotUtf8Error
+from apr_train.data.gitignore import rules_above
 from apr_train.data.id_documents import ShardIds, read_ids
-from apr_train.data.sources import counted, find_files
+from apr_train.data.sources import Found, counted, search_files
 from apr_train.data.split import KeyScan, Texts, split_key
-from apr_train.data.unchanged import Readout, Unchanged, now, states_of
+from apr_train.data.unchanged import Readout, Seen, Unchanged, now, states_of
 from apr_train.errors import DataError
 from apr_train.run.events import Say
 from apr_train.run.settings import DataSettings
@@ -49,7 +53,7 @@ class Contents:
 
     name: str | None
     """The source's."""
-    files: tuple[Path, ...] = field(repr=False)
+    files: Sequence[Path] = field(repr=False)
     """The files that are read."""
     hash: str
     """Hex digest of the texts in their order."""
@@ -68,27 +72,77 @@ class Contents:
     """The entry of the cache that this is from; None: the files were read."""
 
 
-def files_of(wanted: Wanted, settings: DataSettings, *, notice: Say) -> list[Path]:
-    """The files of a source.
+class Paths(Sequence[Path]):
+    """Paths made when they are asked for: of a hundred thousand files nobody may ask."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+    @overload
+    def __getitem__(self, place: slice) -> Paths: ...
+    def __getitem__(self, place: int | slice) -> Path | Paths:
+        return Paths(self._names[place]) if isinstance(place, slice) else Path(self._names[place])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment] # as that of a list
+
+
+def known_or_found(
+    wanted: Wanted, settings: DataSettings, unchanged: Unchanged | None, *, notice: Say, note: bool = True
+) -> Contents | Found:
+    """What a source holds, by an earlier reading of the same files; its files, when one has changed, or there was none.
+
+    Args:
+        wanted: the source.
+        settings: how its files are searched for.
+        unchanged: the earlier readings.
+        notice: told of what the search left out.
+        note: whether it is noted for later that files were searched for and found to be the same.
 
     Raises:
         DataError: as `find_files`.
     """
-    return find_files(wanted.paths, notice=notice, gitignore=settings.gitignore, shards=wanted.shards is not None)
+    place = None if unchanged is None else _place(wanted, unchanged)
+    if unchanged is not None and place is not None:
+        known = unchanged.recall_unsought(place, _search(wanted, settings))
+        if known is not None:
+            for text in known.left_out:
+                notice(text)
+            return _contents(wanted, known, place)
+    began = now()
+    found = search_files(wanted.paths, gitignore=settings.gitignore, shards=wanted.shards is not None)
+    found = attrs.evolve(found, began=began)
+    for text in found.left_out:
+        notice(text)
+    known = None if unchanged is None or place is None else unchanged.recall(place, found.files)
+    if unchanged is None or place is None or known is None:
+        return found
+    if note and found.seen is not None:
+        unchanged.keep(place, attrs.evolve(known, left_out=found.left_out), _seen(wanted, found, settings))
+    return _contents(wanted, known, place)
 
 
-def recalled(wanted: Wanted, files: Sequence[Path], unchanged: Unchanged) -> Contents | None:
-    """What a source holds, by an earlier reading of the same files; None when one has changed, or there was none."""
-    place = _place(wanted, unchanged)
-    known = unchanged.recall(place, files)
-    if known is None:
-        return None
+def _search(wanted: Wanted, settings: DataSettings) -> dict[str, Any]:
+    """What decides which files are found, beside what the search sees."""
+    folders = [Path(path) for path in wanted.paths if settings.gitignore and Path(path).is_dir()]
+    trees = [rules_above(folder)[1] for folder in folders]
+    return {"gitignore": settings.gitignore, "work_trees": trees, "cache": str(cache_folder())}
+
+
+def _contents(wanted: Wanted, known: Readout, place: Path) -> Contents:
     return Contents(
         name=wanted.name,
-        files=tuple(map(Path, known.kept)),
+        files=Paths(known.kept),
         hash=known.hash,
         text_bytes=known.text_bytes,
-        texts=Texts.of(known.keys, known.sizes),
+        texts=known.texts,
         take=wanted.take,
         shards=wanted.shards,
         notes=known.notes,
@@ -109,7 +163,8 @@ def _place(wanted: Wanted, unchanged: Unchanged) -> Path:
 
 def read_source(
     wanted: Wanted,
-    files: Sequence[Path],
+    found: Found,
+    settings: DataSettings,
     unchanged: Unchanged | None = None,
     *,
     notice: Say,
@@ -120,25 +175,35 @@ def read_source(
     Raises:
         DataError: when they cannot be read, or have no document.
     """
-    began = now()
-    try:
-        states = states_of(files)
-    except OSError as error:
-        raise unreadable(error) from error
+    seen = _seen(wanted, found, settings)
     reading = Reading(wanted)
-    for path in files:
+    for path in found.files:
         reading.read(path, done)
     for text in reading.notices():
         notice(text)
     contents = reading.contents()
     if unchanged is not None:
         keys, sizes = reading.keys.numbers
-        kept = tuple(map(str, contents.files))
         told = Readout(
-            kept=kept, hash=contents.hash, text_bytes=contents.text_bytes, notes=contents.notes, keys=keys, sizes=sizes
+            kept=[str(path) for path in contents.files],
+            hash=contents.hash,
+            text_bytes=contents.text_bytes,
+            notes=contents.notes,
+            keys=keys,
+            sizes=sizes,
+            left_out=found.left_out,
         )
-        unchanged.keep(_place(wanted, unchanged), told, states, began=began)
+        unchanged.keep(_place(wanted, unchanged), told, seen)
     return contents
+
+
+def _seen(wanted: Wanted, found: Found, settings: DataSettings) -> Seen:
+    """What a reading depends on, before it begins."""
+    files = [str(path) for path in found.files]
+    known = set(files)
+    others = [path for path in dict.fromkeys(found.seen or ()) if path not in known]
+    search = None if found.seen is None else _search(wanted, settings)
+    return Seen(files=files, others=others, search=search, states=states_of([*files, *others]), began=found.began)
 
 
 class Reading:

@@ -18,7 +18,8 @@ from apr_train.data.documents import TEXTS, Document, Take
 from apr_train.data.formats.packed import unreadable
 from apr_train.data.id_documents import ShardIds
 from apr_train.data.protocols import StageProgress, byte_counter
-from apr_train.data.reading import Contents, TextDigest, Wanted, documents_of, files_of, read_source, recalled
+from apr_train.data.reading import Contents, TextDigest, Wanted, documents_of, known_or_found, read_source
+from apr_train.data.sources import Found
 from apr_train.data.split import (
     EVERYTHING,
     NOTHING,
@@ -41,7 +42,7 @@ from apr_train.run.settings import DataSettings
 class Scan:
     """What is known of a source before anything is encoded: its documents, and on which side each of them is."""
 
-    files: tuple[Path, ...] = field(repr=False)
+    files: Sequence[Path] = field(repr=False)
     """The files that are read."""
     hash: str
     """Hex digest of the texts in their order."""
@@ -138,7 +139,9 @@ def divided(contents: Sequence[Contents], fraction: float, own: Sequence[Content
 
 def _shared(texts: Texts, split: Split, others: Sequence[Numbers]) -> frozenset[int]:
     """Keys of texts that others hold out, and that are not held out whole here."""
-    taken = np.concatenate(others) if others else np.array([], np.uint64)
+    if not any(map(len, others)):
+        return frozenset()
+    taken = np.concatenate(others)
     return frozenset(map(int, np.setdiff1d(np.intersect1d(texts.keys, taken), texts.held_keys(split, whole=True))))
 
 
@@ -224,13 +227,14 @@ def scan_sources(
         DataError: when they cannot be read, or when there are none.
     """
     wanted = [*learnt, *own]
-    files = [files_of(item, settings, notice=notice) for item in wanted]
-    read = [_read(item, found, unchanged) for item, found in zip(wanted, files, strict=True)]
-    total = sum(_total_size(found) for found, known in zip(files, read, strict=True) if known is None)
+    known = [known_or_found(item, settings, unchanged, notice=notice) for item in wanted]
+    total = sum(_total_size(item.files) for item in known if isinstance(item, Found))
     done = byte_counter(progress, "read", total if progress is not None else 0)
-    pairs = zip(wanted, files, read, strict=True)
-    contents = [known or read_source(item, found, unchanged, notice=notice, done=done) for item, found, known in pairs]
-    for text in (text for known in read if known is not None for text in known.notes):
+    contents = [
+        item if isinstance(item, Contents) else read_source(asked, item, settings, unchanged, notice=notice, done=done)
+        for asked, item in zip(wanted, known, strict=True)
+    ]
+    for text in (text for item in known if isinstance(item, Contents) for text in item.notes):
         notice(text)
     scans, findings = divided(contents[: len(learnt)], settings.validation_fraction, contents[len(learnt) :])
     for text in (text for scan in scans for text in scan.notices()):
@@ -242,11 +246,7 @@ def scan_sources(
     return scans
 
 
-def _read(wanted: Wanted, files: Sequence[Path], unchanged: Unchanged | None) -> Contents | None:
-    return None if unchanged is None else recalled(wanted, files, unchanged)
-
-
-def _total_size(files: list[Path]) -> int:
+def _total_size(files: Sequence[Path]) -> int:
     try:
         return sum(path.stat().st_size for path in files)
     except OSError as error:

@@ -13,17 +13,18 @@ import os
 import platform
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from attrs import Factory, define, field
+from attrs import Factory, define, field, frozen
 
 from apr_train import rules
 from apr_train.checkpoint.given import is_address
 from apr_train.data.cache import cache_folder
 from apr_train.data.formats.packed import unreadable
-from apr_train.data.gitignore import GitIgnore
+from apr_train.data.gitignore import NAME as RULES
+from apr_train.data.gitignore import GitIgnore, rules_above
 from apr_train.data.hub import of_address, of_name
 from apr_train.data.kinds import COLUMNS, kind_of, what_to_do
 from apr_train.data.saved import data_files, is_description, is_held_out_name, other_splits
@@ -74,6 +75,8 @@ class LeftOut:
     """Splits of data sets that are not the one to train on."""
     shards: bool = False
     """Whether token shards are searched for, and no text."""
+    seen: list[str] = field(factory=list, repr=False)
+    """Every folder that was listed, with the files in it that count: while none of them changes, the search finds the same."""
     git: GitIgnore | None = field(default=None, repr=False)
     """The rules of the checkout; None: none are asked for."""
 
@@ -88,6 +91,12 @@ class LeftOut:
         else:
             return True
         return False
+
+    def sees(self, root: str, folders: Sequence[str], names: Sequence[str]) -> None:
+        """Note what a folder holds: its files, a list of rules, and links to folders, which may become links to files."""
+        shown = (name for name in names if not name.startswith(".") or name == RULES)
+        links = (name for name in folders if not name.startswith(".") and os.path.islink(os.path.join(root, name)))  # noqa: PTH114, PTH118  # a hundred thousand times
+        self.seen += [os.path.join(root, name) for name in (*shown, *links)]  # noqa: PTH118  # the same
 
     def takes_file(self, path: Path) -> bool:
         """Whether git's rules leave a file in; notes it if not."""
@@ -162,9 +171,11 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
 
     for root, folders, names in os.walk(top, onerror=fail):
         folder = Path(root)
+        left_out.seen.append(root)
         if folder != top and not left_out.takes(folder):
             folders.clear()
             continue
+        left_out.sees(root, folders, names)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {COMPILED})
         yield folder, left_out.data_of(folder, folders, sorted(name for name in names if not name.startswith(".")))
 
@@ -203,13 +214,42 @@ def find_files(data: Iterable[str], *, notice: Say, gitignore: bool = True, shar
     Raises:
         DataError: when an argument matches nothing, is no text, or cannot be read.
     """
+    found = search_files(data, gitignore=gitignore, shards=shards)
+    for text in found.left_out:
+        notice(text)
+    return list(found.files)
+
+
+@frozen(kw_only=True)
+class Found:
+    """What a search for the files of a source told."""
+
+    files: Sequence[Path] = field(repr=False)
+    left_out: tuple[str, ...] = ()
+    """What was left out, in words, argument by argument."""
+    seen: tuple[str, ...] | None = field(default=None, repr=False)
+    """Paths: while none of these files and folders changes, the search finds the same; None: it depends on more."""
+    began: int = 0
+    """When it began, for whoever set it."""
+
+
+def search_files(data: Iterable[str], *, gitignore: bool = True, shards: bool = False) -> Found:
+    """`find_files`, with what the search depended on.
+
+    Raises:
+        DataError: as `find_files`.
+    """
     unique: dict[Path, Path] = {}
-    for search in searches(data, gitignore=gitignore, shards=shards):
+    sought = searches(data, gitignore=gitignore, shards=shards)
+    for search in sought:
         for path in search.files():
             unique.setdefault(path.resolve(), path)
-        if search.left_out_text:
-            notice(search.left_out_text)
-    return list(unique.values())
+    seen = [search.seen for search in sought]
+    return Found(
+        files=list(unique.values()),
+        left_out=tuple(search.left_out_text for search in sought if search.left_out_text),
+        seen=None if None in seen else tuple(path for paths in seen for path in paths or ()),
+    )
 
 
 def searches(data: Iterable[str], *, gitignore: bool = True, shards: bool = False) -> list[Search]:
@@ -230,6 +270,16 @@ class Search:
         """What `files` has left out so far, in words; empty for nothing."""
         left_out = str(self._left_out)
         return f"{self.argument}: left out: {left_out}" if left_out else ""
+
+    @property
+    def seen(self) -> Sequence[str] | None:
+        """The paths on whose state alone hangs what `files` finds; None where there are others: globs, data sets, shards."""
+        if self.argument is None or self._left_out.shards or self._left_out.beside or self._left_out.splits:
+            return None
+        path = Path(self.argument)
+        if path.is_dir():
+            return [*self._left_out.seen, *rules_above(path)[0]]
+        return [self.argument] if path.is_file() else None
 
     def files(self) -> Iterator[Path]:
         """The files, one after the other, each looked at when it is its turn.

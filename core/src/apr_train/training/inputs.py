@@ -47,6 +47,8 @@ class Examined:
     header: Header | None
     """The checkpoint's, its tie decided."""
     report: Report
+    unchanged: Unchanged = field(repr=False)
+    """The readings of text that need not be read again: so a large corpus is gone through once."""
 
 
 @frozen(kw_only=True)
@@ -79,8 +81,8 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
     if asked.run.deterministic:
         make_deterministic()
     device, precision = _machine(asked.run)
-    believe = resume is None and not asked.data.rehash
-    look = look_at(asked.data, objective_of(asked), unchanged=Unchanged(believe=believe))
+    unchanged = Unchanged(believe=resume is None and not asked.data.rehash)
+    look = look_at(asked.data, objective_of(asked), unchanged=unchanged)
     with ExitStack() as held:
         checkpoint, ungrown = grown_source(asked, _opened(asked, resume, device, look, held), resume)
         header, report = judge_run(
@@ -92,7 +94,7 @@ def examine(asked: Settings, resume: Resume | None = None) -> Iterator[Examined]
             precision=precision,
             resume=resume,
         )
-        yield Examined(checkpoint=checkpoint, header=header, report=with_findings(report, ungrown))
+        yield Examined(checkpoint=checkpoint, header=header, report=with_findings(report, ungrown), unchanged=unchanged)
 
 
 def _machine(run: RunSettings) -> tuple[str, str]:
@@ -147,7 +149,7 @@ def gather(
             tokenizer,
             objective=cleared.objective,
             options=encoding_wanted(decided, cleared),
-            believe=resume is None,
+            unchanged=examined.unchanged,
             hashed=require_same,  # before another text is tokenised for nothing
             progress=progress,
             notice=_unless(told, say),

@@ -101,15 +101,7 @@ def train_step(
     alone = isinstance(optimizer, Optimizers) and len(batches) == 1 and not processes.several
     if alone and clip_norm == 0 and judge is None:
         updates, work = UpdatesInBackward(model, optimizer), evolve(work, look=_require_finite_loss(step))
-    try:
-        with updates or nullcontext():
-            own, own_auxiliary = _accumulate(work, batches)
-            processes.add_up(whole_gradients(model))
-        if step == 1:
-            require_gradients(model, step, reached=() if updates is None else updates.norms)
-        norm = gradient_norm(model, processes) if updates is None else updates.finish()
-    except BrokenGradientError as error:
-        raise _broken(error, step) from error
+    own, own_auxiliary, norm = _take(work, batches, updates, step)
     loss, *auxiliary = processes.sums([own, *([] if own_auxiliary is None else [own_auxiliary])])
     measured = torch.stack([loss, norm.to(loss.device), *auxiliary]).tolist()  # the one time that a GPU's host waits
     if not all(map(math.isfinite, measured)):
@@ -144,6 +136,27 @@ class _Pass:
     processes: Processes
     look: Callable[[Tensor], None] | None = None
     """Is given each batch's loss before the backward pass, and may raise."""
+
+
+def _take(
+    work: _Pass, batches: Sequence[Batch], updates: UpdatesInBackward | None, step: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The two means of `_accumulate`, and the norm of all gradients, which are there afterwards if nothing updates with them.
+
+    Raises:
+        NonFiniteError: for a gradient that is updated with on the way.
+        RunError: TRAIN-001.
+    """
+    try:
+        with updates or nullcontext():
+            own, own_auxiliary = _accumulate(work, batches)
+        work.processes.add_up(whole_gradients(work.model))
+        if step == 1:
+            require_gradients(work.model, step, reached=() if updates is None else updates.norms)
+        norm = gradient_norm(work.model, work.processes) if updates is None else updates.finish()
+    except BrokenGradientError as error:
+        raise _broken(error, step) from error
+    return own, own_auxiliary, norm
 
 
 def _accumulate(work: _Pass, batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:

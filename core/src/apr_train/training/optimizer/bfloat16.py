@@ -54,7 +54,7 @@ class Float32Updates(torch.optim.Optimizer):
             groups: as torch's optimizers take them.
             kind: makes the optimizer that computes the updates, of groups as torch's optimizers take them.
             moments: what it calls those tensors of a parameter's state that have the parameter's shape.
-            elementwise: whether it computes each element by itself, so that a parameter may be taken in pieces.
+            elementwise: whether that is AdamW, which computes each element by itself, so that a parameter is taken in pieces.
             master: whether a float32 copy is kept, in place of stochastic rounding.
             names: of the parameters.
             seed: of the run.

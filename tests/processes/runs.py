@@ -94,7 +94,9 @@ def main():
 
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     with several(Launch.of(os.environ)) as processes:
-        processes.connect(with_values(Settings(), {"device": "cpu", "shard": cases[0]["values"].get("shard", "auto")}))
+        first = cases[0]["values"]
+        how = {"device": "cpu", "shard": first.get("shard", "auto"), "replicate": first.get("replicate")}
+        processes.connect(with_values(Settings(), how))
         for case in cases:
             try:
                 run_case(case, processes)

@@ -9,6 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
+from apr_train.checkpoint.apr.reader import AprReader
 from apr_train.run.launch import Launch
 from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
@@ -28,7 +29,12 @@ def measured(*arguments):
     print("MEASURED", before, anonymous(), shard, largest, loaded.bytes_read, everything, flush=True)
     return model, loaded
 
+def verified(reader, progress=None):
+    print("VERIFIED", flush=True)
+    verify(reader, progress)
+
 make, setup.make_model = setup.make_model, measured
+verify, AprReader.verify = AprReader.verify, verified
 values = {"arch": "llama370m", "init": "big/model.apr", "data": ("text.py",), "sequence_length": 16, "batch_size": 2}
 values |= {"steps": 0, "val_batches": 1, "precision": "fp32", "device": "cpu", "threads": 1, "run": "loaded"}
 values |= {"allow_cold_init": True}
@@ -69,3 +75,4 @@ def test_a_process_reads_its_pieces_and_holds_no_more_than_them_and_one_tensor(t
     for before, after, shard, largest, _, _ in found:
         assert after <= 1.2 * shard + largest + before
     assert sum(read for *_, read, _ in found) == found[0][-1]  # the file once
+    assert done.stdout.count("VERIFIED") == 1  # its checksum, once a machine

@@ -41,6 +41,7 @@ def runs(place):
     for name, values in based.items():
         run_case(case(place, name, values, 1))
     two = [case(place, name, values, 2) for name, values in (CASES | based).items()]
+    two.append(case(place, "waiting", {**CASES["averaged"], "async_save": "off"}, 2))
     broken = {**case(place, "broken", {"arch": "llama370m"}, 2), "breaks": 1}
     launch(2, [*two, resumed(place, "muon", 2, 2), resumed(place, "averaged", 2, 2), broken], place)
     run_case(resumed(place, "averaged", 2, 1))
@@ -70,6 +71,15 @@ def test_a_resume_on_as_many_processes_is_exact(runs, name):
     files = [MODEL, f"step-000020/{OPTIMIZER}", *([f"step-000020/{AVERAGING}"] if name == "averaged" else [])]
     for file in files:
         assert (whole / file).read_bytes() == (half / file).read_bytes()
+
+
+def test_a_checkpoint_has_the_same_bytes_whether_steps_went_on_or_not(runs):
+    going_on, waiting = (
+        {path.relative_to(runs / name): path.read_bytes() for path in (runs / name).rglob("step-*/*")}
+        for name in ("averaged-2", "waiting-2")
+    )
+    assert len(going_on) == 4 * len(checkpoints(runs / "averaged-2")) > 4
+    assert going_on == waiting
 
 
 def test_averages_go_on_with_one_process(runs):

@@ -40,6 +40,7 @@ def more_runs(runs, place):
     two = [case(place, name, values, 2) for name, values in OTHERS.items()]
     launch(2, [*two, resumed(place, "llama370m", 1, 2), resumed(place, "documents", 3, 2)], place)
     launch(3, [case(place, "masked", {**CASES["masked"], "shard": "none"}, 3), resumed(place, "documents", 1, 3)], place)
+    launch(4, [case(place, "llama370m", {**CASES["llama370m"], "shard": "hybrid", "replicate": 2}, 4)], place)
     return runs
 
 
@@ -70,7 +71,7 @@ def test_several_processes_learn_what_one_learns(runs, name, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in OTHERS), ("masked", 3)])
+@pytest.mark.parametrize(("name", "count"), [*((name, 2) for name in OTHERS), ("masked", 3), ("llama370m", 4)])
 def test_several_processes_learn_what_one_learns_in_other_ways(more_runs, name, count):
     assert_parity(more_runs, name, count)
 

@@ -1,9 +1,12 @@
 """What processes say to each other, with a thread for each: in turn, compared, answered, told once."""
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
+import torch
 import torch.distributed as dist
 from apr_train.errors import ConfigError, DataError, RunError
 from apr_train.run.launch import Launch
@@ -11,6 +14,7 @@ from apr_train.run.settings import Settings
 from apr_train.run.settings_file import with_values
 from apr_train.training.process_group import Group, _is_lost, _offload
 from apr_train.training.processes import Processes, ToldElsewhereError
+from apr_train.training.words import LostProcessError
 from torch.distributed.distributed_c10d import PrefixStore
 
 
@@ -132,6 +136,32 @@ def test_writing_happens_on_the_first_process_and_a_fault_of_it_ends_the_others(
     assert all(isinstance(error, ToldElsewhereError) for error in others)
 
 
+def test_what_is_written_meanwhile_is_of_the_moment_and_its_copy_is_let_go(monkeypatch):
+    """Of the first process, whose tensors are written; the others help, and hear that all is written."""
+    seen, copies, groups = [], [], []
+
+    def remembered(tensors):
+        made = [tensor.clone() for tensor in tensors]
+        copies.extend(map(weakref.ref, made))
+        return made
+
+    monkeypatch.setattr("apr_train.training.process_group.copied_pieces", remembered)
+
+    def write(group):
+        groups.append(group)  # whose threads have ended, and which may hold no copy any more
+        group.total = lambda *counts: tuple(group.size * int(count) for count in counts)
+        tensor = torch.full((3,), float(group.rank))
+        for _ in range(2):
+            writing = group.write_behind(lambda whole: seen.append(whole(tensor).tolist()), [tensor])
+            tensor.add_(7)
+            assert group.is_settled(writing, wait=True)
+
+    assert together(write) == [None] * 4
+    assert seen == [[0.0] * 3, [7.0] * 3]
+    gc.collect()
+    assert [reference() for reference in copies] == [None] * 8
+
+
 def test_one_process_tells_a_fault_of_its_own_and_the_others_are_quiet():
     """All have the same fault: the first one tells. Only one has it: that one does, with its name."""
     same = together(lambda group: group.own_fault(RunError("not finite")))
@@ -147,6 +177,26 @@ def test_those_that_are_left_say_who_has_gone():
     assert len(told) == 1
     assert "rank 3 on" in told[0].finding.subject
     assert [type(error) for error in lost].count(ToldElsewhereError) == 2
+
+
+def test_one_that_gives_no_sign_of_life_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("apr_train.training.words.BEAT", 0.05)
+
+    def say(group):
+        if group.rank == 0:
+            group.words.beat()
+            time.sleep(1.5)
+            group.words.set("said", "at last")
+            group.words.end()
+            return None
+        group.words.limit = lambda: 0.5
+        if group.rank == 1:
+            return group.words.take("said", of=0)  # late, and alive
+        with pytest.raises(LostProcessError, match="rank 3"):
+            group.words.take("never said", of=3)
+        return "noticed"
+
+    assert together(say) == [None, "at last", "noticed", "noticed"]
 
 
 def test_a_defect_is_not_taken_for_a_process_that_has_gone():

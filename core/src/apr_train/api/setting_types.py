@@ -136,6 +136,9 @@ class TrainSettings(TypedDict, total=False):
     """Steps between checkpoints; 0 for the last only."""
     keep: int | None
     """Checkpoints that are kept; 0 keeps all."""
+    async_save: Literal["auto", "on", "off"] | None
+    """Whether steps go on while a checkpoint is written: on copies it in memory, off lets them wait, auto copies where that
+    takes at most half of the memory that is free."""
     log_every: int | None
     """Steps between lines when there is no terminal."""
     max_time: str | None

@@ -89,6 +89,7 @@ class Gathering:
             if piece.numel():
                 dist.send(piece.cpu().contiguous(), 0, group=self._group)
             self._asked += 1
+        self._let_go()
         self._words.store.add(_SERVED, 1)
         if place == _FAILED:
             raise ToldElsewhereError
@@ -101,7 +102,12 @@ class Gathering:
             self._words.store.delete_key(self._key(place))
         return True
 
+    def _let_go(self) -> None:
+        """Nobody asks for a tensor any more, and copies may be as large as the model."""
+        self._tensors = self._pieces = ()
+
     def _end(self, how: int) -> None:
+        self._let_go()
         self._words.set(self._key(self._asked), how)
         self._words.set(self._key("end"), how)
 

@@ -330,7 +330,8 @@ class Group(Processes):
         self._gatherings += 1
         owners = self.size // self.replicas if self._mesh is not None else 1
         made = Gathering(tensors, here, words=self.words, number=self._gatherings, group=self._pieces_group, owners=owners)
-        self._heard.append(made)
+        if self.is_first:
+            self._heard.append(made)
         return made
 
     # The end

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from attrs import define, evolve, field
@@ -119,7 +120,9 @@ class ByRow:
         """See `apr_train.model.attention.AttentionBackend`."""
         plain, prepared = mask.value if isinstance(mask, PreparedMask) else (mask, mask)
         given = {"scale": scale, "softcap": softcap}
-        options = {name: value for name, value in given.items() if value is not None}  # as the models call a backend
+        options: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }  # as the models call a backend
         if dropout == 0.0:
             return self.inner(q, k, v, prepared, **options)
         call = partial(self.inner, dropout=dropout, **options)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from attrs import define, evolve, field
@@ -118,9 +119,13 @@ class ByRow:
     ) -> Tensor:
         """See `apr_train.model.attention.AttentionBackend`."""
         plain, prepared = mask.value if isinstance(mask, PreparedMask) else (mask, mask)
+        given = {"scale": scale, "softcap": softcap}
+        options: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }  # as the models call a backend
         if dropout == 0.0:
-            return self.inner(q, k, v, prepared, scale=scale, softcap=softcap)
-        call = partial(self.inner, dropout=dropout, scale=scale, softcap=softcap)
+            return self.inner(q, k, v, prepared, **options)
+        call = partial(self.inner, dropout=dropout, **options)
         return _row_by_row(call, (q, k, v), [self._of_row(plain, row, q, k) for row in range(len(self.rows))], self.rows)
 
     def _of_row(self, mask: Mask, row: int, q: Tensor, k: Tensor) -> Mask:

@@ -27,7 +27,7 @@ from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
-from apr_train.model.acceleration import compile_blocks, uncompiled
+from apr_train.model.acceleration import compile_blocks, reuse_freed_memory, uncompiled
 from apr_train.model.decoding import no_compiler
 from apr_train.model.loss import right_predictions
 from apr_train.model.nats import token_nats
@@ -228,6 +228,8 @@ def measure(ready: Ready, batches: Iterable[Batch], *, done: Callable[[int], Non
     Raises:
         DataError: when the batches hold no target.
     """
+    if ready.device.type == "cpu":
+        reuse_freed_memory()
     sizes = _byte_sizes(ready) if ready.objective.measures_bits_per_byte else None
     sums: list[tuple[str | None, Sums]] = []
     times: list[tuple[float, float]] = []

@@ -20,7 +20,6 @@ from apr_train.family.config import ModelConfig
 from apr_train.family.load_plan import LoadPlan
 from apr_train.family.plugin import Family
 from apr_train.family.registry import Registry
-from apr_train.model.acceleration import reuse_freed_memory
 from apr_train.model.attention import Choice, MaskKind, Request, choose_backend
 from apr_train.model.build import build_model
 from apr_train.model.device import PRECISIONS, Precision, choose_device
@@ -207,8 +206,6 @@ def make_ready(
         model, examined.checkpoint, examined.plan, dtype=chosen.weights, device=examined.device, progress=progress
     )
     model.eval().requires_grad_(False)
-    if examined.device.type == "cpu":
-        reuse_freed_memory()
     return Ready(
         path=examined.wanted.path,
         family=examined.family,

@@ -1,13 +1,19 @@
 """`apr-train plan`: what it says is what a real step holds and sends; the preflight says the same; bad input is one message."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import attrs
 import pytest
 import torch
+import torch.distributed as dist
 from apr_train.cli import cli
 from apr_train.family.card import Layout
+from apr_train.model.sharding import make_mesh, shard
 from apr_train.preflight import PreflightInput, preflight
 from apr_train.preflight.step_memory import most_activations
 from apr_train.run.asked import asked_run
@@ -44,11 +50,14 @@ def real_batch(objective, decided, rows, vocabulary):
     return Batch(tokens=tokens, targets=targets, target_count=int((targets != -100).sum()))
 
 
-def measured_peak(found, decided, rows):
+def measured_peak(found, decided, rows, mesh=None):
     """Bytes that torch's allocator had given out at most in two real steps, as its profiler counts them."""
     torch.manual_seed(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        model = model_without_memory(found, choose_attention(found, decided), decided).to_empty(device="cpu")
+        model = model_without_memory(found, choose_attention(found, decided), decided)
+        if mesh is not None:
+            shard(model, mesh)
+        model.to_empty(device="cpu")
         model.initialize(torch.Generator().manual_seed(0))
         ema = decided.settings.run.ema
         averages = None if ema is None else AveragedWeights(model, ema)
@@ -230,3 +239,37 @@ def test_32_billion_parameters_on_256_gpus():
     assert step.phases["optimizer"]["weights"] == pytest.approx(4 * step.parameters / 256, rel=0.01)
     assert step.largest.held["communication"] > 4 * 2 * 152_064 * 5_120  # embedding and head stay gathered
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # KiB
+
+
+TWO = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("plans", sys.argv[1])
+plans = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plans)
+plans.compare_with_a_plan()
+"""
+
+
+def compare_with_a_plan():
+    """Called in each of two processes: what it holds, and what a plan says."""
+    torch.set_num_threads(1)
+    found, settled = decided(TINY | {"sequence_length": 128}, 8)
+    dist.init_process_group("gloo")
+    measured = measured_peak(found, settled, 4, make_mesh("cpu", replicas=1, processes=2))
+    dist.destroy_process_group()
+    print("RATIO", take_step(found, settled, 1, 2, 4).largest.total / measured, flush=True)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_what_is_planned_and_what_gloo_copies(tmp_path):
+    """Gloo sums a copy of what it reduces, and lets go of it later in a thread of its own: some blocks, now more, now less."""
+    program = tmp_path / "two.py"
+    program.write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program, __file__]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=300, env=environ, cwd=Path(__file__).parent
+    )
+    ratios = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("RATIO")]
+    assert len(ratios) == 2, done.stderr
+    assert all(0.8 < ratio <= 1.001 for ratio in ratios)

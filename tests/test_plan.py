@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import apr_train
 import attrs
 import pytest
 import torch
@@ -231,6 +232,19 @@ def test_activations_alone_can_be_too_many(monkeypatch):
     assert warning.severity == "warning"
 
 
+@pytest.mark.parametrize(("shard", "pieces"), [("auto", 4), ("none", 1), ("hybrid", 2)])
+def test_the_preflight_of_several_processes_counts_pieces(monkeypatch, tmp_path, shard, pieces):
+    launch = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4, "MASTER_PORT": 1}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "text.py").write_text("def half(x):\n    return x / 2\n" * 400)
+    spread = {"shard": shard, "batch_size": 8} | ({"replicate": 2} if shard == "hybrid" else {})
+    report = apr_train.check_run(**TINY, **spread, data=tmp_path / "text.py", out=tmp_path, device="cpu")
+    memory = report.facts["memory"]
+    assert memory["weights"] == 4 * 581_456 // pieces
+    assert memory["logits"] == 4 * 2 * 64 * 1024
+
+
 @pytest.mark.slow
 def test_32_billion_parameters_on_256_gpus():
     settings, found = cleared({"arch": "qwen2", "preset": "32b", "precision": "fp32", "sequence_length": 128})
@@ -257,7 +271,7 @@ def compare_with_a_plan():
     dist.init_process_group("gloo")
     measured = measured_peak(found, settled, 4, make_mesh("cpu", replicas=1, processes=2))
     dist.destroy_process_group()
-    print("RATIO", take_step(found, settled, 1, 2, 4).largest.total / measured, flush=True)
+    sys.stdout.write(f"RATIO {take_step(found, settled, 1, 2, 4).largest.total / measured}\n")
 
 
 @pytest.mark.slow

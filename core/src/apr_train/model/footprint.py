@@ -63,15 +63,11 @@ class _Storage:
         self.past.append((self.size, self.begin, now))
 
 
-class DependsOnValuesError(Exception):
-    """A step that cannot be taken without values, such as one that splits a batch by what a router says."""
-
-
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
     """Who holds how many bytes at every operation that runs under it, and what is sent to other processes.
 
     Torch's own `MemTracker` and `FSDPMemTracker` (`torch.distributed._tools`) were weighed: they know neither logits nor
-    averages, refuse accumulated passes, and copy their figures at every module. A test compares the peaks.
+    averages, refuse accumulated passes, and copy their figures at every module. Tests compare the peaks with the allocator's.
 
     Args:
         chosen: the share of positions that a boolean index chooses, whose number would be known from values alone.
@@ -135,7 +131,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:
             return func(*args)
-        if any(issubclass(cls, torch.Tensor) and cls.__name__ == "DTensor" for cls in types):
+        distributed: Any = sys.modules.get("torch.distributed.tensor")
+        if distributed is not None and any(issubclass(cls, distributed.DTensor) for cls in types):
             return NotImplemented  # it computes on its pieces, which come here again
         if len(self.mode.enter_stack) > 1:
             return func(*args, **(kwargs or {}))  # DTensor looks what shape a result would have

@@ -213,7 +213,7 @@ def memory_findings(memory: Memory, device: str, available: Callable[[str], int 
         return []
     parts = ", ".join(f"{name} {size(count)}" for name, count in memory.items())
     if "activations" not in memory:
-        parts += ", activations on top"
+        parts += ", activations on top, which apr-train plan tells"
     return [
         Finding(
             rule=rules.PREFLIGHT_016,

@@ -1,8 +1,8 @@
 """What a step holds in memory: a ledger of every tensor's bytes, kept while the step runs in fake tensors, which have none.
 
 A fake tensor (torch's FakeTensorMode) has a shape, a type and a lifetime, but no values. The step is the trainer's own; it is
-computed as on a CPU, whose attention kernel keeps what the fused ones of CUDA keep. What a kernel takes for itself, and what
-an allocator loses between tensors, is not seen.
+computed as on a CPU, whose attention kernel keeps what the fused ones of CUDA keep. What a kernel takes for itself, but for
+one of the loss, and what an allocator loses between tensors, is not seen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apr_train.model.sharding import is_sharded, local
 
 Kind = Literal["weights", "gradients", "optimizer", "averages", "activations", "logits", "communication"]
 KINDS: tuple[Kind, ...] = ("weights", "gradients", "optimizer", "averages", "activations", "logits", "communication")
-"""What a tensor is there for. Logits are all that the head's loss computes; communication is gathered parameters and buffers."""
+"""What a tensor is there for. Logits: all that the head's loss computes. Communication: gathered parameters, and buffers."""
 
 _KEPT: frozenset[Kind] = frozenset({"weights", "gradients", "optimizer", "averages"})
 _EXCHANGES = ("c10d", "_c10d_functional", "fsdp")
@@ -63,29 +63,26 @@ class _Storage:
         self.past.append((self.size, self.begin, now))
 
 
-class DependsOnValuesError(Exception):
-    """A step that cannot be taken without values, such as one that splits a batch by what a router says."""
-
-
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
     """Who holds how many bytes at every operation that runs under it, and what is sent to other processes.
 
     Torch's own `MemTracker` and `FSDPMemTracker` (`torch.distributed._tools`) were weighed: they know neither logits nor
-    averages, refuse accumulated passes, and copy their figures at every module. A test compares the peaks.
+    averages, refuse accumulated passes, and copy their figures at every module. Tests compare the peaks with the allocator's.
 
     Args:
         chosen: the share of positions that a boolean index chooses, whose number would be known from values alone.
     """
 
     def __init__(self, *, chosen: float = 1.0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.phases: list[tuple[int, str]] = [(0, "")]
         self.sent: dict[int, float] = {}
         """Number of the pass → bytes that this process sends in it."""
         self.passes = 1
         """The present one."""
         self.mode = FakeTensorMode()
-        self._chosen, self._kind = chosen, cast(Kind, "activations")
+        self._chosen = chosen
+        self._kind: Kind = "activations"
         self._now = 0
         self._living: dict[int, _Storage] = {}
         self._all: list[_Storage] = []
@@ -134,7 +131,8 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:
             return func(*args)
-        if any(issubclass(cls, torch.Tensor) and cls.__name__ == "DTensor" for cls in types):
+        distributed: Any = sys.modules.get("torch.distributed.tensor")
+        if distributed is not None and any(issubclass(cls, distributed.DTensor) for cls in types):
             return NotImplemented  # it computes on its pieces, which come here again
         if len(self.mode.enter_stack) > 1:
             return func(*args, **(kwargs or {}))  # DTensor looks what shape a result would have
@@ -142,6 +140,8 @@ class Ledger(TorchDispatchMode):
         known, out = self._without_values(func, args)
         out = out if known else func(*args, **(kwargs or {}))
         self._see(out)
+        if func is torch.ops.aten.logsumexp.default:
+            self._within(args[0])
         if func.namespace in _EXCHANGES:
             self._exchange(func, args, kwargs or {}, out)
         elif func is torch.ops.aten.sum.default and args[0].dtype == torch.bool:
@@ -167,6 +167,12 @@ class Ledger(TorchDispatchMode):
         for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(tensor, FakeTensor):
                 self._note(tensor)
+
+    def _within(self, tensor: Tensor) -> None:
+        """Note memory of a tensor's size that an operator takes and gives back: logsumexp that of its exponentials."""
+        storage = _Storage(self._kind, 0, self._now, reference=lambda: None)
+        storage.past.append((tensor.numel() * tensor.element_size(), self._now, self._now))
+        self._all.append(storage)
 
     def _note(self, tensor: Tensor) -> None:
         memory = tensor.untyped_storage()
@@ -219,7 +225,7 @@ def _most(changes: Sequence[tuple[int, int, Kind]], phases: Sequence[tuple[int, 
     """Phase → bytes by kind at the moment when they are most; `changes` in order of their operation."""
     now, most = dict.fromkeys(KINDS, 0), dict[str, tuple[int, Held]]()
     total, place, ends = 0, 0, [begin for begin, _ in phases[1:]] + [sys.maxsize]
-    for (begin, name), end in zip(phases, ends, strict=True):
+    for (_, name), end in zip(phases, ends, strict=True):
         best, held = most.get(name, (0, {}))
         if total > best:
             best, held = total, dict(now)
@@ -322,7 +328,11 @@ def watch_blocks(model: nn.Module, ledger: Ledger) -> None:
 def at_the_head(hidden: Tensor, ledger: Ledger) -> None:
     """Let the ledger know that the head's loss comes next; behind it, the way back begins."""
     ledger.enter("head", "logits")
-    hidden.register_hook(lambda _: ledger.enter("backward", "activations"))
+
+    def turn(_: Tensor) -> None:
+        ledger.enter("backward", "activations")
+
+    hidden.register_hook(turn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def equal_blocks(model: nn.Module) -> bool:

@@ -219,16 +219,19 @@ def _memory(seen: _Examination, family: Family, config: ModelConfig, parameters:
     """What a step needs: without activations where there is surely enough for them, or nobody can say how many there are."""
     asked = seen.asked
     length = asked.sequence_length or config.usable_positions
+    rows = -(-asked.batch_size // asked.processes)
     memory = machine_rules.estimate_memory(
         parameters,
         config.vocab_size,
-        asked.batch_size * length,
+        rows * length,
         asked.precision,
         adapters=_adapters(seen),
         frozen=optimizer_rules.frozen_parameters(asked.optimizer.group, family, config),
         optimizer=asked.optimizer,
         averages=asked.averages,
     )
+    if asked.processes > 1:  # what is gathered and sent is `apr-train plan`'s to say: it wants a process group of its own
+        return {kind: count if kind == "logits" else -(-count // asked.pieces) for kind, count in memory.items()}
     free = None if asked.device is None else machine_rules.free_memory(asked.device)
     objective, mask = OBJECTIVES[seen.objective], _mask_kind(asked, OBJECTIVES[seen.objective])
     if free is None or asked.lora.lora_rank or seen.facts["attention"] is None or objective.kind != family.info.kind:
@@ -236,7 +239,7 @@ def _memory(seen: _Examination, family: Family, config: ModelConfig, parameters:
     most = step_memory.most_activations(
         family.map_tensor_names(config, Layout()),
         config,
-        tokens=asked.batch_size * length,
+        tokens=rows * length,
         attention=seen.facts["attention"],
         mask=mask,
     )
@@ -246,7 +249,7 @@ def _memory(seen: _Examination, family: Family, config: ModelConfig, parameters:
         family,
         config,
         objective,
-        rows=asked.batch_size,
+        rows=rows,
         length=length,
         precision=asked.precision,
         attention=asked.attention,

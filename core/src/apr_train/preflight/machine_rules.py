@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from apr_train import rules
 from apr_train.checkpoint.dtypes import DTYPES
@@ -194,7 +195,7 @@ def estimate_memory(
     }
 
 
-def at_the_peak(memory: Memory, phases: Mapping[str, Mapping[str, int]]) -> Memory:
+def at_the_peak(memory: Memory, phases: Mapping[str, Mapping[Any, int]]) -> Memory:
     """What a step needs when that is most: in a phase of the pass, beside the optimizer's state, or while that is used."""
     state = {kind: count for kind, count in memory.items() if kind in ("optimizer", "averages")}
     update = {kind: memory[kind] for kind in ("weights", "gradients")} | state
@@ -212,7 +213,7 @@ def memory_findings(memory: Memory, device: str, available: Callable[[str], int 
         return []
     parts = ", ".join(f"{name} {size(count)}" for name, count in memory.items())
     if "activations" not in memory:
-        parts += ", activations on top"
+        parts += ", activations on top, which apr-train plan tells"
     return [
         Finding(
             rule=rules.PREFLIGHT_016,

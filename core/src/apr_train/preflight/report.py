@@ -63,6 +63,10 @@ class PreflightInput:
     """What decides how much state there is for each number that is trained, and which are not."""
     averages: bool = False
     """Whether the weights are averaged beside the trained ones."""
+    processes: int = 1
+    """How many share each pass, for the memory estimate."""
+    pieces: int = 1
+    """In how many pieces over them each parameter lies, for the same."""
     recompute: bool = False
     """Whether blocks are computed again on the way back, for the memory estimate."""
     mask_probability: float = 1.0

@@ -37,10 +37,11 @@ from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.preflight.use_rules import use_findings
 from apr_train.run.folder import checkpoints, require_unused
+from apr_train.run.launch import Launch
 from apr_train.run.measures import NONE
 from apr_train.run.option import flag
 from apr_train.run.resume import Resume
-from apr_train.run.settings import DataSettings, ModelSettings, RunSettings, Settings
+from apr_train.run.settings import DataSettings, ModelSettings, ProcessSettings, RunSettings, Settings
 from apr_train.run.trackers import tracker_findings
 
 T = TypeVar("T")
@@ -293,6 +294,7 @@ def judge_run(
             header=header,
             tokenizer=tokenizer,
             batch_size=data.batch_size or 1,
+            **_spread(settings.processes, Launch.of(os.environ)),
             out=Path(run.out, run.run or "") if resume is None else resume.folder,
             checkpoints=checkpoints_to_come(run, resume),
             device=device,
@@ -317,6 +319,16 @@ def judge_run(
     return header, attrs.evolve(
         report, findings=by_severity(findings), notes=(*growth_notes(checkpoint), *look.notes), facts=facts
     )
+
+
+def _spread(settings: ProcessSettings, launch: Launch | None) -> dict[str, int]:
+    """How many processes there are, and in how many pieces each parameter lies, as `PreflightInput` takes them."""
+    if launch is None:
+        return {}
+    groups = settings.replicate or launch.nodes
+    whole = settings.shard == "full" or (settings.shard == "auto" and groups == 1)
+    pieces = 1 if settings.shard == "none" else launch.size if whole else max(1, launch.size // groups)
+    return {"processes": launch.size, "pieces": pieces}
 
 
 def _tokenizer_of(

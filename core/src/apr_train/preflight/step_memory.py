@@ -43,7 +43,8 @@ def most_activations(
     """
     fused = attention is not None and attention.startswith(_FUSED) and mask != "documents"
     shapes = list(name_map.parameters.values())
-    if not fused or getattr(config, "attention_probs_dropout_prob", 0.0) or any(len(shape) > 2 for shape in shapes):
+    dropout: float = getattr(config, "attention_probs_dropout_prob", 0.0)
+    if not fused or dropout > 0 or any(len(shape) > 2 for shape in shapes):
         return None
     numbers = sum(sum(shape) - (config.vocab_size if config.vocab_size in shape else 0) for shape in shapes)
     whole = sum(shape[0] * shape[-1] for shape in shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from apr_train.errors import ConfigError
@@ -56,7 +57,8 @@ def parsed_size(text: str, where: str) -> int:
     unit = found["unit"].upper() if found is not None else "I"
     if found is None or unit == "I" or (amount := float(found["number"])) == 0:
         raise ConfigError("no amount of memory", where=where, expected="such as 80GB or 79.6GiB", found=repr(text))
-    return round(amount * (1024 if unit.endswith("I") else 1000) ** _POWERS[unit.rstrip("I")])
+    base = 1024.0 if unit.endswith("I") else 1000.0
+    return round(amount * math.pow(base, _POWERS[unit.rstrip("I")]))
 
 
 def duration(seconds: float) -> str:

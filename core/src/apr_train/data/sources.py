@@ -156,17 +156,24 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
         OSError: when a folder cannot be listed.
         DataError: as `LeftOut.data_of`.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for root, folders, names in os.walk(top, onerror=fail):
-        folder = Path(root)
+    waiting = [top]  # no recursion, as os.walk has until Python 3.12: folders may be nested deeper than calls
+    while waiting:
+        folder = waiting.pop()
         if folder != top and not left_out.takes(folder):
-            folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {COMPILED})
-        yield folder, left_out.data_of(folder, folders, sorted(name for name in names if not name.startswith(".")))
+        with os.scandir(folder) as entries:
+            seen = [entry for entry in entries if not entry.name.startswith(".")]
+        below = {entry.name: entry for entry in seen if _is_folder(entry)}
+        folders = sorted(below.keys() - excluded - {COMPILED})
+        yield folder, left_out.data_of(folder, folders, sorted(entry.name for entry in seen if entry.name not in below))
+        waiting += [folder / name for name in reversed(folders) if not below[name].is_symlink()]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where nobody may look
+        return False
 
 
 def matches(pattern: str, left_out: LeftOut) -> Iterator[Path]:

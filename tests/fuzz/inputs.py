@@ -94,16 +94,7 @@ WATCHED: dict[str, Change] = {"step-000002/averaging.safetensors": safetensors_c
 ADAPTER: dict[str, Change] = {"adapter_config.json": json_changed, "adapter_model.safetensors": safetensors_changed}
 TOKENIZE = ("tokenize", "--init", "{seeds}/hf", "--sequence-length", "64", "--device", "cpu", "--objective")
 CHAT = (*TOKENIZE, "sft", "--data")
-SHARDS = (
-    *TOKENIZE,
-    "causal-lm",
-    "--tokenizer",
-    "{}/tokenizer.json",
-    "--data",
-    "{}/text/train",
-    "--val-data",
-    "{}/text/held-out",
-)
+SHARDS = (*TOKENIZE, "causal-lm", "--tokenizer", "{}/tokenizer.json", "--data", "{}/text/train/00000.bin")
 
 
 def _front_matter(raw: bytes, pick: random.Random) -> bytes:
@@ -214,7 +205,7 @@ KINDS = {
         "tokens",
         "",
         {
-            **dict.fromkeys(("text/train/*.bin", "text/held-out/*.bin"), id_shard_changed),
+            "text/train/00000.bin": id_shard_changed,
             **dict.fromkeys(("tokenizer.json", "apr-train.json"), json_changed),
         },
         (SHARDS, (*SHARDS, "--json"), (*SHARDS, "-o", "{}")),

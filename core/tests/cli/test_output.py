@@ -86,6 +86,11 @@ def test_json_stands_alone_whatever_prints_while_it_is_made():
     assert sorted(done.stderr.split("\n")) == ["", "descriptor", "from C", "python"]
 
 
+def test_what_is_not_finite_is_null_in_json(capsys):
+    emit_json({"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": None, "b": [None, None, 1.5]}
+
+
 STREAMS = """
 import ctypes, os
 import click

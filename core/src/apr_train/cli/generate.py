@@ -65,6 +65,7 @@ def _text_behind(_: click.Context, option: click.Parameter, value: str | None) -
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     file: str,
     prompt: str | None,
     masked: str | None,

@@ -165,19 +165,27 @@ def walk(top: Path, left_out: LeftOut, excluded: frozenset[str] = frozenset()) -
         OSError: when a folder cannot be listed.
         DataError: as `LeftOut.data_of`.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for root, folders, names in os.walk(top, onerror=fail):
-        folder = Path(root)
-        left_out.seen.append(root)
+    waiting = [top]  # no recursion, as os.walk has until Python 3.12: folders may be nested deeper than calls
+    while waiting:
+        folder = waiting.pop()
+        left_out.seen.append(str(folder))
         if folder != top and not left_out.takes(folder):
-            folders.clear()
             continue
-        left_out.sees(root, folders, names)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in excluded | {COMPILED})
-        yield folder, left_out.data_of(folder, folders, sorted(name for name in names if not name.startswith(".")))
+        with os.scandir(folder) as entries:
+            every = {entry.name: entry for entry in entries}
+        below = {name: entry for name, entry in every.items() if _is_folder(entry)}
+        files = [name for name in every if name not in below]
+        left_out.sees(str(folder), list(below), files)
+        folders = sorted(name for name in below if not name.startswith(".") and name not in excluded | {COMPILED})
+        yield folder, left_out.data_of(folder, folders, sorted(name for name in files if not name.startswith(".")))
+        waiting += [folder / name for name in reversed(folders) if not below[name].is_symlink()]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where nobody may look
+        return False
 
 
 def matches(pattern: str, left_out: LeftOut) -> Iterator[Path]:

@@ -122,7 +122,7 @@ def measure(side: str, folder: Path, size_mb: int) -> None:
 
 
 def back_memory(size: int) -> None:
-    """Have the host give a virtual machine so much memory, which a process before may have had, or not: a third of the time."""
+    """Touch so much memory and give it back: a virtual machine's host may have to find it first, for whichever side comes first."""
     with mmap.mmap(-1, size) as memory:
         for start in range(0, size, mmap.PAGESIZE):
             memory[start] = 1

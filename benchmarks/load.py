@@ -122,7 +122,7 @@ def measure(side: str, folder: Path, size_mb: int) -> None:
 
 
 def back_memory(size: int) -> None:
-    """Touch so much memory and give it back: a virtual machine's host may have to find it first, for whichever side comes first."""
+    """Touch so much memory and give it back, so that no side waits for a virtual machine's host to find it."""
     with mmap.mmap(-1, size) as memory:
         for start in range(0, size, mmap.PAGESIZE):
             memory[start] = 1

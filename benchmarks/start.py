@@ -73,7 +73,9 @@ def worker(options: list[str], *, stand_in: bool) -> None:
 
     if stand_in:
         put_stand_in()
-    sys.exit(main(options))
+    sys.argv = ["apr-train", *options]
+    main()
+    sys.exit(0)
 
 
 def put_stand_in() -> None:

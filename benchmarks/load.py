@@ -122,7 +122,7 @@ def measure(side: str, folder: Path, size_mb: int) -> None:
 
 
 def back_memory(size: int) -> None:
-    """Have the host give a virtual machine so much memory, which a process before may have had, or not: a third of the time."""
+    """Touch so much memory and give it back, so that no side waits for a virtual machine's host to find it."""
     with mmap.mmap(-1, size) as memory:
         for start in range(0, size, mmap.PAGESIZE):
             memory[start] = 1

@@ -9,6 +9,7 @@ from apr_train.data import unchanged as module
 from apr_train.data.corpus import load_corpus
 from apr_train.data.documents import read_documents
 from apr_train.data.look import look_at
+from apr_train.data.sources import search_files
 from apr_train.data.unchanged import Unchanged
 from apr_train.run.settings import DataSettings
 
@@ -140,6 +141,131 @@ def test_an_entry_that_is_not_true_is_forgotten_when_the_text_is_read(load, late
         with pytest.raises(Exception, match="changed while"):
             load_corpus(settings, byte_tokenizer(bytes_first=3), cache_dir=tmp_path / "cache")
     assert not entry.exists()
+
+
+@pytest.fixture
+def sought(monkeypatch):
+    """The searches for files."""
+    seen = []
+
+    def counting(data, **how):
+        seen.append(tuple(data))
+        return search_files(data, **how)
+
+    monkeypatch.setattr("apr_train.data.reading.search_files", counting)
+    return seen
+
+
+def test_nothing_is_searched_for_where_nothing_has_changed(load, later, sought, corpus_folder, notices):
+    (corpus_folder / "picture").write_bytes(b"\x00\x01")
+    first = load()
+    told = list(notices)
+    sought.clear()
+    notices.clear()
+    second = load()
+    assert (sought, second.hash, notices) == ([], first.hash, told)
+    assert list(second.learnt[0].scan.files) == list(first.learnt[0].scan.files)
+
+
+def left_out_becomes_text(folder):
+    (folder / "picture").write_text("now = 'text'\n")
+
+
+def new_folder(folder):
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "new.py").write_text("more = 1\n")
+
+
+def rules_inside(folder):
+    (folder / ".git").mkdir()
+    (folder / ".gitignore").write_text("module_03.py\n")
+
+
+def rules_above(folder):
+    (folder.parent / ".git").mkdir()
+    (folder.parent / ".gitignore").write_text("module_03.py\n")
+
+
+def renamed(folder):
+    (folder / "module_02.py").rename(folder / "a_module.py")
+
+
+def linked(folder):
+    """Where a link led to a folder, it leads to a text."""
+    (folder / "link").unlink()
+    (folder.parent / "outside.py").write_text("outside = 1\n")
+    (folder / "link").symlink_to(folder.parent / "outside.py")
+
+
+def becomes_an_environment(folder):
+    (folder / "inner" / "pyvenv.cfg").write_text("")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [left_out_becomes_text, new_folder, rules_inside, rules_above, renamed, linked, becomes_an_environment],
+    ids=lambda change: change.__name__,
+)
+def test_what_a_search_would_find_now_is_found(load, later, sought, corpus_folder, tmp_path, change):
+    (corpus_folder / "picture").write_bytes(b"\x00\x01")
+    (corpus_folder / "inner").mkdir()
+    (corpus_folder / "inner" / "one.py").write_text("one = 1\n")
+    (tmp_path / "elsewhere").mkdir()
+    (corpus_folder / "link").symlink_to(tmp_path / "elsewhere")
+    before = load()
+    sought.clear()
+    change(corpus_folder)
+    after = load()
+    assert sought
+    anew = [str(path) for path in search_files([str(corpus_folder)]).files]
+    assert [str(path) for path in after.learnt[0].scan.files] == anew
+    assert after.hash != before.hash
+
+
+def test_rules_of_git_that_change_above_a_folder_count(load, later, corpus_folder):
+    (corpus_folder.parent / ".git").mkdir()
+    (corpus_folder.parent / ".gitignore").write_text("module_03.py\n")
+    assert len(load().learnt[0].scan.files) == 39
+    (corpus_folder.parent / ".gitignore").write_text("module_03.py\nmodule_04.py\n")
+    assert len(load().learnt[0].scan.files) == 38
+
+
+def test_what_a_search_depends_on_beside_dates_is_compared(load, later, sought, corpus_folder, tmp_path, tokenizer, notices):
+    load()
+    sought.clear()
+    settings = DataSettings(data=(str(corpus_folder),), validation_fraction=0.2, gitignore=False)
+    load_corpus(settings, tokenizer, cache_dir=tmp_path / "cache", notice=notices.append)
+    assert sought
+
+
+def test_after_a_change_that_is_no_text_the_next_start_searches_for_nothing(load, later, opened, sought, corpus_folder):
+    load()
+    (corpus_folder / "picture").write_bytes(b"\x00\x01")
+    opened.clear()
+    load()
+    assert opened == []
+    sought.clear()
+    load()
+    assert sought == []
+
+
+@pytest.mark.parametrize("how", [{"rehash": True}, {"believe": False}])
+def test_all_is_searched_for_when_it_is_wanted(load, later, sought, how):
+    load()
+    sought.clear()
+    load(**how)
+    assert sought
+
+
+def test_a_folder_that_changed_while_it_was_searched_is_not_believed(load, sought, corpus_folder, monkeypatch):
+    """The dates of files are old, that of the folder is younger than the beginning of the search."""
+    newest = max(path.stat().st_ctime_ns for path in corpus_folder.rglob("*.py"))
+    monkeypatch.setattr("apr_train.data.reading.now", lambda: newest + 3 * 10**9)
+    os.utime(corpus_folder, ns=(0, newest + 2 * 10**9))
+    load()
+    sought.clear()
+    load()
+    assert sought
 
 
 def test_notices_are_given_again(load, later, corpus_folder, notices):

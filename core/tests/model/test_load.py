@@ -256,6 +256,47 @@ def test_a_damaged_file_is_noticed_before_the_model_is_handed_back(tmp_path):
         assert all(parameter.is_meta for parameter in model.parameters()), name
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """Three of them, for pieces of a few bytes."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr("apr_train.checkpoint.apr.reader.CHUNK", 16)
+    monkeypatch.setattr("apr_train.checkpoint.apr.reader._CUTS", 2)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_bring_every_value_to_its_place_and_tell_all_bytes(tmp_path):
+    values, told = tensors(pooler=True), []
+    with open_apr(write(tmp_path / "x.apr", values)) as checkpoint:
+        model = meta_model()
+        report = load_weights(model, checkpoint, plan_for(checkpoint), progress=told.append)
+    assert np.array_equal(model.embed.weight.detach(), values["model.embed.weight"])
+    assert np.array_equal(model.layers[1].norm.weight.detach(), values["model.layers.1.norm.weight"])
+    used = sum(value.nbytes for name, value in values.items() if name != "pooler.weight")
+    assert report.bytes_read == sum(told) == used
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_notice_a_damaged_byte_wherever_it_is_and_leave_the_model_untouched(tmp_path):
+    path = write(tmp_path / "x.apr", tensors())
+    raw = path.read_bytes()
+    for place in range(int.from_bytes(raw[32:40], "little"), len(raw) - 4, 37):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        model = meta_model()
+        with open_apr(path) as checkpoint, pytest.raises(FormatError, match="checksum"):
+            load_weights(model, checkpoint, plan_for(checkpoint))
+        assert all(parameter.is_meta for parameter in model.parameters()), place
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_file_that_ends_while_threads_read_it_leaves_the_model_untouched(tmp_path):
+    path, model = write(tmp_path / "x.apr", tensors()), meta_model()
+    with open_apr(path) as checkpoint, pytest.raises(FormatError, match="shorter"):
+        path.write_bytes(path.read_bytes()[:-100])
+        load_weights(model, checkpoint, plan_for(checkpoint))
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("where", ["open", "load"])
 def test_verification_that_is_switched_off_says_so(tmp_path, where):
     path = write(tmp_path / "x.apr", tensors())

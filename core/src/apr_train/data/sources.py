@@ -238,7 +238,7 @@ class Found:
     seen: tuple[str, ...] | None = field(default=None, repr=False)
     """Paths: while none of these files and folders changes, the search finds the same; None: it depends on more."""
     began: int = 0
-    """When it began, for whoever set it."""
+    """When the search began, in ns; 0 where nobody notes it."""
 
 
 def search_files(data: Iterable[str], *, gitignore: bool = True, shards: bool = False) -> Found:

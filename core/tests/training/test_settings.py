@@ -297,7 +297,7 @@ def test_what_does_not_decide_a_run_is_where_it_was_and_how_it_was_watched():
     """model.apr tells the rest, and equal runs in two places give equal bytes."""
     place = {item.name for cls in GROUPS.values() for item in attrs.fields(cls) if not item.metadata[DECIDES]}
     watched = {"eval", "rehash", "val_batches", "val_every", "save_every", "keep", "log_every", "prompt", "sample_tokens"}
-    watched |= {"max_time", "early_stop", "keep_best", "peak_tflops", "profile", "tracker"}
+    watched |= {"max_time", "early_stop", "keep_best", "peak_tflops", "profile", "tracker", "async_save"}
     assert place == watched | {
         "init",
         "tokenizer",

@@ -221,6 +221,7 @@ def test_the_preflight_says_what_the_plan_says(monkeypatch, values):
     assert most is None or most > memory["activations"] + memory["logits"]
 
 
+@pytest.mark.rule("PREFLIGHT-016")
 def test_activations_alone_can_be_too_many(monkeypatch):
     """Of rows whose activations are more than all the rest, without a look at which nothing was said."""
     monkeypatch.setattr("apr_train.preflight.machine_rules.free_memory", lambda device: 30_000_000)

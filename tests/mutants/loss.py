@@ -37,7 +37,7 @@ DEFECTS = (
         ("llama370m", "codebert"),
         core(
             "model.loss:chunked_cross_entropy",
-            "hidden, targets = hidden[keep], targets[keep]",
+            "hidden, targets = hidden[kept], targets[kept]",
             "targets = targets.clamp(min=0)",
         ),
     ),

@@ -57,7 +57,7 @@ def measured_peak(found, decided, rows, mesh=None):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         model = model_without_memory(found, choose_attention(found, decided), decided)
         if mesh is not None:
-            shard(model, mesh)
+            shard(model, mesh, decided.precision.autocast)
         model.to_empty(device="cpu")
         model.initialize(torch.Generator().manual_seed(0))
         ema = decided.settings.run.ema
@@ -116,6 +116,19 @@ def test_parameters_in_pieces_and_what_is_sent_for_them():
     assert update["weights"] == pytest.approx(all_of_them / 4, rel=0.01)
     assert update["gradients"] == update["weights"]
     assert update["optimizer"] == pytest.approx(2 * update["weights"], rel=0.01)
+
+
+def test_blocks_are_planned_as_they_are_gathered_under_autocast():
+    """In bfloat16, forward and back, and nothing copies them then: what the way back needs does not grow with the weights."""
+    found, settled = decided(TINY | {"precision": "bf16", "recompute": True}, 8, num_hidden_layers=7)
+    step, alone = take_step(found, settled, 1, 4, 2), take_step(found, settled, 1, 1, 2)
+    name_map = found.family.map_tensor_names(found.config, Layout())
+    matrices = {name: torch.Size(shape).numel() for name, shape in name_map.parameters.items() if len(shape) > 1}
+    blocks = sum(size for name, size in matrices.items() if name.startswith("layers."))
+    whole = sum(matrices.values())
+    assert step.sent == pytest.approx(3 / 4 * (2 * 2 * blocks + 4 * (whole - blocks) + 4 * whole), rel=1e-3)
+    of_all, of_one = (taken.phases["head"]["activations"] for taken in (step, alone))
+    assert of_one - of_all >= 2 * blocks  # autocast's copies, of one process
 
 
 def test_whole_parameters_in_each_are_summed_in_a_ring():

@@ -217,8 +217,9 @@ def test_bad_input_is_one_message(arguments, told):
         {"arch": "qwen2", "precision": "fp32"},
         {"arch": "llama370m", "precision": "bf16", "recompute": True, "ema": 0.9},
         {"arch": "codebert", "precision": "bf16"},
+        {"arch": "qwen2", "precision": "fp32", "document_mask": True, "sequence_length": 512},
     ],
-    ids=lambda values: values["arch"],
+    ids=lambda values: "-".join(map(str, values.values())),
 )
 def test_the_preflight_says_what_the_plan_says(monkeypatch, values):
     """But for the optimizer's counts of its updates, four bytes a parameter."""
@@ -228,10 +229,16 @@ def test_the_preflight_says_what_the_plan_says(monkeypatch, values):
     memory = preflight(asked).facts["memory"]
     planned = estimate(found, _decided(settings, found, 2), 1, 1, 2).held
     assert memory == pytest.approx({kind: planned[kind] for kind in memory}, rel=0, abs=400)
+    mask = found.objective.mask_kind(document_mask=settings.data.document_mask)
     most = most_activations(
-        found.family.map_tensor_names(found.config, Layout()), found.config, tokens=2 * 64, attention="sdpa", mask="causal"
+        found.family.map_tensor_names(found.config, Layout()),
+        found.config,
+        tokens=2 * settings.data.sequence_length,
+        length=settings.data.sequence_length,
+        attention="sdpa",
+        mask=mask,
     )
-    assert most is None or most > memory["activations"] + memory["logits"]
+    assert most > memory["activations"] + memory["logits"]
 
 
 def test_activations_alone_can_be_too_many(monkeypatch):

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _BYTES_A_NUMBER = 12
 """Of what goes into and comes out of each matrix: three float32 copies, nearly twice what the decoders here keep."""
 _BYTES_A_SCORE = 32
-"""Of a row's position beside another one, in each head of each block: eight float32 copies; masks and dropout are among them."""
+"""Of two positions of a row, in each head of each block: eight float32 copies, masks and dropout's among them."""
 _FUSED = ("sdpa", "xformers")
 """Attention backends that keep no scores."""
 
@@ -46,14 +46,15 @@ def most_activations(
         attention: the backend, its name first.
         mask: its kind.
     """
-    sizes = [getattr(config, name, None) for name in ("num_attention_heads", "num_hidden_layers")]
+    heads: int | None = getattr(config, "num_attention_heads", None)
+    blocks: int | None = getattr(config, "num_hidden_layers", None)
     shapes = list(name_map.parameters.values())
     chosen = getattr(config, "num_experts_per_tok", None) if any(len(shape) > 2 for shape in shapes) else 1
-    if attention is None or None in sizes or chosen is None:
+    if attention is None or heads is None or blocks is None or chosen is None:
         return None
     dropout: float = getattr(config, "attention_probs_dropout_prob", 0.0)
     fused = attention.startswith(_FUSED) and mask != "documents" and dropout == 0
-    scores = 0 if fused else _BYTES_A_SCORE * math.prod(sizes) * tokens * length
+    scores = 0 if fused else _BYTES_A_SCORE * heads * blocks * tokens * length
     numbers = sum(_in_and_out(shape, config.vocab_size, chosen) for shape in shapes)
     whole = sum(map(math.prod, shapes))
     head = 3 * 4 * config.vocab_size * config.hidden_size  # its matrix in the type of the products, and gradients in float32

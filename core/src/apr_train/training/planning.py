@@ -296,7 +296,7 @@ def _foreseeable() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found, hint = str(error).partition("\n")[0], "apr-train plan --debug has the place."
+        found, hint = str(error).partition("\n")[0].rstrip("."), "apr-train plan --debug has the place."
         raise RunError("no step without values can be taken of this model", where="plan", found=found, hint=hint) from error
 
 

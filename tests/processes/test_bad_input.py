@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from apr_train.run.folder import METRICS, MODEL
+from apr_train.run.metrics import read_metrics
 
+from tests.processes.compared import assert_same_losses
 from tests.processes.launchers import TRAIN, ended, errors, make_text, torchrun, two_machines
 
 pytestmark = pytest.mark.slow  # each starts processes
@@ -123,10 +125,12 @@ def test_two_machines_learn_what_one_learns(place, shared):
     assert statuses == [0, 0], stderr
     assert "2 on 1 machine" in stdout  # by their names, which are one here
     assert all(any(cache.iterdir()) for cache in caches)
-    (status,), _, stderr = ended(torchrun(place, *values, "--run", "one"))
+    (status,), _, stderr = ended(torchrun(place, *values, "--run", "one", count=1))
     assert status == 0, stderr
-    for name in (MODEL, METRICS):
-        assert (place / "runs" / "two" / name).exists()
+    runs = place / "runs"
+    assert (runs / "two" / MODEL).exists()
+    assert len(read_metrics(runs / "two" / METRICS)) == 7
+    assert_same_losses(runs / "one", runs / "two", 1e-5)
 
 
 def test_machines_with_different_settings(place):

@@ -46,6 +46,10 @@ def test_a_run_is_known_by_its_launch(tmp_path):
     for name, noted in (("a", launch), ("b", other)):
         (tmp_path / name).mkdir()
         note_launch(tmp_path / name, noted)
+    assert run_of_launch(tmp_path, launch, "b") is None
+    (tmp_path / "group" / "d").mkdir(parents=True)
+    note_launch(tmp_path / "group" / "d", launch)
+    assert run_of_launch(tmp_path, launch, "group/d") == tmp_path / "group" / "d"
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / ".launch").write_text("no json")
     assert run_of_launch(tmp_path, launch) == tmp_path / "a"

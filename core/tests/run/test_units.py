@@ -21,13 +21,13 @@ def test_times_sizes_and_losses_are_readable():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("80GB", 80 * 10**9), ("79.6 GiB", round(79.6 * 2**30)), ("500mb", 500 * 10**6), ("24G", 24 * 10**9), ("1024", 1024)],
+    [("80GB", 80 * 10**9), ("79.6 GiB", round(79.6 * 2**30)), ("500mb", 500 * 10**6), ("24G", 24 * 10**9), ("1024B", 1024)],
 )
 def test_an_amount_of_memory_is_read(text, expected):
     assert parsed_size(text, "--memory") == expected
 
 
-@pytest.mark.parametrize("text", ["", "GB", "lots", "0GB", "-3GB", "80 apples", "1iB", "1e3GB"])
+@pytest.mark.parametrize("text", ["", "GB", "lots", "0GB", "-3GB", "80 apples", "80", "1iB", "1e3GB"])
 def test_what_is_no_amount_of_memory_is_refused(text):
     with pytest.raises(ConfigError, match="no amount of memory"):
         parsed_size(text, "--memory")

@@ -19,7 +19,7 @@ PER_NODE = 8
 _SETTINGS = (
     *("arch", "init", "preset", "vocab_size", "rope_layout", "objective", "attention", "sequence_length", "batch_size"),
     *("accumulate", "document_mask", "packing", "mask_probability", "optimizer", "bf16_update"),
-    *("lora_rank", "lora_target", "ema", "precision", "recompute", "shard", "replicate"),
+    *("lora_rank", "lora_target", "ema", "precision", "recompute", "recompute_keep", "shard", "replicate"),
 )
 """What changes memory, or what is sent."""
 

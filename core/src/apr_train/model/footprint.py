@@ -7,6 +7,7 @@ one of the loss, and what an allocator loses between tensors, is not seen.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import weakref
@@ -355,11 +356,12 @@ def _by_bool(indices: Any) -> bool:
 def without_values(model: nn.Module, ledger: Ledger) -> Iterator[None]:
     """Inside, a model of the meta device, sharded or not, has fake tensors on the CPU, and the ledger sees what is done.
 
-    A parameter that stands in two places is one there, too.
+    A parameter that stands in two places is one there, too. What torch logs of an operator that it has no shapes for is left
+    out: the error says it.
     """
     with torch.no_grad():
         pieces = {parameter: local(parameter) for parameter in model.parameters()}
-    with ledger.mode, ledger:
+    with ledger.mode, ledger, _quiet(logging.getLogger(FakeTensorMode.__module__)):
         ledger.enter("model", "weights")
         fakes = {parameter: _faked(parameter, piece) for parameter, piece in pieces.items()}
         for module in model.modules():
@@ -368,6 +370,15 @@ def without_values(model: nn.Module, ledger: Ledger) -> Iterator[None]:
             for name, buffer in module._buffers.items():
                 module._buffers[name] = buffer if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
         yield
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _faked(parameter: nn.Parameter, piece: Tensor) -> nn.Parameter:

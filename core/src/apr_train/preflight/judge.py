@@ -240,6 +240,7 @@ def _memory(seen: _Examination, family: Family, config: ModelConfig, parameters:
         family.map_tensor_names(config, Layout()),
         config,
         tokens=rows * length,
+        length=length,
         attention=seen.facts["attention"],
         mask=mask,
     )

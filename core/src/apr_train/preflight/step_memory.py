@@ -7,6 +7,8 @@ generous and costs nothing, does not rule out that the memory is too little; and
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from apr_train.data.batch import Batch
@@ -25,12 +27,14 @@ _log = logging.getLogger(__name__)
 
 _BYTES_A_NUMBER = 12
 """Of what goes into and comes out of each matrix: three float32 copies, nearly twice what the decoders here keep."""
+_BYTES_A_SCORE = 32
+"""Of two positions of a row, in each head of each block: eight float32 copies, masks and dropout's among them."""
 _FUSED = ("sdpa", "xformers")
 """Attention backends that keep no scores."""
 
 
 def most_activations(
-    name_map: NameMap, config: ModelConfig, *, tokens: int, attention: str | None, mask: MaskKind
+    name_map: NameMap, config: ModelConfig, *, tokens: int, length: int, attention: str | None, mask: MaskKind
 ) -> int | None:
     """More bytes than activations and logits can have; None where that cannot be said.
 
@@ -38,18 +42,33 @@ def most_activations(
         name_map: of the model.
         config: of the model.
         tokens: of a pass.
+        length: tokens of a row.
         attention: the backend, its name first.
         mask: its kind.
     """
-    fused = attention is not None and attention.startswith(_FUSED) and mask != "documents"
+    heads: int | None = getattr(config, "num_attention_heads", None)
+    blocks: int | None = getattr(config, "num_hidden_layers", None)
     shapes = list(name_map.parameters.values())
-    dropout: float = getattr(config, "attention_probs_dropout_prob", 0.0)
-    if not fused or dropout > 0 or any(len(shape) > 2 for shape in shapes):
+    chosen = getattr(config, "num_experts_per_tok", None) if any(len(shape) > 2 for shape in shapes) else 1
+    if attention is None or heads is None or blocks is None or chosen is None:
         return None
-    numbers = sum(sum(shape) - (config.vocab_size if config.vocab_size in shape else 0) for shape in shapes)
-    whole = sum(shape[0] * shape[-1] for shape in shapes)
+    dropout: float = getattr(config, "attention_probs_dropout_prob", 0.0)
+    fused = attention.startswith(_FUSED) and mask != "documents" and dropout == 0
+    scores = 0 if fused else _BYTES_A_SCORE * heads * blocks * tokens * length
+    numbers = sum(_in_and_out(shape, config.vocab_size, chosen) for shape in shapes)
+    whole = sum(map(math.prod, shapes))
     head = 3 * 4 * config.vocab_size * config.hidden_size  # its matrix in the type of the products, and gradients in float32
-    return _BYTES_A_NUMBER * numbers * tokens + 2 * whole + head
+    return _BYTES_A_NUMBER * numbers * tokens + scores + 2 * whole + head
+
+
+def _in_and_out(shape: Sequence[int], vocabulary: int, chosen: int) -> int:
+    """Numbers that a token has before and behind a matrix; of stacked ones, of as many as it is sent through.
+
+    The router's own are counted by the stack, of which it has a number for each.
+    """
+    if len(shape) > 2:
+        return chosen * (sum(shape[1:]) + shape[0])
+    return sum(shape) - (vocabulary if vocabulary in shape else 0)
 
 
 def step_memory(

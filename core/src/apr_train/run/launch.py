@@ -100,9 +100,16 @@ def note_launch(folder: Path, launch: Launch) -> None:
     write_file(folder / LAUNCH, (json.dumps({"launch": launch.id}) + "\n").encode("utf-8"))
 
 
-def run_of_launch(out: Path, launch: Launch) -> Path | None:
-    """The run that this launch began before its last restart; the newest, if an id was used twice. None: it began none."""
-    noted = [path for path in out.glob(f"*/{LAUNCH}") if _noted(path) == launch.id]
+def run_of_launch(out: Path, launch: Launch, name: str | None = None) -> Path | None:
+    """The run that this launch began before its last restart; None: it began none.
+
+    Args:
+        out: the folder of runs.
+        launch: this one.
+        name: of the run, where the user gave one; else it is the newest that the launch began, if an id was used twice.
+    """
+    places = out.glob(f"*/{LAUNCH}") if name is None else [out / name / LAUNCH]
+    noted = [path for path in places if _noted(path) == launch.id]
     return max(noted, key=lambda path: path.stat().st_mtime).parent if noted else None
 
 

@@ -43,7 +43,7 @@ def size(value: float | None) -> str:
     return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
 
 
-_AMOUNT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]?i?)B?", re.IGNORECASE)
+_AMOUNT = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?:(?P<unit>[KMGT]i?)B?|B)", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -51,12 +51,12 @@ def parsed_size(text: str, where: str) -> int:
     """`80GB`, `79.6 GiB`, `80000MB` → bytes; `80G` is `80GB`.
 
     Raises:
-        ConfigError: for anything else, and for nothing at all.
+        ConfigError: for anything else, a number without a unit among it, and for nothing at all.
     """
     found = _AMOUNT.fullmatch(text.strip())
-    unit = found["unit"].upper() if found is not None else "I"
-    if found is None or unit == "I" or (amount := float(found["number"])) == 0:
+    if found is None or (amount := float(found["number"])) == 0:
         raise ConfigError("no amount of memory", where=where, expected="such as 80GB or 79.6GiB", found=repr(text))
+    unit = (found["unit"] or "").upper()
     base = 1024.0 if unit.endswith("I") else 1000.0
     return round(amount * math.pow(base, _POWERS[unit.rstrip("I")]))
 

@@ -255,7 +255,7 @@ def take_step(cleared: Cleared, decided: Decided, groups: int, gpus: int, rows: 
     ledger = Ledger(chosen=decided.settings.data.mask_probability)
     with _fake_processes(gpus, groups) as mesh:
         if mesh is not None:
-            shard(model, mesh)
+            shard(model, mesh, decided.precision.autocast)
         watch_blocks(model, ledger)
         with _foreseeable(), without_values(model, ledger):
             state = _train(model, cleared.objective, decided, ledger, rows)
@@ -296,7 +296,7 @@ def _foreseeable() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found, hint = str(error).partition("\n")[0], "apr-train plan --debug has the place."
+        found, hint = str(error).partition("\n")[0].rstrip("."), "apr-train plan --debug has the place."
         raise RunError("no step without values can be taken of this model", where="plan", found=found, hint=hint) from error
 
 

@@ -124,7 +124,8 @@ class Group(Processes):
             return resume
         if resume is not None:
             return find_checkpoint(resume)[0]
-        return run_of_launch(Path(settings().run.out), self.launch)
+        run = settings().run
+        return run_of_launch(Path(run.out), self.launch, run.run)
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """See `Processes.require_same`."""

@@ -1,6 +1,7 @@
 """`apr-train generate` on real runs: continuing, drawing, stopping, filling masks, and what it refuses."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -37,14 +38,35 @@ def test_a_compiled_step_writes_the_same(apr, models):
     assert ("decoding is compiled" in written.stderr, "decoding is compiled" in compiled.stderr) == (False, True)
 
 
-def test_a_missing_compiler_is_said_once_and_the_text_comes(apr, models):
-    from torch._inductor import config
-
+def test_a_compiler_that_does_not_work_is_said_once_and_the_text_comes(apr, models, monkeypatch):
+    monkeypatch.setattr("apr_train.model.decoding.compiler_fault", lambda device: "torch.compile does not work here (why)")
     how = ("generate", models.decoder, "--prompt", PROMPT, "--max-tokens", 12)
-    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
-        found = apr(*how, "--compile")
+    found = apr(*how, "--compile")
     assert found.stdout == apr(*how).stdout
-    assert found.stderr.count("decoding is not compiled: torch.compile finds no C++ compiler (g++, or what CXX names)") == 1
+    assert found.stderr.count("decoding is not compiled: torch.compile does not work here (why)\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("generate", "--prompt", PROMPT, "--max-tokens", "4"), "decoding is not compiled"),
+        (("eval", "--batches", "1"), "the model is not compiled"),
+    ],
+)
+def test_a_compiler_that_is_there_and_fails_is_no_traceback(models, tmp_path, answers, command, told):
+    """A process of its own: torch remembers which compiler it has found, and what it has compiled."""
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\n" + ('[ "$1" = --version ] && exec g++ "$@"\n' if answers else "") + "exit 1\n")
+    broken.chmod(0o755)
+    own = {"CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    run = [sys.executable, "-m", "apr_train", command[0], str(models.decoder), *command[1:], "--compile"]
+    found = subprocess.run(run, env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count(f"{told}: torch.compile does not work here (") == 1
+    assert "Traceback" not in found.stderr
+    assert found.stdout
 
 
 def test_text_goes_to_stdout_and_the_rest_to_stderr(apr, models):

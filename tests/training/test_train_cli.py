@@ -289,6 +289,21 @@ def test_what_was_decided_about_compiling_stands_in_the_config_and_goes_for_a_re
     assert heads == [True] * 3 + [False] * 2
 
 
+def test_a_resume_without_the_compiler_that_there_was_is_a_change_of_the_run(place, monkeypatch):
+    """Its numbers differ from there on, so it is noted where a change by the user is."""
+    step = loop.train_step
+    monkeypatch.setattr(build, "compile_blocks", lambda model: None)
+    monkeypatch.setattr(loop, "train_step", lambda *args, compiled, **named: step(*args, compiled=False, **named))
+    monkeypatch.setattr(inputs, "compiler_fault", lambda device: None)
+    place.train(*SCRATCH, "--steps", "2", "--save-every", "1", "--precision", "fp32", "--compile", "--run", "x")
+    monkeypatch.setattr(inputs, "compiler_fault", lambda device: "no compiler")
+    out = place("--resume", "runs/x/step-000001")
+    assert "no compiler: the run goes on without --compile" in out
+    assert "changed: --compile true → false from step 2 on" in out
+    told = {"step": 1, "setting": "run.compile", "before": True, "after": False}
+    assert [json.loads(line) for line in (place.run("x") / "changes.jsonl").read_text().splitlines()] == [told]
+
+
 @pytest.mark.rule("INV-TRAIN-007")
 def test_a_loss_that_is_no_number_ends_the_run_at_the_last_good_state(place):
     args = ("--steps", "5", "--save-every", "0", "--precision", "fp32", "--warmup-steps", "0", "--lr", "1e15")

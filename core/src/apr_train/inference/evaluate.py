@@ -27,8 +27,7 @@ from apr_train.errors import DataError, PreflightError
 from apr_train.family.config import ModelConfig
 from apr_train.inference.ready import Ready
 from apr_train.inference.text import bytes_of_tokens
-from apr_train.model.acceleration import compile_blocks, reuse_freed_memory, uncompiled
-from apr_train.model.decoding import no_compiler
+from apr_train.model.acceleration import compile_blocks, compiler_fault, reuse_freed_memory, uncompiled
 from apr_train.model.loss import right_predictions
 from apr_train.model.nats import token_nats
 from apr_train.model.protocol import LanguageModel
@@ -214,7 +213,7 @@ def for_measuring(ready: Ready, *, compile: bool | None, say: Say) -> None:
     """Compile the model's blocks where that is asked for and can be; `say` is told where it cannot."""
     if not compile:
         return
-    reason = no_compiler() if ready.device.type == "cpu" else None
+    reason = compiler_fault(ready.device)
     if reason is None:
         compile_blocks(ready.model)
     else:

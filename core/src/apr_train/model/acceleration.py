@@ -63,7 +63,8 @@ def compiler_fault(device: torch.device) -> str | None:
         torch.compile(_sum_with_its_mirror, dynamic=False)(torch.zeros(8, device=device))
     except (RuntimeError, OSError) as error:  # torch's own are RuntimeErrors
         cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
-        return f"{type(cause).__name__}: {text_of(cause)}".partition("\n")[0]
+        told = f"{type(cause).__name__}: {text_of(cause)}".partition("\n")[0]
+        return f"torch.compile does not work here ({told})"
     return None
 
 

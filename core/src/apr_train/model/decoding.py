@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from apr_train.family.rope_scaling import LongRopeScaling
+from apr_train.model.acceleration import compiler_fault
 from apr_train.model.decoder import Decoder
 from apr_train.model.device import Precision
 
@@ -37,24 +38,12 @@ def why_not_in_rows(model: nn.Module) -> str | None:
 
 
 def why_not_compiled(model: nn.Module, precision: Precision, device: torch.device) -> str | None:
-    """Why the decode step of a model cannot be compiled; None: it can. Imports torch's compiler."""
+    """Why the decode step of a model cannot be compiled; None: it can, which a compilation has shown."""
     if device.type != "cpu":
         return f"decoding is compiled on a CPU alone, and this is {device.type}"
     if precision.autocast is not None:
         return f"--precision {precision.name} converts all weights for every token"
-    return why_not_in_rows(model) or no_compiler()
-
-
-def no_compiler() -> str | None:
-    """Why torch.compile cannot serve a CPU here; None: it can. Imports it."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # what torch.compile itself asks
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "torch.compile finds no C++ compiler (g++, or what CXX names)"
-    return None
+    return why_not_in_rows(model) or compiler_fault(device)
 
 
 def pays(model: nn.Module, tokens: int) -> bool:

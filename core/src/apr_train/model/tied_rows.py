@@ -35,12 +35,6 @@ def rows_apart(model: nn.Module) -> AbstractContextManager[None]:
     return nullcontext() if tied is None else tied.apart()
 
 
-def is_tied(model: nn.Module, parameter: nn.Parameter) -> bool:
-    """Whether the gradient of a parameter is whole only behind `rows_apart`."""
-    tied = getattr(model, _ATTRIBUTE, None)
-    return tied is not None and tied.module.weight is parameter
-
-
 class _TiedRows:
     """Looks tokens up in a matrix that autograd does not see, and adds the rows' gradients to the dense one of the head.
 

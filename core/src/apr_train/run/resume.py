@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from apr_train.errors import RunError
 from apr_train.run.adapted import step_of_adapter
@@ -17,6 +17,8 @@ from apr_train.run.provenance import step_of, written_metadata
 from apr_train.run.samples import read_samples
 from apr_train.run.settings import GROUPS, Settings
 from apr_train.run.settings_file import check_resume, read_toml, with_values
+
+_COMPILE = "run.compile"
 
 
 @frozen(kw_only=True)
@@ -42,6 +44,16 @@ class Resume:
     def is_changed(self, setting: str) -> bool:
         """Whether this resume changes a setting, `run.precision` say."""
         return any(change.setting == setting for change in self.changed)
+
+    def uncompiled(self) -> Resume:
+        """The same, of a run whose blocks cannot be compiled any more: a change like those that are asked for."""
+        if self.checkpoint is None:
+            return self
+        asked = [change for change in self.changed if change.setting == _COMPILE]
+        before = asked[0].before if asked else self.settings.run.compile
+        others = tuple(change for change in self.changes if change not in asked)
+        now = (Change(step=self.step, setting=_COMPILE, before=before, after=False),) if before else ()
+        return evolve(self, changes=(*others, *now))
 
     @property
     def model_path(self) -> str | None:

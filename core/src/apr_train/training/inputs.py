@@ -183,7 +183,7 @@ def _compiled_if_possible(decided: Decided, asked: Settings, say: Say, processes
         return decided
     fault = processes.once_a_machine("compiler", lambda: compiler_fault(decided.device))
     if fault is not None:
-        say(f"torch.compile does not work here ({fault}): the run goes on without --compile")
+        say(f"{fault}: the run goes on without --compile")
         return decided.uncompiled()
     if asked.run.compile is None:
         say("a run of so many operations is compiled, which takes the first step longer; --no-compile says no")

@@ -94,6 +94,8 @@ def prepare(
                 held.enter_context(locked(resume.folder))
                 resume.require_unchanged()
             inputs = gather(asked, resume, examined, cleared, say, shown, processes)
+            if resume is not None and asked.run.compile and not inputs.decided.settings.run.compile:
+                resume = resume.uncompiled()
         processes.require_same(_facts(inputs))
         yield _prepared(inputs, examined, resume, held, say, begun, shown)
 

@@ -43,10 +43,10 @@ def parameters(shape: str) -> int:
     return size["vocab_size"] * hidden + size["num_hidden_layers"] * layer + hidden
 
 
-def state_bytes(shape: str, precision: str, *, bf16_update: str, bf16_moments: bool = False) -> int:
+def state_bytes(shape: str, precision: str, *, bf16_update: str) -> int:
     """Weights, gradients, AdamW's two moments and, where there is one, the float32 master copy."""
     narrow, master = precision == "bf16-weights", precision == "bf16-weights" and bf16_update == "master"
-    weight, moment = 2 if narrow else 4, 2 if bf16_moments or (narrow and not master) else 4
+    weight, moment = 2 if narrow else 4, 2 if narrow and not master else 4
     return parameters(shape) * (2 * weight + 2 * moment + (4 if master else 0))
 
 

@@ -57,6 +57,7 @@ def real_batch(objective, decided, rows, vocabulary):
 def measured_peak(found, decided, rows, mesh=None):
     """Bytes that torch's allocator had given out at most in two real steps, as its profiler counts them."""
     torch.manual_seed(0)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read once, by the first profiler of a process: other tests look at stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         model = model_without_memory(found, choose_attention(found, decided), decided)
         if mesh is not None:

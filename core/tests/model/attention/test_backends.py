@@ -118,12 +118,13 @@ def test_k_and_v_are_never_expanded_to_the_query_heads(request, name):
 @pytest.mark.filterwarnings("ignore")  # the profiler's own
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_torchs_cpu_kernel_expands_neither_k_nor_v(dtype, training):
+def test_torchs_cpu_kernel_expands_neither_k_nor_v(monkeypatch, dtype, training):
     """What happens inside the kernel no dispatch mode sees; its allocations the profiler does."""
     queries, keys, heads, kv_heads, dim = 3, 1009, 14, 2, 64
     q = torch.randn(1, queries, heads, dim, dtype=dtype, requires_grad=training)
     k, v = (torch.randn(1, keys, kv_heads, dim, dtype=dtype, requires_grad=training) for _ in range(2))
     attend = SdpaAttention(blocked=False)
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")  # read once, by the first profiler of a process: other tests look at stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         out = attend(q, k, v, Causal(offset=keys - queries))
         if training:

@@ -54,7 +54,7 @@ def kill_until_done(place, name, args, *, kills, seed, longest):
     place("--resume", place.run(name))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-weights"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow), "bf16-weights"])
 def test_a_run_killed_at_random_moments_ends_the_same(place, precision):
     args = ("--data", place.corpus, *RUN, "--steps", "40", "--precision", precision)
     place(*args, "--run", "whole")

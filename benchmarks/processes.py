@@ -2,8 +2,9 @@
 
     python benchmarks/processes.py --rounds 3 --precision bf16
 
-Three ways to take the same steps on two cores: one process of two threads without torchrun (`plain`), the same under
-torchrun with its parameters sharded over that one process (`sharded`), and two processes of one thread each (`two`). A step
+Ways to take the same steps on two cores: one process of two threads without torchrun (`plain`), the same under torchrun with
+its parameters sharded over that one process (`sharded`), and two processes of one thread each, with the parameters in two
+pieces (`two`) or whole in each (`two whole`). A step
 has 4,096 tokens in two passes, compiled; the first two steps and the validations are not counted. A run's speed is the median
 of its steps, a round has one run of each in another order, and what counts is the median of the rounds' ratios.
 """
@@ -21,13 +22,14 @@ import tempfile
 from pathlib import Path
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-WAYS = {
-    "plain": ((), 2),
-    "sharded": ((*TORCHRUN, "1"), 2),
-    "two": ((*TORCHRUN, "2"), 1),
+WAYS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
+    "plain": ((), 2, ()),
+    "sharded": ((*TORCHRUN, "1"), 2, ()),
+    "two": ((*TORCHRUN, "2"), 1, ()),
+    "two whole": ((*TORCHRUN, "2"), 1, ("--shard", "none")),
 }
-"""Name → what starts it, threads of each process."""
-LIMITS = {"sharded": 0.97, "two": 0.85}
+"""Name → what starts it, threads of each process, settings."""
+LIMITS = {"sharded": 0.97, "two": 0.85, "two whole": 0.85}
 """Of `plain`'s speed."""
 UNCOUNTED = 2
 
@@ -44,12 +46,13 @@ def weights(folder: Path) -> Path:
 
 def speed(way: str, folder: Path, init: Path, *, precision: str, steps: int, number: int) -> float:
     """Tokens a second of one run."""
-    launcher, threads = WAYS[way]
-    name = f"{way}-{number}"
+    launcher, threads, more = WAYS[way]
+    name = f"{way}-{number}".replace(" ", "-")
     settings = (
         *("--init", init, "--data", Path(json.__file__).parent, "--out", folder, "--run", name, "--precision", precision),
         *("--batch-size", 4, "--sequence-length", 512, "--accumulate", 2, "--steps", steps, "--threads", threads),
         *("--val-every", 0, "--val-batches", 1, "--save-every", 0, "--sample-tokens", 0, "--compile", "--allow-cold-init"),
+        *more,
     )
     run = ("-m", "--", "apr_train") if launcher else ("-m", "apr_train")
     command = [sys.executable, *launcher, *run, *map(str, settings)]
@@ -72,7 +75,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         init = weights(Path(place))
         for number in range(args.rounds):
-            order = list(WAYS)[number % 3 :] + list(WAYS)[: number % 3]
+            order = list(WAYS)[number % len(WAYS) :] + list(WAYS)[: number % len(WAYS)]
             found = {
                 way: speed(way, Path(place), init, precision=args.precision, steps=args.steps, number=number) for way in order
             }

@@ -220,6 +220,7 @@ def test_bad_input_is_one_message(arguments, told):
     [
         {"arch": "qwen2", "precision": "fp32"},
         {"arch": "llama370m", "precision": "bf16", "recompute": True, "ema": 0.9},
+        {"arch": "llama370m", "precision": "fp32", "recompute": True, "recompute_keep": "products"},
         {"arch": "codebert", "precision": "bf16"},
         {"arch": "qwen2", "precision": "fp32", "document_mask": True, "sequence_length": 512},
     ],
@@ -277,6 +278,14 @@ def test_the_preflight_of_several_processes_counts_pieces(monkeypatch, tmp_path,
     memory = report.facts["memory"]
     assert memory["weights"] == 4 * 581_456 // pieces
     assert memory["logits"] == 4 * 2 * 64 * 1024
+
+
+def test_processes_that_cannot_be_divided_are_a_finding_beside_the_others(monkeypatch, tmp_path):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    report = apr_train.check_run(**TINY, replicate=3, data=tmp_path / "gone.py", out=tmp_path, device="cpu")
+    assert "--replicate" in {found.subject for found in report.errors}
+    assert len(report.errors) > 1
 
 
 @pytest.mark.slow

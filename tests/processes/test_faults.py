@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from apr_train.errors import ConfigError, RunError
 from apr_train.run.folder import MODEL, OPTIMIZER, STATE, checkpoints
-from apr_train.run.launch import Launch, note_launch, run_of_launch
+from apr_train.run.launch import Launch, note_launch, replicas, run_of_launch
 from apr_train.run.settings import ProcessSettings
-from apr_train.training.process_group import replicas
 
 from tests.processes.compared import curve
 from tests.processes.launchers import TRAIN, ended, errors, make_text, process_of, send, steps_in, torchrun

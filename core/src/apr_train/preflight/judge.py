@@ -256,6 +256,7 @@ def _memory(seen: _Examination, family: Family, config: ModelConfig, parameters:
         attention=asked.attention,
         mask=mask,
         recompute=asked.recompute,
+        keep_products=asked.keep_products,
         chosen=asked.mask_probability,
         frozen=optimizer_rules.frozen_names(asked.optimizer.group, family, config),
     )

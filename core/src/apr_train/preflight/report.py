@@ -69,6 +69,8 @@ class PreflightInput:
     """In how many pieces over them each parameter lies, for the same."""
     recompute: bool = False
     """Whether blocks are computed again on the way back, for the memory estimate."""
+    keep_products: bool = False
+    """Whether that leaves their matrix products out, for the same."""
     mask_probability: float = 1.0
     """Of an objective that hides tokens, the share of them, for the same."""
     document_mask: bool = False
@@ -91,6 +93,7 @@ class PreflightInput:
             sequence_length=data.sequence_length,
             averages=settings.run.ema is not None,
             recompute=settings.run.recompute,
+            keep_products=settings.run.recompute_keep == "products",
             mask_probability=data.mask_probability,
             document_mask=data.document_mask,
             packing=data.packing,

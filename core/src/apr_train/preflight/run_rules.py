@@ -21,7 +21,7 @@ from apr_train.data.scan import Scan
 from apr_train.data.source import objective_of, read_sources
 from apr_train.data.tokenizer import Tokenizer, build_tokenizer
 from apr_train.data.unchanged import Unchanged
-from apr_train.errors import AprTrainError, DataError, Finding, PreflightError, RunError
+from apr_train.errors import AprTrainError, ConfigError, DataError, Finding, PreflightError, RunError
 from apr_train.family.registry import Registry
 from apr_train.preflight.adapter_rules import adapter_findings
 from apr_train.preflight.chat_rules import ChatReport, chat_report, with_template
@@ -37,7 +37,7 @@ from apr_train.preflight.reference_rules import reference_findings
 from apr_train.preflight.report import PreflightInput, Report, by_severity
 from apr_train.preflight.use_rules import use_findings
 from apr_train.run.folder import checkpoints, require_unused
-from apr_train.run.launch import Launch
+from apr_train.run.launch import Launch, replicas
 from apr_train.run.measures import NONE
 from apr_train.run.option import flag
 from apr_train.run.resume import Resume
@@ -288,13 +288,14 @@ def judge_run(
     if header is None and checkpoint is not None:
         header = checkpoint.header
     tokenizer, of_tokenizer = _tokenizer_of(settings, header, resume, grown=has_grown(settings, checkpoint, resume))
+    spread, uneven = _spread(settings.processes, Launch.of(os.environ))
     report = preflight(
         PreflightInput.of(
             settings,
             header=header,
             tokenizer=tokenizer,
             batch_size=data.batch_size or 1,
-            **_spread(settings.processes, Launch.of(os.environ)),
+            **spread,
             out=Path(run.out, run.run or "") if resume is None else resume.folder,
             checkpoints=checkpoints_to_come(run, resume),
             device=device,
@@ -308,6 +309,7 @@ def judge_run(
     of_chats = chats(look, report, data, default_row)
     findings = (
         *contradiction,
+        *uneven,
         *of_tokenizer,
         *text_findings(look, resume),
         *row_findings(look, report, data, default_row),
@@ -321,14 +323,14 @@ def judge_run(
     )
 
 
-def _spread(settings: ProcessSettings, launch: Launch | None) -> dict[str, int]:
-    """How many processes there are, and in how many pieces each parameter lies, as `PreflightInput` takes them."""
+def _spread(settings: ProcessSettings, launch: Launch | None) -> tuple[dict[str, int], tuple[Finding, ...]]:
+    """How many processes there are and in how many pieces each parameter lies, for `PreflightInput`; what speaks against it."""
     if launch is None:
-        return {}
-    groups = settings.replicate or launch.nodes
-    whole = settings.shard == "full" or (settings.shard == "auto" and groups == 1)
-    pieces = 1 if settings.shard == "none" else launch.size if whole else max(1, launch.size // groups)
-    return {"processes": launch.size, "pieces": pieces}
+        return {}, ()
+    try:
+        return {"processes": launch.size, "pieces": launch.size // replicas(settings, launch)}, ()
+    except ConfigError as error:
+        return {"processes": launch.size}, error.findings
 
 
 def _tokenizer_of(

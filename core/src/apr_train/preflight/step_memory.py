@@ -82,6 +82,7 @@ def step_memory(
     attention: str | None,
     mask: MaskKind,
     recompute: bool,
+    keep_products: bool,
     chosen: float,
     frozen: frozenset[str] = frozenset(),
 ) -> dict[str, Held] | None:
@@ -94,13 +95,18 @@ def step_memory(
         attention: a backend that is forced.
         mask: the kind of the batches' masks.
         recompute: whether blocks are computed again on the way back.
+        keep_products: whether that leaves their matrix products out.
         chosen: share of the positions that an objective which hides some predicts.
         frozen: parameters that are not trained.
     """
+    from apr_train.model.build import recompute_activations
     from apr_train.model.footprint import MEASURED, equal_blocks, extrapolated
 
     def model() -> nn.Module:
-        return _model(family, config, precision=precision, attention=attention, mask=mask, recompute=recompute, frozen=frozen)
+        made = _model(family, config, precision=precision, attention=attention, mask=mask, frozen=frozen)
+        if recompute:
+            recompute_activations(made, keep_products=keep_products)  # type: ignore[arg-type]  # build_model has checked it
+        return made
 
     def phases(blocks: int | None) -> dict[str, Held]:
         return _pass(model(), objective, rows=rows, length=length, precision=precision, mask=mask, chosen=chosen, blocks=blocks)
@@ -123,11 +129,10 @@ def _model(
     precision: str,
     attention: str | None,
     mask: MaskKind,
-    recompute: bool,
     frozen: frozenset[str],
 ) -> nn.Module:
     from apr_train.model.attention import Request, choose_backend
-    from apr_train.model.build import build_model, recompute_activations
+    from apr_train.model.build import build_model
     from apr_train.model.device import PRECISIONS
 
     arithmetic = PRECISIONS[precision]
@@ -137,8 +142,6 @@ def _model(
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     model.train()
-    if recompute:
-        recompute_activations(model)  # type: ignore[arg-type]  # build_model has checked that it is a LanguageModel
     return model
 
 

@@ -14,8 +14,9 @@ from attrs import frozen
 
 from apr_train.atomic import write_file
 from apr_train.checkpoint.files import parse_json
-from apr_train.errors import FormatError, RunError
+from apr_train.errors import ConfigError, FormatError, RunError
 from apr_train.run.folder import LAUNCH
+from apr_train.run.settings import ProcessSettings
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _NAMELESS = "none"
@@ -89,6 +90,25 @@ def _id(environ: Mapping[str, str]) -> str:
     named = environ.get("TORCHELASTIC_RUN_ID", _NAMELESS)
     text = f"{socket.gethostname()} {os.getppid()}" if named == _NAMELESS else named
     return blake2b(text.encode(), digest_size=16, person=b"apr-launch").hexdigest()
+
+
+def replicas(settings: ProcessSettings, launch: Launch) -> int:
+    """How many groups of processes there are that each have all parameters between them.
+
+    Raises:
+        ConfigError: when that does not come out even, or contradicts `--shard`.
+    """
+    way = settings.shard
+    if way == "auto":
+        way = "hybrid" if settings.replicate is not None or launch.nodes > 1 else "full"
+    found = {"full": 1, "none": launch.size, "hybrid": settings.replicate or launch.nodes}[way]
+    if settings.replicate not in (None, found):
+        problem, expected = f"--shard {way} has its own number of groups", f"{found}, or --shard hybrid"
+        raise ConfigError(problem, where="--replicate", expected=expected, found=settings.replicate)
+    if launch.size % found:
+        expected = f"a divisor of {launch.size}, the number of processes"
+        raise ConfigError("the processes cannot be divided so", where="--replicate", expected=expected, found=found)
+    return found
 
 
 def note_launch(folder: Path, launch: Launch) -> None:

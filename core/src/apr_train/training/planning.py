@@ -33,14 +33,13 @@ from apr_train.model.protocol import LanguageModel
 from apr_train.model.sharding import local, make_mesh, shard
 from apr_train.preflight.report import Cleared
 from apr_train.preflight.step_memory import empty_batch, label_model
-from apr_train.run.launch import Launch
+from apr_train.run.launch import Launch, replicas
 from apr_train.run.settings import LoraSettings, Settings
 from apr_train.training.averaging import AveragedWeights
 from apr_train.training.build import choose_attention, model_without_memory
 from apr_train.training.defaults import Decided, decide
 from apr_train.training.optimizer.bfloat16 import PIECE, Float32Updates
 from apr_train.training.optimizer.make import Optimizers, kind_of, make_optimizer
-from apr_train.training.process_group import replicas
 from apr_train.training.step import train_step
 
 KEPT_FREE = 0.1

@@ -1,8 +1,8 @@
 """Several processes, started by torchrun: what they say to each other, what they sum, and how they end together.
 
-Two ways lead from one to the others. Words go through the launcher's store as JSON, and nobody's waiting for a word is
-timed: the first process may read a corpus for an hour. Tensors go through torch's process group, gloo on CPUs and nccl on
-CUDA, where whoever waits longer than `--timeout` gives up.
+Two ways lead from one to the others. Words go through the launcher's store as JSON, and whoever owes one has time, for the
+first process may read a corpus for an hour, as long as it gives signs of life. Tensors go through torch's process group, gloo
+on CPUs and nccl on CUDA, where whoever waits longer than `--timeout` gives up.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from apr_train.model.moe import Losses
 from apr_train.model.sharding import make_mesh, over_all, shard
 from apr_train.run.events import RunEvents, Say
 from apr_train.run.folder import find_checkpoint
-from apr_train.run.launch import Launch, note_launch, run_of_launch
+from apr_train.run.launch import Launch, note_launch, replicas, run_of_launch
 from apr_train.run.metrics import MetricsFile
 from apr_train.run.option import PATH, TABLES
-from apr_train.run.settings import GROUPS, ProcessSettings, Settings
+from apr_train.run.settings import GROUPS, Settings
 from apr_train.training.gathering import Gathering
 from apr_train.training.processes import Processes, ToldElsewhereError, Unheard, Whole
 from apr_train.training.signals import StopRequest
@@ -384,25 +384,6 @@ class Group(Processes):
                 return False
             time.sleep(0.05)
         return True
-
-
-def replicas(settings: ProcessSettings, launch: Launch) -> int:
-    """How many groups of processes there are that each have all parameters between them.
-
-    Raises:
-        ConfigError: when that does not come out even, or contradicts `--shard`.
-    """
-    way = settings.shard
-    if way == "auto":
-        way = "hybrid" if settings.replicate is not None or launch.nodes > 1 else "full"
-    found = {"full": 1, "none": launch.size, "hybrid": settings.replicate or launch.nodes}[way]
-    if settings.replicate not in (None, found):
-        problem, expected = f"--shard {way} has its own number of groups", f"{found}, or --shard hybrid"
-        raise ConfigError(problem, where="--replicate", expected=expected, found=settings.replicate)
-    if launch.size % found:
-        expected = f"a divisor of {launch.size}, the number of processes"
-        raise ConfigError("the processes cannot be divided so", where="--replicate", expected=expected, found=found)
-    return found
 
 
 def _compared(settings: Settings) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What processes say to each other in words: JSON in the launcher's store, where nobody's waiting is timed."""
+"""What processes say to each other in words: JSON in the launcher's store, awaited while its sender gives signs of life."""
 
 from __future__ import annotations
 

@@ -204,7 +204,8 @@ def _compiled_step() -> Callable[[Tensor, Tensor, float, float | None], Tensor]:
     return torch.compile(_softmax_step)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Of a matrix product with `hidden`: autocast's, inside it."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
@@ -258,7 +259,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         is_root: bool,
     ) -> Tensor:
         ctx.is_root = is_root
-        dtype = _compute_dtype(hidden)
+        dtype = compute_dtype(hidden)
         matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
         step = _compiled_step() if compiled else _softmax_step_eager
         gradients = _Gradients(hidden, weight, bias, dtype) if training else None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apr_train.model.loss import IGNORE
+from apr_train.model.loss import IGNORE, compute_dtype
 from apr_train.model.protocol import LanguageModel
 
 ROWS = 512
@@ -34,16 +34,10 @@ def token_nats(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     inputs, wanted = model.head_input(hidden[counts]), targets[counts]
     nats = torch.zeros(targets.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=targets.device)
     rows = max(1, min(ROWS, LOGITS // model.head_weight.shape[0]))
-    weight = _in_product(model.head_weight)
+    weight = model.head_weight.to(compute_dtype(model.head_weight))  # once, where autocast would do so for each product
     found = [_of_rows(model, weight, *part) for part in zip(torch.split(inputs, rows), torch.split(wanted, rows), strict=True)]
     nats[counts] = torch.cat([nats.new_zeros(0), *found])
     return nats
-
-
-def _in_product(weight: Tensor) -> Tensor:
-    """The matrix in the dtype that autocast would make of it for each product anew."""
-    device = weight.device.type
-    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
 
 def _of_rows(model: LanguageModel, weight: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:

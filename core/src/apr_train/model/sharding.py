@@ -139,14 +139,18 @@ def piece_of(tensor: Tensor, like: Tensor) -> Tensor:
     return placed.to_local()
 
 
+def cut(rows: int, pieces: int) -> list[int]:
+    """How many rows each piece of a tensor has: as torch.chunk cuts them, and FSDP2 does; the last ones may have none."""
+    most = -(-rows // pieces)
+    return [min(most, max(0, rows - place * most)) for place in range(pieces)]
+
+
 def offset_of(tensor: Tensor) -> int:
     """Where, among all elements of a tensor in their order, the piece that is here begins; 0 of one that is not sharded."""
     if not is_sharded(tensor):
         return 0
-    mesh, rows = cast(Any, tensor).device_mesh, tensor.shape[0]
-    pieces = mesh.size(mesh.mesh_dim_names.index(SHARD))
-    row = min(rows, -(-rows // pieces) * mesh.get_local_rank(SHARD))  # rows are cut as torch.chunk does it
-    return int(row) * (tensor.numel() // max(1, rows))
+    place, pieces = pieces_of(tensor)
+    return sum(cut(tensor.shape[0], pieces)[:place]) * (tensor.numel() // max(1, tensor.shape[0]))
 
 
 def keep_piece(tensor: Tensor, values: Tensor) -> None:
@@ -204,7 +208,7 @@ def scatter_from(place: int, values: Sequence[Tensor] | None, tensors: Sequence[
 def _padded(tensor: Tensor) -> Tensor:
     """The piece that is here, with as many rows as the first one has."""
     piece = local(tensor).detach()
-    rows = -(-tensor.shape[0] // pieces_of(tensor)[1])
+    rows = cut(tensor.shape[0], pieces_of(tensor)[1])[0]
     return torch.cat([piece, piece.new_zeros((rows - len(piece), *piece.shape[1:]))])
 
 

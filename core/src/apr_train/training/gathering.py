@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apr_train.model.sharding import is_sharded
+from apr_train.model.sharding import cut, is_sharded
 from apr_train.training.processes import ToldElsewhereError, Whole
 from apr_train.training.words import Words
 
@@ -70,7 +70,7 @@ class Gathering:
         self._words.set(self._key(self._asked), place)
         self._asked += 1
         made = torch.empty(tensor.shape, dtype=piece.dtype)
-        for rank, rows in enumerate(torch.split(made, _rows(tensor, self._owners))):
+        for rank, rows in enumerate(torch.split(made, cut(len(made), self._owners))):
             if rank == 0:
                 rows.copy_(piece)
             elif rows.numel():
@@ -113,13 +113,3 @@ class Gathering:
 
     def _key(self, place: int | str) -> str:
         return f"write/{self._number}/{place}"
-
-
-def _rows(tensor: Tensor, owners: int) -> list[int]:
-    """How many rows each process has: as torch.chunk cuts them, which is how FSDP2 does."""
-    left, most = tensor.shape[0], -(-tensor.shape[0] // owners)
-    rows = []
-    for _ in range(owners):
-        rows.append(min(most, left))
-        left -= rows[-1]
-    return rows

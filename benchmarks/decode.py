@@ -15,10 +15,10 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from training.shapes import SHAPES
+from training.told import processor, ratios, spread
 
 PROMPT = 32
 Window = Callable[[], object]
@@ -115,23 +115,10 @@ def compare(shape: str, precision: str, *, tokens: int, batch: int, pairs: int) 
     lines = []
     for name in set(windows) - {"theirs", "limit"}:
         cells = [f"{shape}, {precision}" + (f", {batch} prompts" if batch > 1 else ""), name]
-        cells += [spread(times[other], times[name]) for other in ("theirs", "limit")]
+        cells += [spread(ratios(times[other], times[name])) for other in ("theirs", "limit")]
         cells.append(f"{batch * tokens / statistics.median(times[name]):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return sorted(lines)
-
-
-def spread(above: list[float], below: list[float]) -> str:
-    """Median of the ratios, the lowest and the highest."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-
-
-def processor() -> str:
-    """The machine, as far as it matters here."""
-    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
-    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if name in flags]
-    return f"threads: {torch.get_num_threads()}; {', '.join(known)}; torch {torch.__version__}"
 
 
 def main() -> None:

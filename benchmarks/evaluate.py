@@ -17,9 +17,10 @@ from contextlib import nullcontext
 from itertools import chain
 
 import torch
-from decode import processor, seconds, spread
+from decode import seconds
 from training.shapes import BATCH, LENGTH, PRECISIONS, SHAPES
 from training.steps import random_tokens
+from training.told import processor, ratios, spread
 
 Window = Callable[[], object]
 
@@ -112,7 +113,7 @@ def compare(shape: str, precision: str, *, pairs: int) -> list[str]:
             times[name].append(seconds(windows[name]))
     lines = []
     for name in ("as written", "compiled"):
-        cells = [f"{shape}, {precision}", name, *(spread(times[other], times[name]) for other in ("theirs", "floor"))]
+        cells = [f"{shape}, {precision}", name, *(spread(ratios(times[other], times[name])) for other in ("theirs", "floor"))]
         cells.append(f"{BATCH * LENGTH / statistics.median(times[name]):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines

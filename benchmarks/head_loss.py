@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
+from training.told import processor, ratios, spread
 
 ROWS = 1024
 SHAPES = {"SmolLM2-135M": (576, 49_152), "Qwen2.5-0.5B": (896, 151_936)}
@@ -224,24 +225,16 @@ def compare(shape: str, precision: str, way: dict[str, object], *, compiled: boo
             for place in (0, 1) if number % 2 == 0 else (1, 0):
                 times[place].append(pair[place].seconds())
         facts = [contender.facts for contender in pair]
-    ratios = [theirs / ours for ours, theirs in zip(*times, strict=True)]
-    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    ours, theirs = times
     cells = [
         f"{shape}, {precision}{', compiled' if compiled else ''}",
         named(way),
-        ratio,
+        spread(ratios(theirs, ours)),
         " / ".join(f"{statistics.median(side):.2f}" for side in times),
         " / ".join(f"{fact['peak'] / 1e9:.2f}" for fact in facts),
         *(" / ".join(f"{fact['errors'][name]:.0e}" for fact in facts) for name in ("loss", "hidden", "weight")),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def processor() -> str:
-    """The machine, as far as it matters here."""
-    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
-    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if name in flags]
-    return f"threads: {torch.get_num_threads()}; {', '.join(known)}; torch {torch.__version__}"
 
 
 def main() -> None:

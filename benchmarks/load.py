@@ -24,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from training.told import spread
+
 SIDES = ("safetensors", "copy", "copy-touched", "apr", "apr-verified")
 COMPARED = ("safetensors", "apr", "apr-verified")
 """The sides that put every tensor where it belongs."""
@@ -225,11 +227,6 @@ def compare(size_mb: int, pairs: int) -> bool:
 def ratios(results: Mapping[str, Sequence[Mapping[str, float]]], side: str, other: str) -> list[float]:
     """One side's seconds over another's, pair by pair."""
     return [mine["seconds"] / theirs["seconds"] for mine, theirs in zip(results[side], results[other], strict=True)]
-
-
-def spread(values: Sequence[float]) -> str:
-    """The median, with the lowest and the highest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def main() -> int:

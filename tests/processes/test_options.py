@@ -1,8 +1,5 @@
 """What a run can be told beside the usual, on several processes: as one does it, decided by one for all."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ from apr_train.run.folder import AVERAGING, MACHINE, METRICS, MODEL, OPTIMIZER, 
 from apr_train.run.machine import read_machine
 from apr_train.run.metrics import read_metrics
 
-from tests.processes.compared import assert_same_losses, case, cosine, curve, launch, resumed
+from tests.processes.compared import assert_same_losses, case, cosine, curve, launch, resumed, started
 from tests.processes.runs import run_case
 
 pytestmark = pytest.mark.slow  # minutes of processes that start
@@ -49,10 +46,7 @@ def runs(place):
 
 
 def test_updates_of_pieces_are_those_of_the_whole(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(UPDATES)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[:4000]
+    started(3, tmp_path, UPDATES, timeout=120)
 
 
 @pytest.mark.parametrize("name", [name for name in (*CASES, *BASED) if name != "stopped"])

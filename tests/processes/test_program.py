@@ -1,13 +1,12 @@
 """`apr_train.train` in a program that torchrun starts several times."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from apr_train.run.folder import PROFILE
+
+from tests.processes.compared import started
 
 pytestmark = pytest.mark.slow  # a minute of processes that start
 PROGRAM = Path(__file__).with_name("program.py")
@@ -15,16 +14,7 @@ PROGRAM = Path(__file__).with_name("program.py")
 
 @pytest.fixture(scope="module")
 def outcomes(place):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM)]
-    done = subprocess.run(
-        [*command, str(place / "text")],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = started(2, place, PROGRAM, place / "text", timeout=120)
     assert done.stdout == ""
     return [json.loads((place / f"outcome-{rank}.json").read_text()) for rank in range(2)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 
 from attrs import Factory, field, frozen
@@ -132,7 +132,6 @@ def gather(
     decided = _compiled_if_possible(decided, asked, say, processes)
     _require_rows(decided.batch_size, processes)
     tokenizer = build_tokenizer(_tokenizer_for(decided.settings, cleared, resume, say))
-    told = {f"warning: {finding}" for finding in examined.report.warnings}
     _verify_once(examined.checkpoint, processes)
     init = processes.once_a_machine("init", lambda: _init_hash(decided.settings, examined.checkpoint, resume, say, shown=shown))
 
@@ -143,19 +142,7 @@ def gather(
         if resume is not None:
             check_identity(read_identity(resume.folder), identity(corpus), named=_places(decided.settings))
 
-    with stage_bars() if shown else nullcontext() as progress:
-        corpus = load_corpus(
-            decided.settings.data,
-            tokenizer,
-            objective=cleared.objective,
-            options=encoding_wanted(decided, cleared),
-            unchanged=examined.unchanged,
-            hashed=require_same,  # before another text is tokenised for nothing
-            progress=progress,
-            notice=_unless(told, say),
-        )
-    if findings := corpus_findings(corpus.max_token_id, cleared.config):
-        raise PreflightError(findings)
+    corpus = _corpus(decided, cleared, tokenizer, examined, say, shown=shown, hashed=require_same)
     if tokenizer_is_lost(asked, examined.header, resume):
         say(f"{asked.model.tokenizer} is gone: the checkpoint holds the same tokenizer")
     return Inputs(
@@ -168,6 +155,38 @@ def gather(
         added=added_tokens(asked, examined.checkpoint, resume),
         processes=processes,
     )
+
+
+def _corpus(
+    decided: Decided,
+    cleared: Cleared,
+    tokenizer: Tokenizer,
+    examined: Examined,
+    say: Say,
+    *,
+    shown: bool,
+    hashed: Callable[[str], None],
+) -> Corpus:
+    """The text as tokens; `hashed` is called with its hash, before a text that the run was not started on is tokenised.
+
+    Raises:
+        PreflightError: for an id that the model has no row for.
+    """
+    told = {f"warning: {finding}" for finding in examined.report.warnings}
+    with stage_bars() if shown else nullcontext() as progress:
+        corpus = load_corpus(
+            decided.settings.data,
+            tokenizer,
+            objective=cleared.objective,
+            options=encoding_wanted(decided, cleared),
+            unchanged=examined.unchanged,
+            hashed=hashed,
+            progress=progress,
+            notice=_unless(told, say),
+        )
+    if findings := corpus_findings(corpus.max_token_id, cleared.config):
+        raise PreflightError(findings)
+    return corpus
 
 
 def _verify_once(checkpoint: Checkpoint | None, processes: Processes) -> None:

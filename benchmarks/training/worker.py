@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
+
+from apr_train.run.resident import resident_peak
 
 from training.shapes import BATCH, LENGTH
 from training.steps import Setting, make_step
@@ -14,14 +15,9 @@ PLAIN, REUSING = "plain", "reusing"
 """C allocators: as it comes, or with the trainer's setting."""
 
 
-def peak() -> int:
-    """Largest resident set so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def work(contender: str, shape: str, precision: str, setting: Setting) -> None:
     """Get ready, then time one window for each number that comes in; one line of JSON for each."""
-    begin, bare = time.perf_counter(), peak()  # torch is imported
+    begin, bare = time.perf_counter(), resident_peak()  # torch is imported
     step = make_step(contender, shape, precision, setting)
     made = time.perf_counter()
     step()
@@ -33,7 +29,7 @@ def work(contender: str, shape: str, precision: str, setting: Setting) -> None:
         for _ in range(int(line)):
             step()
         seconds = (time.perf_counter() - begin) / int(line)
-        print(json.dumps({"tokens_per_s": BATCH * LENGTH / seconds, "peak": peak()}), flush=True)
+        print(json.dumps({"tokens_per_s": BATCH * LENGTH / seconds, "peak": resident_peak()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,16 @@ from apr_train.errors import FormatError
 DATA = 256 * 2**20
 SLACK = 64 * 2**20
 PROGRAM = """
-import re, resource, sys
+import re, sys
 from pathlib import Path
 from apr_train.cli import cli
+from apr_train.run.resident import resident_peak
 try:
     cli(["check", sys.argv[1]])
 except SystemExit as stop:
     assert not stop.code, stop.code
 counted = int(re.search(r"rchar: (\\d+)", Path("/proc/self/io").read_text()).group(1))
-print(counted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "torch" in sys.modules)
+print(counted, resident_peak(), "torch" in sys.modules)
 """
 
 

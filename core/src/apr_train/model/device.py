@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -13,6 +11,7 @@ from attrs import frozen
 from apr_train.errors import RunError
 from apr_train.model.tensors import TORCH_DTYPES
 from apr_train.run.precision import PRECISION_TYPES, PrecisionTypes
+from apr_train.run.resident import resident_peak
 
 
 @frozen(kw_only=True)
@@ -79,8 +78,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: what torch had allocated on CUDA at most, else the process's largest resident set."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resident_peak()
 
 
 @contextmanager
